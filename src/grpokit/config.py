@@ -1,0 +1,337 @@
+"""Configuration: frozen dataclasses, a YAML overlay, and checks that name the flag, the value and the mend.
+
+Imports nothing heavy: `grpokit --help` is built from this file. The precedence is: flags on the command line,
+then the YAML file given by `--config`, then the defaults below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+# Options of the losses: None means "the loss's own default". `make_loss` refuses one that its loss doesn't use.
+LOSS_OPTIONS = ("epsilon", "epsilon_high", "epsilon_low_cap", "delta", "tau_pos", "tau_neg", "sapo_gain")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model, the data and the rewards."""
+
+    model: str = ""
+    """Directory of a Hugging Face causal language model (config, safetensors, tokenizer)."""
+    dataset: str = ""
+    """Training prompts: a .jsonl or .jsonl.gz file with a column `prompt`, `messages` or `question`."""
+    reward_funcs: tuple[str, ...] = ()
+    """Reward functions: built-in names (exact_match, format, length) or file.py:function."""
+    reward_weights: tuple[float, ...] = ()
+    """One weight for each reward function (default: 1 each)."""
+    answer_column: str = ""
+    """Column with the reference answer (default: answer, solution or ground_truth, whichever is there)."""
+    format_pattern: str = r"^<think>.*?</think>\s*\S"
+    """Regular expression that the `format` reward looks for (. matches newlines too)."""
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens (default: what the model's context leaves for it)."""
+    long_prompts: Literal["error", "truncate_left", "drop"] = "error"
+    """What to do with a prompt longer than --max_prompt_length."""
+    skip_bad_rows: bool = False
+    """Skip malformed rows of the dataset and say how many, instead of stopping at the first."""
+    max_completion_length: int = 256
+    """Longest completion in tokens; sampling stops there."""
+    min_completion_length: int = 0
+    """End-of-sequence is not sampled before this many tokens."""
+    temperature: float = 1.0
+    """Sampling temperature. Log-probabilities everywhere are of this tempered distribution."""
+    rollout_batch_size: int = 256
+    """Completions sampled at once: bounds the memory of the key-value cache, changes no result."""
+    seed: int = 42
+    """Seed of the prompt order and of every sampled token."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Compute type; parameters stay float32. auto: bfloat16 on a GPU, float32 on a CPU. float64: throughout."""
+    num_threads: int = 0
+    """CPU threads for torch (0: torch's choice). A model under a million parameters is fastest with 1."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(ModelConfig):
+    """Train a language model by GRPO with any loss of the family."""
+
+    output_dir: str = "runs/grpo"
+    """Where the run is written: config, metrics, completions, checkpoints, report."""
+    resume_from_checkpoint: str = ""
+    """A checkpoint directory, or `auto`: the newest complete one in --output_dir, else a fresh start."""
+
+    # the loss
+    loss_type: str = "grpo"
+    """Policy loss: grpo, bnpo, dr_grpo, dapo, cispo or sapo."""
+    epsilon: float | None = None
+    """Clip range of the importance ratio below 1 (and above, where epsilon_high is not set)."""
+    epsilon_high: float | None = None
+    """Clip range above 1. For cispo: the absolute cap on the ratio, at least 1."""
+    epsilon_low_cap: float | None = None
+    """cispo only: absolute floor of the ratio (default 0: none)."""
+    delta: float | None = None
+    """Bound on the ratio of tokens with a negative advantage (dual clip); must exceed 1 + epsilon_high."""
+    tau_pos: float | None = None
+    """sapo only: temperature of the gate where the advantage is positive."""
+    tau_neg: float | None = None
+    """sapo only: temperature of the gate where the advantage is negative."""
+    sapo_gain: Literal["paper", "none"] | None = None
+    """sapo only: `paper` scales the gate by 4/tau (slope 1 on-policy), `none` leaves it bare."""
+    beta: float = 0.0
+    """Coefficient of the KL penalty to the reference model (0: no reference is loaded)."""
+    ref_model: str = ""
+    """Directory of the reference model (default: the initial --model)."""
+    advantage_estimator: Literal["group", "rloo"] = "group"
+    """Baseline of a completion's reward: its group's mean, or the mean of the others (rloo)."""
+    scale_rewards: Literal["group", "batch", "none"] | None = None
+    """What `group` advantages are divided by (default: the loss's own; none for dr_grpo, else group)."""
+
+    # the batch
+    prompts_per_step: int = 8
+    """Prompts sampled in a step."""
+    num_generations: int = 8
+    """Completions sampled for each prompt."""
+    num_iterations: int = 1
+    """Passes over a step's completions."""
+    updates_per_step: int = 1
+    """Optimizer steps in each pass; must divide --prompts_per_step."""
+    micro_batch_tokens: int = 8192
+    """Most tokens in one forward, padding included. Memory only: changes no result."""
+    drop_dead_rows: bool = True
+    """Leave completions that cannot move the weights (advantage 0, no KL) out of the forward: same result."""
+
+    # the optimizer
+    learning_rate: float = 1e-6
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = (
+        "constant_with_warmup"
+    )
+    """Learning rate after warm-up: constant, or decayed to 0 at --max_steps."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    adam_beta1: float = 0.9
+    """First AdamW decay rate."""
+    adam_beta2: float = 0.999
+    """Second AdamW decay rate."""
+    adam_epsilon: float = 1e-8
+    """Added to AdamW's denominator."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm (0: never)."""
+    max_steps: int = 100
+    """Steps to train, resumed ones included."""
+
+    # what is written, and when; all intervals count steps
+    logging_steps: int = 1
+    """Print a plain line every so many steps where there is no terminal for the progress bar."""
+    log_completions: int = 4
+    """Groups of each step written to completions.jsonl."""
+    save_steps: int = 0
+    """Write a checkpoint every so many steps (0: only final/)."""
+    save_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    """Type of the saved weights (default: the type the model was loaded in)."""
+    eval_dataset: str = ""
+    """Held-out prompts: evaluated before step 0, every --eval_steps and at the end."""
+    eval_steps: int = 0
+    """Evaluate every so many steps (0: only before and after)."""
+    eval_samples: int = 256
+    """Most prompts of --eval_dataset to use."""
+    eval_generations: int = 4
+    """Sampled completions of each evaluation prompt; pass@k is reported for k = 1 and this many."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(ModelConfig):
+    """Evaluate a model: pass@1 greedy and sampled, and pass@k."""
+
+    num_generations: int = 8
+    """Sampled completions of each prompt (n of the pass@k estimator)."""
+    pass_at_k: tuple[int, ...] = ()
+    """Values of k to report (default: 1 and --num_generations)."""
+    max_samples: int = 0
+    """Most prompts to use (0: all)."""
+    output_file: str = ""
+    """Also write the figures to this JSON file."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Make report.html from what a run has written so far."""
+
+    run: typing.Annotated[str, "positional"] = field(default="")
+    """The run's --output_dir."""
+    output: str = ""
+    """Where to write the page (default: report.html in the run)."""
+
+
+# --------------------------------------------------------------------------- YAML
+
+
+def load_yaml(cls: type, path: str) -> Any:
+    """`cls` with the values of a YAML file laid over its defaults.
+
+    Raises ValueError naming the file, the key and the nearest valid one where a key is unknown or a value has
+    the wrong type.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path}: no such file")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected `name: value` lines, got a {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    normal = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in normal.keys() - names:
+        raise ValueError(f"--config {path}: unknown option {key!r}{did_you_mean(key, names)}")
+    return cls(
+        **{key: _coerce(value, hints[key], f"--config {path}: {key}") for key, value in normal.items()}
+    )
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """`value` as `hint` says; YAML 1.1 reads 1e-6 as a string, so numbers are converted from text too."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        value = "none" if value is None and "none" in args else value
+        if value not in args:
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(args)}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_coerce(item, args[0], where) for item in items)
+    if isinstance(value, bool) != (hint is bool):
+        raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}")
+    try:
+        number = hint(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}") from error
+    if hint is int and float(value) != number:
+        raise ValueError(f"{where}: expected a whole number, got {value!r}")
+    return number
+
+
+def _kind(hint: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML that `--config` reads back."""
+    import yaml
+
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+# --------------------------------------------------------------------------- checks
+
+
+def _require(ok: bool, flag: str, value: Any, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"--{flag} {value}: {expected}")
+
+
+def check_model_config(config: ModelConfig) -> None:
+    """Raise ValueError naming the first flag that cannot work."""
+    for flag in ("model", "dataset"):
+        value = getattr(config, flag)
+        _require(value != "", flag, "(missing)", "is required; see --help")
+        _require(Path(value).exists(), flag, value, "no such file or directory")
+    _require(Path(config.model).is_dir(), "model", config.model, "must be a directory with a config.json")
+    _require((Path(config.model) / "config.json").is_file(), "model", config.model, "has no config.json")
+    _require(
+        len(config.reward_funcs) > 0, "reward_funcs", "(missing)", "at least one is required; see --help"
+    )
+    if config.reward_weights:
+        _require(
+            len(config.reward_weights) == len(config.reward_funcs),
+            "reward_weights",
+            " ".join(map(str, config.reward_weights)),
+            f"needs one weight for each of the {len(config.reward_funcs)} reward functions",
+        )
+    low, high = config.min_completion_length, config.max_completion_length
+    _require(high >= 1, "max_completion_length", high, "must be at least 1")
+    _require(
+        0 <= low <= high, "min_completion_length", low, f"must be between 0 and max_completion_length, {high}"
+    )
+    _require(
+        config.temperature > 0, "temperature", config.temperature, "must be above 0 (evaluation adds greedy)"
+    )
+    _require(
+        config.rollout_batch_size >= 1, "rollout_batch_size", config.rollout_batch_size, "must be at least 1"
+    )
+    length = config.max_prompt_length
+    _require(length is None or length >= 1, "max_prompt_length", length, "must be at least 1")
+    _require(config.num_threads >= 0, "num_threads", config.num_threads, "must be 0 or more")
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """Raise ValueError naming the first flag that cannot work."""
+    check_model_config(config)
+    if config.eval_dataset:
+        _require(Path(config.eval_dataset).exists(), "eval_dataset", config.eval_dataset, "no such file")
+    _require(bool(config.output_dir), "output_dir", "(missing)", "is required")
+    for flag in ("prompts_per_step", "num_generations", "num_iterations", "updates_per_step"):
+        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
+    for flag in ("micro_batch_tokens", "logging_steps", "max_steps", "eval_samples", "eval_generations"):
+        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
+    for flag in ("save_steps", "eval_steps", "warmup_steps", "log_completions"):
+        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
+    for flag in ("beta", "weight_decay", "max_grad_norm", "learning_rate", "adam_epsilon"):
+        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
+    for flag in ("adam_beta1", "adam_beta2"):
+        _require(
+            0 <= getattr(config, flag) < 1, flag, getattr(config, flag), "must be at least 0 and below 1"
+        )
+    _require(
+        config.prompts_per_step % config.updates_per_step == 0,
+        "updates_per_step",
+        config.updates_per_step,
+        f"must divide --prompts_per_step {config.prompts_per_step}, so that groups stay whole",
+    )
+    _require(
+        config.num_generations >= 2,
+        "num_generations",
+        config.num_generations,
+        f"the baseline `{config.advantage_estimator}` compares completions of one prompt, so every advantage "
+        "would be 0; use 2 or more (8 is usual)",
+    )
+    _require(
+        config.scale_rewards is None or config.advantage_estimator == "group",
+        "scale_rewards",
+        config.scale_rewards,
+        f"is not used by --advantage_estimator {config.advantage_estimator}; leave it out or use group",
+    )
+    _require(
+        not config.ref_model or config.beta > 0,
+        "ref_model",
+        config.ref_model,
+        "is not used with --beta 0; set --beta (0.04 is usual) or leave it out",
+    )
+    if config.ref_model:
+        _require(
+            (Path(config.ref_model) / "config.json").is_file(),
+            "ref_model",
+            config.ref_model,
+            "has no config.json",
+        )

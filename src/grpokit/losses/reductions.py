@@ -1,0 +1,162 @@
+"""Reductions: lengths and counts → the weight w_i of each of a sequence's tokens (LOSSES: "Reductions").
+
+A reduction is fixed once for a whole update, before anything is cut into micro-batches or ranks, and that is
+all a cut could get wrong: the loss is Σ w_i·ℓ over tokens, so every slice adds its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .family import Loss
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a reduction may divide by. `a + b` joins slices of one rank; `across_ranks` joins ranks, once.
+
+    Example: `Counts.across_ranks([Counts.of(lengths_rank0), Counts.of(lengths_rank1)])[0].tokens`
+    """
+
+    sequences: int  # N: sequences with at least one trainable token, over all ranks
+    tokens: int  # trainable tokens over all ranks
+    rank_tokens: int  # trainable tokens of this rank
+    ranks: int = 1  # P, ranks without a token included
+    group_tokens: Mapping[int, int] = field(
+        default_factory=dict
+    )  # trainable tokens of each group that has any
+
+    @classmethod
+    def of(cls, lengths: Tensor, group_ids: Tensor | None = None) -> Counts:
+        """Counts of one slice: `lengths` [S] trainable tokens of each sequence; `group_ids` [S] where known."""
+        if lengths.ndim != 1 or (group_ids is not None and group_ids.shape != lengths.shape):
+            shapes = f"lengths {list(lengths.shape)}" + (
+                f", group_ids {list(group_ids.shape)}" if group_ids is not None else ""
+            )
+            raise ValueError(f"Counts.of takes lengths [S] and group_ids [S] or None; got {shapes}")
+        tokens = int(lengths.sum())
+        groups: dict[int, int] = {}
+        if group_ids is not None:
+            for group, length in zip(group_ids.tolist(), lengths.tolist(), strict=True):
+                if length:
+                    groups[group] = groups.get(group, 0) + length
+        return cls(int((lengths > 0).sum()), tokens, tokens, 1, groups)
+
+    def __add__(self, other: Counts) -> Counts:
+        if self.ranks != 1 or other.ranks != 1:
+            raise ValueError("Counts are joined across ranks already; add the slices of a rank first")
+        return Counts._sum([self, other])
+
+    @classmethod
+    def across_ranks(cls, per_rank: Sequence[Counts]) -> list[Counts]:
+        """One Counts per rank → the same list with totals over all ranks, each keeping its own `rank_tokens`."""
+        total = cls._sum(per_rank)
+        return [
+            cls(total.sequences, total.tokens, own.rank_tokens, len(per_rank), total.group_tokens)
+            for own in per_rank
+        ]
+
+    @classmethod
+    def _sum(cls, parts: Sequence[Counts]) -> Counts:
+        groups: dict[int, int] = {}
+        for part in parts:
+            for group, tokens in part.group_tokens.items():
+                groups[group] = groups.get(group, 0) + tokens
+        return cls(
+            sum(p.sequences for p in parts),
+            sum(p.tokens for p in parts),
+            sum(p.rank_tokens for p in parts),
+            1,
+            groups,
+        )
+
+
+# Each: (lengths [S] float64, counts, loss, group_ids [S] | None) → w [S] for sequences with a token.
+
+
+def sequence_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+    """w_i = 1 / (N · T_i): the mean over each sequence's tokens, then over sequences."""
+    return 1 / (counts.sequences * lengths)
+
+
+def rank_token_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+    """w_i = 1 / (P · tokens of this rank): each rank's own token mean, then the mean over ranks."""
+    return torch.full_like(lengths, 1 / (counts.ranks * counts.rank_tokens))
+
+
+def token_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+    """w_i = 1 / (tokens of all ranks): one mean over all the update's tokens."""
+    return torch.full_like(lengths, 1 / counts.tokens)
+
+
+def constant_length(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+    """w_i = 1 / (N · L_max), L_max the configured maximum completion length: never the padded width."""
+    if loss.max_completion_length is None:
+        raise ValueError(
+            f"max_completion_length is missing: loss_type {loss.name} divides by it (reduction constant_length); "
+            f"make_loss({loss.name!r}, max_completion_length=256)"
+        )
+    return torch.full_like(lengths, 1 / (counts.sequences * loss.max_completion_length))
+
+
+def sequence_sum(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+    """w_i = 1 / N: the sum over each sequence's tokens, then the mean over sequences."""
+    return torch.full_like(lengths, 1 / counts.sequences)
+
+
+def prompt_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+    """w_i = 1 / (Q · tokens of i's group): each group's token mean, then the mean over the Q groups with a token."""
+    if group_ids is None or not counts.group_tokens:
+        raise ValueError(
+            "reduction prompt_mean needs group_ids: pass them to Counts.of and to sequence_weights"
+        )
+    tokens = torch.tensor([counts.group_tokens.get(g, 1) for g in group_ids.tolist()], dtype=lengths.dtype)
+    return 1 / (len(counts.group_tokens) * tokens.to(lengths.device))
+
+
+Reduction = Callable[[Tensor, Counts, "Loss", Tensor | None], Tensor]
+
+REDUCTIONS: dict[str, Reduction] = {
+    "sequence_mean": sequence_mean,
+    "rank_token_mean": rank_token_mean,
+    "token_mean": token_mean,
+    "constant_length": constant_length,
+    "sequence_sum": sequence_sum,
+    "prompt_mean": prompt_mean,
+}
+
+REDUCTION_FORMULAS: dict[str, str] = {
+    "sequence_mean": r"w_i = \frac{1}{N\,T_i}",
+    "rank_token_mean": r"w_i = \frac{1}{P\,\sum_{j\in\mathrm{rank}} T_j}",
+    "token_mean": r"w_i = \frac{1}{\sum_j T_j}",
+    "constant_length": r"w_i = \frac{1}{N\,L_{\mathrm{max}}}",
+    "sequence_sum": r"w_i = \frac{1}{N}",
+    "prompt_mean": r"w_i = \frac{1}{Q\,\sum_{j\in\mathrm{group}(i)} T_j}",
+}
+
+
+def sequence_weights(loss: Loss, lengths: Tensor, counts: Counts, group_ids: Tensor | None = None) -> Tensor:
+    """w [S] float64: the weight of each token of each sequence, 0 for a sequence without trainable tokens.
+
+    `lengths` [S] are the whole sequences' trainable tokens, `counts` the whole update's (after `across_ranks`).
+    Raises ValueError where the loss's reduction needs max_completion_length or group_ids and has none.
+    """
+    if counts.tokens < int(lengths.sum()):
+        raise ValueError(
+            f"counts has {counts.tokens} tokens, but these sequences alone have {int(lengths.sum())}: "
+            "counts must be of the whole update, before it is cut"
+        )
+    weights = torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
+    real = (
+        lengths > 0
+    )  # a sequence without a trainable token is not a sample: it has no weight and isn't counted
+    if real.any():
+        ids = None if group_ids is None else group_ids[real]
+        weights[real] = REDUCTIONS[loss.reduction](lengths[real].double(), counts, loss, ids)
+    return weights
