@@ -10,9 +10,11 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import tyro
 
 # Options of the losses: None means "the loss's own default". `make_loss` refuses one that its loss doesn't use.
 LOSS_OPTIONS = ("epsilon", "epsilon_high", "epsilon_low_cap", "delta", "tau_pos", "tau_neg", "sapo_gain")
@@ -22,6 +24,8 @@ LOSS_OPTIONS = ("epsilon", "epsilon_high", "epsilon_low_cap", "delta", "tau_pos"
 class ModelConfig:
     """The model, the data and the rewards."""
 
+    config: str = ""
+    """YAML file with any of these options; flags win over it."""
     model: str = ""
     """Directory of a Hugging Face causal language model (config, safetensors, tokenizer)."""
     dataset: str = ""
@@ -164,10 +168,22 @@ class EvalConfig(ModelConfig):
 class ReportConfig:
     """Make report.html from what a run has written so far."""
 
-    run: typing.Annotated[str, "positional"] = field(default="")
+    run: tyro.conf.Positional[str]
     """The run's --output_dir."""
     output: str = ""
     """Where to write the page (default: report.html in the run)."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Make an offline task: a tiny model, training and evaluation prompts."""
+
+    name: tyro.conf.Positional[str]
+    """The task: sort_digits."""
+    output_dir: str = ""
+    """Where to write model/, train.jsonl and eval.jsonl (default: runs/NAME)."""
+    seed: int = 42
+    """Seed of the prompts, the model and its warm-up."""
 
 
 # --------------------------------------------------------------------------- YAML
@@ -240,6 +256,7 @@ def to_yaml(config: Any) -> str:
     import yaml
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    values.pop("config", None)  # everything of that file is in here
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Messages = list[dict[str, Any]]
-MetricKind = Literal["mean", "sum", "max", "derived"]
+MetricKind = Literal["mean", "sum", "max", "min", "derived"]
 
 
 # --------------------------------------------------------------------------- prompts, rollouts, groups
@@ -135,7 +135,7 @@ FORMULAS = {"ess": _ess, "std": _std}  # of (Σx, Σx², n)
 class Metric:
     """An additive quantity: `a + b` joins slices or ranks, and `value` is taken once, when shown.
 
-    Kinds: `mean` (sum, count), `sum`, `max`, and `derived` (a formula over Σx, Σx², n, such as the effective
+    Kinds: `mean` (sum, count), `sum`, `max`, `min`, and `derived` (a formula over Σx, Σx², n, such as the effective
     sample size). No kind holds an average, so no cut of the batch can change a value.
 
     Example: `(Metric.mean(torch.tensor([1., 2.])) + Metric.mean(torch.tensor([6.]))).value == 3.0`
@@ -151,6 +151,13 @@ class Metric:
         return Metric("mean", (values.detach().sum(dtype=torch.float64), _count(values)))
 
     @staticmethod
+    def share(part: float, whole: float) -> Metric:
+        """The mean `part / whole` of two totals that are known already."""
+        return Metric(
+            "mean", (torch.tensor(part, dtype=torch.float64), torch.tensor(whole, dtype=torch.float64))
+        )
+
+    @staticmethod
     def sum(values: Tensor) -> Metric:
         """The sum over all entries of `values` (any shape)."""
         return Metric("sum", (values.detach().sum(dtype=torch.float64),))
@@ -160,6 +167,11 @@ class Metric:
         """The largest entry of `values` (any shape); minus infinity when there is none."""
         floor = torch.full((1,), -torch.inf, dtype=torch.float64, device=values.device)
         return Metric("max", (torch.cat([floor, values.detach().double().flatten()]).amax(),))
+
+    @staticmethod
+    def min(values: Tensor) -> Metric:
+        """The smallest entry of `values` (any shape); infinity when there is none."""
+        return Metric("min", tuple(-part for part in Metric.max(-values).parts))
 
     @staticmethod
     def derived(formula: str, values: Tensor) -> Metric:
@@ -172,7 +184,7 @@ class Metric:
             raise ValueError(
                 f"cannot join metrics of kinds {self.kind}/{self.formula} and {other.kind}/{other.formula}"
             )
-        join = torch.maximum if self.kind == "max" else torch.add
+        join = {"max": torch.maximum, "min": torch.minimum}.get(self.kind, torch.add)
         return Metric(
             self.kind, tuple(join(a, b) for a, b in zip(self.parts, other.parts, strict=True)), self.formula
         )
@@ -182,7 +194,7 @@ class Metric:
         """The number to show; NaN where there was nothing to measure."""
         if self.kind == "sum":
             return float(self.parts[0])
-        if self.kind == "max":
+        if self.kind in ("max", "min"):
             return float(self.parts[0]) if torch.isfinite(self.parts[0]) else float("nan")
         if self.kind == "mean":
             return float(self.parts[0] / self.parts[1])

@@ -1,0 +1,181 @@
+"""A configuration → a run: loads the model, the data, the rewards and, to resume, a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import TrainState, load_checkpoint, newest_checkpoint
+from .config import LOSS_OPTIONS, ModelConfig, TrainConfig, to_yaml
+from .console import say
+from .losses import Loss, loss_options, make_loss
+from .metrics import JsonLines
+from .model import Policy, default_device, load_policy, load_tokenizer
+from .optimizer import make_optimizer
+from .prompts import Prompts
+from .rewards import Reward, load_rewards
+from .rollouts.transformers import TransformersSampler
+from .run import Run
+from .types import Prompt
+
+EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
+
+
+def loss_of(config: TrainConfig) -> Loss:
+    """The configured loss. Raises ValueError where an option is given that it does not use."""
+    options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    if "max_completion_length" in loss_options(config.loss_type):
+        options["max_completion_length"] = config.max_completion_length
+    return make_loss(config.loss_type, beta=config.beta, **options)
+
+
+def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, context: int | None) -> Prompts:
+    """A dataset's prompts, tokenized and measured against the model's context. Says what was left out."""
+    longest = config.max_prompt_length
+    if context is not None:
+        room = context - config.max_completion_length
+        if room < 1:
+            raise ValueError(
+                f"--max_completion_length {config.max_completion_length}: the model's context is {context} tokens, "
+                f"which leaves no room for a prompt; use less than {context}"
+            )
+        longest = room if longest is None else min(longest, room)
+    prompts = Prompts.read(
+        path,
+        tokenizer,
+        flag,
+        config.skip_bad_rows,
+        max_prompt_length=longest,
+        long_prompts=config.long_prompts,
+        seed=config.seed,
+    )
+    if prompts.skipped:
+        say(f"{path}: skipped {prompts.skipped} bad rows, the first: {prompts.skipped_rows[0]}")
+    if prompts.dropped:
+        say(f"{path}: dropped {prompts.dropped} prompts longer than {longest} tokens")
+    if prompts.truncated:
+        say(f"{path}: cut {prompts.truncated} prompts to their last {longest} tokens")
+    return prompts
+
+
+def make_sampler(config: ModelConfig, policy: Policy, tokenizer: Any, seed: int) -> TransformersSampler:
+    """The sampler of a configuration."""
+    return TransformersSampler(
+        policy,
+        tokenizer,
+        seed=seed,
+        max_completion_length=config.max_completion_length,
+        min_completion_length=config.min_completion_length,
+        rollout_batch_size=config.rollout_batch_size,
+    )
+
+
+def rewards_of(config: ModelConfig, columns: Collection[str]) -> tuple[Reward, ...]:
+    """The reward functions of a configuration, checked against the dataset's columns."""
+    return load_rewards(
+        config.reward_funcs,
+        config.reward_weights,
+        answer_column=config.answer_column,
+        format_pattern=config.format_pattern,
+        max_completion_length=config.max_completion_length,
+        columns=columns,
+    )
+
+
+def context_of(policy: Policy) -> int | None:
+    """The model's longest context in tokens, where its config says."""
+    return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def start(config: TrainConfig) -> Run:
+    """Assemble a run, or pick one up where `resume_from_checkpoint` says. Raises ValueError naming the flag."""
+    loss = loss_of(config)
+    if config.scale_rewards == "group" and loss.scale_rewards == "none":
+        raise ValueError(
+            f"--scale_rewards group: {loss.name} is the loss that leaves advantages unscaled; leave the flag out, or "
+            "use --loss_type grpo"
+        )
+    output = Path(config.output_dir)
+    checkpoint = find_checkpoint(config, output)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    device, path = default_device(), str(checkpoint or config.model)
+    tokenizer = load_tokenizer(path)
+    policy = load_policy(path, dtype=config.dtype, temperature=config.temperature, device=device)
+    reference = None
+    if config.beta:
+        reference = load_policy(
+            config.ref_model or config.model,
+            dtype=config.dtype,
+            temperature=config.temperature,
+            device=device,
+        ).requires_grad_(False)
+    prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
+    rewards = rewards_of(config, prompts.columns)
+    eval_prompts: list[Prompt] = []
+    if config.eval_dataset:
+        held_out = load_prompts(config, config.eval_dataset, "--eval_dataset", tokenizer, context_of(policy))
+        rewards_of(config, held_out.columns)  # an error now, rather than at the first evaluation
+        eval_prompts = held_out.in_order(config.eval_samples)
+    optimizer = make_optimizer(policy, config)
+    state = load_checkpoint(checkpoint, policy, optimizer) if checkpoint else TrainState()
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    evaluations_file = JsonLines(output / "evaluations.jsonl", state.step if checkpoint else -1)
+    return Run(
+        config=config,
+        loss=loss,
+        policy=policy,
+        reference=reference,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        eval_prompts=eval_prompts,
+        rewards=rewards,
+        sampler=make_sampler(config, policy, tokenizer, config.seed),
+        eval_sampler=make_sampler(config, policy, tokenizer, config.seed + EVAL_SEED),
+        optimizer=optimizer,
+        state=state,
+        output=output,
+        metrics_file=JsonLines(output / "metrics.jsonl", state.step),
+        completions_file=JsonLines(output / "completions.jsonl", state.step),
+        evaluations_file=evaluations_file,
+        scale_rewards=config.scale_rewards or loss.scale_rewards,
+        finished_version=policy.version,
+        evaluations=[json.loads(line) for line in (output / "evaluations.jsonl").read_text().splitlines()],
+    )
+
+
+HARMLESS = {"config.yaml", "error.txt", "metrics.jsonl", "completions.jsonl", "evaluations.jsonl"}
+
+
+def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
+    """The checkpoint to resume from, or None for a fresh start.
+
+    Raises ValueError where the named one isn't there, or where a fresh start would meet another run's files. What a
+    run leaves that failed before its first step is no obstacle.
+    """
+    wanted = config.resume_from_checkpoint
+    if wanted == "auto":
+        return newest_checkpoint(output)
+    if wanted:
+        if not (Path(wanted) / "trainer" / "state.json").is_file():
+            raise ValueError(
+                f"--resume_from_checkpoint {wanted}: is no complete checkpoint (it has no trainer/state.json); "
+                "use `auto` for the newest one in --output_dir"
+            )
+        return Path(wanted)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output_dir {output}: is a file; name a directory")
+    if output.exists():
+        steps = output / "metrics.jsonl"
+        trained = steps.exists() and steps.stat().st_size > 0
+        if trained or any(item.name not in HARMLESS for item in output.iterdir()):
+            raise ValueError(
+                f"--output_dir {output}: is not empty; name another, or continue the run in it with "
+                "--resume_from_checkpoint auto"
+            )
+    return None

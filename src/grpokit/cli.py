@@ -1,0 +1,155 @@
+"""The command line: `grpokit train | eval | report | task`. Imports torch only once the arguments are understood."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from .config import (
+    EvalConfig,
+    ReportConfig,
+    TaskConfig,
+    TrainConfig,
+    check_model_config,
+    check_train_config,
+    load_yaml,
+    to_yaml,
+)
+
+COMMANDS = {"train": TrainConfig, "eval": EvalConfig, "report": ReportConfig, "task": TaskConfig}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, or 2 for a mistake that the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config: Any = None
+    try:
+        config = parse(arguments)
+        return {TrainConfig: train, EvalConfig: evaluate, ReportConfig: report, TaskConfig: task}[
+            type(config)
+        ](config)
+    except ValueError as error:
+        return _fail(config, error)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; continue with --resume_from_checkpoint auto", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """Arguments → one of the configurations: flags over the --config file over the defaults."""
+    command = arguments[0] if arguments else ""
+    path = _value_of("--config", arguments)
+    default = {}
+    if path and command in ("train", "eval"):
+        default = {command: dataclasses.replace(load_yaml(COMMANDS[command], path), config=path)}
+    kinds = [
+        Annotated[cls, tyro.conf.subcommand(name, **({"default": default[name]} if name in default else {}))]
+        for name, cls in COMMANDS.items()
+    ]
+    return tyro.cli(
+        Union[tuple(kinds)],  # noqa: UP007
+        prog="grpokit",
+        description="GRPO training for language models: every policy loss behind one flag, one gradient however "
+        "the step is cut.",
+        args=list(arguments),
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.HelptextFromCommentsOff,
+        ),
+    )
+
+
+def train(config: TrainConfig) -> int:
+    """`grpokit train`."""
+    check_train_config(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"WORLD_SIZE {os.environ['WORLD_SIZE']}: this version trains in one process; start it without torchrun"
+        )
+    from .console import batch_plan, say, waiting
+
+    say(to_yaml(config).strip() + "\n\n" + batch_plan(config))
+    with waiting("loading torch and the model"):
+        _quiet()
+        from .assemble import start
+        from .loop import train as loop
+
+        run = start(config)
+    say(f"loss: {run.loss}")
+    try:
+        loop(run)
+    except (Exception, KeyboardInterrupt):
+        run.rescue()
+        raise
+    finally:
+        run.close()
+    return 0
+
+
+def evaluate(config: EvalConfig) -> int:
+    """`grpokit eval`."""
+    check_model_config(config)
+    from .evaluate import run_evaluation
+
+    _quiet()
+    run_evaluation(config)
+    return 0
+
+
+def report(config: ReportConfig) -> int:
+    """`grpokit report RUN`."""
+    from .report import write_report
+
+    print(write_report(config.run, config.output or None))
+    return 0
+
+
+def task(config: TaskConfig) -> int:
+    """`grpokit task NAME`."""
+    from .tasks import write_task
+
+    _quiet()
+    write_task(config.name, config.output_dir or f"runs/{config.name}", seed=config.seed)
+    return 0
+
+
+def _quiet() -> None:
+    """Our own lines and warnings only: transformers' bars and advice would bury them."""
+    import logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str:
+    """The value of `flag` in `--flag value` or `--flag=value`, or an empty string."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(flag + "="):
+            return argument.split("=", 1)[1]
+        if argument == flag and place + 1 < len(arguments):
+            return arguments[place + 1]
+    return ""
+
+
+def _fail(config: Any, error: ValueError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    if isinstance(config, TrainConfig):
+        from .run import write_error
+
+        path = write_error(config.output_dir, error)
+        if path:
+            print(f"the full traceback is in {path}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

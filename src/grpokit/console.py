@@ -1,0 +1,152 @@
+"""What a person sees while a run goes on: the plan, a progress bar (or plain lines), tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from .config import TrainConfig
+
+console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """A line for the user; a progress bar that is up stays below it."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def batch_plan(config: TrainConfig) -> str:
+    """The step in one line: what is sampled, how often it is learned from, and in what pieces."""
+    p, g, u, n = (
+        config.prompts_per_step,
+        config.num_generations,
+        config.updates_per_step,
+        config.num_iterations,
+    )
+    return (
+        f"plan: {_count(p, 'prompt')} × {g} = {p * g} completions a step, {_count(u, 'update')} of "
+        f"{p * g // u} completions × {_count(n, 'iteration')}, 1 process, "
+        f"≤ {config.micro_batch_tokens:,} tokens a micro-batch, {_count(config.max_steps, 'step')}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A spinner with `text` on a terminal, the text alone elsewhere, while something slow goes on."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        say(text)
+        yield
+
+
+@contextmanager
+def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with time left for `total` things; yields a function that is told how many are done."""
+    if not console.is_terminal:
+        say(f"{text} ...")
+        yield lambda done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+class StepDisplay:
+    """The bar of a training run on a terminal, a plain line every `logging_steps` elsewhere."""
+
+    def __init__(self, start: int, total: int, logging_steps: int, reward_name: str) -> None:
+        self.start, self.total, self.every, self.reward_name = start, total, logging_steps, reward_name
+        self.began = time.monotonic()
+        self.progress: Progress | None = None
+
+    def __enter__(self) -> StepDisplay:
+        if console.is_terminal:
+            self.progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.task = self.progress.add_task("", total=self.total, completed=self.start)
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def show(self, step: int, row: Mapping[str, float]) -> None:
+        """Step `step` is done, with these metrics."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, description=self._summary(row))
+        elif step % self.every == 0 or step == self.total:
+            left = (time.monotonic() - self.began) / (step - self.start) * (self.total - step)
+            say(
+                f"step {step}/{self.total}  {self._summary(row)}  left {int(left) // 60}:{int(left) % 60:02d}"
+            )
+
+    def _summary(self, row: Mapping[str, float]) -> str:
+        accuracy = row.get(f"rewards/{self.reward_name}/mean")
+        if self.reward_name in ("exact_match", "accuracy") and accuracy is not None:
+            second = f"accuracy {accuracy:.3f}"
+        else:
+            second = f"± {row.get('reward_std', float('nan')):.3f}"
+        parts = [
+            f"reward {row.get('reward', float('nan')):.3f}",
+            second,
+            f"length {row.get('completions/mean_length', 0):.1f}",
+            f"zero-std {row.get('frac_reward_zero_std', 0):.0%}",
+            f"{row.get('tokens_per_second', 0):,.0f} tok/s",
+        ]
+        return "  ".join(parts)
+
+
+EVAL_NAMES = {"pass@1_greedy": "greedy accuracy (pass@1)", "pass@1": "sampled accuracy (pass@1)"}
+
+
+def _eval_name(name: str) -> str:
+    short = name.removeprefix("eval/")
+    return EVAL_NAMES.get(short, short.replace("_", " "))
+
+
+def figures_table(figures: Mapping[str, float], title: str) -> Table:
+    """One evaluation."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in figures.items():
+        table.add_row(_eval_name(name), f"{value:.3f}")
+    return table
+
+
+def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> Table:
+    """Two evaluations side by side."""
+    table = Table(title=f"held-out prompts of {where}", title_justify="left")
+    for heading in ("", f"before (step {before['step']})", f"after (step {after['step']})"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in before:
+        if name.startswith("eval/") and name in after:
+            table.add_row(_eval_name(name), f"{before[name]:.3f}", f"{after[name]:.3f}")
+    return table

@@ -1,0 +1,102 @@
+"""Held-out prompts: pass@1 greedy and sampled, pass@k, and the mean reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .config import EvalConfig
+from .console import console, counting, figures_table, waiting
+from .rewards import Reward, score
+from .rollouts import Sampler
+from .types import Prompt, RolloutGroup
+
+PASS = 1.0  # a completion passes where the first reward function gives it at least this
+
+
+def evaluate(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[Reward],
+    *,
+    num_generations: int,
+    pass_at_k: Sequence[int],
+    batch_prompts: int = 32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """`eval/pass@1_greedy`, `eval/pass@k` for each k, `eval/reward` and `eval/mean_length` over `prompts`.
+
+    A completion passes where the *first* reward function gives it at least 1. pass@k is the unbiased estimator of
+    Chen et al. (arXiv 2107.03374, eq. 1) from `num_generations` samples; prompts where that function does not
+    apply are left out. `progress` is told the number of prompts done.
+    """
+    passed: list[list[bool]] = []  # by prompt, sampled
+    greedy: list[bool] = []
+    reward: list[float] = []
+    lengths: list[int] = []
+    for start in range(0, len(prompts), batch_prompts):
+        part = prompts[start : start + batch_prompts]
+        for group in score(sampler.sample(part, num_generations), rewards):
+            verdict = _passes(group)
+            passed += [verdict] if verdict else []
+            reward += [
+                r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
+            ]
+            lengths += [len(rollout.completion_ids) for rollout in group.rollouts]
+        for group in score(sampler.sample(part, 1, greedy=True), rewards):
+            greedy += _passes(group)
+        progress(start + len(part))
+    figures = {"eval/pass@1_greedy": _mean(greedy)}
+    for k in pass_at_k:
+        figures[f"eval/pass@{k}"] = _mean(
+            [estimate_pass_at_k(len(p), sum(p), k) for p in passed if len(p) >= k]
+        )
+    return figures | {"eval/reward": _mean(reward), "eval/mean_length": _mean(lengths)}
+
+
+def estimate_pass_at_k(n: int, c: int, k: int) -> float:
+    """1 − C(n−c, k) / C(n, k): the chance that k of n samples, c of them right, hold a right one."""
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs between {k} and n samples of a prompt; there are {n}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def run_evaluation(config: EvalConfig) -> dict[str, float]:
+    """`grpokit eval`: load, evaluate, print a table, and write it where --output_file says."""
+    from .assemble import context_of, load_prompts, make_sampler, rewards_of
+    from .model import default_device, load_policy, load_tokenizer
+
+    n = config.num_generations
+    wanted = config.pass_at_k or tuple(sorted({1, n}))
+    if n < 1 or not all(1 <= k <= n for k in wanted):
+        raise ValueError(
+            f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
+        )
+    with waiting("loading torch and the model"):
+        tokenizer = load_tokenizer(config.model)
+        policy = load_policy(
+            config.model, dtype=config.dtype, temperature=config.temperature, device=default_device()
+        )
+        prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
+        rewards = rewards_of(config, prompts.columns)
+        sampler = make_sampler(config, policy, tokenizer, config.seed)
+    chosen = prompts.in_order(config.max_samples or len(prompts))
+    with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
+        figures = evaluate(sampler, chosen, rewards, num_generations=n, pass_at_k=wanted, progress=progress)
+    console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))
+    if config.output_file:
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        Path(config.output_file).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def _passes(group: RolloutGroup) -> list[bool]:
+    assert group.rewards is not None  # scored
+    first = group.rewards[:, 0]
+    return [bool(value >= PASS) for value in first if not value.isnan()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

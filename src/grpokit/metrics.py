@@ -1,0 +1,159 @@
+"""Every metric that a run logs: declared once with its kind and meaning, gathered for a step, written as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .types import Metric, MetricKind, Metrics, RolloutGroup
+
+
+class Declared(NamedTuple):
+    """A metric's kind and meaning."""
+
+    kind: MetricKind
+    meaning: str
+
+
+# Names follow TRL's where it has the metric, so that dashboards carry over. `<name>` stands for a reward function.
+METRICS: dict[str, Declared] = {
+    "reward": Declared("mean", "weighted sum of the reward functions, mean over completions that have one"),
+    "reward_std": Declared("mean", "standard deviation of the reward within a group, mean over groups"),
+    "frac_reward_zero_std": Declared(
+        "mean", "share of groups whose rewards are all equal: they teach nothing"
+    ),
+    "rewards/<name>/mean": Declared("mean", "this reward function, over completions that it applies to"),
+    "rewards/<name>/std": Declared("derived", "its standard deviation over the same completions"),
+    "completions/mean_length": Declared("mean", "tokens of a completion, end-of-sequence included"),
+    "completions/min_length": Declared("min", "the shortest completion"),
+    "completions/max_length": Declared("max", "the longest completion"),
+    "completions/clipped_ratio": Declared("mean", "share of completions cut off at --max_completion_length"),
+    "completions/mean_terminated_length": Declared("mean", "tokens of the completions that were not cut off"),
+    "entropy": Declared(
+        "mean", "entropy of the distribution each token was sampled from, in nats, over all tokens"
+    ),
+    "loss": Declared(
+        "mean", "the update's loss, mean over the step's updates; near 0 at ratio 1 by construction"
+    ),
+    "grad_norm": Declared("mean", "gradient norm before clipping, mean over the step's updates"),
+    "learning_rate": Declared("mean", "learning rate of the step"),
+    "clip_ratio/low_mean": Declared(
+        "mean", "share of tokens below the clip range with A < 0 (cispo: at the floor)"
+    ),
+    "clip_ratio/high_mean": Declared(
+        "mean", "share of tokens above the clip range with A > 0 (cispo: at the cap)"
+    ),
+    "clip_ratio/region_mean": Declared("mean", "share of tokens clipped either way"),
+    "clip_ratio/delta_mean": Declared("mean", "share of tokens with A < 0 whose ratio is over delta"),
+    "gate/mean": Declared("mean", "how open sapo's gate is, 4σ(1−σ): 1 on-policy, 0 closed"),
+    "ratio/mean": Declared("mean", "importance ratio π/π_old, over live tokens"),
+    "ratio/max": Declared("max", "largest importance ratio"),
+    "ratio/ess": Declared("derived", "effective sample size (Σρ)² / (n·Σρ²), as a share of the live tokens"),
+    "ratio/clamped": Declared("mean", "share of tokens whose log-ratio was beyond ±20 and lost its gradient"),
+    "kl": Declared("mean", "KL to the reference, k3 estimator, per token"),
+    "frac_tokens_dropped": Declared(
+        "mean", "share of trainable tokens whose row left before the forward (A = 0)"
+    ),
+    "tokens_per_second": Declared(
+        "mean", "completion tokens sampled and learned from, per second of the step"
+    ),
+    "num_tokens": Declared("sum", "tokens of prompts and completions in the step"),
+    "time/step": Declared("max", "seconds of the whole step"),
+    "time/rollout": Declared("max", "seconds of sampling"),
+    "time/reward": Declared("max", "seconds in the reward functions"),
+    "time/learn": Declared("max", "seconds of forward, backward and optimizer steps"),
+    "time/sync": Declared("max", "seconds of handing the new weights to the sampler"),
+}
+
+
+def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    """Lengths, cut-offs and entropy of a step's completions."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.float64)
+    cut = torch.tensor([r.finish_reason == "length" for r in rollouts])
+    prompts = sum(len(group.prompt.ids) * len(group.rollouts) for group in groups)
+    return {
+        "completions/mean_length": Metric.mean(lengths),
+        "completions/min_length": Metric.min(lengths),
+        "completions/max_length": Metric.max(lengths),
+        "completions/clipped_ratio": Metric.mean(cut),
+        "completions/mean_terminated_length": Metric.mean(lengths[~cut]),
+        "entropy": Metric.mean(torch.cat([r.entropies for r in rollouts])),
+        "num_tokens": Metric.sum(lengths.sum() + prompts),
+    }
+
+
+class Clock:
+    """Wall time by phase: `with clock("rollout"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def metrics(self, completion_tokens: float) -> Metrics:
+        """`time/*`, and completion tokens per second of the step."""
+        seconds = {**dict.fromkeys(("step", "rollout", "reward", "learn", "sync"), 0.0), **self.seconds}
+        times = {f"time/{phase}": Metric.max(torch.tensor([value])) for phase, value in seconds.items()}
+        return times | {"tokens_per_second": Metric.share(completion_tokens, seconds["step"])}
+
+
+def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """name → number, in the order of METRICS; a metric that had nothing to measure is left out."""
+    order = {name: place for place, name in enumerate(METRICS)}
+    names = sorted(metrics, key=lambda name: (order.get(declared_name(name), len(order)), name))
+    numbers = {name: metrics[name].value for name in names}
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+def declared_name(name: str) -> str:
+    """The key of METRICS that declares `name`: rewards/x/mean → rewards/<name>/mean."""
+    parts = name.split("/")
+    return f"rewards/<name>/{parts[-1]}" if parts[0] == "rewards" and len(parts) >= 3 else name
+
+
+class JsonLines:
+    """A file of one JSON object a line, flushed at each; reopened after a kill without what came after `step`."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Keep lines whose `step` is at most `last_step` (a torn last line goes too), and append after them."""
+        kept = [line for line in _lines(path) if _step_of(line) <= last_step]
+        if kept or path.exists():
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(path)
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one object."""
+        self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

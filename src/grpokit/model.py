@@ -1,0 +1,186 @@
+"""The model: loading it, and the Policy that turns a micro-batch into its share of the loss."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .batching import loss_batch
+from .logprobs import Head, linear_logprob
+from .losses import Loss, policy_loss
+from .types import LossOutput, MicroBatch
+
+log = logging.getLogger(__name__)
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Within it there is no float32: what a model upcasts "to float32" (norms, rotary angles, softmax) is float64.
+
+    A mode rather than swapped modules: it serves every architecture, and there is no second copy of a norm.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+class Policy(nn.Module):
+    """A causal language model as GRPO sees it: micro-batch in, log-probs or the loss's share out."""
+
+    def __init__(self, model: Any, temperature: float, dtype: torch.dtype, stored_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.compute_dtype = dtype
+        self.stored_dtype = stored_dtype  # of the directory it was loaded from
+        self.version = 0  # optimizer steps behind the weights
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """The compute type, around every forward: training, scoring and sampling alike."""
+        if self.compute_dtype == torch.float64:
+            with Float64Throughout():
+                yield
+        elif self.compute_dtype == torch.float32:
+            yield
+        else:
+            with torch.autocast(self.device.type, self.compute_dtype):
+                yield
+
+    def forward(self, micro: MicroBatch, loss: Loss | None = None) -> tuple[Tensor, LossOutput | None]:
+        """Log-probs [N] of the micro-batch's trainable tokens, and its share of the loss where one is given.
+
+        Hidden states of other positions never reach the head. No attention mask: the padding is on the right,
+        where a causal model doesn't look.
+        """
+        with self.computing():
+            hidden = backbone(self.model)(input_ids=micro.input_ids, use_cache=False).last_hidden_state
+            hidden = hidden[micro.at_row, micro.at_col]  # [N, H]
+            logps = linear_logprob(hidden, head(self.model), micro.targets, temperature=self.temperature)
+        return logps, None if loss is None else policy_loss(loss, loss_batch(micro, logps))
+
+
+def backbone(model: Any) -> nn.Module:
+    """The part of a Hugging Face causal model that ends in hidden states."""
+    return getattr(model, model.base_model_prefix)
+
+
+def head(model: Any) -> Head:
+    """The rest: the output projection, with the scale or softcap that the architecture's config names."""
+    projection, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return Head(
+        projection.weight,
+        getattr(projection, "bias", None),
+        float(scale),
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def load_policy(path: str, *, dtype: str, temperature: float, device: torch.device) -> Policy:
+    """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout.
+
+    Raises ValueError naming the directory where it cannot be loaded as a causal language model, or where its
+    head does something that the log-prob head doesn't know.
+    """
+    compute = resolve_dtype(dtype, device)
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"--model {path}: cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from error
+    stored = model.dtype
+    master = torch.float64 if compute == torch.float64 else torch.float32
+    model = model.to(device=device, dtype=master)
+    model.config.use_cache = True
+    dropped = remove_dropout(model)
+    if dropped:
+        log.warning("dropout is off: %d modules of %s had one; log-probs must be repeatable", dropped, path)
+    policy = Policy(model, temperature, compute, stored)
+    _probe_head(policy, path)
+    return policy
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer in directory `path`. Raises ValueError naming the directory."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--model {path}: has no tokenizer that can be loaded: {_first_line(error)}"
+        ) from error
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[dtype]
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def remove_dropout(model: nn.Module) -> int:
+    """Set every dropout to 0 and return how many modules had one. The saved config keeps its values."""
+    found = 0
+    for module in model.modules():
+        rates = [k for k, v in vars(module).items() if "dropout" in k and isinstance(v, float) and v > 0]
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            rates.append("p")
+        for name in rates:
+            setattr(module, name, 0.0)
+        found += bool(rates)
+    return found
+
+
+@torch.inference_mode()
+def _probe_head(policy: Policy, path: str) -> None:
+    """Our head against the model's own on a few tokens: an unknown scale or cap would be silently wrong."""
+    model = policy.model
+    ids = torch.arange(8, device=policy.device)[None] % model.config.get_text_config().vocab_size
+    with policy.computing():
+        want = model(input_ids=ids, use_cache=False).logits[0].double()
+        got = (
+            head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()
+        )
+    tolerance = 2e-2 if policy.compute_dtype == torch.bfloat16 else 1e-4
+    gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
+    if not gap <= tolerance:
+        raise ValueError(
+            f"--model {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
+            f"know (logits differ by {gap:.2g}); please report the architecture"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,26 @@
+"""Prompts → groups of completions with their log-probs. A Sampler is an engine that can do that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from grpokit.types import Prompt, RolloutGroup
+
+
+class Sampler(Protocol):
+    """An engine that samples from the policy."""
+
+    def sample(
+        self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
+    ) -> list[RolloutGroup]:
+        """A group of `num_generations` completions for each prompt, in order.
+
+        The tokens are a function of (seed, prompt.position, generation, place in the completion) and the weights
+        alone: not of the batch, the process or what was sampled before.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Make the engine sample from the policy's present weights."""
+        ...

@@ -1,0 +1,125 @@
+"""One step's learning: a step's updates, again for each iteration; and one update, micro-batch by micro-batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .batching import micro_batches, split_rows
+from .losses import Loss
+from .model import Policy
+from .types import Metric, Metrics, Row, StepBatch, join_metrics
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient is NaN or infinite; the weights were not touched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """How to learn from a step: what `learn` needs of the configuration."""
+
+    num_iterations: int = 1
+    micro_batch_tokens: int = 8192
+    max_grad_norm: float = 1.0
+    drop_dead_rows: bool = True
+
+
+def learn(
+    policy: Policy,
+    reference: Policy | None,
+    updates: Sequence[StepBatch],
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    how: Learning,
+) -> Metrics:
+    """Make `num_iterations` passes over a step's updates, one optimizer step each; metrics over all of them.
+
+    `old` is the policy at the start of the step, for every update. In the first one it is the policy itself:
+    nothing is computed for it, and what its forward finds is kept for later passes. The other updates of the
+    first pass meet a policy that has moved, so they are scored before it does.
+    """
+    updates = list(updates)
+    if reference is not None:
+        updates = [with_logps(u, "ref_logps", score(reference, u.rows, how)) for u in updates]
+    again = how.num_iterations > 1
+    updates[1:] = [with_logps(u, "old_logps", score(policy, needed(u, loss, how), how)) for u in updates[1:]]
+    metrics: Metrics = {}
+    for iteration in range(how.num_iterations):
+        for k, update in enumerate(updates):
+            report, logps = optimize(policy, update, loss, optimizer, how)
+            metrics = join_metrics(metrics, report)
+            if again and iteration == 0 and k == 0:
+                updates[0] = with_logps(update, "old_logps", logps)
+    return metrics
+
+
+def optimize(
+    policy: Policy, update: StepBatch, loss: Loss, optimizer: torch.optim.Optimizer, how: Learning
+) -> tuple[Metrics, dict[int, Tensor]]:
+    """One optimizer step. Returns the update's metrics and the log-probs it met: row index → [T_i].
+
+    Raises NonFiniteError before the weights are touched where the loss or the gradient is NaN or infinite.
+    """
+    rows = needed(update, loss, how)
+    policy.train()
+    zero_gradients(policy)
+    metrics: Metrics = {"loss": Metric.sum(torch.zeros(()))}
+    logps: dict[int, Tensor] = {}
+    for micro in micro_batches(rows, how.micro_batch_tokens, policy.device):
+        token_logps, output = policy(micro, loss)
+        output.loss.backward()  # shares add up: no division by the number of micro-batches
+        metrics = join_metrics(metrics, output.metrics)
+        logps |= split_rows(micro, token_logps)
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), how.max_grad_norm or float("inf"))
+    value = metrics["loss"].value
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        raise NonFiniteError(
+            f"optimizer step {policy.version + 1}: loss {value}, gradient norm {float(norm)}: not finite numbers. The "
+            "weights were not touched; a lower --learning_rate or --dtype float32 may help"
+        )
+    optimizer.step()
+    policy.version += 1
+    kept = sum(int(row.trainable.sum()) for row in rows)
+    return metrics | {
+        "loss": Metric.mean(
+            torch.tensor([value], dtype=torch.float64)
+        ),  # one loss for each update of the step
+        "grad_norm": Metric.mean(norm[None]),
+        "frac_tokens_dropped": Metric.share(update.num_tokens - kept, update.num_tokens),
+    }, logps
+
+
+def needed(update: StepBatch, loss: Loss, how: Learning) -> tuple[Row, ...]:
+    """Rows that can move the weights: those with A = 0 leave before the forward where they weigh nothing."""
+    if not (how.drop_dead_rows and loss.drops_dead_rows):
+        return update.rows
+    return tuple(row for row in update.rows if row.advantage != 0)
+
+
+def zero_gradients(policy: Policy) -> None:
+    """Zeros, not None: AdamW skips None but moves on zeros, so an update of dead rows does the same either way."""
+    for parameter in policy.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        else:
+            parameter.grad.zero_()
+
+
+@torch.no_grad()
+def score(policy: Policy, rows: Iterable[Row], how: Learning) -> dict[int, Tensor]:
+    """Log-probs of the rows' trainable tokens under `policy`: row index → [T_i]. No gradient."""
+    found: dict[int, Tensor] = {}
+    for micro in micro_batches(rows, how.micro_batch_tokens, policy.device):
+        found |= split_rows(micro, policy(micro)[0])
+    return found
+
+
+def with_logps(update: StepBatch, name: str, logps: Mapping[int, Tensor]) -> StepBatch:
+    """The update with `name` (old_logps or ref_logps) of its rows filled in, where `logps` has them."""
+    rows = (dataclasses.replace(r, **{name: logps[r.index]}) if r.index in logps else r for r in update.rows)
+    return dataclasses.replace(update, rows=tuple(rows))

@@ -1,0 +1,46 @@
+"""Reward functions for the tests, as a user would write them."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+
+def digits_in_order(completions, **kwargs):
+    """Share of neighbouring characters that are in order: varies between completions of any model."""
+    return [sum(a <= b for a, b in zip(c, c[1:], strict=False)) / max(1, len(c)) for c in completions]
+
+
+def raises(completions):
+    raise KeyError("no such thing")
+
+
+def raises_later(completions, calls=[]):  # noqa: B006: counts its calls
+    calls.append(1)
+    if len(calls) > 2:
+        raise RuntimeError("the third time")
+    return digits_in_order(completions)
+
+
+def too_few(completions):
+    return [1.0]
+
+
+def not_a_number(completions):
+    return [float("nan")] * len(completions)
+
+
+def strings(completions):
+    return ["1"] * len(completions)
+
+
+def never_applies(completions):
+    return [None] * len(completions)
+
+
+def kills(completions):
+    """SIGKILL to its own process at the call that KILL_AT names: as sudden as it gets."""
+    kills.calls = getattr(kills, "calls", 0) + 1
+    if kills.calls == int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return digits_in_order(completions)

@@ -1,0 +1,71 @@
+"""The step plan: weights before the cut; micro-batches that lose and repeat nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import group_of
+
+from grpokit.advantages import with_advantages
+from grpokit.batching import loss_batch, micro_batches, plan_step, plan_update, split_rows
+from grpokit.losses import make_loss
+
+GROUPS = with_advantages(
+    [group_of([0, 1, float("nan")], [2, 5, 4], 0), group_of([1, 0, 3], [1, 3, 6], 1)], "group", "none"
+)
+
+
+def test_weights_are_of_the_whole_update():
+    update = plan_update(GROUPS, make_loss("dapo"))
+    assert update.num_tokens == 2 + 5 + 1 + 3 + 6  # the completion without a reward isn't counted
+    assert [row.weight for row in update.rows] == [1 / 17] * 5
+    assert [row.index for row in update.rows] == [0, 1, 3, 4, 5]
+    assert [row.group for row in update.rows] == [0, 0, 1, 1, 1]
+
+
+def test_updates_are_whole_groups():
+    updates = plan_step(GROUPS, make_loss("grpo"), 2)
+    assert [len(u.rows) for u in updates] == [2, 3]
+    assert [row.weight for row in updates[0].rows] == [1 / (2 * 2), 1 / (2 * 5)]
+
+
+@pytest.mark.parametrize("budget", [1, 8, 13, 30, 1000])
+def test_micro_batches_hold_each_token_once_within_the_budget(budget):
+    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    micros = micro_batches(rows, budget)
+    for micro in micros:
+        assert micro.input_ids.numel() <= budget or len(micro.rows) == 1
+    seen = sorted((int(s), int(p)) for m in micros for s, p in zip(m.sequence_ids, m.positions, strict=True))
+    assert seen == sorted((row.index, t) for row in rows for t in range(len(row.completion_ids)))
+
+
+def test_hidden_states_are_those_before_the_targets():
+    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    for micro in micro_batches(rows, 20):
+        assert torch.equal(micro.input_ids[micro.at_row, micro.at_col + 1], micro.targets)
+        prompt = torch.tensor([len(row.prompt_ids) for row in micro.rows])
+        assert torch.equal(micro.at_col, prompt[micro.at_row] + micro.positions - 1)
+
+
+def test_masked_tokens_are_context_but_no_target():
+    import dataclasses
+
+    group = GROUPS[1]
+    first = group.rollouts[2]
+    holed = dataclasses.replace(first, trainable=torch.tensor([1, 0, 1, 1, 0, 1]).bool())
+    groups = [dataclasses.replace(group, rollouts=(*group.rollouts[:2], holed))]
+    update = plan_update(groups, make_loss("grpo"))
+    assert update.num_tokens == 1 + 3 + 4
+    (micro,) = micro_batches(update.rows[2:], 100)
+    assert micro.positions.tolist() == [0, 2, 3, 5]
+    assert micro.lengths.tolist() == [4] * 4
+    assert micro.input_ids[0].tolist() == [1, 2, *first.completion_ids.tolist()]
+    assert len(loss_batch(micro, torch.zeros(4)).logps) == 4
+
+
+def test_split_rows_is_the_way_back():
+    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    for micro in micro_batches(rows, 20):
+        code = micro.sequence_ids * 100 + micro.positions
+        for index, values in split_rows(micro, code).items():
+            assert values.tolist() == [index * 100 + t for t in range(len(values))]

@@ -1,0 +1,138 @@
+"""The model: what is loaded, what it computes in, and that its head is the one we think it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny import make_model_dir
+
+from grpokit.logprobs import Head, linear_logprob
+from grpokit.model import Float64Throughout, load_policy, load_tokenizer, remove_dropout
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return make_model_dir(tmp_path_factory.mktemp("m") / "model")
+
+
+def load(directory, dtype="float32", temperature=1.0):
+    return load_policy(str(directory), dtype=dtype, temperature=temperature, device=CPU)
+
+
+def test_float64_is_float64_throughout(directory):
+    """No operation of the forward gives a float32, though Qwen3's norms and rotary angles ask for one."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    narrow = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64:
+                    narrow.append((str(func), x.dtype))
+            return out
+
+    policy = load(directory, "float64")
+    with Watch(), policy.computing():
+        policy.model(input_ids=torch.arange(5)[None])
+    assert narrow == []
+    with Watch():
+        policy.model(input_ids=torch.arange(5)[None])
+    assert narrow, "without the mode there are float32 parts: else this test could not fail"
+
+
+def test_the_float64_mode_leaves_nothing_behind():
+    with Float64Throughout():
+        assert torch.ones(2).float().dtype == torch.float64
+        assert torch.ones(2).to(torch.float32).dtype == torch.float64
+        assert torch.zeros(1, dtype=torch.float32).dtype == torch.float64
+    assert torch.ones(2).float().dtype == torch.float32
+
+
+def test_parameters_are_float32_and_the_stored_type_is_remembered(tmp_path):
+    path = make_model_dir(tmp_path / "model")
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(path)
+    policy = load(path, "bfloat16")
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    assert policy.stored_dtype == torch.bfloat16
+    assert policy.compute_dtype == torch.bfloat16
+
+
+def test_dropout_is_removed(directory, caplog):
+    path = make_model_dir(directory.parent / "dropout")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    policy = load(path)
+    assert "dropout is off" in caplog.text
+    policy.train()
+    ids = torch.arange(6)[None]
+    assert torch.equal(policy.model(input_ids=ids).logits, policy.model(input_ids=ids).logits)
+    assert remove_dropout(torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Dropout(0.0))) == 1
+
+
+def test_head_with_scale_softcap_and_bias():
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((5, 4), (9, 4), (9,)))
+    targets = torch.arange(5)
+    logits = 3.0 * torch.tanh((hidden @ weight.T + bias) * 0.5 / 3.0) / 0.7
+    want = torch.log_softmax(logits, -1)[torch.arange(5), targets]
+    got = linear_logprob(hidden, Head(weight, bias, scale=0.5, softcap=3.0), targets, temperature=0.7)
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+
+
+def test_logprob_gradient():
+    g = torch.Generator().manual_seed(1)
+    hidden = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    f = lambda h, w: linear_logprob(h, Head(w), torch.tensor([0, 6, 3]), temperature=1.3)  # noqa: E731
+    assert torch.autograd.gradcheck(f, (hidden, weight))
+
+
+def test_logprobs_of_huge_logits_are_finite():
+    hidden = torch.full((1, 2), 1e4)
+    logps = linear_logprob(hidden, Head(torch.tensor([[1e4, 0.0], [0.0, -1e4]])), torch.tensor([0]))
+    assert logps.tolist() == [0.0]
+
+
+def test_gemma_softcap_is_read_from_its_config(tmp_path):
+    """An architecture with final_logit_softcapping: the probe compares our head with its own."""
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    config = Gemma2Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        final_logit_softcapping=0.5,
+        initializer_range=1.0,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert load(tmp_path).device == CPU
+
+
+def test_a_head_that_is_not_understood_is_refused(tmp_path, monkeypatch):
+    import grpokit.model
+
+    path = make_model_dir(tmp_path / "model")
+    monkeypatch.setattr(grpokit.model, "head", lambda model: Head(2 * model.get_output_embeddings().weight))
+    with pytest.raises(ValueError, match=r"head of Qwen3ForCausalLM .* does not know"):
+        load(path)
+
+
+def test_a_directory_that_is_no_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"--model .*cannot be loaded"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"--model .*no tokenizer"):
+        load_tokenizer(str(tmp_path))

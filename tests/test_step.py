@@ -1,0 +1,165 @@
+"""A step's learning: one gradient however it's cut, and `old` that is the policy at the start of the step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from losses_data import MISSION, build
+from tiny import make_model_dir
+
+from grpokit.advantages import with_advantages
+from grpokit.batching import micro_batches, plan_step
+from grpokit.metrics import METRICS, declared_name, values
+from grpokit.model import load_policy, load_tokenizer
+from grpokit.rollouts.transformers import TransformersSampler
+from grpokit.step import Learning, NonFiniteError, learn, optimize, score
+from grpokit.types import Prompt, RolloutGroup
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return make_model_dir(tmp_path_factory.mktemp("m") / "model")
+
+
+def fresh(directory):
+    policy = load_policy(str(directory), dtype="float64", temperature=0.9, device=CPU)
+    return policy, torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def groups_of(directory, rewards=None):
+    """Four groups of four real rollouts; every other group has equal rewards, so its rows are dead."""
+    policy, _ = fresh(directory)
+    tokenizer = load_tokenizer(str(directory))
+    sampler = TransformersSampler(policy, tokenizer, seed=3, max_completion_length=7)
+    prompts = [Prompt(i, tuple(range(3, 5 + i)), "", {}, f"t:{i}") for i in range(4)]
+    groups: list[RolloutGroup] = []
+    for i, group in enumerate(sampler.sample(prompts, 4)):
+        reward = torch.tensor([0.0, 1.0, 0.5, float("nan")] if i % 2 else [1.0] * 4, dtype=torch.float64)
+        groups.append(dataclasses.replace(group, rewards=reward[:, None], reward=reward))
+    return with_advantages(groups)
+
+
+def run(directory, name, updates=1, beta=0.0, **how):
+    loss = build(name, beta=beta)
+    policy, optimizer = fresh(directory)
+    reference = fresh(directory)[0] if beta else None
+    if reference is not None:
+        with torch.no_grad():
+            next(reference.parameters()).mul_(1.1)  # a reference that isn't the policy
+    plan = plan_step(groups_of(directory), loss, updates)
+    metrics = learn(policy, reference, plan, loss, optimizer, Learning(**how))
+    return torch.cat([p.detach().flatten() for p in policy.parameters()]), values(metrics)
+
+
+@pytest.mark.parametrize("name", MISSION)
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_weights_and_metrics_do_not_depend_on_the_cut(directory, name, beta):
+    how = {"num_iterations": 2, "beta": beta}
+    weights, metrics = run(directory, name, micro_batch_tokens=10_000, **how)
+    for budget in (1, 25, 60):
+        other, theirs = run(directory, name, micro_batch_tokens=budget, **how)
+        torch.testing.assert_close(other, weights, rtol=0, atol=1e-11)
+        assert theirs == pytest.approx(metrics, rel=1e-9, abs=1e-11)
+
+
+@pytest.mark.parametrize("name", MISSION)
+def test_dead_rows_may_leave(directory, name):
+    kept, metrics = run(directory, name, num_iterations=2, drop_dead_rows=False)
+    dropped, theirs = run(directory, name, num_iterations=2, drop_dead_rows=True)
+    torch.testing.assert_close(dropped, kept, rtol=0, atol=1e-12)
+    assert metrics.pop("frac_tokens_dropped") == 0
+    assert theirs.pop("frac_tokens_dropped") > 0.3
+    assert theirs == pytest.approx(metrics, rel=1e-9, abs=1e-11)
+
+
+def test_an_update_of_dead_rows_does_the_same_with_and_without_them(directory):
+    """AdamW moves on zero gradients (weight decay, moments): so it must also where no row had a forward."""
+    loss = build("dapo")
+    ends = []
+    for drop in (False, True):
+        policy, optimizer = fresh(directory)
+        updates = plan_step(groups_of(directory)[:1], loss)
+        for _ in range(2):
+            learn(policy, None, updates, loss, optimizer, Learning(drop_dead_rows=drop))
+        assert policy.version == 2
+        ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("updates", [1, 2, 4])
+def test_old_is_the_policy_at_the_start_of_the_step(directory, updates, monkeypatch):
+    """Every update after the first sees `old` of the start, bitwise; the first sees None."""
+    import grpokit.step
+
+    loss = build("grpo", beta=0.0)
+    policy, optimizer = fresh(directory)
+    plan = plan_step(groups_of(directory), loss, updates)
+    how = Learning(num_iterations=2, drop_dead_rows=False)
+    before = {}
+    for k, update in enumerate(plan):
+        before[k] = score(policy, update.rows, how)
+    seen = []
+    real = optimize
+
+    def spy(policy, update, *rest):
+        seen.append([row.old_logps for row in update.rows])
+        return real(policy, update, *rest)
+
+    monkeypatch.setattr(grpokit.step, "optimize", spy)
+    learn(policy, None, plan, loss, optimizer, how)
+    assert len(seen) == 2 * updates
+    assert seen[0] == [None] * len(seen[0])
+    for n, olds in enumerate(seen[1:], start=1):
+        for row, old in zip(plan[n % updates].rows, olds, strict=True):
+            torch.testing.assert_close(old, before[n % updates][row.index], rtol=0, atol=1e-13)
+
+
+def test_no_forward_for_old_in_one_update_per_pass(directory, monkeypatch):
+    """num_iterations 2, one update: two training forwards, and none to score."""
+    import grpokit.step
+
+    monkeypatch.setattr(grpokit.step, "score", None)
+    _, metrics = run(directory, "dapo", num_iterations=2)
+    assert metrics["ratio/max"] > 1
+
+
+def test_the_kl_term_reaches_rows_without_advantage(directory):
+    plain, _ = run(directory, "grpo")
+    pulled, metrics = run(directory, "grpo", beta=0.5)
+    assert metrics["kl"] > 0
+    assert metrics["frac_tokens_dropped"] == 0
+    assert not torch.allclose(plain, pulled)
+
+
+def test_metrics_are_declared_with_their_kind(directory):
+    for name in MISSION:
+        loss = build(name, beta=0.04)
+        policy, optimizer = fresh(directory)
+        metrics = learn(policy, policy, plan_step(groups_of(directory), loss), loss, optimizer, Learning())
+        for key, metric in metrics.items():
+            assert METRICS[declared_name(key)].kind == metric.kind, key
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone(directory):
+    loss = build("grpo")
+    policy, optimizer = fresh(directory)
+    (update,) = plan_step(groups_of(directory), loss)
+    rows = tuple(dataclasses.replace(row, weight=float("nan")) for row in update.rows)
+    before = [p.detach().clone() for p in policy.parameters()]
+    with pytest.raises(NonFiniteError, match="not finite"):
+        optimize(policy, dataclasses.replace(update, rows=rows), loss, optimizer, Learning())
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    assert policy.version == 0
+
+
+def test_scoring_equals_the_training_pass(directory):
+    policy, _ = fresh(directory)
+    rows = plan_step(groups_of(directory), build("grpo"))[0].rows
+    scored = score(policy, rows, Learning(micro_batch_tokens=30))
+    for micro in micro_batches(rows, 30):
+        logps, _ = policy(micro, build("grpo"))
+        assert torch.equal(torch.cat([scored[row.index] for row in micro.rows]), logps.detach())
