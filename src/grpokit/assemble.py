@@ -16,7 +16,7 @@ from .losses import Loss, loss_options, make_loss
 from .metrics import JsonLines
 from .model import Policy, default_device, load_policy, load_tokenizer
 from .optimizer import make_optimizer
-from .prompts import Prompts
+from .prompts import Prompts, read_rows
 from .rewards import Reward, load_rewards
 from .rollouts.transformers import TransformersSampler
 from .run import Run
@@ -44,14 +44,16 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
                 f"which leaves no room for a prompt; use less than {context}"
             )
         longest = room if longest is None else min(longest, room)
-    prompts = Prompts.read(
-        path,
+    rows, skipped = read_rows(path, config.skip_bad_rows, flag)
+    prompts = Prompts(
+        rows,
         tokenizer,
-        flag,
-        config.skip_bad_rows,
         max_prompt_length=longest,
         long_prompts=config.long_prompts,
         seed=config.seed,
+        skip_bad_rows=config.skip_bad_rows,
+        skipped_rows=skipped,
+        flag=flag,
     )
     if prompts.skipped:
         say(f"{path}: skipped {prompts.skipped} bad rows, the first: {prompts.skipped_rows[0]}")

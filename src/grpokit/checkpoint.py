@@ -64,7 +64,7 @@ def save_checkpoint(
                 trainer / "parameters.safetensors",
             )
         save_file(_optimizer_tensors(policy, optimizer), trainer / "optimizer.safetensors")
-        numpy_state = np.random.get_state(legacy=True)
+        numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
         save_file(
             {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))},
             trainer / "random.safetensors",

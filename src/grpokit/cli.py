@@ -47,12 +47,13 @@ def parse(arguments: Sequence[str]) -> Any:
     default = {}
     if path and command in ("train", "eval"):
         default = {command: dataclasses.replace(load_yaml(COMMANDS[command], path), config=path)}
-    kinds = [
+    kinds: Any = [
         Annotated[cls, tyro.conf.subcommand(name, **({"default": default[name]} if name in default else {}))]
         for name, cls in COMMANDS.items()
     ]
+    chosen: Any = Union[tuple(kinds)]  # noqa: UP007
     return tyro.cli(
-        Union[tuple(kinds)],  # noqa: UP007
+        chosen,
         prog="grpokit",
         description="GRPO training for language models: every policy loss behind one flag, one gradient however "
         "the step is cut.",

@@ -111,13 +111,11 @@ class StepDisplay:
 
     def _summary(self, row: Mapping[str, float]) -> str:
         accuracy = row.get(f"rewards/{self.reward_name}/mean")
-        if self.reward_name in ("exact_match", "accuracy") and accuracy is not None:
-            second = f"accuracy {accuracy:.3f}"
-        else:
-            second = f"± {row.get('reward_std', float('nan')):.3f}"
+        spread = f"± {row['reward_std']:.3f}" if "reward_std" in row else ""
+        shows_accuracy = self.reward_name in ("exact_match", "accuracy") and accuracy is not None
         parts = [
-            f"reward {row.get('reward', float('nan')):.3f}",
-            second,
+            f"reward {row['reward']:.3f}" if "reward" in row else "no reward",
+            f"accuracy {accuracy:.3f}" if shows_accuracy else spread,
             f"length {row.get('completions/mean_length', 0):.1f}",
             f"zero-std {row.get('frac_reward_zero_std', 0):.0%}",
             f"{row.get('tokens_per_second', 0):,.0f} tok/s",

@@ -108,7 +108,7 @@ def load_policy(path: str, *, dtype: str, temperature: float, device: torch.devi
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
             f"--model {path}: cannot be loaded as a causal language model: {_first_line(error)}"

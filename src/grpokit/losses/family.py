@@ -157,12 +157,12 @@ def make_loss(
     row = _lookup("loss_type", loss_type, LOSSES)
     name = surrogate or row.surrogate
     part = _lookup("surrogate", name, SURROGATES)
-    reduction, ratio_level = reduction or row.reduction, ratio_level or row.ratio_level
-    _lookup("reduction", reduction, REDUCTIONS)
-    _lookup("ratio_level", ratio_level, RATIO_LEVELS)
+    reduced, level = reduction or row.reduction, ratio_level or row.ratio_level
+    _lookup("reduction", reduced, REDUCTIONS)
+    _lookup("ratio_level", level, RATIO_LEVELS)
 
     given = {key: value for key, value in options.items() if value is not None}
-    takes_length = reduction == "constant_length"
+    takes_length = reduced == "constant_length"
     for key, value in given.items():
         if key not in part.options:
             _refuse(loss_type, key, value, part, takes_length)
@@ -174,16 +174,16 @@ def make_loss(
     if not 0 <= beta < float("inf"):
         raise ValueError(f"beta {beta}: must be 0 (no KL penalty) or above; 0.04 is usual")
 
-    resolved = dict.fromkeys(part.options) | _defaults(name, row) | given
+    resolved = {**dict.fromkeys(part.options), **_defaults(name, row), **given}
     if "epsilon" in resolved and resolved["epsilon_high"] is None:
         resolved["epsilon_high"] = resolved["epsilon"]
     check_options(part, resolved)
     return Loss(
         loss_type,
-        ratio_level,
+        level,
         part,
         name,
-        reduction,
+        reduced,
         MappingProxyType(resolved),
         beta,
         max_completion_length,

@@ -1,0 +1,10 @@
+"""Rewards: built in by name, or a function of the user's as `"file.py:function"`.
+
+A reward function is the field's: `f(completions, **columns) -> list[float | None]`, called once for all
+completions of a step, by name, with what its signature asks for.
+"""
+
+from grpokit.rewards.registry import BUILT_IN, Reward, load_rewards
+from grpokit.rewards.scoring import RewardError, reward_metrics, score
+
+__all__ = ["BUILT_IN", "Reward", "RewardError", "load_rewards", "reward_metrics", "score"]

@@ -1,0 +1,147 @@
+"""Reward functions by name or `"file.py:function"`, and how they're called: by the names that they ask for."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
+
+from grpokit.config import did_you_mean
+from grpokit.loading import load_object
+from grpokit.rewards.builtin import RewardFunction, exact_match_reward, format_reward, length_reward
+
+BUILT_IN = ("exact_match", "format", "length")
+SAMPLED = ("prompts", "completions", "completion_ids")  # what rewards get beside the dataset's columns
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function with its name, as in `rewards/<name>/mean`, and its weight in the sum.
+
+    `fn(completions, **columns)` returns one number for each completion, or None where it doesn't apply. It's
+    called by name with what its signature asks for, each a list with one entry for each completion:
+
+    * `prompts`: texts, or messages for a chat;
+    * `completions`: texts, or `[{"role": "assistant", "content": text}]` where the prompt is a chat;
+    * `completion_ids`: lists of token ids;
+    * any column of the dataset; `**kwargs` asks for everything.
+    """
+
+    name: str
+    fn: RewardFunction
+    weight: float = 1.0
+
+
+def load_rewards(
+    specs: Sequence[str],
+    weights: Sequence[float] = (),
+    *,
+    answer_column: str,
+    format_pattern: str,
+    max_completion_length: int,
+    columns: Collection[str],
+) -> tuple[Reward, ...]:
+    """The rewards that `--reward_funcs` names, checked against the dataset before anything is sampled.
+
+    Args:
+        specs: built-in names (BUILT_IN), `"file.py:function"` or `"package.module:function"`.
+        weights: one for each, or none: 1 each.
+        answer_column, format_pattern, max_completion_length: the options of the built-in rewards.
+        columns: names of the dataset's columns.
+
+    Raises ValueError naming the flag, the value and what would work: an unknown or repeated name, something that
+    isn't a function, a wrong number of weights, a function that asks for what there isn't.
+    """
+    taken = sorted(set(SAMPLED) & set(columns))
+    if taken:
+        raise ValueError(f"--dataset: rewards get the sampler's `{taken[0]}`; rename the column of that name")
+    if weights and (len(weights) != len(specs) or not all(map(math.isfinite, weights))):
+        shown = " ".join(map(str, weights))
+        raise ValueError(
+            f"--reward_weights {shown}: expected {len(specs)} finite numbers, one for each reward"
+        )
+    makers = {
+        "exact_match": lambda: exact_match_reward(answer_column, columns),
+        "format": lambda: format_reward(format_pattern),
+        "length": lambda: length_reward(max_completion_length),
+    }
+    rewards: list[Reward] = []
+    for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True):
+        fn = makers[spec]() if spec in makers else _load_function(spec)
+        reward = Reward(spec.rpartition(":")[2], fn, float(weight))
+        if reward.name in {other.name for other in rewards}:
+            raise ValueError(
+                f"--reward_funcs {spec}: a second `{reward.name}`; rename one, metrics go by name"
+            )
+        check_parameters(reward, columns)
+        rewards.append(reward)
+    return tuple(rewards)
+
+
+def check_parameters(reward: Reward, columns: Collection[str]) -> None:
+    """Raise ValueError if `reward` requires a parameter that's neither sampled nor one of `columns`."""
+    known = {*SAMPLED, *columns}
+    for parameter in _parameters(reward):
+        named = parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        if named and parameter.default is Parameter.empty and parameter.name not in known:
+            raise ValueError(
+                f"{defined_at(reward.fn)}: reward function `{reward.name}` requires `{parameter.name}`"
+                f"{did_you_mean(parameter.name, known)}, which isn't there; there are {', '.join(SAMPLED)}, and "
+                f"the dataset's columns: {', '.join(sorted(columns)) or 'none'}"
+            )
+
+
+def arguments(reward: Reward, available: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """(positional, by name): the part of `available` that the signature of `reward` asks for.
+
+    A parameter that isn't available keeps its default; `check_parameters` has seen to those without one.
+    """
+    parameters = _parameters(reward)
+    first = [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_ONLY]
+    positional = [available.get(parameter.name, parameter.default) for parameter in first]
+    rest = {name: value for name, value in available.items() if name not in {p.name for p in first}}
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
+        return positional, rest
+    return positional, {p.name: rest[p.name] for p in parameters if p.name in rest}
+
+
+def defined_at(fn: RewardFunction) -> str:
+    """`"file:line"` of the function's definition, under its decorators; its name if it isn't Python."""
+    code = code_of(fn)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(fn)
+
+
+def code_of(fn: RewardFunction) -> Any:
+    """The code object of a function, method, partial or callable object; None if it isn't Python."""
+    inner = inspect.unwrap(fn)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+
+
+def _load_function(spec: str) -> RewardFunction:
+    if ":" not in spec and not spec.endswith(".py"):
+        raise ValueError(
+            f"--reward_funcs {spec}: no built-in reward of that name{did_you_mean(spec, BUILT_IN)}; built in are "
+            f"{', '.join(BUILT_IN)}; your own is file.py:function"
+        )
+    fn = load_object(spec, "--reward_funcs")
+    if isinstance(fn, type) or not callable(fn):
+        raise ValueError(
+            f"--reward_funcs {spec}: a {type(fn).__name__}; expected a function f(completions, ...)"
+        )
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
+        raise ValueError(f"--reward_funcs {spec}: an async function; expected one that returns its rewards")
+    try:
+        inspect.signature(fn)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--reward_funcs {spec}: {error}; wrap it in a def f(completions, ...)") from error
+    return fn
+
+
+def _parameters(reward: Reward) -> Collection[Parameter]:
+    return inspect.signature(reward.fn).parameters.values()

@@ -1,0 +1,182 @@
+"""Groups of rollouts → the same groups with their rewards, and what to report of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpokit.loading import one_line, raised_at
+from grpokit.rewards.registry import SAMPLED, Reward, arguments, check_parameters, code_of, defined_at
+from grpokit.types import Messages, Metric, Metrics, Prompt, Rollout, RolloutGroup
+
+
+class RewardError(ValueError):
+    """A reward function raised, or returned something else than its rewards; the message says where."""
+
+
+def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) -> list[RolloutGroup]:
+    """`groups` with `rewards` [G, F] and their weighted sum `reward` [G], both float64.
+
+    Each function is called once, for all B completions of all groups. NaN in `rewards`: the function doesn't
+    apply (it returned None); NaN in `reward`: no function applies.
+
+    Raises RewardError naming the function and, as far as they're known, file:line and the dataset's row.
+    """
+    if not groups:
+        return []
+    available = _available(groups)
+    sizes = [len(group.rollouts) for group in groups]
+    scores = [_call(reward, available, groups) for reward in rewards]
+    columns = torch.tensor(scores, dtype=torch.float64).reshape(len(rewards), sum(sizes))  # [F, B]
+    table = columns.T.contiguous()  # [B, F]
+    total = _weighted_sum(table, rewards)  # [B]
+    return [
+        replace(group, rewards=each, reward=summed)
+        for group, each, summed in zip(groups, table.split(sizes), total.split(sizes), strict=True)
+    ]
+
+
+def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) -> Metrics:
+    """Metrics of scored groups, over the completions that have a reward.
+
+    * `reward`: their mean; `reward_std`: the mean over groups of the group's unbiased standard deviation
+      (groups with at least two rewards);
+    * `frac_reward_zero_std`: the share of groups (with a reward) whose rewards are all equal;
+    * `rewards/<name>/mean`, `rewards/<name>/std`: over the completions to which that function applies.
+    """
+    totals = [_present(group.reward) for group in groups]
+    spread = [_std(values) for values in totals if len(values) > 1]
+    equal = [float(values.min() == values.max()) for values in totals if len(values) > 0]
+    metrics = {
+        "reward": Metric.mean(_joined(totals)),
+        "reward_std": Metric.mean(torch.tensor(spread, dtype=torch.float64)),
+        "frac_reward_zero_std": Metric.mean(torch.tensor(equal, dtype=torch.float64)),
+    }
+    for column, reward in enumerate(rewards):
+        values = _joined([_present(g.rewards[:, column]) for g in groups if g.rewards is not None])
+        metrics[f"rewards/{reward.name}/mean"] = Metric.mean(values)
+        metrics[f"rewards/{reward.name}/std"] = Metric.derived("std", values)
+    return metrics
+
+
+# --------------------------------------------------------------------------- calling
+
+
+def _available(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
+    """Everything that a reward function may ask for, by name: lists of B entries, one for each completion."""
+    pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+    names = dict.fromkeys(name for group in groups for name in group.prompt.columns)
+    return {
+        **{name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names},
+        "prompts": [prompt.content for prompt, _ in pairs],
+        "completions": [_completion(prompt, rollout) for prompt, rollout in pairs],
+        "completion_ids": [rollout.completion_ids.tolist() for _, rollout in pairs],
+    }
+
+
+def _completion(prompt: Prompt, rollout: Rollout) -> str | Messages:
+    """What reward functions get: text, or for a chat the turn that the model wrote, as in TRL."""
+    return (
+        rollout.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": rollout.text}]
+    )
+
+
+def _call(reward: Reward, available: Mapping[str, list[Any]], groups: Sequence[RolloutGroup]) -> list[float]:
+    """[B] the rewards of one function, NaN for None. Raises RewardError."""
+    check_parameters(reward, available.keys() - set(SAMPLED))  # an evaluation set may lack a column
+    # Lists of its own: a function that sorts or empties one mustn't change what the next function sees.
+    positional, by_name = arguments(reward, {name: list(values) for name, values in available.items()})
+    try:
+        returned = reward.fn(*positional, **by_name)
+    except Exception as error:
+        code = code_of(reward.fn)
+        deep = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
+        raise RewardError(
+            f"{where}: reward function `{reward.name}` raised {type(error).__name__}: {one_line(error)} (while scoring "
+            f"{len(available['completions'])} completions of {_sources(groups)})"
+        ) from error
+    return _checked(returned, reward, groups)
+
+
+def _checked(returned: Any, reward: Reward, groups: Sequence[RolloutGroup]) -> list[float]:
+    """[B] floats from what a function returned. Raises RewardError where they aren't one number each."""
+    who = f"{defined_at(reward.fn)}: reward function `{reward.name}`"
+    rollouts = [(group.prompt.source, rollout) for group in groups for rollout in group.rollouts]
+    expected = f"expected a list of {len(rollouts)}, one number or None for each completion"
+    if isinstance(returned, np.ndarray | Tensor):
+        if returned.ndim != 1:
+            raise RewardError(f"{who} returned an array of shape {tuple(returned.shape)}; {expected}")
+        returned = returned.tolist()
+    if not isinstance(returned, list | tuple):
+        raise RewardError(
+            f"{who} returned {one_line(repr(returned), 80)}, a {type(returned).__name__}; {expected}"
+        )
+    if len(returned) != len(rollouts):
+        raise RewardError(f"{who} returned {len(returned)} rewards; {expected}")
+    numbers = []
+    for value, (source, rollout) in zip(returned, rollouts, strict=True):
+        number = _number(value)
+        if number is None:
+            raise RewardError(
+                f"{who} returned {one_line(repr(value), 80)} for a completion of {source}, "
+                f"{one_line(repr(rollout.text), 80)}; expected a finite number, or None where it doesn't apply"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _number(value: Any) -> float | None:
+    """A finite number as a float, NaN for None, and None for anything else."""
+    if value is None:
+        return math.nan
+    if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond float64
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _sources(groups: Sequence[RolloutGroup]) -> str:
+    sources = list(dict.fromkeys(group.prompt.source for group in groups))
+    return ", ".join(sources[:3]) + (f" and {len(sources) - 3} more rows" if len(sources) > 3 else "")
+
+
+# --------------------------------------------------------------------------- arithmetic
+
+
+def _weighted_sum(table: Tensor, rewards: Sequence[Reward]) -> Tensor:
+    """[B, F] → [B], NaN where no function applies.
+
+    One column after the other rather than a matrix product, which may round two equal rows differently: a group
+    of equal rewards must be exactly equal, since its completions then say nothing.
+    """
+    total = torch.zeros(len(table), dtype=torch.float64)
+    for column, reward in zip(table.T, rewards, strict=True):
+        total = total + reward.weight * column.nan_to_num(0.0)
+    return total.masked_fill(table.isnan().all(dim=1), math.nan)
+
+
+def _present(values: Tensor | None) -> Tensor:
+    """The entries that aren't NaN; none if there are no rewards yet."""
+    return torch.zeros(0, dtype=torch.float64) if values is None else values[~values.isnan()]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *parts])
+
+
+def _std(values: Tensor) -> float:
+    """Unbiased standard deviation; exactly 0 for equal values, whose computed mean may be off by a rounding."""
+    return 0.0 if values.min() == values.max() else float(values.std())

@@ -1,0 +1,522 @@
+"""Rows → prompts: what's read, what's refused and how that's said, and the order in which they're drawn."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from grpokit.prompts import DatasetRow, Prompts, read_rows
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+REFUSING = "{{ raise_exception('no system turn,\n please') if messages[0].role == 'system' }}" + TEMPLATE
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 =+?<>\n"
+
+
+def characters(template: str | None = None, **options) -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for each character, and no special tokens around a text."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", **options
+    )
+    fast.chat_template = template
+    return fast
+
+
+def bpe(template: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that begins a text with <bos>, as Llama's does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["sort the digits of the number"] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
+    fast.chat_template = template
+    return fast
+
+
+PLAIN, CHAT = characters(), characters(TEMPLATE)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(*lines) -> the path of a dataset; a line is JSON text, bytes, or an object."""
+
+    def write(*lines, name: str = "data.jsonl", pack: bool = False) -> str:
+        texts = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
+        data = b"".join((t.encode() if isinstance(t, str) else t) + b"\n" for t in texts)
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(data) if pack else data)
+        return str(path)
+
+    return write
+
+
+def rows_of(*texts: str, **columns) -> list[DatasetRow]:
+    """Text rows as `read_rows` gives them."""
+    return [DatasetRow(text, columns, f"t.jsonl:{n}", "prompt") for n, text in enumerate(texts, 1)]
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def text_of(prompt, tokenizer) -> str:
+    return tokenizer.decode(list(prompt.ids))
+
+
+def refuses(call, *parts: str) -> None:
+    """Assert that `call` raises a ValueError of one line with all `parts`."""
+    with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
+        call()
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def test_a_text_row_with_its_columns(write):
+    path = write({"prompt": "2 + 2 =", "answer": 4, "level": None})
+    (row,), skipped = read_rows(path)
+    assert (row.content, row.columns, row.source) == ("2 + 2 =", {"answer": 4, "level": None}, f"{path}:1")
+    assert skipped == []
+
+
+def test_the_first_statement_is_the_prompt_and_the_others_are_columns(write):
+    path = write(
+        {"question": "q", "messages": [user("m")], "prompt": "p"}, {"question": "q", "messages": [user("m")]}
+    )
+    first, second = read_rows(path)[0]
+    assert (first.content, first.columns) == ("p", {"question": "q", "messages": [user("m")]})
+    assert (second.content, second.columns) == ([user("m")], {"question": "q"})
+
+
+def test_a_null_statement_is_no_statement_and_no_column(write):
+    (row,), _ = read_rows(write({"prompt": None, "messages": None, "question": "q"}))
+    assert (row.content, row.columns) == ("q", {})
+
+
+def test_blank_lines_are_ignored_and_counted_as_lines(write):
+    path = write("", {"prompt": "a"}, "  \t", {"prompt": "b"})
+    assert [row.source for row in read_rows(path)[0]] == [f"{path}:2", f"{path}:4"]
+
+
+def test_windows_files_are_read(write):
+    path = write(b'\xef\xbb\xbf{"prompt": "a"}\r', '{"prompt": "b"}\r')
+    assert [row.content for row in read_rows(path)[0]] == ["a", "b"]
+
+
+def test_a_line_ends_at_a_newline_alone(write):
+    path = write('{"prompt": "a\u2028b"}', {"prompt": "c"})
+    assert [(row.content, row.source) for row in read_rows(path)[0]] == [
+        ("a\u2028b", f"{path}:1"),
+        ("c", f"{path}:2"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl.gz", "data.json.gz", "data.jsonl"])
+def test_gzip_is_known_by_its_contents(write, name):
+    path = write({"prompt": "a"}, {"prompt": "b"}, name=name, pack=True)
+    assert [row.source for row in read_rows(path)[0]] == [f"{path}:1", f"{path}:2"]
+
+
+def test_messages_that_end_with_the_answer_give_a_solution(write):
+    rows, _ = read_rows(
+        write(
+            {"messages": [user("q"), assistant("a")]},
+            {"messages": [user("q"), assistant("a")], "solution": "kept"},
+            {"messages": [user("q"), assistant("a")], "solution": None},
+            {"messages": [user("q")]},
+            {"messages": [user("q"), assistant("a"), user("r")]},
+        )
+    )
+    assert [row.columns for row in rows] == [
+        {"solution": "a"},
+        {"solution": "kept"},
+        {"solution": "a"},
+        {},
+        {},
+    ]
+    assert [row.content for row in rows[:4]] == [[user("q")]] * 4
+    assert len(rows[4].content) == 3
+
+
+def test_a_prompt_of_messages_keeps_its_last_turn(write):
+    (row,), _ = read_rows(write({"prompt": [user("q"), assistant("a")]}))
+    assert (row.content, row.columns) == ([user("q"), assistant("a")], {})
+
+
+def test_a_surrogate_pair_is_text(write):
+    (row,), _ = read_rows(write('{"prompt": "\\ud83d\\ude00"}'))
+    assert row.content == "😀"
+
+
+EXPECTED_OBJECT = "expected an object with a column `prompt`, `messages` or `question`"
+BAD_ROWS = {
+    "not JSON": ("{'prompt': 'a'}", "not JSON", "character 2", "one JSON object per line"),
+    "cut off": ('{"prompt": "a', "not JSON", "character 12"),
+    "a list": ('[{"prompt": "a"}]', 'the row is [{"prompt": "a"}]', EXPECTED_OBJECT),
+    "a number": ("7", "the row is 7", EXPECTED_OBJECT),
+    "null": ("null", "the row is null", EXPECTED_OBJECT),
+    "no statement": ({"promt": "a", "answer": 1}, "no prompt", EXPECTED_OBJECT, "'promt', 'answer'"),
+    "no column": ({}, "no prompt", EXPECTED_OBJECT, "found none"),
+    "all null": ({"prompt": None}, "no prompt", EXPECTED_OBJECT),
+    "empty prompt": ({"prompt": ""}, '`prompt` is ""', "expected text, or a list of messages"),
+    "blank question": ({"question": " \n"}, "`question` is ", "expected text"),
+    "prompt is a number": ({"prompt": 3}, "`prompt` is 3", "expected text, or a list of messages"),
+    "prompt is an object": ({"prompt": user("a")}, '`prompt` is {"role"', "expected text"),
+    "question is a list": ({"question": [user("a")]}, "`question` is [", "expected text"),
+    "messages is text": ({"messages": "a"}, '`messages` is "a"', 'like {"role": "user", "content": "text"}'),
+    "no messages": ({"messages": []}, "`messages` has no text in it: []", "expected a list of messages"),
+    "empty messages": ({"messages": [user("")]}, "`messages` has no text in it", '"content": ""'),
+    "a message is text": (
+        {"messages": [user("a"), "b"]},
+        'message 2 of `messages` is "b"',
+        "expected a list",
+    ),
+    "no role": (
+        {"messages": [{"content": "a"}]},
+        'message 1 of `messages` is {"content": "a"}',
+        '"role": "user"',
+    ),
+    "no content": (
+        {"prompt": [{"role": "user"}]},
+        'message 1 of `prompt` is {"role": "user"}',
+        '"content": "text"',
+    ),
+    "content is a list": (
+        {"messages": [{"role": "user", "content": ["a"]}]},
+        "message 1 of `messages`",
+        '["a"]',
+    ),
+    "only an answer": ({"messages": [assistant("a")]}, "no turn before the assistant's answer"),
+    "two answers": (
+        {"messages": [user("q"), assistant("a"), assistant("b")]},
+        "no turn before the assistant's",
+    ),
+    "bad UTF-8": (b'{"prompt": "\xff"}', "not Unicode text", "invalid start byte"),
+    "UTF-16": ('{"prompt": "a"}'.encode("utf-16"), "not Unicode text"),
+    "half a surrogate pair": ('{"prompt": "\\uD800"}', "not Unicode text", "surrogates not allowed"),
+    "half a pair in a column": ('{"prompt": "a", "b": "\\udfff"}', "not Unicode text"),
+    "NaN": ('{"prompt": "a", "x": NaN}', "NaN is not a JSON number", "expected a finite one or null"),
+    "infinity": ('{"prompt": "a", "x": -Infinity}', "-Infinity is not a JSON number"),
+    "beyond float64": ('{"prompt": "a", "x": 1e999}', "1e999 is not a JSON number"),
+    "a long integer": ('{"prompt": "a", "x": ' + "1" * 5000 + "}", "4300 digits"),
+    "deep": ('{"prompt": ' + "[" * 100_000 + "}", "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_malformed_row_stops_at_its_line(write, kind):
+    line, *parts = BAD_ROWS[kind]
+    path = write({"prompt": "fine"}, line, {"prompt": "fine"})
+    refuses(lambda: read_rows(path), f"{path}:2: ", *parts, "--skip_bad_rows")
+
+
+def test_malformed_rows_are_skipped_and_counted(write):
+    path = write({"prompt": "a"}, *(line for line, *_ in BAD_ROWS.values()), {"prompt": "z"})
+    rows, skipped = read_rows(path, skip_bad_rows=True)
+    assert [row.content for row in rows] == ["a", "z"]
+    assert len(skipped) == len(BAD_ROWS)
+    for number, (message, (_, part, *_)) in enumerate(zip(skipped, BAD_ROWS.values(), strict=True), 2):
+        assert message.startswith(f"{path}:{number}: ")
+        assert part in message
+
+
+def test_a_missing_file_names_the_flag(tmp_path):
+    path = tmp_path / "no.jsonl"
+    refuses(lambda: read_rows(path), f"--dataset {path}: No such file", ".jsonl or .jsonl.gz")
+    refuses(lambda: read_rows(path, flag="--eval_dataset"), f"--eval_dataset {path}: No such file")
+
+
+def test_a_directory_names_the_flag(tmp_path):
+    refuses(lambda: read_rows(tmp_path), f"--dataset {tmp_path}: Is a directory", ".jsonl or .jsonl.gz")
+
+
+@pytest.mark.parametrize("lines", [(), ("", " ")])
+def test_an_empty_file_names_the_flag(write, lines):
+    path = write(*lines)
+    refuses(lambda: read_rows(path), f"--dataset {path}: is empty", "one JSON object per line")
+
+
+def test_no_valid_row_names_the_flag_and_the_first(write):
+    path = write("x", "y")
+    refuses(
+        lambda: read_rows(path, skip_bad_rows=True),
+        f"--dataset {path}: all 2 rows are malformed",
+        f"the first: {path}:1: not JSON",
+    )
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "trailing"])
+def test_a_damaged_gzip_is_refused_whole(write, tmp_path, damage, skip):
+    whole = gzip.compress(b'{"prompt": "a"}\n' * 5000)
+    half = len(whole) // 2
+    data = {
+        "cut": whole[:half],
+        "flipped": whole[:half] + bytes(255 - byte for byte in whole[half:]),
+        "trailing": whole + b"trash",
+    }[damage]
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(data)
+    refuses(lambda: read_rows(path, skip_bad_rows=skip), f"--dataset {path}: truncated or damaged gzip")
+
+
+# --------------------------------------------------------------------------- tokenizing
+
+
+def test_a_text_is_tokenized_as_it_stands_even_with_a_template():
+    (prompt,) = Prompts(rows_of("2 + 2 ="), CHAT).in_order()
+    assert text_of(prompt, CHAT) == "2 + 2 ="
+    assert prompt.content == "2 + 2 ="
+    assert all(type(token) is int for token in prompt.ids)
+
+
+def test_special_tokens_are_the_tokenizers():
+    """<bos> before a text; none before a chat, whose template adds what it wants."""
+    tokenizer = bpe(TEMPLATE)
+    chat = DatasetRow([user("sort")], {}, "t.jsonl:2", "messages")
+    text, chat = Prompts([*rows_of("sort the digits"), chat], tokenizer).in_order()
+    assert text.ids == tuple(tokenizer("sort the digits")["input_ids"])
+    assert text.ids[0] == tokenizer.bos_token_id
+    assert text_of(chat, tokenizer) == "<user>sort\n<assistant>"
+
+
+def test_a_chat_goes_through_the_template():
+    messages = [{"role": "system", "content": "be brief"}, user("hi")]
+    (prompt,) = Prompts([DatasetRow(messages, {}, "t.jsonl:1", "messages")], CHAT).in_order()
+    assert text_of(prompt, CHAT) == "<system>be brief\n<user>hi\n<assistant>"
+    assert prompt.content == messages
+    assert all(type(token) is int for token in prompt.ids)
+
+
+def test_a_prefill_is_left_open():
+    messages = [user("hi"), assistant("<think>")]
+    (prompt,) = Prompts([DatasetRow(messages, {}, "t.jsonl:1", "prompt")], CHAT).in_order()
+    assert text_of(prompt, CHAT) == "<user>hi\n<assistant><think>"
+
+
+def test_a_question_is_a_chat_only_with_a_template():
+    row = DatasetRow("hi", {}, "t.jsonl:1", "question")
+    (chat,) = Prompts([row], CHAT).in_order()
+    (text,) = Prompts([row], PLAIN).in_order()
+    assert (text_of(chat, CHAT), chat.content) == ("<user>hi\n<assistant>", [user("hi")])
+    assert (text_of(text, PLAIN), text.content) == ("hi", "hi")
+
+
+def test_a_tokenizer_of_its_own_length_neither_cuts_nor_warns(caplog):
+    short = characters(TEMPLATE, model_max_length=3)
+    short.backend_tokenizer.enable_truncation(max_length=3)
+    rows = [*rows_of("a" * 20), DatasetRow([user("a" * 20)], {}, "t.jsonl:2", "messages")]
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        text, chat = Prompts(rows, short).in_order()
+    assert (len(text.ids), len(chat.ids)) == (20, 6 + 20 + 1 + 11)
+    assert caplog.records == []
+
+
+def test_every_prompt_has_every_column():
+    rows = [
+        DatasetRow("a", {"x": 1}, "t.jsonl:1", "prompt"),
+        DatasetRow("b", {"y": 2}, "t.jsonl:2", "prompt"),
+    ]
+    prompts = Prompts(rows, PLAIN)
+    assert prompts.columns == {"x", "y"}
+    assert [prompt.columns for prompt in prompts.in_order()] == [{"x": 1, "y": None}, {"x": None, "y": 2}]
+
+
+def test_a_chat_without_a_template_names_the_row_the_tokenizer_and_the_mend():
+    tokenizer = characters(name_or_path="models/base")
+    row = DatasetRow([user("a")], {}, "t.jsonl:7", "messages")
+    refuses(
+        lambda: Prompts([*rows_of("a"), row], tokenizer, skip_bad_rows=True),
+        "t.jsonl:7: `messages` is a chat, and the tokenizer of models/base has no chat template",
+        "instruct model",
+        "chat_template.jinja",
+    )
+    refuses(lambda: Prompts([row], characters()), "the tokenizer of --model has no chat template")
+
+
+REFUSED = DatasetRow([{"role": "system", "content": "s"}, user("a")], {}, "t.jsonl:8", "messages")
+TOKENLESS = DatasetRow("", {}, "t.jsonl:9", "prompt")
+
+
+def test_a_refusing_template_names_the_row():
+    refuses(
+        lambda: Prompts([REFUSED], characters(REFUSING)),
+        "t.jsonl:8: the chat template refuses these messages (system, user): no system turn, please",
+    )
+
+
+def test_a_prompt_without_tokens_names_the_row():
+    refuses(lambda: Prompts([*rows_of("a"), TOKENLESS], PLAIN), "t.jsonl:9: the tokenizer makes no token")
+
+
+def test_skip_bad_rows_counts_what_the_tokenizer_refuses_too():
+    prompts = Prompts(
+        [REFUSED, *rows_of("a"), TOKENLESS],
+        characters(REFUSING),
+        skip_bad_rows=True,
+        skipped_rows=["t.jsonl:3: bad"],
+    )
+    assert (len(prompts), prompts.skipped) == (1, 3)
+    assert [message[:10] for message in prompts.skipped_rows] == ["t.jsonl:3:", "t.jsonl:8:", "t.jsonl:9:"]
+
+
+def test_no_prompt_left_names_the_flag():
+    refuses(
+        lambda: Prompts([TOKENLESS], PLAIN, skip_bad_rows=True, flag="--eval_dataset"),
+        "--eval_dataset: no prompt is left: 1 malformed",
+        "t.jsonl:9",
+    )
+    refuses(
+        lambda: Prompts(rows_of("aaa", "bbbb"), PLAIN, max_prompt_length=2, long_prompts="drop"),
+        "--dataset: no prompt is left: 0 malformed",
+        "2 over --max_prompt_length 2",
+        "--long_prompts drop",
+    )
+
+
+# --------------------------------------------------------------------------- long prompts
+
+LONG = rows_of("abc", "abcdef", "abcd", "abcdefgh", answer="x")
+
+
+def test_a_long_prompt_is_an_error_with_its_mends():
+    refuses(
+        lambda: Prompts(LONG, PLAIN, max_prompt_length=4),
+        "t.jsonl:2: the prompt has 6 tokens, over --max_prompt_length 4",
+        "(2 of 4 prompts are, the longest has 8)",
+        "raise --max_prompt_length",
+        "--long_prompts error",
+        "truncate_left",
+        "drop",
+    )
+
+
+def test_a_long_prompt_is_cut_from_the_left():
+    prompts = Prompts(LONG, PLAIN, max_prompt_length=4, long_prompts="truncate_left")
+    assert [text_of(prompt, PLAIN) for prompt in prompts.in_order()] == ["abc", "cdef", "abcd", "efgh"]
+    assert [prompt.content for prompt in prompts.in_order()] == ["abc", "abcdef", "abcd", "abcdefgh"]
+    assert (prompts.truncated, prompts.dropped, prompts.skipped) == (2, 0, 0)
+
+
+def test_a_long_prompt_is_dropped_and_counted():
+    prompts = Prompts(LONG, PLAIN, max_prompt_length=4, long_prompts="drop")
+    assert [text_of(prompt, PLAIN) for prompt in prompts.in_order()] == ["abc", "abcd"]
+    assert (prompts.truncated, prompts.dropped, prompts.skipped, len(prompts)) == (0, 2, 0, 2)
+    assert prompts.columns == {"answer"}
+
+
+@pytest.mark.parametrize("policy", ["error", "truncate_left", "drop"])
+def test_prompts_of_the_limit_or_without_one_are_left_alone(policy):
+    for limit in (8, None):
+        prompts = Prompts(LONG, PLAIN, max_prompt_length=limit, long_prompts=policy)
+        assert [len(prompt.ids) for prompt in prompts.in_order()] == [3, 6, 4, 8]
+        assert (prompts.truncated, prompts.dropped) == (0, 0)
+
+
+# --------------------------------------------------------------------------- the order
+
+TEN = rows_of(*"abcdefghij")
+
+
+def sources(prompts: list) -> list[str]:
+    return [prompt.source for prompt in prompts]
+
+
+def test_every_row_comes_once_per_epoch_and_epochs_differ():
+    prompts = Prompts(TEN, PLAIN, seed=1)
+    epochs = [sources(prompts.take(10 * epoch, 10)) for epoch in range(4)]
+    assert all(sorted(epoch) == sorted(sources(prompts.in_order())) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert sources(prompts.in_order()) not in epochs
+
+
+@given(positions=st.lists(st.integers(0, 10_000), max_size=20), seed=st.integers(-(2**70), 2**70))
+def test_a_position_does_not_know_how_it_was_reached(positions, seed):
+    """Resuming is `at(position)` on a new object: it gives what a run that went all the way saw."""
+    prompts = Prompts(TEN, PLAIN, seed=seed)
+    seen = {position: prompts.at(position) for position in positions}
+    for position in reversed(positions):
+        again = Prompts(TEN, PLAIN, seed=seed).at(position)
+        assert (again.source, again.position) == (seen[position].source, position)
+
+
+def test_take_is_at_over_the_ends_of_epochs():
+    prompts = Prompts(TEN, PLAIN, seed=3)
+    taken = prompts.take(7, 25)
+    assert [prompt.position for prompt in taken] == list(range(7, 32))
+    assert sources(taken) == [prompts.at(position).source for position in range(7, 32)]
+    assert Counter(sources(prompts.take(0, 30))) == dict.fromkeys(sources(prompts.in_order()), 3)
+
+
+def test_the_seed_makes_the_order():
+    orders = {seed: tuple(sources(Prompts(TEN, PLAIN, seed=seed).take(0, 10))) for seed in (0, 1, 2, -1)}
+    assert len(set(orders.values())) == 4
+    assert tuple(sources(Prompts(TEN, PLAIN, seed=1).take(0, 10))) == orders[1]
+
+
+def test_the_order_is_the_same_for_ever():
+    """From the first run of this test: a checkpoint's position means the same rows in any later version."""
+    prompts = Prompts(TEN, PLAIN, seed=42)
+    assert "".join(str(prompt.content) for prompt in prompts.take(0, 20)) == "hbgedfjaciejfdachbgi"
+
+
+def test_one_row_is_an_endless_order_too():
+    prompts = Prompts(rows_of("a"), PLAIN)
+    assert [(prompt.source, prompt.position) for prompt in prompts.take(3, 2)] == [
+        ("t.jsonl:1", 3),
+        ("t.jsonl:1", 4),
+    ]
+
+
+def test_in_order_is_the_files_order():
+    prompts = Prompts(TEN, PLAIN)
+    assert [str(prompt.content) for prompt in prompts.in_order(3)] == ["a", "b", "c"]
+    assert [prompt.position for prompt in prompts.in_order(3)] == [0, 1, 2]
+    assert (
+        len(prompts.in_order()) == len(prompts.in_order(0)) == len(prompts.in_order(99)) == len(prompts) == 10
+    )
+
+
+def test_from_file_to_prompt(write):
+    path = write({"question": "2 + 2 =", "answer": "4"}, {"messages": [user("hi"), assistant("ho")]}, "bad")
+    rows, skipped = read_rows(path, skip_bad_rows=True)
+    prompts = Prompts(rows, CHAT, skipped_rows=skipped)
+    first, second = prompts.in_order()
+    assert text_of(first, CHAT) == "<user>2 + 2 =\n<assistant>"
+    assert text_of(second, CHAT) == "<user>hi\n<assistant>"
+    assert (first.columns, second.columns) == (
+        {"answer": "4", "solution": None},
+        {"answer": None, "solution": "ho"},
+    )
+    assert (second.source, prompts.skipped) == (f"{path}:2", 1)
