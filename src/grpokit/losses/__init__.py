@@ -7,22 +7,33 @@ policy_loss(loss, batch).loss.backward()                            # or of any 
 """
 
 from .batch import LossBatch
-from .family import LOSSES, Loss, LossRow, loss_options, make_loss
+from .correction import Correction
+from .family import LOSSES, LossRow, find_surrogate, loss_options, make_loss, register
+from .loss import Loss
 from .policy_loss import policy_loss
+from .ratio import RATIO_LEVELS
 from .reductions import REDUCTIONS, Counts, sequence_weights
-from .surrogates import SURROGATES, Surrogate
+from .stats import Stats, StepStats
+from .surrogate import SURROGATES, Surrogate, surrogate
 
 __all__ = [
     "LOSSES",
+    "RATIO_LEVELS",
     "REDUCTIONS",
     "SURROGATES",
+    "Correction",
     "Counts",
     "Loss",
     "LossBatch",
     "LossRow",
+    "Stats",
+    "StepStats",
     "Surrogate",
+    "find_surrogate",
     "loss_options",
     "make_loss",
     "policy_loss",
+    "register",
     "sequence_weights",
+    "surrogate",
 ]

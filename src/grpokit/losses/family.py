@@ -1,20 +1,26 @@
 """THE TABLE: loss_type → row (ratio level, surrogate, reduction, defaults, source). `make_loss` composes one.
 
-A loss of the family is a composition, and this is the only file that knows any by name. To add one: a function
-in `surrogates.py` (unless it shares another's), and a row here.
+A loss of the family is a composition, and this is the only file that knows any by name. To add one: a function with
+`@surrogate(...)` (unless it shares another's), and a row here, or from a package of your own by `register`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
+from . import coupled, surrogates  # noqa: F401: enter their functions in SURROGATES
+from .correction import Correction, check_correction
+from .kl import KL_ESTIMATORS, KL_GRADIENTS
+from .loss import Loss
 from .ratio import RATIO_LEVELS
-from .reductions import REDUCTION_FORMULAS, REDUCTIONS
-from .surrogates import SURROGATES, Surrogate, check_options
+from .reductions import REDUCTIONS
+from .surrogate import SURROGATES, Surrogate, check_options
 
 
 @dataclass(frozen=True)
@@ -24,185 +30,365 @@ class LossRow:
     ratio_level: str  # key of RATIO_LEVELS
     surrogate: str  # key of SURROGATES
     reduction: str  # key of REDUCTIONS
-    defaults: Mapping[str, Any]  # of the surrogate's options; an option left out is None
     paper: str
     summary: str  # one line: what it does that others don't
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # where they aren't the surrogate's own
     scale_rewards: str = "group"  # default scaling of `group` advantages
+    fixed_level: bool = False  # another ratio level would be another loss
 
 
-_CLIP = {"epsilon": 0.2}  # epsilon_high: epsilon, unless the row has its own
+_ROWS: dict[str, LossRow] = {
+    "grpo": LossRow(
+        "token", "clip", "sequence_mean", "arXiv:2402.03300", "each completion weighs the same, long or short"
+    ),
+    "bnpo": LossRow(
+        "token",
+        "clip",
+        "rank_token_mean",
+        "the loss of this name in TRL and ms-swift (not arXiv:2506.02864)",
+        "token mean of each rank: depends on the rank layout by definition",
+    ),
+    "dr_grpo": LossRow(
+        "token",
+        "clip",
+        "constant_length",
+        "arXiv:2503.20783",
+        "divides by a constant length, and leaves advantages unscaled: no length or difficulty bias",
+        scale_rewards="none",
+    ),
+    "dapo": LossRow(
+        "token",
+        "clip",
+        "token_mean",
+        "arXiv:2503.14476",
+        "each token weighs the same, and likely tokens may grow further (clip-higher)",
+        {"epsilon": 0.2, "epsilon_high": 0.28},
+    ),
+    "cispo": LossRow(
+        "token",
+        "cispo",
+        "token_mean",
+        "arXiv:2506.13585, cap as in arXiv:2510.13786",
+        "caps the ratio and detaches it: no token loses its gradient",
+    ),
+    "sapo": LossRow(
+        "token", "sapo", "sequence_mean", "arXiv:2511.20347", "a smooth gate in place of the hard clip"
+    ),
+    "gspo": LossRow(
+        "sequence",
+        "clip",
+        "sequence_mean",
+        "arXiv:2507.18071",
+        "one ratio for a whole sequence, the geometric mean of its tokens'",
+        {"epsilon": 3e-4, "epsilon_high": 4e-4},
+    ),
+    "gspo_token": LossRow(
+        "sequence_token",
+        "clip",
+        "sequence_mean",
+        "arXiv:2507.18071",
+        "gspo with an advantage for each token",
+        {"epsilon": 3e-4, "epsilon_high": 4e-4},
+    ),
+    "gmpo": LossRow(
+        "sequence",
+        "gmpo",
+        "sequence_mean",
+        "arXiv:2507.20673",
+        "geometric mean of ratios that are clipped token by token",
+        fixed_level=True,
+    ),
+    "luspo": LossRow(
+        "sequence",
+        "clip",
+        "sequence_sum",
+        "arXiv:2602.05261",
+        "gspo times the sequence's length: no length bias",
+        {"epsilon": 2e-3, "epsilon_high": 2.5e-3},
+        fixed_level=True,
+    ),
+    "vespo": LossRow(
+        "sequence_product",
+        "vespo",
+        "token_mean",
+        "arXiv:2602.10693",
+        "a smooth weight of the product of ratios, which falls on both sides of 1",
+        fixed_level=True,
+    ),
+    "dppo_tv": LossRow(
+        "token",
+        "dppo_tv",
+        "token_mean",
+        "arXiv:2602.04879",
+        "a trust region in probability (total variation), not in the ratio; anchored on the sampler",
+    ),
+    "dppo_kl": LossRow(
+        "token", "dppo_kl", "token_mean", "arXiv:2602.04879", "the same trust region, by binary KL divergence"
+    ),
+    "spo": LossRow(
+        "token",
+        "spo",
+        "sequence_mean",
+        "arXiv:2401.16025",
+        "a parabola in the ratio in place of the clip: pulls back",
+    ),
+    "reinforce": LossRow(
+        "token",
+        "reinforce",
+        "token_mean",
+        "Williams 1992; GPG, arXiv:2504.02546",
+        "the plain policy gradient",
+    ),
+    "importance_sampling": LossRow(
+        "token", "importance_sampling", "token_mean", "arXiv:1707.06347, eq. 6", "the ratio with no clip"
+    ),
+    "fipo": LossRow(
+        "token",
+        "fipo",
+        "token_mean",
+        "arXiv:2603.19835",
+        "weighs a token by what became of the tokens after it",
+    ),
+    "real": LossRow(
+        "token",
+        "real",
+        "sequence_mean",
+        "arXiv:2602.05630",
+        "rewards as labels: a classification loss per group",
+    ),
+    "clip_cov": LossRow(
+        "token",
+        "clip_cov",
+        "token_mean",
+        "arXiv:2505.22617",
+        "takes the gradient from a few tokens that drive entropy down",
+    ),
+    "kl_cov": LossRow(
+        "token",
+        "kl_cov",
+        "token_mean",
+        "arXiv:2505.22617",
+        "a penalty on the few tokens that drive entropy down",
+    ),
+    "m2po": LossRow(
+        "token",
+        "m2po",
+        "token_mean",
+        "arXiv:2510.01161",
+        "holds the second moment of the log-ratio, for stale rollouts",
+    ),
+}
 
-LOSSES: Mapping[str, LossRow] = MappingProxyType(
-    {
-        "grpo": LossRow(
-            "token",
-            "clip",
-            "sequence_mean",
-            _CLIP,
-            "arXiv:2402.03300",
-            "each completion weighs the same, long or short",
-        ),
-        "bnpo": LossRow(
-            "token",
-            "clip",
-            "rank_token_mean",
-            _CLIP,
-            "the loss of this name in TRL and ms-swift (not arXiv:2506.02864)",
-            "token mean of each rank: depends on the rank layout by definition",
-        ),
-        "dr_grpo": LossRow(
-            "token",
-            "clip",
-            "constant_length",
-            _CLIP,
-            "arXiv:2503.20783",
-            "divides by a constant length, and leaves advantages unscaled: no length or difficulty bias",
-            scale_rewards="none",
-        ),
-        "dapo": LossRow(
-            "token",
-            "clip",
-            "token_mean",
-            {"epsilon": 0.2, "epsilon_high": 0.28},
-            "arXiv:2503.14476",
-            "each token weighs the same, and likely tokens may grow further (clip-higher)",
-        ),
-        "cispo": LossRow(
-            "token",
-            "cispo",
-            "token_mean",
-            {"epsilon_high": 5.0, "epsilon_low_cap": 0.0},
-            "arXiv:2506.13585, cap as in arXiv:2510.13786",
-            "caps the ratio and detaches it: no token loses its gradient",
-        ),
-        "sapo": LossRow(
-            "token",
-            "sapo",
-            "sequence_mean",
-            {"tau_pos": 1.0, "tau_neg": 1.05, "sapo_gain": "paper"},
-            "arXiv:2511.20347",
-            "a smooth gate in place of the hard clip",
-        ),
-    }
+LOSSES: Mapping[str, LossRow] = MappingProxyType(_ROWS)
+
+COMMON_OPTIONS = (
+    "beta",
+    "kl_estimator",
+    "kl_gradient",
+    "entropy_coef",
+    "top_entropy_quantile",
+    "correction_mode",
+    "correction_level",
+    "correction_cap",
+    "correction_low",
+    "correction_high",
+    "opsm_threshold",
+    "rejected_tokens",
 )
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A validated composition, made by `make_loss`: ratio level × surrogate × reduction, with its options."""
-
-    name: str
-    ratio_level: str
-    surrogate: Surrogate
-    surrogate_name: str
-    reduction: str
-    options: Mapping[str, Any] = field(hash=False)  # of the surrogate, all resolved
-    beta: float = 0.0
-    max_completion_length: int | None = None
-    scale_rewards: str = "group"
-
-    @property
-    def coupling(self) -> str:
-        """`token`: any subset of an update's tokens is a slice, and shares add up."""
-        return "token"
-
-    @property
-    def drops_dead_rows(self) -> bool:
-        """Whether a sequence with A = 0 on all its tokens moves nothing, so that it needs no forward."""
-        return self.surrogate.zero_at_zero_advantage and not self.beta
-
-    @property
-    def formula(self) -> str:
-        """The loss in LaTeX, a line for each part: the sum, ℓ and w."""
-        kl = r" + \beta\,k_3" if self.beta else ""
-        return "\n".join(
-            [
-                r"L = \sum_{i,t} w_i\,\left(\ell_{i,t}" + kl + r"\right)"
-                if kl
-                else r"L = \sum_{i,t} w_i\,\ell_{i,t}",
-                self.surrogate.formula,
-                REDUCTION_FORMULAS[self.reduction],
-            ]
-        )
-
-    def __str__(self) -> str:
-        shown = {**{k: v for k, v in self.options.items() if v is not None}, "beta": self.beta}
-        options = ", ".join(
-            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in shown.items()
-        )
-        return (
-            f"{self.name} = {self.ratio_level} ratio × {self.surrogate_name} × {self.reduction} ({options})"
-        )
+def register(name: str, row: LossRow) -> None:
+    """Add a row of your own, for a package. Raises ValueError where the name is taken or a part is unknown."""
+    if name in _ROWS:
+        raise ValueError(f"loss_type {name!r}: is in the table already")
+    _lookup("surrogate", row.surrogate, SURROGATES)
+    _lookup("reduction", row.reduction, REDUCTIONS)
+    _lookup("ratio_level", row.ratio_level, RATIO_LEVELS)
+    _ROWS[name] = row
 
 
 def make_loss(
     loss_type: str,
     *,
     ratio_level: str | None = None,
-    surrogate: str | None = None,
+    surrogate: str | Callable[..., Tensor] | Surrogate | None = None,
     reduction: str | None = None,
     beta: float | None = None,
+    kl_estimator: str | None = None,
+    kl_gradient: str | None = None,
+    entropy_coef: float | None = None,
+    top_entropy_quantile: float | None = None,
+    correction_mode: str | None = None,
+    correction_level: str | None = None,
+    correction_cap: float | None = None,
+    correction_low: float | None = None,
+    correction_high: float | None = None,
+    opsm_threshold: float | None = None,
+    rejected_tokens: str | None = None,
     max_completion_length: int | None = None,
     **options: Any,
 ) -> Loss:
     """A loss of the table, frozen and validated; `ratio_level`, `surrogate` and `reduction` replace a part of its row.
 
-    The options are LOSSES.md's flags under the command line's names (`epsilon`, `epsilon_high`, `delta`, `tau_pos`,
-    `beta`, ...); None means "the row's default". Raises ValueError for an unknown loss or part (naming the
-    nearest), for an option that this loss does not use, and for a value that cannot work.
+    Options have the command line's names (`epsilon`, `epsilon_high`, `delta`, `tau_pos`, ...); None means "the row's
+    default". `surrogate` may be a name of SURROGATES, `"file.py:name"`, `"package.module:name"`, or a function.
+    Raises ValueError for an unknown loss or part (naming the nearest), for an option that this loss does not
+    use, for a value that cannot work, and for a combination that means nothing.
 
     Example: `make_loss("dapo", epsilon=0.2, epsilon_high=0.28, beta=0.04)`
     """
     row = _lookup("loss_type", loss_type, LOSSES)
-    name = surrogate or row.surrogate
-    part = _lookup("surrogate", name, SURROGATES)
+    part = find_surrogate(row.surrogate if surrogate is None else surrogate)
     reduced, level = reduction or row.reduction, ratio_level or row.ratio_level
     _lookup("reduction", reduced, REDUCTIONS)
     _lookup("ratio_level", level, RATIO_LEVELS)
+    _check_combination(loss_type, row, part, level, reduced)
 
+    own = row.defaults if part.name == row.surrogate else {}
     given = {key: value for key, value in options.items() if value is not None}
-    takes_length = reduced == "constant_length"
+    takes = [*part.options, *COMMON_OPTIONS] + ["max_completion_length"] * (reduced == "constant_length")
+    if max_completion_length is not None:
+        given["max_completion_length"] = max_completion_length
     for key, value in given.items():
-        if key not in part.options:
-            _refuse(loss_type, key, value, part, takes_length)
-    if max_completion_length is not None and not takes_length:
-        _refuse(loss_type, "max_completion_length", max_completion_length, part, takes_length)
-    if max_completion_length is not None and max_completion_length < 1:
+        if key not in takes:
+            raise ValueError(f"{key} {value}: not used by loss_type {loss_type}; {_nearest(key, takes)}")
+    if given.pop("max_completion_length", 1) < 1:
         raise ValueError(f"max_completion_length {max_completion_length}: must be at least 1")
-    beta = 0.0 if beta is None else beta
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta {beta}: must be 0 (no KL penalty) or above; 0.04 is usual")
-
-    resolved = {**dict.fromkeys(part.options), **_defaults(name, row), **given}
-    if "epsilon" in resolved and resolved["epsilon_high"] is None:
+    resolved = {**part.options, **own, **given}
+    if "epsilon" in resolved and resolved.get("epsilon_high", 0) is None:
         resolved["epsilon_high"] = resolved["epsilon"]
     check_options(part, resolved)
-    return Loss(
-        loss_type,
-        level,
-        part,
-        name,
-        reduced,
-        MappingProxyType(resolved),
-        beta,
-        max_completion_length,
-        row.scale_rewards,
+
+    correction = _correction(
+        correction_mode, correction_level, correction_cap, correction_low, correction_high
+    )
+    loss = Loss(
+        name=loss_type,
+        ratio_level=level,
+        surrogate=part,
+        reduction=reduced,
+        options=MappingProxyType(resolved),
+        beta=0.0 if beta is None else beta,
+        kl_estimator=kl_estimator or "k3",
+        kl_gradient=kl_gradient or "own",
+        entropy_coef=entropy_coef or 0.0,
+        top_entropy_quantile=top_entropy_quantile,
+        correction=correction,
+        opsm_threshold=opsm_threshold,
+        rejected_tokens=rejected_tokens or "keep",
+        max_completion_length=max_completion_length,
+        scale_rewards=row.scale_rewards,
+    )
+    _check_terms(loss, kl_estimator, kl_gradient)
+    return loss
+
+
+def find_surrogate(surrogate: str | Callable[..., Tensor] | Surrogate) -> Surrogate:
+    """By name, by `"file.py:name"` or `"package.module:name"`, or from a function: as a Surrogate.
+
+    Of a function of the user's nothing is known, so nothing is taken for granted: its rows with A = 0 stay.
+    """
+    if isinstance(surrogate, Surrogate):
+        return surrogate
+    if isinstance(surrogate, str) and ":" in surrogate:
+        from grpokit.loading import load_object
+
+        surrogate = load_object(surrogate, "surrogate")  # pyright: ignore[reportAssignmentType]
+    if isinstance(surrogate, str):
+        return _lookup("surrogate", surrogate, SURROGATES)
+    if not callable(surrogate):
+        raise ValueError(
+            f"surrogate {surrogate!r}: is not a function f(log_ratio, advantages, logps, *, options)"
+        )
+    name = getattr(surrogate, "__name__", type(surrogate).__name__)
+    known = SURROGATES.get(name)
+    return (
+        known
+        if known is not None and known.fn is surrogate
+        else Surrogate(name=name, fn=surrogate, formula=rf"\ell = \mathrm{{{name}}}")
     )
 
 
-def loss_options(loss_type: str) -> frozenset[str]:
+def loss_options(loss_type: str, reduction: str | None = None) -> frozenset[str]:
     """Names of the options that `make_loss(loss_type, ...)` takes. Raises ValueError for an unknown loss."""
     row = _lookup("loss_type", loss_type, LOSSES)
-    length = {"max_completion_length"} if row.reduction == "constant_length" else set()
-    return frozenset({*SURROGATES[row.surrogate].options, "beta", *length})
+    length = {"max_completion_length"} if (reduction or row.reduction) == "constant_length" else set()
+    return frozenset({*SURROGATES[row.surrogate].options, *COMMON_OPTIONS, *length})
 
 
-def _defaults(surrogate: str, row: LossRow) -> Mapping[str, Any]:
-    """The row's defaults, or where its surrogate was replaced, those of the first row that has the new one."""
-    if surrogate == row.surrogate:
-        return row.defaults
-    return next((other.defaults for other in LOSSES.values() if other.surrogate == surrogate), {})
+def _check_combination(loss_type: str, row: LossRow, part: Surrogate, level: str, reduction: str) -> None:
+    if level not in part.ratio_levels:
+        raise ValueError(
+            f"ratio_level {level}: means nothing with surrogate {part.name}, which is defined on {_or(part.ratio_levels)}"
+        )
+    if row.fixed_level and level != row.ratio_level:
+        raise ValueError(
+            f"ratio_level {level}: loss_type {loss_type} is defined by its {row.ratio_level} ratio; leave ratio_level out, or "
+            "choose another loss_type"
+        )
+    if part.reductions is not None and reduction not in part.reductions:
+        raise ValueError(f"reduction {reduction}: surrogate {part.name} fixes its own; leave reduction out")
+
+
+def _correction(
+    mode: str | None, level: str | None, cap: float | None, low: float | None, high: float | None
+) -> Correction | None:
+    given = {"level": level, "cap": cap, "low": low, "high": high}
+    given = {key: value for key, value in given.items() if value is not None}
+    if mode is None:
+        if given:
+            key, value = next(iter(given.items()))
+            raise ValueError(
+                f"correction_{key} {value}: acts only with a correction_mode; set it to truncate or mask"
+            )
+        return None
+    unused = {"truncate": ("low", "high"), "mask": ("cap",)}.get(mode, ())
+    for key in unused:
+        if key in given:
+            raise ValueError(f"correction_{key} {given[key]}: not used by correction_mode {mode}")
+    correction = Correction(mode=mode, **given)
+    check_correction(correction)
+    return correction
+
+
+def _check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -> None:
+    """The terms added to ℓ, and the masks."""
+    if not 0 <= loss.beta < float("inf"):
+        raise ValueError(f"beta {loss.beta}: must be 0 (no KL penalty) or above; 0.04 is usual")
+    if loss.kl_estimator not in KL_ESTIMATORS:
+        raise ValueError(
+            f"kl_estimator {loss.kl_estimator!r}: is not one of {', '.join(KL_ESTIMATORS)}; k3 is the default"
+        )
+    if loss.kl_gradient not in KL_GRADIENTS:
+        raise ValueError(f"kl_gradient {loss.kl_gradient!r}: is not one of {', '.join(KL_GRADIENTS)}")
+    for flag, value in (("kl_estimator", kl_estimator), ("kl_gradient", kl_gradient)):
+        if value is not None and not loss.beta:
+            raise ValueError(
+                f"{flag} {value}: acts only with beta above 0; set beta (0.04 is usual) or leave it out"
+            )
+    if not -float("inf") < loss.entropy_coef < float("inf"):
+        raise ValueError(f"entropy_coef {loss.entropy_coef}: must be a finite number; 0.001 is usual")
+    q = loss.top_entropy_quantile
+    if q is not None and not 0 < q <= 1:
+        raise ValueError(
+            f"top_entropy_quantile {q}: the share of tokens that keep their policy term, above 0 and at most 1; 0.2 is usual"
+        )
+    if loss.rejected_tokens not in ("keep", "drop"):
+        raise ValueError(f"rejected_tokens {loss.rejected_tokens!r}: is not one of keep, drop")
+    if loss.rejected_tokens == "drop" and (loss.correction is None or loss.correction.mode != "mask"):
+        raise ValueError(
+            "rejected_tokens drop: takes rejected tokens out of the counts, which only correction_mode mask can say "
+            "beforehand; set it, or leave rejected_tokens at keep"
+        )
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
+
+
+def _nearest(key: str, takes: list[str]) -> str:
+    near = difflib.get_close_matches(key, takes, n=1, cutoff=0.8)
+    return (f"did you mean {near[0]}? " if near else "leave it out; ") + f"it takes {', '.join(takes)}"
 
 
 def _lookup(flag: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -211,10 +397,3 @@ def _lookup(flag: str, name: str, table: Mapping[str, Any]) -> Any:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"{flag} {name!r}: {hint}there are {', '.join(table)}")
     return table[name]
-
-
-def _refuse(loss_type: str, key: str, value: Any, part: Surrogate, takes_length: bool) -> None:
-    takes = [*part.options, "beta"] + ["max_completion_length"] * takes_length
-    near = difflib.get_close_matches(key, takes, n=1, cutoff=0.8)
-    hint = f"did you mean {near[0]}? " if near else "leave it out; "
-    raise ValueError(f"{key} {value}: not used by loss_type {loss_type}; {hint}it takes {', '.join(takes)}")

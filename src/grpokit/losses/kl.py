@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from .ratio import clamp_log_ratio
 
 
+def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """k1 = logp − ref for each token [N]: unbiased, of either sign; its own gradient is that of logp, and tells nothing."""
+    return clamp_log_ratio(logps - ref_logps)
+
+
+def k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """k2 = ½(logp − ref)² for each token [N]: biased; on-policy its gradient is the unbiased one of KL(π‖ref)."""
+    return 0.5 * clamp_log_ratio(logps - ref_logps) ** 2
+
+
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """k3 = exp(ref − logp) − (ref − logp) − 1 for each token [N]: unbiased for KL(π‖ref) and never negative."""
+    """k3 = exp(ref − logp) − (ref − logp) − 1 for each token [N]: unbiased for KL(π‖ref), never negative."""
     log_ratio = clamp_log_ratio(ref_logps - logps)
     # expm1 keeps the precision that exp(x) − 1 loses where the two models nearly agree.
     return log_ratio.expm1() - log_ratio
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+KL_GRADIENTS = ("own", "k2", "ratio")
+
+
+def kl_term(logps: Tensor, ref_logps: Tensor, log_ratio: Tensor, estimator: str, gradient: str) -> Tensor:
+    """The KL term [N]: the value of `estimator` with the gradient that `gradient` names.
+
+    `own`: its own. `k2`: that of k2, the unbiased one on-policy. `ratio`: the estimator times the importance ratio ρ
+    = exp(log_ratio), the unbiased form off-policy too (DeepSeek-V3.2, arXiv 2512.02556, eq. 7).
+    """
+    value = KL_ESTIMATORS[estimator](logps, ref_logps)
+    if gradient == "k2":
+        slope = k2(logps, ref_logps)
+        return value.detach() + slope - slope.detach()
+    return value * clamp_log_ratio(log_ratio).exp() if gradient == "ratio" else value

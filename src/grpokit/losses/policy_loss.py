@@ -8,53 +8,181 @@ from torch import Tensor
 from grpokit.types import LossOutput, Metric, Metrics
 
 from .batch import LossBatch
-from .family import Loss
-from .kl import k3
-from .ratio import MAX_LOG_RATIO, RATIO_LEVELS, clamp_log_ratio
+from .correction import diagnostics
+from .kl import KL_ESTIMATORS, kl_term
+from .loss import Loss
+from .ratio import MAX_LOG_RATIO, clamp_log_ratio, token_log_ratio
+from .stats import Stats, StepStats
 
 
-def policy_loss(loss: Loss, batch: LossBatch) -> LossOutput:
-    """Σ w·(ℓ + β·k3) over the batch's tokens [N]: a share, to be summed over slices and ranks, never averaged.
+def policy_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> LossOutput:
+    """Σ w·(M·c·ℓ + β·k − coef·H) over the batch's tokens [N]: a share, to be summed over slices and ranks, never averaged.
 
     Computed in float32 or the log-probs' wider type. An empty batch gives a zero that is connected to `logps`.
-    Raises ValueError where the loss has a KL term and the batch no `ref_logps`.
+    Raises ValueError where the batch lacks what the loss needs: `ref_logps` for a KL term, `sampler_logps` for a
+    correction, whole sequences or `stats` where tokens are coupled.
     """
     batch = batch.upcast()
-    raw = RATIO_LEVELS[loss.ratio_level](batch)
-    log_ratio = clamp_log_ratio(raw)
-    terms = loss.surrogate.fn(log_ratio, batch.advantages, batch.logps, **loss.options)
-    kl = _kl(loss, batch)
-    if kl is not None:
-        terms = terms + loss.beta * kl
-    share = (batch.weights * terms).sum()
+    if stats is None and loss.coupling != "token":
+        stats = _own_stats(loss, batch)
+    _require(loss, batch)
+    raw = token_log_ratio(batch, loss.surrogate.anchor)
+    log_ratio = _log_ratio(loss, batch, clamp_log_ratio(raw), stats)
+    policy = _policy_term(loss, batch, log_ratio, stats)
+    added = _added(loss, batch)
+    share = policy.sum() if loss.surrogate.weighs_itself else (batch.weights * policy).sum()
+    if added is not None:
+        share = share + (batch.weights * added).sum()
     with torch.no_grad():
-        return LossOutput(share, {"loss": Metric.sum(share), **_metrics(loss, batch, raw, log_ratio, kl)})
+        metrics = {"loss": Metric.sum(share), **_metrics(loss, batch, raw, log_ratio, stats)}
+    return LossOutput(share, metrics)
 
 
-def _kl(loss: Loss, batch: LossBatch) -> Tensor | None:
-    if not loss.beta:
-        return None
-    if batch.ref_logps is None:
+def _policy_term(loss: Loss, batch: LossBatch, log_ratio: Tensor, stats: Stats | None) -> Tensor:
+    """ℓ [N], times the sampler's correction and the masks."""
+    inputs = [_input(name, batch, stats) for name in loss.surrogate.inputs]
+
+    def ell(log_ratio: Tensor, logps: Tensor) -> Tensor:
+        return loss.surrogate.fn(log_ratio, batch.advantages, logps, *inputs, **loss.options)
+
+    factor = _factor(loss, batch, stats)
+    if not loss.spreads_factor:
+        return factor * ell(log_ratio, batch.logps)
+    # The ratio is the whole sequence's, and the factor a token's own: each logp moves all the sequence's terms through
+    # the ratio, so that path carries the mean factor of the sequence; the path through logp itself carries its own.
+    through_ratio = ell(log_ratio, batch.logps.detach())
+    mean_factor = _looked_up("mean_factor", batch, stats) * _sequence_factor(loss, batch, stats)
+    return factor * ell(log_ratio.detach(), batch.logps) + mean_factor * (through_ratio - through_ratio.detach())
+
+
+def _own_stats(loss: Loss, batch: LossBatch) -> Stats:
+    if loss.needs_stats:
+        raise ValueError(
+            f"{loss.name} couples the tokens of a whole {loss.coupling}: gather StepStats.of(loss, slice) over every slice of "
+            "the update first, and pass stats=StepStats.finish(loss, seed, step)"
+        )
+    return StepStats.of(loss, batch).finish(loss)
+
+
+def _require(loss: Loss, batch: LossBatch) -> None:
+    if loss.beta and batch.ref_logps is None:
         raise ValueError(
             f"beta {loss.beta:g}: the KL penalty needs LossBatch.ref_logps; give them, or set beta 0"
         )
-    return k3(batch.logps, batch.ref_logps)
+    if loss.needs_sampler and batch.sampler_logps is None:
+        raise ValueError(
+            f"{loss.name}: the sampler's log-probs are needed (LossBatch.sampler_logps), and there are none"
+        )
+    if loss.needs_entropies and batch.entropies is None:
+        raise ValueError(
+            f"{loss.name}: the policy's entropies are needed (LossBatch.entropies), and there are none"
+        )
 
 
-def _metrics(loss: Loss, batch: LossBatch, raw: Tensor, log_ratio: Tensor, kl: Tensor | None) -> Metrics:
-    """Metrics over *live* tokens: A ≠ 0, or all where a KL term is on. So dropping dead rows changes none."""
+def _input(name: str, batch: LossBatch, stats: Stats | None) -> Tensor:
+    value = getattr(batch, name, None)
+    return value if value is not None else _looked_up(name, batch, stats)
+
+
+def _looked_up(name: str, batch: LossBatch, stats: Stats | None) -> Tensor:
+    if stats is None:
+        raise ValueError(f"{name}: neither a field of the batch nor of its statistics")
+    return stats.at(name, batch)
+
+
+def _log_ratio(loss: Loss, batch: LossBatch, d: Tensor, stats: Stats | None) -> Tensor:
+    """The log-ratio [N] at the loss's level; for a few losses with the sampler's correction inside."""
+    if loss.surrogate.before_mean is not None:
+        d = loss.surrogate.before_mean(d, batch.advantages, **loss.options)
+    if not loss.level.statistic:
+        return d
+    lengths = d.detach() if batch.lengths is None else batch.lengths.to(d.dtype)
+    log_ratio = loss.level.apply(d, _looked_up("log_ratio", batch, stats), lengths)
+    if loss.correction is not None and loss.surrogate.correction_inside:
+        log_ratio = log_ratio + _looked_up("inside", batch, stats)
+    return log_ratio
+
+
+def _token_log_weight(batch: LossBatch) -> Tensor:
+    """log c = old − sampler [N], clamped, without gradient."""
+    assert batch.sampler_logps is not None
+    old = batch.logps.detach() if batch.old_logps is None else batch.old_logps
+    return clamp_log_ratio(old - batch.sampler_logps)
+
+
+def _level_log_weight(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
+    if loss.correction is None or loss.correction.level == "token":
+        return _token_log_weight(batch)
+    return _looked_up("log_weight", batch, stats)
+
+
+def _factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
+    """What multiplies the policy term [N]: the sampler's correction and the masks. It changes no count."""
+    factor = _sequence_factor(loss, batch, stats)
+    if loss.token_correction is not None:
+        factor = factor * loss.token_correction.weight(_token_log_weight(batch))
+    if loss.top_entropy_quantile is not None:
+        factor = factor * _looked_up("high_entropy", batch, stats)
+    return factor
+
+
+def _sequence_factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
+    """The part of it that all tokens of a sequence share [N]."""
+    factor = torch.ones_like(batch.advantages)
+    if loss.correction is not None and loss.token_correction is None and not loss.surrogate.correction_inside:
+        factor = loss.correction.weight(_level_log_weight(loss, batch, stats))
+    return factor if loss.opsm_threshold is None else torch.where(_off_policy(loss, batch, stats), 0.0, factor)
+
+
+def _off_policy(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
+    """[N] bool: tokens of sequences that OPSM drops, A < 0 and mean(μ − logp) over the threshold."""
+    return (batch.advantages < 0) & (_looked_up("drift", batch, stats) > loss.opsm_threshold)
+
+
+def _added(loss: Loss, batch: LossBatch) -> Tensor | None:
+    """β·KL − coef·H [N]; not touched by corrections and masks."""
+    terms = None
+    if loss.beta and batch.ref_logps is not None:
+        log_ratio = token_log_ratio(batch)
+        terms = loss.beta * kl_term(
+            batch.logps, batch.ref_logps, log_ratio, loss.kl_estimator, loss.kl_gradient
+        )
+    if loss.entropy_coef and batch.entropies is not None:
+        bonus = loss.entropy_coef * batch.entropies
+        terms = -bonus if terms is None else terms - bonus
+    return terms
+
+
+def _metrics(loss: Loss, batch: LossBatch, raw: Tensor, log_ratio: Tensor, stats: Stats | None) -> Metrics:
+    """Metrics over *live* tokens: A ≠ 0, or all where every token moves something. So dropping dead rows changes none."""
     live = (
         batch.advantages != 0 if loss.drops_dead_rows else torch.ones_like(batch.advantages, dtype=torch.bool)
     )
-    ratio, advantages = log_ratio[live].exp(), batch.advantages[live]
+    ratio, advantages = clamp_log_ratio(log_ratio[live]).exp(), batch.advantages[live]
     metrics = {
         "ratio/mean": Metric.mean(ratio),
         "ratio/max": Metric.max(ratio),
         "ratio/ess": Metric.derived("ess", ratio),
         "ratio/clamped": Metric.mean(raw[live].abs() > MAX_LOG_RATIO),
     }
-    for name, values in loss.surrogate.health(ratio, advantages, **loss.options).items():
-        metrics[name] = Metric.mean(values)
-    if kl is not None:
-        metrics["kl"] = Metric.mean(kl[live])
+    if loss.surrogate.health is not None:
+        for name, values in loss.surrogate.health(ratio, advantages, **loss.options).items():
+            metrics[name] = Metric.mean(values)
+    if loss.surrogate.before_mean is not None:
+        d = clamp_log_ratio(raw[live])
+        metrics["clip_ratio/region_mean"] = Metric.mean(
+            loss.surrogate.before_mean(d, advantages, **loss.options) != d
+        )
+    for name in loss.surrogate.shown:
+        metrics[f"{loss.surrogate.name}/{name}"] = Metric.mean(_input(name, batch, stats)[live])
+    if loss.beta and batch.ref_logps is not None:
+        metrics["kl"] = Metric.mean(KL_ESTIMATORS[loss.kl_estimator](batch.logps, batch.ref_logps)[live])
+    if loss.entropy_coef and batch.entropies is not None:
+        metrics["entropy/trainer"] = Metric.mean(batch.entropies[live])
+    if loss.needs_sampler:
+        metrics |= diagnostics(
+            _token_log_weight(batch)[live], _level_log_weight(loss, batch, stats)[live], loss.correction
+        )
+    if loss.opsm_threshold is not None:
+        metrics["opsm/dropped"] = Metric.mean(_off_policy(loss, batch, stats)[live])
     return metrics

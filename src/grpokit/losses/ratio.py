@@ -1,11 +1,14 @@
 """Log-ratios: how far the policy has moved from where the step began, at each level.
 
-A level is a function of a LossBatch that returns one log-ratio per trainable token, [N].
+Sequence levels take their value from the whole sequence's statistics, without gradient, and let each token carry the
+gradient of its own log-prob. Summed over the sequence's tokens that is the gradient of the mean (or of the sum), so any
+subset of the tokens can be a slice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -20,10 +23,56 @@ def clamp_log_ratio(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def token(batch: LossBatch) -> Tensor:
-    """log ρ = logp − old, one ratio per token [N]; on-policy (no old) it is 0, with the gradient of logp."""
-    old = batch.logps.detach() if batch.old_logps is None else batch.old_logps
-    return batch.logps - old
+def token_log_ratio(batch: LossBatch, anchor: str = "old") -> Tensor:
+    """logp − old (or − sampler) [N], not clamped; on-policy (no old) it is 0, with the gradient of logp.
+
+    Raises ValueError where the anchor is the sampler and the batch has no `sampler_logps`.
+    """
+    if anchor == "sampler":
+        if batch.sampler_logps is None:
+            raise ValueError("LossBatch.sampler_logps is missing: this loss's ratio is to the sampler")
+        return batch.logps - batch.sampler_logps
+    return batch.logps - (batch.logps.detach() if batch.old_logps is None else batch.old_logps)
 
 
-RATIO_LEVELS: dict[str, Callable[[LossBatch], Tensor]] = {"token": token}
+@dataclass(frozen=True)
+class RatioLevel:
+    """A level: which statistic of the sequence is its value (None: the token's own), and how a token moves it."""
+
+    statistic: str | None  # a key of `sequence_statistics`
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor]  # (token log-ratio d, statistic, T) [N] → log-ratio [N]
+    formula: str  # log ρ in LaTeX
+    one_advantage: bool = False  # its value is the sequence's, so one advantage must be too
+
+
+def _token(d: Tensor, _: Tensor, __: Tensor) -> Tensor:
+    return d
+
+
+def _mean(d: Tensor, mean: Tensor, _: Tensor) -> Tensor:
+    return d - d.detach() + mean
+
+
+def _sum(d: Tensor, total: Tensor, lengths: Tensor) -> Tensor:
+    # Each of the T tokens carries the whole ℓ, so a token's own share of the gradient is T times its logp's.
+    return clamp_log_ratio(lengths * (d - d.detach()) + total)
+
+
+RATIO_LEVELS: dict[str, RatioLevel] = {
+    "token": RatioLevel(None, _token, r"\log\rho_t = \log\pi_t - \log\pi_{old,t}"),
+    "sequence": RatioLevel(
+        "mean",
+        _mean,
+        r"\log\rho = \frac{1}{T}\sum_t\left(\log\pi_t - \log\pi_{old,t}\right)",
+        one_advantage=True,
+    ),
+    "sequence_token": RatioLevel(
+        "mean",
+        _mean,
+        r"\log\rho_t = \log\pi_t - \mathrm{sg}(\log\pi_t)"
+        r" + \mathrm{sg}\left(\frac{1}{T}\sum_k(\log\pi_k - \log\pi_{old,k})\right)",
+    ),
+    "sequence_product": RatioLevel(
+        "sum", _sum, r"\log W = \sum_t\left(\log\pi_t - \log\pi_{old,t}\right)", one_advantage=True
+    ),
+}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .family import Loss
+    from .loss import Loss
 
 
 @dataclass(frozen=True)

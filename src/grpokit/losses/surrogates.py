@@ -1,71 +1,19 @@
 """Surrogates: how a token's log-ratio and advantage become its loss ℓ. One short function each, all [N] → [N].
 
-A surrogate is elementwise: (log_ratio, advantages, logps, its options) → ℓ. `log_ratio` is clamped already, so
-exp is finite. Everything that averages is in `reductions.py`, so no surrogate can divide by the wrong number.
+Everything here is elementwise. What averages is in `reductions.py`, so no surrogate can divide by the wrong number;
+those that need to see more than their own token are in `coupled.py`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Surrogate:
-    """A surrogate and what must be known of it to compose, check and show it."""
-
-    fn: Callable[..., Tensor]
-    formula: str  # ℓ in LaTeX (the subset that matplotlib's mathtext draws)
-    health: Callable[
-        ..., dict[str, Tensor]
-    ]  # (ratio, advantages, options) → metric name → values [N] to average
-    check: Callable[..., None]  # raises ValueError naming the option, its value and one that works
-    zero_at_zero_advantage: bool = (
-        True  # ℓ = 0 where A = 0: what lets sequences with A = 0 leave before the forward
-    )
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Names of the options, in the order of the function's keyword-only arguments."""
-        parameters = inspect.signature(self.fn).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-
-
-def _at_least(name: str, value: float, low: float, hint: str = "") -> None:
-    if not (value >= low and value < float("inf")):
-        raise ValueError(f"{name} {value}: must be at least {low:g}" + (f"; {hint}" if hint else ""))
-
-
-def _above(name: str, value: float, low: float, hint: str = "") -> None:
-    if not (value > low and value < float("inf")):
-        raise ValueError(f"{name} {value}: must be above {low:g}" + (f"; {hint}" if hint else ""))
-
+from .surrogate import TOKEN_LEVELS, above, at_least, surrogate
 
 # --------------------------------------------------------------------------- clip
-
-
-def clip(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    logps: Tensor,
-    *,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-) -> Tensor:
-    """ℓ = −min(min(ρ, δ)·A, clip(ρ, 1−ε, 1+ε_high)·A): PPO's clip (arXiv 1707.06347, eq. 7), GRPO (2402.03300, eq. 3).
-
-    δ bounds the loss of tokens with A < 0 ("dual clip", 1912.09729, eq. 5); ε_high > ε is DAPO's clip-higher.
-    """
-    ratio = log_ratio.exp()
-    bounded = ratio if delta is None else ratio.clamp(max=delta)
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-    return -torch.minimum(bounded * advantages, clipped * advantages)
 
 
 def clip_health(
@@ -86,10 +34,10 @@ def clip_health(
 
 def clip_check(*, epsilon: float, epsilon_high: float, delta: float | None) -> None:
     """ε in (0, 1), ε_high > 0, δ > 1 + ε_high."""
-    _above("epsilon", epsilon, 0, "0.2 is usual")
+    above("epsilon", epsilon, 0, "0.2 is usual")
     if epsilon >= 1:
         raise ValueError(f"epsilon {epsilon}: must be below 1 (the ratio is never below 0); 0.2 is usual")
-    _above("epsilon_high", epsilon_high, 0, "0.28 is usual")
+    above("epsilon_high", epsilon_high, 0, "0.28 is usual")
     if delta is not None and not 1 + epsilon_high < delta < float("inf"):
         raise ValueError(
             f"delta {delta}: must exceed 1 + epsilon_high = {1 + epsilon_high:g}, or it cuts into the clip range; "
@@ -97,18 +45,32 @@ def clip_check(*, epsilon: float, epsilon_high: float, delta: float | None) -> N
         )
 
 
-# --------------------------------------------------------------------------- cispo
-
-
-def cispo(
-    log_ratio: Tensor, advantages: Tensor, logps: Tensor, *, epsilon_high: float, epsilon_low_cap: float
+@surrogate(
+    formula=r"\ell = -\min\left(\min(\rho,\delta)\,A,\ \mathrm{clip}(\rho,\,1-\epsilon,\,1+\epsilon_{high})\,A\right)",
+    zero_at_zero_advantage=True,
+    health=clip_health,
+    check=clip_check,
+)
+def clip(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    logps: Tensor,
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
 ) -> Tensor:
-    """ℓ = −sg(clip(ρ, floor, cap))·A·logp: a capped, detached ratio, so no token loses its gradient.
+    """ℓ = −min(min(ρ, δ)·A, clip(ρ, 1−ε, 1+ε_high)·A): PPO's clip (arXiv 1707.06347, eq. 7), GRPO (2402.03300, eq. 3).
 
-    MiniMax-M1 (arXiv 2506.13585, eq. 4–5); the cap as an absolute number, as in ScaleRL (2510.13786).
+    δ bounds the loss of tokens with A < 0 ("dual clip", 1912.09729, eq. 5); ε_high > ε is DAPO's clip-higher.
     """
-    ratio = log_ratio.exp().clamp(epsilon_low_cap, epsilon_high).detach()
-    return -ratio * advantages * logps
+    ratio = log_ratio.exp()
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
+    return -torch.minimum(bounded * advantages, clipped * advantages)
+
+
+# --------------------------------------------------------------------------- cispo
 
 
 def cispo_health(
@@ -125,9 +87,31 @@ def cispo_check(*, epsilon_high: float, epsilon_low_cap: float) -> None:
         "for cispo it is an absolute cap on the ratio, not 1 + epsilon, so a value below 1 would scale every "
         "gradient down by it; 5.0 is the default"
     )
-    _at_least("epsilon_high", epsilon_high, 1, hint)
+    at_least("epsilon_high", epsilon_high, 1, hint)
     if not 0 <= epsilon_low_cap <= 1:
         raise ValueError(f"epsilon_low_cap {epsilon_low_cap}: must be between 0 (no floor) and 1")
+
+
+@surrogate(
+    formula=r"\ell = -\mathrm{sg}\left(\min(\rho,\,\epsilon_{high})\right)\,A\,\log\pi",
+    zero_at_zero_advantage=True,
+    health=cispo_health,
+    check=cispo_check,
+)
+def cispo(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    logps: Tensor,
+    *,
+    epsilon_high: float = 5.0,
+    epsilon_low_cap: float = 0.0,
+) -> Tensor:
+    """ℓ = −sg(clip(ρ, floor, cap))·A·logp: a capped, detached ratio, so no token loses its gradient.
+
+    MiniMax-M1 (arXiv 2506.13585, eq. 4–5); the cap as an absolute number, as in ScaleRL (2510.13786).
+    """
+    ratio = log_ratio.exp().clamp(epsilon_low_cap, epsilon_high).detach()
+    return -ratio * advantages * logps
 
 
 # --------------------------------------------------------------------------- sapo
@@ -136,18 +120,6 @@ def cispo_check(*, epsilon_high: float, epsilon_low_cap: float) -> None:
 def _sapo_tau(advantages: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
     # new_tensor: torch.where of two Python numbers would give float32 and lose 1.05's float64 digits.
     return torch.where(advantages > 0, advantages.new_tensor(tau_pos), advantages.new_tensor(tau_neg))
-
-
-def sapo(
-    log_ratio: Tensor, advantages: Tensor, logps: Tensor, *, tau_pos: float, tau_neg: float, sapo_gain: str
-) -> Tensor:
-    """ℓ = −gain·σ(τ(ρ−1))·A, τ = tau_pos where A > 0, else tau_neg: a soft gate (SAPO, arXiv 2511.20347, eq. 5–6).
-
-    The paper's gain 4/τ makes the slope at ρ = 1 the plain policy gradient's; `none` is the bare gate.
-    """
-    tau = _sapo_tau(advantages, tau_pos, tau_neg)
-    gain = 4 / tau if sapo_gain == "paper" else 1.0
-    return -gain * (tau * (log_ratio.exp() - 1)).sigmoid() * advantages
 
 
 def sapo_health(
@@ -160,41 +132,191 @@ def sapo_health(
 
 def sapo_check(*, tau_pos: float, tau_neg: float, sapo_gain: str) -> None:
     """Both temperatures above 0; the gain one of its two names."""
-    _above("tau_pos", tau_pos, 0, "1.0 is the paper's")
-    _above("tau_neg", tau_neg, 0, "1.05 is the paper's")
+    above("tau_pos", tau_pos, 0, "1.0 is the paper's")
+    above("tau_neg", tau_neg, 0, "1.05 is the paper's")
     if sapo_gain not in ("paper", "none"):
         raise ValueError(f"sapo_gain {sapo_gain!r}: is not one of paper, none; paper is the default")
 
 
-SURROGATES: Mapping[str, Surrogate] = {
-    "clip": Surrogate(
-        clip,
-        r"\ell = -\min\left(\min(\rho,\delta)\,A,\ \mathrm{clip}(\rho,\,1-\epsilon,\,1+\epsilon_{high})\,A\right)",
-        clip_health,
-        clip_check,
-    ),
-    "cispo": Surrogate(
-        cispo,
-        r"\ell = -\mathrm{sg}\left(\min(\rho,\,\epsilon_{high})\right)\,A\,\log\pi",
-        cispo_health,
-        cispo_check,
-    ),
-    "sapo": Surrogate(
-        sapo,
-        r"\ell = -\frac{4}{\tau}\,\sigma\left(\tau(\rho-1)\right)\,A",
-        sapo_health,
-        sapo_check,
-    ),
-}
+@surrogate(
+    formula=r"\ell = -\frac{4}{\tau}\,\sigma\left(\tau(\rho-1)\right)\,A",
+    zero_at_zero_advantage=True,
+    health=sapo_health,
+    check=sapo_check,
+)
+def sapo(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    logps: Tensor,
+    *,
+    tau_pos: float = 1.0,
+    tau_neg: float = 1.05,
+    sapo_gain: str = "paper",
+) -> Tensor:
+    """ℓ = −gain·σ(τ(ρ−1))·A, τ = tau_pos where A > 0, else tau_neg: a soft gate (SAPO, arXiv 2511.20347, eq. 5–6).
+
+    The paper's gain 4/τ makes the slope at ρ = 1 the plain policy gradient's; `none` is the bare gate.
+    """
+    tau = _sapo_tau(advantages, tau_pos, tau_neg)
+    gain = 4 / tau if sapo_gain == "paper" else 1.0
+    return -gain * (tau * (log_ratio.exp() - 1)).sigmoid() * advantages
 
 
-def check_options(surrogate: Surrogate, options: Mapping[str, Any]) -> None:
-    """Raise ValueError where an option is not a number, or not one that the surrogate can work with."""
-    for name, value in options.items():
-        if (
-            value is not None
-            and name != "sapo_gain"
-            and (isinstance(value, bool) or not isinstance(value, int | float))
-        ):
-            raise ValueError(f"{name} {value!r}: must be a number")
-    surrogate.check(**options)
+# --------------------------------------------------------------------------- without a clip
+
+
+@surrogate(formula=r"\ell = -A\,\log\pi", zero_at_zero_advantage=True, ratio_levels=TOKEN_LEVELS)
+def reinforce(log_ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
+    """ℓ = −A·logp: the plain policy gradient (Williams 1992); also called GPG (arXiv 2504.02546). No ratio at all."""
+    return -advantages * logps
+
+
+@surrogate(formula=r"\ell = -\rho\,A", zero_at_zero_advantage=True)
+def importance_sampling(log_ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
+    """ℓ = −ρ·A: the unclipped objective that PPO's clip was made to tame (arXiv 1707.06347, eq. 6)."""
+    return -log_ratio.exp() * advantages
+
+
+@surrogate(
+    formula=r"\ell = -\rho\,A + \frac{|A|}{2\epsilon}\,(\rho-1)^2",
+    zero_at_zero_advantage=True,
+    check=lambda *, epsilon: above("epsilon", epsilon, 0, "0.2 is the paper's"),
+)
+def spo(log_ratio: Tensor, advantages: Tensor, logps: Tensor, *, epsilon: float = 0.2) -> Tensor:
+    """ℓ = −ρ·A + |A|·(ρ−1)² / (2ε): a parabola whose best ratio is 1 ± ε (Simple Policy Optimization, 2401.16025)."""
+    ratio = log_ratio.exp()
+    return -ratio * advantages + advantages.abs() * (ratio - 1) ** 2 / (2 * epsilon)
+
+
+# --------------------------------------------------------------------------- gmpo
+
+
+def gmpo_clip(log_ratio: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """d [N]: the log-ratio clamped on the side that A pushes to, sgn(A)·min(sgn(A)·d, sgn(A)·clamp(d, −ε, ε_high))."""
+    sign = advantages.sign()
+    return sign * torch.minimum(sign * log_ratio, sign * log_ratio.clamp(-epsilon, epsilon_high))
+
+
+@surrogate(
+    formula=r"\ell = -A\,\exp\left(\frac{1}{T}\sum_t d_t\right),\quad "
+    r"d = s\,\min\left(s\log\rho,\ s\,\mathrm{clip}(\log\rho,\,-\epsilon,\,\epsilon_{high})\right),\ s = \mathrm{sgn}\,A",
+    zero_at_zero_advantage=True,
+    ratio_levels=("sequence",),
+    before_mean=gmpo_clip,
+    one_advantage=True,
+    check=lambda *, epsilon, epsilon_high: (
+        above("epsilon", epsilon, 0, "0.4 is the paper's"),
+        above("epsilon_high", epsilon_high, 0, "0.4 is the paper's"),
+    ),
+)
+def gmpo(
+    log_ratio: Tensor, advantages: Tensor, logps: Tensor, *, epsilon: float = 0.4, epsilon_high: float = 0.4
+) -> Tensor:
+    """ℓ = −A·exp(mean_t d): the geometric mean of ratios that were clipped one by one (GMPO, arXiv 2507.20673, eq. 4).
+
+    ε and ε_high are in log space. `gmpo_clip` has made d before the mean was taken.
+    """
+    return -log_ratio.exp() * advantages
+
+
+# --------------------------------------------------------------------------- vespo
+
+
+@surrogate(
+    formula=r"\ell = -\mathrm{sg}\left(W^{k}\,e^{\lambda(1-W)}\right)\,A\,\log\pi,\quad W = \prod_t \rho_t",
+    zero_at_zero_advantage=True,
+    ratio_levels=("sequence_product",),
+    correction_inside=True,
+)
+def vespo(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    logps: Tensor,
+    *,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
+) -> Tensor:
+    """ℓ = −sg(φ(W))·A·logp, φ(W) = W^k·exp(λ(1−W)), W the sequence's product of ratios (VESPO, arXiv 2602.10693).
+
+    (k, λ) = (2, 3) where A ≥ 0, (3, 2) where A < 0. In log space, log W held to [log 1e-8, 20].
+    """
+    log_w = log_ratio.detach().clamp(math.log(1e-8), 20)
+    k = torch.where(advantages >= 0, advantages.new_tensor(vespo_k_pos), advantages.new_tensor(vespo_k_neg))
+    lam = torch.where(
+        advantages >= 0, advantages.new_tensor(vespo_lambda_pos), advantages.new_tensor(vespo_lambda_neg)
+    )
+    return -(k * log_w + lam * (1 - log_w.exp())).exp() * advantages * logps
+
+
+# --------------------------------------------------------------------------- dppo
+
+
+def _dppo(log_ratio: Tensor, advantages: Tensor, logps: Tensor, drop: Tensor, cap: float) -> Tensor:
+    ratio = log_ratio.exp().clamp(max=cap).detach()
+    return -torch.where(drop, 0.0, ratio) * advantages * logps
+
+
+def _dppo_check(*, dppo_delta: float, dppo_cap: float) -> None:
+    above("dppo_delta", dppo_delta, 0, "0.2 (TV) and 0.05 (KL) are the paper's")
+    at_least("dppo_cap", dppo_cap, 1, "20 is the paper's")
+
+
+@surrogate(
+    formula=r"\ell = -M\,\mathrm{sg}\left(\min(r,c)\right)\,A\,\log\pi,\quad r = \pi/\mu,\ "
+    r"M = 0\ \mathrm{where}\ \mathrm{sgn}(A)\,(\pi-\mu) > \delta",
+    zero_at_zero_advantage=True,
+    ratio_levels=TOKEN_LEVELS,
+    anchor="sampler",
+    check=_dppo_check,
+)
+def dppo_tv(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    logps: Tensor,
+    sampler_logps: Tensor,
+    *,
+    dppo_delta: float = 0.2,
+    dppo_cap: float = 20.0,
+) -> Tensor:
+    """ℓ = −M·sg(min(π/μ, c))·A·logp; M drops a token that left the trust region |π − μ| ≤ δ on the side A pushes to.
+
+    DPPO with total variation (arXiv 2602.04879). μ is the sampler: the only loss here that's anchored on it.
+    """
+    gap = logps.detach().exp() - sampler_logps.exp()
+    return _dppo(log_ratio, advantages, logps, gap * advantages.sign() > dppo_delta, dppo_cap)
+
+
+def binary_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL between two coins, p·log(p/q) + (1−p)·log((1−p)/(1−q)), from log-probs [N]; 0 where both are sure."""
+    p, rest_p, rest_q = log_p.exp(), -torch.expm1(log_p), -torch.expm1(log_q)
+    tiny = torch.finfo(log_p.dtype).tiny
+    heads = p * (log_p - log_q).clamp(-1e4, 1e4)
+    tails = torch.where(
+        rest_p > 0, rest_p * (rest_p.clamp(min=tiny).log() - rest_q.clamp(min=tiny).log()), 0.0
+    )
+    return heads + tails
+
+
+@surrogate(
+    formula=r"\ell = -M\,\mathrm{sg}\left(\min(r,c)\right)\,A\,\log\pi,\quad r = \pi/\mu,\ "
+    r"M = 0\ \mathrm{where}\ \mathrm{sgn}(A)\,(\pi-\mu) > 0\ \mathrm{and}\ \mathrm{KL}_2(\mu\|\pi) > \delta",
+    zero_at_zero_advantage=True,
+    ratio_levels=TOKEN_LEVELS,
+    anchor="sampler",
+    check=_dppo_check,
+)
+def dppo_kl(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    logps: Tensor,
+    sampler_logps: Tensor,
+    *,
+    dppo_delta: float = 0.05,
+    dppo_cap: float = 20.0,
+) -> Tensor:
+    """ℓ = −M·sg(min(π/μ, c))·A·logp; M drops a token that A pushes on and whose binary KL(μ‖π) exceeds δ (2602.04879)."""
+    pushed = (logps.detach() - sampler_logps) * advantages.sign() > 0
+    drop = pushed & (binary_kl(sampler_logps, logps.detach()) > dppo_delta)
+    return _dppo(log_ratio, advantages, logps, drop, dppo_cap)

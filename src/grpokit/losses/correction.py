@@ -1,0 +1,83 @@
+"""Corrections for a sampler that isn't the trainer: weights c = π_old / μ, always detached, and what they tell.
+
+The engine that sampled the tokens (μ) and the trainer at the start of the step (old) disagree a little, by numerics or
+by age. c is truncated (TIS, arXiv 2510.18927 and others) or masked (IcePop); OPSM drops sequences (2512.02556).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpokit.types import Metric, Metrics
+
+CORRECTION_MODES = ("truncate", "mask")
+CORRECTION_LEVELS = ("token", "sequence_product", "sequence_geometric")
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How tokens are weighed by c, at one of CORRECTION_LEVELS."""
+
+    mode: str = "truncate"
+    level: str = "token"
+    cap: float = 2.0  # truncate: min(c, cap)
+    low: float = 0.5  # mask: c where low ≤ c ≤ high, else 0
+    high: float = 5.0
+
+    def rejects(self, log_weight: Tensor) -> Tensor:
+        """[N] bool: tokens that the mask leaves out; none when truncating."""
+        if self.mode != "mask":
+            return torch.zeros_like(log_weight, dtype=torch.bool)
+        c = log_weight.exp()
+        return (c < self.low) | (c > self.high)
+
+    def weight(self, log_weight: Tensor) -> Tensor:
+        """[N] log c at this level → the factor of each token."""
+        c = log_weight.exp()
+        return (
+            c.clamp(max=self.cap)
+            if self.mode == "truncate"
+            else torch.where(self.rejects(log_weight), 0.0, c)
+        )
+
+    def log_weight(self, log_weight: Tensor) -> Tensor:
+        """The same in log space, a masked token at log 1e-8: for losses that take it inside their own ratio."""
+        return self.weight(log_weight).clamp(min=1e-8).log().clamp(math.log(1e-8), 20)
+
+
+def check_correction(correction: Correction) -> None:
+    """Raise ValueError naming the flag and a value that works."""
+    if correction.mode not in CORRECTION_MODES:
+        raise ValueError(f"correction_mode {correction.mode!r}: is not one of {', '.join(CORRECTION_MODES)}")
+    if correction.level not in CORRECTION_LEVELS:
+        raise ValueError(
+            f"correction_level {correction.level!r}: is not one of {', '.join(CORRECTION_LEVELS)}"
+        )
+    if not 0 < correction.cap < math.inf:
+        raise ValueError(f"correction_cap {correction.cap}: must be above 0; 2 is usual")
+    if not 0 <= correction.low < correction.high < math.inf:
+        raise ValueError(
+            f"correction_low {correction.low}, correction_high {correction.high}: must be 0 ≤ low < high; 0.5 and 5 are usual"
+        )
+
+
+def diagnostics(token_log_weight: Tensor, log_weight: Tensor, correction: Correction | None) -> Metrics:
+    """How far sampler and trainer are apart, over the tokens given: `token_log_weight` and (at the level) `log_weight` [N]."""
+    x, c = token_log_weight, token_log_weight.exp()
+    found = {
+        "sampler_kl": Metric.mean(x.expm1() - x),  # k3 of KL(μ‖old), from samples of μ
+        "sampler/kl_k1": Metric.mean(-x),
+        "sampler/logp_diff_mean": Metric.mean(x.abs()),
+        "sampler/logp_diff_max": Metric.max(x.abs()),
+        "sampler/chi2": Metric.mean(c * c - 1),
+        "sampler/ess": Metric.derived("ess", c),
+    }
+    if correction is not None and correction.mode == "truncate":
+        found["sampler/truncated"] = Metric.mean(log_weight.exp() > correction.cap)
+    elif correction is not None:
+        found["sampler/masked"] = Metric.mean(correction.rejects(log_weight))
+    return found

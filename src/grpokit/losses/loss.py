@@ -1,0 +1,194 @@
+"""A loss: a frozen composition of parts, and what follows from them: what it couples, needs, and is invariant to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .correction import Correction
+from .ratio import RATIO_LEVELS, RatioLevel
+from .reductions import REDUCTION_FORMULAS
+from .stats import Tokens
+from .surrogate import COUPLINGS, Surrogate
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A validated composition, made by `make_loss`: ratio level × surrogate × reduction, with its options and terms."""
+
+    name: str
+    ratio_level: str
+    surrogate: Surrogate
+    reduction: str
+    options: Mapping[str, Any] = field(hash=False)  # of the surrogate, all resolved
+    beta: float = 0.0
+    kl_estimator: str = "k3"
+    kl_gradient: str = "own"
+    entropy_coef: float = 0.0
+    top_entropy_quantile: float | None = None
+    correction: Correction | None = None
+    opsm_threshold: float | None = None
+    rejected_tokens: str = "keep"
+    max_completion_length: int | None = None
+    scale_rewards: str = "group"
+
+    @property
+    def level(self) -> RatioLevel:
+        """The ratio level itself."""
+        return RATIO_LEVELS[self.ratio_level]
+
+    @property
+    def coupling(self) -> str:
+        """What a slice must hold whole: `token`, `sequence`, or with the statistics' pass `group` or `step`."""
+        parts = [self.surrogate.needs_update]
+        sequence_correction = self.correction is not None and self.correction.level != "token"
+        if self.level.statistic or sequence_correction or self.opsm_threshold is not None:
+            parts.append("sequence")
+        if self.top_entropy_quantile is not None:
+            parts.append("step")
+        return max(parts, key=COUPLINGS.index)
+
+    @property
+    def needs_stats(self) -> bool:
+        """Whether `policy_loss` must be given the statistics of the whole update."""
+        return self.coupling in ("group", "step")
+
+    @property
+    def needs_entropies(self) -> bool:
+        """Whether the batch must have the entropies of the policy being trained."""
+        return bool(self.entropy_coef) or self.top_entropy_quantile is not None
+
+    @property
+    def needs_sampler(self) -> bool:
+        """Whether the batch must have the sampler's log-probs."""
+        corrected = self.correction is not None or self.opsm_threshold is not None
+        return corrected or self.surrogate.anchor == "sampler"
+
+    @property
+    def one_advantage(self) -> bool:
+        """Whether all tokens of a sequence must have the same advantage."""
+        return self.surrogate.one_advantage or self.level.one_advantage
+
+    @property
+    def token_correction(self) -> Correction | None:
+        """The correction where it multiplies each token's ℓ by a weight of its own."""
+        of_tokens = self.correction is not None and self.correction.level == "token"
+        return self.correction if of_tokens and not self.surrogate.correction_inside else None
+
+    @property
+    def spreads_factor(self) -> bool:
+        """Whether a factor of single tokens meets a ratio of the whole sequence, whose gradient all its tokens share."""
+        own = self.token_correction is not None or self.top_entropy_quantile is not None
+        return own and self.level.one_advantage
+
+    @property
+    def drops_dead_rows(self) -> bool:
+        """Whether a sequence with A = 0 on all its tokens moves nothing, so that it needs no forward."""
+        return self.surrogate.zero_at_zero_advantage and not self.beta and not self.entropy_coef
+
+    @property
+    def invariances(self) -> frozenset[str]:
+        """Cuts that change neither loss, gradient nor metric.
+
+        `tokens`: any subset of the update's tokens is a slice by itself; `sequences`: any subset of whole sequences;
+        `stats`: any subset of tokens, with the statistics of the whole update; `ranks`: any dealing to ranks.
+        """
+        found = {"stats"}
+        if self.coupling in ("token", "sequence"):
+            found.add("sequences")
+        if self.coupling == "token":
+            found.add("tokens")
+        if self.reduction != "rank_token_mean":
+            found.add("ranks")
+        return frozenset(found)
+
+    @property
+    def stats_fields(self) -> tuple[str, ...]:
+        """Optional fields of the batch that the statistics need."""
+        needs = {
+            "lengths": self.coupling in ("sequence", "group") or self.level.statistic is not None,
+            "positions": self.surrogate.statistics is not None or self.top_entropy_quantile is not None,
+            "group_ids": self.surrogate.needs_update == "group",
+            "entropies": self.top_entropy_quantile is not None,
+            "sampler_logps": self.needs_sampler,
+        }
+        return tuple(name for name, needed in needs.items() if needed)
+
+    def statistics(self, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What tokens must know of each other: (by token, by sequence), name → [n] over the sorted `tokens`."""
+        by_token: dict[str, Tensor] = {}
+        by_sequence: dict[str, Tensor] = {}
+        part, spread = self.surrogate, lambda values: values[tokens.index]
+        if self.level.statistic:
+            before = part.before_mean
+            d = before(tokens.log_ratio, tokens.advantages, **self.options) if before else tokens.log_ratio
+            reduce = tokens.sequence_mean if self.level.statistic == "mean" else tokens.sequence_sum
+            by_sequence["log_ratio"] = spread(reduce(d))
+        if self.correction is not None and self.correction.level != "token":
+            product = self.correction.level == "sequence_product"
+            value = (tokens.sequence_sum if product else tokens.sequence_mean)(tokens.log_weight)
+            by_sequence["log_weight"] = spread(value.clamp(-20, 20))
+        if self.correction is not None and part.correction_inside:
+            inside = by_sequence.get("log_weight")
+            of_tokens = self.correction.log_weight(tokens.log_weight)
+            by_sequence["inside"] = (
+                spread(tokens.sequence_sum(of_tokens))
+                if inside is None
+                else self.correction.log_weight(inside)
+            )
+        if self.opsm_threshold is not None:
+            by_sequence["drift"] = spread(tokens.sequence_mean(tokens.drift))
+        if self.top_entropy_quantile is not None:
+            by_token["high_entropy"] = (
+                tokens.entropies >= _top(tokens.entropies, self.top_entropy_quantile)
+            ).double()
+        if self.spreads_factor:
+            factor = torch.ones_like(tokens.logps)
+            if self.token_correction is not None:
+                factor = factor * self.token_correction.weight(tokens.log_weight)
+            by_sequence["mean_factor"] = spread(tokens.sequence_mean(factor * by_token.get("high_entropy", 1.0)))
+        if part.statistics is not None and len(tokens.logps):
+            by_token |= part.statistics(tokens, **self.options)
+        elif part.statistics is not None:
+            by_token |= dict.fromkeys(part.inputs, tokens.logps)
+        return by_token, by_sequence
+
+    @property
+    def formula(self) -> str:
+        """The loss in LaTeX, a line for each part: the sum, ℓ, the ratio where it isn't the token's, and w."""
+        terms = r"\ell_{i,t}"
+        if self.beta:
+            terms += rf" + \beta\,{'k_' + self.kl_estimator[1]}"
+        if self.entropy_coef:
+            terms += r" - c\,H_{i,t}"
+        inner = terms if terms == r"\ell_{i,t}" else rf"\left({terms}\right)"
+        lines = [r"L = \sum_{i,t} w_i\," + inner, self.surrogate.formula]
+        if self.ratio_level != "token":
+            lines.append(self.level.formula)
+        return "\n".join([*lines, REDUCTION_FORMULAS[self.reduction]])
+
+    def __str__(self) -> str:
+        shown = {name: value for name, value in self.options.items() if value is not None} | {
+            "beta": self.beta
+        }
+        options = ", ".join(
+            f"{name} {v:g}" if isinstance(v, float) else f"{name} {v}" for name, v in shown.items()
+        )
+        return (
+            f"{self.name} = {self.ratio_level} ratio × {self.surrogate.name} × {self.reduction} ({options})"
+        )
+
+
+def _top(entropies: Tensor, quantile: float) -> Tensor:
+    """The entropy that the top `quantile` of the tokens reach: linear between order statistics, as torch.quantile."""
+    if not len(entropies):
+        return entropies.new_zeros(())
+    ordered = entropies.sort().values
+    place = (1 - quantile) * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], place - low)

@@ -1,0 +1,228 @@
+"""Statistics of a whole update, for losses that couple tokens: gathered over slices and ranks without gradient.
+
+A pass over all slices makes `StepStats`, which add up; `finish` sorts the tokens by sequence and position, so that every
+sum is taken in one order however the update was cut, and computes what each token's loss must know of the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .batch import LossBatch
+from .ratio import clamp_log_ratio, token_log_ratio
+
+if TYPE_CHECKING:
+    from .loss import Loss
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens [n] of whole sequences, sorted by sequence and position; floats in float64, without gradient."""
+
+    sequence_ids: Tensor
+    positions: Tensor  # −1 where they are not known
+    lengths: Tensor
+    group_ids: Tensor
+    advantages: Tensor
+    logps: Tensor
+    log_ratio: Tensor  # clamped, to what the surrogate is anchored on
+    log_weight: Tensor  # clamped old − sampler; 0 without sampler log-probs
+    drift: Tensor  # clamped sampler − logps; likewise
+    entropies: Tensor  # NaN without
+    seed: int = 0
+    step: int = 0
+
+    @cached_property
+    def index(self) -> Tensor:
+        """[n] number of the token's sequence among those here."""
+        return torch.unique_consecutive(self.sequence_ids, return_inverse=True)[1]
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        return torch.unique_consecutive(self.sequence_ids, return_counts=True)[1]
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences there are."""
+        return len(self._counts)
+
+    @cached_property
+    def _first(self) -> Tensor:
+        return self._counts.cumsum(0) - self._counts
+
+    @cached_property
+    def rank_from_end(self) -> Tensor:
+        """[n] how many trainable tokens of its sequence come after the token."""
+        last = self._counts.cumsum(0) - 1
+        return last[self.index] - torch.arange(len(self.index), device=self.index.device)
+
+    def sequence_sum(self, values: Tensor) -> Tensor:
+        """[n] → [sequences]: the one helper behind every sequence-level quantity."""
+        return values.new_zeros(self.num_sequences).index_add(0, self.index, values)
+
+    def sequence_mean(self, values: Tensor) -> Tensor:
+        """[n] → [sequences]."""
+        return self.sequence_sum(values) / self.sequence_lengths
+
+    @cached_property
+    def sequence_lengths(self) -> Tensor:
+        """[sequences] T_i."""
+        return self.lengths[self._first]
+
+    @cached_property
+    def sequence_advantages(self) -> Tensor:
+        """[sequences] the advantage of each (of its first token)."""
+        return self.advantages[self._first]
+
+    @cached_property
+    def sequence_groups(self) -> Tensor:
+        """[sequences] the group of each."""
+        return self.group_ids[self._first]
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What `StepStats.finish` found: values by token, or by sequence, to be looked up for any slice."""
+
+    sequence_ids: Tensor  # [n] sorted
+    positions: Tensor  # [n]
+    by_token: Mapping[str, Tensor]  # name → [n]
+    by_sequence: Mapping[str, Tensor]  # name → [n], the same for all tokens of a sequence
+
+    def at(self, name: str, batch: LossBatch) -> Tensor:
+        """The values of `name` for the tokens of `batch` [N]. Raises ValueError for a token that isn't in here."""
+        if name in self.by_sequence:
+            keys, wanted, values = self.sequence_ids, batch.sequence_ids, self.by_sequence[name]
+        else:
+            keys, wanted = (
+                _key(self.sequence_ids, self.positions),
+                _key(batch.sequence_ids, positions_of(batch)),
+            )
+            values = self.by_token[name]
+        place = torch.searchsorted(keys, wanted.contiguous()).clamp(max=max(0, len(keys) - 1))
+        if len(wanted) and (not len(keys) or not torch.equal(keys[place], wanted)):
+            raise ValueError(
+                "stats: made from other tokens than this batch's; gather them over every slice of the update"
+            )
+        return values[place].to(batch.logps.dtype) if len(wanted) else batch.logps.detach()[:0]
+
+
+@dataclass(frozen=True, eq=False)
+class StepStats:
+    """Gathered tokens of an update: `a + b` joins slices, `across_ranks` ranks, `finish` computes.
+
+    Example: `(StepStats.of(loss, slice_1) + StepStats.of(loss, slice_2)).finish(loss, seed=0, step=0)`
+    """
+
+    tokens: Tokens  # not yet sorted
+
+    @classmethod
+    def of(cls, loss: Loss, batch: LossBatch) -> StepStats:
+        """A slice's tokens, without gradient.
+
+        Raises ValueError where the batch lacks a field that the loss couples by: lengths, positions, group_ids, ...
+        """
+        for name in loss.stats_fields:
+            if getattr(batch, name) is None:
+                raise ValueError(
+                    f"{loss.name} couples tokens of a {loss.coupling}: LossBatch.{name} is missing"
+                )
+        b, n = batch.upcast(), len(batch)
+        logps = b.logps.detach().double()
+        old = logps if b.old_logps is None else b.old_logps.double()
+        unknown = torch.full((n,), -1, dtype=torch.int64, device=logps.device)
+        sampler = old if b.sampler_logps is None else b.sampler_logps.double()
+        return cls(
+            Tokens(
+                sequence_ids=b.sequence_ids,
+                positions=unknown if b.positions is None else b.positions,
+                lengths=unknown if b.lengths is None else b.lengths,
+                group_ids=unknown if b.group_ids is None else b.group_ids,
+                advantages=b.advantages.double(),
+                logps=logps,
+                log_ratio=clamp_log_ratio(token_log_ratio(b, loss.surrogate.anchor)).detach().double(),
+                log_weight=clamp_log_ratio(old - sampler),
+                drift=clamp_log_ratio(sampler - logps),
+                entropies=torch.full_like(logps, torch.nan)
+                if b.entropies is None
+                else b.entropies.detach().double(),
+            )
+        )
+
+    def __add__(self, other: StepStats) -> StepStats:
+        return self.across_ranks([self, other])[0]
+
+    @classmethod
+    def across_ranks(cls, per_rank: Sequence[StepStats]) -> list[StepStats]:
+        """One StepStats per rank → the joined one, once for each."""
+        joined = {
+            f.name: torch.cat([getattr(s.tokens, f.name) for s in per_rank])
+            for f in dataclasses.fields(Tokens)
+            if f.name not in ("seed", "step")
+        }
+        return [cls(Tokens(**joined))] * len(per_rank)
+
+    def finish(self, loss: Loss, seed: int = 0, step: int = 0) -> Stats:
+        """Thresholds, sums over sequences and groups, selected tokens: what `policy_loss(..., stats=)` takes.
+
+        `seed` and `step` key the selections by chance. Raises ValueError for a token gathered twice and for a
+        sequence with a token missing.
+        """
+        order = _sort(self.tokens)
+        fields = {f.name: getattr(self.tokens, f.name) for f in dataclasses.fields(Tokens)}
+        sorted_fields = {k: v[order] if isinstance(v, Tensor) else v for k, v in fields.items()}
+        tokens = Tokens(**(sorted_fields | {"seed": seed, "step": step}))
+        _check_whole(tokens, loss)
+        if loss.one_advantage and not torch.equal(
+            tokens.advantages, tokens.sequence_advantages[tokens.index]
+        ):
+            raise ValueError(
+                f"{loss.name} has one value for a sequence, so it needs one advantage for all its tokens; "
+                "loss_type gspo_token is the one that takes an advantage per token"
+            )
+        by_token, by_sequence = loss.statistics(tokens)
+        return Stats(tokens.sequence_ids, tokens.positions, by_token, by_sequence)
+
+
+def _sort(tokens: Tokens) -> Tensor:
+    by_position = tokens.positions.argsort(stable=True)
+    return by_position[tokens.sequence_ids[by_position].argsort(stable=True)]
+
+
+def _check_whole(tokens: Tokens, loss: Loss) -> None:
+    key = _key(tokens.sequence_ids, tokens.positions)
+    if (tokens.positions >= 0).all() and len(key) > 1 and bool((key[1:] == key[:-1]).any()):
+        raise ValueError(
+            "stats: a token was gathered twice; sequence_ids must be numbers within the whole update, and each slice "
+            "must be added once"
+        )
+    if (tokens.lengths < 0).any():
+        return
+    found = tokens._counts
+    short = torch.nonzero(found != tokens.sequence_lengths).flatten()
+    if len(short):
+        k = int(short[0])
+        raise ValueError(
+            f"{loss.name} needs whole sequences: sequence {int(tokens.sequence_ids.unique()[k])} has {int(found[k])} of its "
+            f"{int(tokens.sequence_lengths[k])} tokens here; gather StepStats over every slice of the update and pass stats="
+        )
+
+
+def _key(sequence_ids: Tensor, positions: Tensor) -> Tensor:
+    return sequence_ids * 2**32 + positions
+
+
+def positions_of(batch: LossBatch) -> Tensor:
+    """Positions [N]. Raises ValueError where the batch has none."""
+    if batch.positions is None:
+        raise ValueError(
+            "LossBatch.positions is missing: this loss looks its tokens up by sequence and position"
+        )
+    return batch.positions
