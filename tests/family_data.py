@@ -17,7 +17,11 @@ MAX_LENGTH = 16
 
 def build(name, reduction=None, **options):
     """`name` with max_completion_length where its reduction divides by it."""
-    length = {"max_completion_length": MAX_LENGTH} if (reduction or LOSSES[name].reduction) == "constant_length" else {}
+    length = (
+        {"max_completion_length": MAX_LENGTH}
+        if (reduction or LOSSES[name].reduction) == "constant_length"
+        else {}
+    )
     return make_loss(name, reduction=reduction, **length, **options)
 
 
@@ -49,7 +53,11 @@ def make_step(seed, rows=6, width=6, spread=0.5, per_token=False, num_ranks=1, d
     if seed % 3 == 0:
         mask[0] = torch.arange(width) == 1
     logps = -noise(rows, width).abs() - 0.01
-    tensors = {"logps": logps, "old": logps + spread * noise(rows, width), "ref": logps + spread * noise(rows, width)}
+    tensors = {
+        "logps": logps,
+        "old": logps + spread * noise(rows, width),
+        "ref": logps + spread * noise(rows, width),
+    }
     tensors["sampler"] = (logps + spread * noise(rows, width)).clamp(max=-1e-3)  # a probability
     tensors["entropies"] = noise(rows, width).abs()
     trash = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=dtype)
@@ -92,7 +100,9 @@ def flat(loss, step):
 
 def gather(loss, batch, parts, seed=0, step=0):
     """The statistics of the update, gathered slice by slice."""
-    return functools.reduce(lambda a, b: a + b, [StepStats.of(loss, batch.select(p)) for p in parts]).finish(loss, seed, step)
+    return functools.reduce(lambda a, b: a + b, [StepStats.of(loss, batch.select(p)) for p in parts]).finish(
+        loss, seed, step
+    )
 
 
 @dataclass
@@ -116,7 +126,9 @@ def run(loss, batch, parts, stats="gathered"):
         out.loss.backward()
         total, metrics = total + out.loss.detach(), join_metrics(metrics, out.metrics)
     entropy_gradient = torch.zeros_like(entropies) if entropies.grad is None else entropies.grad
-    return Result(total, logps.grad, entropy_gradient, {name: metric.value for name, metric in metrics.items()})
+    return Result(
+        total, logps.grad, entropy_gradient, {name: metric.value for name, metric in metrics.items()}
+    )
 
 
 def assert_same(a, b, tolerance=1e-12):
@@ -129,4 +141,8 @@ def assert_same(a, b, tolerance=1e-12):
     for name, want in b.metrics.items():
         got, want = torch.tensor(a.metrics[name]).double(), torch.tensor(want).double()
         scale = max(1.0, float(want.abs())) if torch.isfinite(want) else 1.0
-        assert torch.allclose(got, want, rtol=tolerance, atol=tolerance * scale, equal_nan=True), (name, got, want)
+        assert torch.allclose(got, want, rtol=tolerance, atol=tolerance * scale, equal_nan=True), (
+            name,
+            got,
+            want,
+        )

@@ -177,7 +177,9 @@ ELL = {
     + (importance_sampling, fipo, clip_cov, kl_cov, m2po)
 }
 
-REDUCTION = dict.fromkeys(("gspo", "gspo_token", "gmpo", "spo", "real"), "sequence_mean") | {"luspo": "sequence_sum"}
+REDUCTION = dict.fromkeys(("gspo", "gspo_token", "gmpo", "spo", "real"), "sequence_mean") | {
+    "luspo": "sequence_sum"
+}
 
 
 def divisor(reduction, sequences, s):
@@ -190,7 +192,9 @@ def divisor(reduction, sequences, s):
 
 def correction(s, t, mode, level, cap=2.0, low=0.5, high=5.0):
     d = [held(o - m, -20, 20) for o, m in zip(s.old, s.sampler, strict=True)]
-    x = {"token": d[t], "sequence_product": held(sum(d), -20, 20), "sequence_geometric": sum(d) / len(d)}[level]
+    x = {"token": d[t], "sequence_product": held(sum(d), -20, 20), "sequence_geometric": sum(d) / len(d)}[
+        level
+    ]
     c = math.exp(x)
     return min(c, cap) if mode == "truncate" else (c if low <= c <= high else 0.0)
 
@@ -212,7 +216,9 @@ def total(name, sequences, beta=0.0, entropy_coef=0.0, quantile=None, correct=No
         if correct is not None:
             term = correction(s, t, *correct) * term
         if opsm is not None and s.advantage[t] < 0:
-            drift = sum(held(m - num(p), -20, 20) for m, p in zip(s.sampler, s.logp, strict=True)) / len(s.logp)
+            drift = sum(held(m - num(p), -20, 20) for m, p in zip(s.sampler, s.logp, strict=True)) / len(
+                s.logp
+            )
             term = 0.0 * term if drift > opsm else term
         if quantile is not None and num(s.entropy[t]) < threshold:
             term = 0.0 * term

@@ -29,7 +29,11 @@ CORRECTIONS = [
     {"correction_mode": "mask", "correction_level": "sequence_geometric"},
     {"correction_mode": "mask", "correction_level": "token", "opsm_threshold": 0.1},
 ]
-TERMS = [{}, {"beta": 0.04}, {"beta": 0.1, "kl_gradient": "ratio", "entropy_coef": 0.01, "top_entropy_quantile": 0.5}]
+TERMS = [
+    {},
+    {"beta": 0.04},
+    {"beta": 0.1, "kl_gradient": "ratio", "entropy_coef": 0.01, "top_entropy_quantile": 0.5},
+]
 
 
 def random_cut(count, parts, seed):
@@ -61,11 +65,17 @@ def test_any_cut_permutation_padding_and_packing(name, reduction, seed, correcti
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
     assert_same(
-        dataclasses.replace(shuffled, gradient=shuffled.gradient[back], entropy_gradient=shuffled.entropy_gradient[back]), whole
+        dataclasses.replace(
+            shuffled, gradient=shuffled.gradient[back], entropy_gradient=shuffled.entropy_gradient[back]
+        ),
+        whole,
     )
 
     nan = float("nan")
-    wide = {f: torch.nn.functional.pad(getattr(step, f), (0, 3, 0, 2), value=nan) for f in ("logps", "ref", "sampler", "entropies")}
+    wide = {
+        f: torch.nn.functional.pad(getattr(step, f), (0, 3, 0, 2), value=nan)
+        for f in ("logps", "ref", "sampler", "entropies")
+    }
     padded = dataclasses.replace(
         step,
         mask=torch.nn.functional.pad(step.mask, (0, 3, 0, 2)),
@@ -80,7 +90,12 @@ def test_any_cut_permutation_padding_and_packing(name, reduction, seed, correcti
 
 @pytest.mark.parametrize(("name", "reduction"), ALL)
 @settings(max_examples=10)
-@given(seed=seeds, correction=st.sampled_from(CORRECTIONS), terms=st.sampled_from(TERMS), num_ranks=st.sampled_from([2, 4]))
+@given(
+    seed=seeds,
+    correction=st.sampled_from(CORRECTIONS),
+    terms=st.sampled_from(TERMS),
+    num_ranks=st.sampled_from([2, 4]),
+)
 def test_ranks(name, reduction, seed, correction, terms, num_ranks):
     """Weights from joined counts, statistics gathered over ranks, shares summed: the same as on one rank."""
     loss = build(name, reduction, **correction, **terms)
@@ -180,7 +195,10 @@ def test_an_empty_update(name):
 def test_selection_by_chance_is_keyed_by_seed_and_step():
     loss = build("clip_cov", cov_low=-1e9, cov_high=1e9, cov_ratio=0.3, epsilon=0.99, epsilon_high=1e6)
     batch = flat(loss, make_step(2, rows=8, width=12))
-    picks = [gather(loss, batch, WHOLE, seed, step).by_token["selected"] for seed, step in [(0, 0), (0, 0), (1, 0), (0, 1)]]
+    picks = [
+        gather(loss, batch, WHOLE, seed, step).by_token["selected"]
+        for seed, step in [(0, 0), (0, 0), (1, 0), (0, 1)]
+    ]
     assert torch.equal(picks[0], picks[1])
     assert not torch.equal(picks[0], picks[2])
     assert not torch.equal(picks[0], picks[3])

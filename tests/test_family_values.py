@@ -33,11 +33,21 @@ def leaves(step: Step):
         logps += logp
         entropies += entropy
         pick = lambda x: [float(x[i, t]) for t in at]  # noqa: B023, E731
-        advantages = step.advantages if step.advantages.ndim == 2 else step.advantages[:, None].expand(step.mask.shape)
+        advantages = (
+            step.advantages if step.advantages.ndim == 2 else step.advantages[:, None].expand(step.mask.shape)
+        )
         old = step.logps if step.old is None else step.old
         sequences.append(
             oracle.Sequence(
-                i, int(step.groups[i]), at, logp, pick(old), pick(step.sampler), pick(step.ref), entropy, pick(advantages)
+                i,
+                int(step.groups[i]),
+                at,
+                logp,
+                pick(old),
+                pick(step.sampler),
+                pick(step.ref),
+                entropy,
+                pick(advantages),
             )
         )
     return sequences, logps, entropies
@@ -49,7 +59,11 @@ def compare(loss, step, **options):
     if isinstance(want, torch.Tensor) and want.requires_grad:
         want.backward()
     zero = torch.zeros((), dtype=T64)
-    gradient = torch.stack([zero if p.grad is None else p.grad for p in logps]) if logps else torch.zeros(0, dtype=T64)
+    gradient = (
+        torch.stack([zero if p.grad is None else p.grad for p in logps])
+        if logps
+        else torch.zeros(0, dtype=T64)
+    )
     batch = flat(loss, step)
     got = run(loss, batch, [slice(None)])
     want_value = oracle.num(want)
@@ -103,7 +117,10 @@ def test_vespo_takes_the_correction_inside(seed):
 def test_clip_cov_and_kl_cov_with_more_than_one_token_selected(seed):
     step = make_step(seed, rows=8, width=9, spread=0.3)
     spread_a = dataclasses.replace(step, advantages=step.advantages * 3)
-    for name, options in (("clip_cov", {"cov_low": 0.1, "cov_ratio": 0.1}), ("kl_cov", {"kl_cov_ratio": 0.1})):
+    for name, options in (
+        ("clip_cov", {"cov_low": 0.1, "cov_ratio": 0.1}),
+        ("kl_cov", {"kl_cov_ratio": 0.1}),
+    ):
         loss = build(name, **options)
         batch = flat(loss, spread_a)
         stats = gather(loss, batch, [slice(None)])
@@ -113,7 +130,8 @@ def test_clip_cov_and_kl_cov_with_more_than_one_token_selected(seed):
     loss = build("clip_cov", cov_low=0.1, cov_ratio=0.1)
     live = [s for s in sequences if s.logp]
     want = sum(
-        (oracle.clip_cov(live, s, t, low=0.1, ratio=0.1) / sum(len(u.logp) for u in live)) for s, t in oracle.all_tokens(live)
+        (oracle.clip_cov(live, s, t, low=0.1, ratio=0.1) / sum(len(u.logp) for u in live))
+        for s, t in oracle.all_tokens(live)
     )
     if isinstance(want, torch.Tensor):
         want.backward()
@@ -158,7 +176,9 @@ def test_odd_in_the_advantage_but_for_spos_penalty(name, seed):
 def test_extreme_log_ratios_are_finite(name, dtype, sign, gap):
     step = make_step(3, dtype=dtype)
     far = step.logps - gap * (torch.arange(step.mask.shape[1]) % 3 - 1)
-    step = dataclasses.replace(step, old=far, sampler=far.clamp(max=-1e-3), ref=far, advantages=sign * (step.advantages.abs() + 0.1))
+    step = dataclasses.replace(
+        step, old=far, sampler=far.clamp(max=-1e-3), ref=far, advantages=sign * (step.advantages.abs() + 0.1)
+    )
     loss = build(name, beta=0.04, correction_mode="truncate")
     got = run(loss, flat(loss, step), [slice(None)])
     assert math.isfinite(float(got.loss))
@@ -179,7 +199,11 @@ def test_zero_at_zero_advantage_is_true_where_it_is_said(name, seed):
     dead = batch.group_ids == 0
     if loss.surrogate.zero_at_zero_advantage:
         assert (got.gradient[dead] == 0).all()
-        alone = policy_loss(loss, batch.select(dead), stats=gather(loss, batch, [slice(None)]) if loss.coupling != "token" else None)
+        alone = policy_loss(
+            loss,
+            batch.select(dead),
+            stats=gather(loss, batch, [slice(None)]) if loss.coupling != "token" else None,
+        )
         assert float(alone.loss) == 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,26 @@ EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
 def loss_of(config: TrainConfig) -> Loss:
     """The configured loss. Raises ValueError where an option is given that it does not use."""
     options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
-    if "max_completion_length" in loss_options(config.loss_type):
+    options["ratio_level"] = config.ratio_level or config.importance_sampling_level
+    if "max_completion_length" in loss_options(config.loss_type, config.reduction):
         options["max_completion_length"] = config.max_completion_length
-    return make_loss(config.loss_type, beta=config.beta, **options)
+    return make_loss(config.loss_type, beta=config.beta, **options, **_loss_kwargs(config, options))
+
+
+def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:
+    """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the one that isn't so."""
+    found: dict[str, Any] = {}
+    for item in config.loss_kwargs:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--loss_kwargs {item}: expected name=value, such as fipo_gamma=0.98")
+        if name in taken:
+            raise ValueError(f"--loss_kwargs {item}: has a flag of its own, --{name}")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, context: int | None) -> Prompts:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .losses import Counts, Loss, LossBatch, sequence_weights
-from .types import MicroBatch, RolloutGroup, Row, StepBatch
+from .types import MicroBatch, RolloutGroup, Row, StepBatch, TokenScores
 
 
 def plan_step(groups: Sequence[RolloutGroup], loss: Loss, updates_per_step: int = 1) -> list[StepBatch]:
@@ -19,10 +19,7 @@ def plan_step(groups: Sequence[RolloutGroup], loss: Loss, updates_per_step: int 
 
 
 def plan_update(groups: Sequence[RolloutGroup], loss: Loss) -> StepBatch:
-    """One update: w_i of every sequence from the counts of all of them, before anything is cut.
-
-    A sequence without trainable tokens has no weight and isn't counted, so it's left out here.
-    """
+    """One update: its sequences as rows, weighed before anything is cut."""
     rows = [
         Row(
             index=index,
@@ -32,6 +29,7 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss) -> StepBatch:
             trainable=rollout.trainable,
             advantage=float(_advantages(group)[g]),
             weight=0.0,
+            length=int(rollout.trainable.sum()),
             sampler_logps=rollout.logps[rollout.trainable],
         )
         for index, (number, g, group, rollout) in enumerate(
@@ -40,12 +38,20 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss) -> StepBatch:
             for g, rollout in enumerate(group.rollouts)
         )
     ]
-    lengths = torch.tensor([int(row.trainable.sum()) for row in rows], dtype=torch.int64)
+    return weigh(rows, loss)
+
+
+def weigh(rows: Sequence[Row], loss: Loss) -> StepBatch:
+    """An update's rows with w_i of every sequence, from the counts of all of them.
+
+    A sequence without trainable tokens has no weight and isn't counted, so it's left out here.
+    """
+    lengths = torch.tensor([row.length for row in rows], dtype=torch.int64)
     group_ids = torch.tensor([row.group for row in rows], dtype=torch.int64)
     counts = Counts.across_ranks([Counts.of(lengths, group_ids)])[0]
     weights = sequence_weights(loss, lengths, counts, group_ids)
     weighed = (dataclasses.replace(row, weight=float(w)) for row, w in zip(rows, weights, strict=True))
-    return StepBatch(tuple(row for row in weighed if row.trainable.any()), counts.tokens)
+    return StepBatch(tuple(row for row in weighed if row.length), counts.tokens)
 
 
 def _advantages(group: RolloutGroup) -> Tensor:
@@ -70,6 +76,7 @@ def micro_batches(rows: Iterable[Row], budget: int, device: torch.device | str =
 def _collate(rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
     """Right-padded inputs, and the trainable tokens of all rows in flat lists [N]."""
     input_ids = torch.zeros(len(rows), max(row.num_tokens for row in rows), dtype=torch.int64)
+    lengths = torch.tensor([row.length for row in rows])
     columns, positions, targets = [], [], []
     for b, row in enumerate(rows):
         prompt = torch.tensor(row.prompt_ids, dtype=torch.int64)
@@ -78,7 +85,6 @@ def _collate(rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
         positions.append(position)
         columns.append(len(prompt) + position - 1)  # the hidden state before a token predicts it
         targets.append(row.completion_ids[position])
-    lengths = torch.tensor([len(p) for p in positions])
 
     def per_token(values: Sequence[float | int], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(lengths).to(device)
@@ -105,10 +111,11 @@ def _collate(rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
     )
 
 
-def loss_batch(micro: MicroBatch, logps: Tensor) -> LossBatch:
-    """The loss's view of a micro-batch whose tokens have `logps` [N]."""
+def loss_batch(micro: MicroBatch, scores: TokenScores) -> LossBatch:
+    """The loss's view of a micro-batch whose tokens a forward gave `scores`."""
     return LossBatch(
-        logps=logps,
+        logps=scores.logps,
+        entropies=scores.entropies,
         old_logps=micro.old_logps,
         ref_logps=micro.ref_logps,
         sampler_logps=micro.sampler_logps,
@@ -123,5 +130,5 @@ def loss_batch(micro: MicroBatch, logps: Tensor) -> LossBatch:
 
 def split_rows(micro: MicroBatch, values: Tensor) -> dict[int, Tensor]:
     """`values` [N] of a micro-batch → row index → [T_i], on the CPU."""
-    parts = values.detach().cpu().split([int(row.trainable.sum()) for row in micro.rows])
+    parts = values.detach().cpu().split([row.length for row in micro.rows])
     return {row.index: part for row, part in zip(micro.rows, parts, strict=True)}

@@ -10,13 +10,12 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from .checks import check_model_config, check_train_config
 from .config import (
     EvalConfig,
     ReportConfig,
     TaskConfig,
     TrainConfig,
-    check_model_config,
-    check_train_config,
     load_yaml,
     to_yaml,
 )

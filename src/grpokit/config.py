@@ -16,8 +16,30 @@ from typing import Any, Literal
 
 import tyro
 
-# Options of the losses: None means "the loss's own default". `make_loss` refuses one that its loss doesn't use.
-LOSS_OPTIONS = ("epsilon", "epsilon_high", "epsilon_low_cap", "delta", "tau_pos", "tau_neg", "sapo_gain")
+# What `make_loss` takes beside the loss's name; None means "the loss's own default", and it refuses what isn't used.
+LOSS_OPTIONS = (
+    "surrogate",
+    "reduction",
+    "ratio_level",
+    "epsilon",
+    "epsilon_high",
+    "epsilon_low_cap",
+    "delta",
+    "tau_pos",
+    "tau_neg",
+    "sapo_gain",
+    "kl_estimator",
+    "kl_gradient",
+    "entropy_coef",
+    "top_entropy_quantile",
+    "correction_mode",
+    "correction_level",
+    "correction_cap",
+    "correction_low",
+    "correction_high",
+    "opsm_threshold",
+    "rejected_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +93,17 @@ class TrainConfig(ModelConfig):
 
     # the loss
     loss_type: str = "grpo"
-    """Policy loss: grpo, bnpo, dr_grpo, dapo, cispo or sapo."""
+    """Policy loss: a row of `grpokit losses list` (grpo, bnpo, dr_grpo, dapo, cispo, sapo, gspo, ...)."""
+    surrogate: str | None = None
+    """Another surrogate in the loss's place: a name, or file.py:function of your own."""
+    reduction: str | None = None
+    """Another reduction: sequence_mean, rank_token_mean, token_mean, constant_length, sequence_sum, prompt_mean."""
+    ratio_level: str | None = None
+    """Another level of the importance ratio: token, sequence, sequence_token, sequence_product."""
+    importance_sampling_level: str | None = None
+    """The field's other name of --ratio_level."""
+    loss_kwargs: tuple[str, ...] = ()
+    """Options of a loss that have no flag of their own, as name=value (`grpokit losses show NAME` lists them)."""
     epsilon: float | None = None
     """Clip range of the importance ratio below 1 (and above, where epsilon_high is not set)."""
     epsilon_high: float | None = None
@@ -88,10 +120,32 @@ class TrainConfig(ModelConfig):
     """sapo only: `paper` scales the gate by 4/tau (slope 1 on-policy), `none` leaves it bare."""
     beta: float = 0.0
     """Coefficient of the KL penalty to the reference model (0: no reference is loaded)."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """Estimator of the KL penalty (default: k3)."""
+    kl_gradient: Literal["own", "k2", "ratio"] | None = None
+    """Its gradient: its own, that of k2 (unbiased on-policy), or times the ratio (unbiased off-policy)."""
+    entropy_coef: float | None = None
+    """Coefficient of an entropy bonus."""
+    top_entropy_quantile: float | None = None
+    """Only this share of the update's tokens, those of highest entropy, carry the policy term."""
+    correction_mode: Literal["truncate", "mask"] | None = None
+    """Correct for a sampler that isn't the trainer, by c = old/sampler: min(c, cap), or 0 outside a range."""
+    correction_level: Literal["token", "sequence_product", "sequence_geometric"] | None = None
+    """What c is taken over (default: token)."""
+    correction_cap: float | None = None
+    """truncate: the cap (default 2)."""
+    correction_low: float | None = None
+    """mask: lower end of the range (default 0.5)."""
+    correction_high: float | None = None
+    """mask: upper end of the range (default 5)."""
+    opsm_threshold: float | None = None
+    """Drop sequences with a negative advantage whose mean(sampler - logp) exceeds this."""
+    rejected_tokens: Literal["keep", "drop"] | None = None
+    """Whether masked tokens stay in the counts (keep, the default) or leave them (drop)."""
     ref_model: str = ""
     """Directory of the reference model (default: the initial --model)."""
-    advantage_estimator: Literal["group", "rloo"] = "group"
-    """Baseline of a completion's reward: its group's mean, or the mean of the others (rloo)."""
+    advantage_estimator: Literal["group", "rloo", "reinforce_plus_plus", "opo", "gdpo"] = "group"
+    """How rewards become advantages; group: against the group's mean, rloo: against the mean of the others."""
     scale_rewards: Literal["group", "batch", "none"] | None = None
     """What `group` advantages are divided by (default: the loss's own; none for dr_grpo, else group)."""
 
@@ -136,6 +190,8 @@ class TrainConfig(ModelConfig):
     """Print a plain line every so many steps where there is no terminal for the progress bar."""
     log_completions: int = 4
     """Groups of each step written to completions.jsonl."""
+    record_batches: int = 0
+    """Write the first update of this many steps to batches/, for `grpokit compare-batch`."""
     save_steps: int = 0
     """Write a checkpoint every so many steps (0: only final/)."""
     save_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
@@ -258,97 +314,3 @@ def to_yaml(config: Any) -> str:
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     values.pop("config", None)  # everything of that file is in here
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-# --------------------------------------------------------------------------- checks
-
-
-def _require(ok: bool, flag: str, value: Any, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"--{flag} {value}: {expected}")
-
-
-def check_model_config(config: ModelConfig) -> None:
-    """Raise ValueError naming the first flag that cannot work."""
-    for flag in ("model", "dataset"):
-        value = getattr(config, flag)
-        _require(value != "", flag, "(missing)", "is required; see --help")
-        _require(Path(value).exists(), flag, value, "no such file or directory")
-    _require(Path(config.model).is_dir(), "model", config.model, "must be a directory with a config.json")
-    _require((Path(config.model) / "config.json").is_file(), "model", config.model, "has no config.json")
-    _require(
-        len(config.reward_funcs) > 0, "reward_funcs", "(missing)", "at least one is required; see --help"
-    )
-    if config.reward_weights:
-        _require(
-            len(config.reward_weights) == len(config.reward_funcs),
-            "reward_weights",
-            " ".join(map(str, config.reward_weights)),
-            f"needs one weight for each of the {len(config.reward_funcs)} reward functions",
-        )
-    low, high = config.min_completion_length, config.max_completion_length
-    _require(high >= 1, "max_completion_length", high, "must be at least 1")
-    _require(
-        0 <= low <= high, "min_completion_length", low, f"must be between 0 and max_completion_length, {high}"
-    )
-    _require(
-        config.temperature > 0, "temperature", config.temperature, "must be above 0 (evaluation adds greedy)"
-    )
-    _require(
-        config.rollout_batch_size >= 1, "rollout_batch_size", config.rollout_batch_size, "must be at least 1"
-    )
-    length = config.max_prompt_length
-    _require(length is None or length >= 1, "max_prompt_length", length, "must be at least 1")
-    _require(config.num_threads >= 0, "num_threads", config.num_threads, "must be 0 or more")
-
-
-def check_train_config(config: TrainConfig) -> None:
-    """Raise ValueError naming the first flag that cannot work."""
-    check_model_config(config)
-    if config.eval_dataset:
-        _require(Path(config.eval_dataset).exists(), "eval_dataset", config.eval_dataset, "no such file")
-    _require(bool(config.output_dir), "output_dir", "(missing)", "is required")
-    for flag in ("prompts_per_step", "num_generations", "num_iterations", "updates_per_step"):
-        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
-    for flag in ("micro_batch_tokens", "logging_steps", "max_steps", "eval_samples", "eval_generations"):
-        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
-    for flag in ("save_steps", "eval_steps", "warmup_steps", "log_completions"):
-        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
-    for flag in ("beta", "weight_decay", "max_grad_norm", "learning_rate", "adam_epsilon"):
-        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
-    for flag in ("adam_beta1", "adam_beta2"):
-        _require(
-            0 <= getattr(config, flag) < 1, flag, getattr(config, flag), "must be at least 0 and below 1"
-        )
-    _require(
-        config.prompts_per_step % config.updates_per_step == 0,
-        "updates_per_step",
-        config.updates_per_step,
-        f"must divide --prompts_per_step {config.prompts_per_step}, so that groups stay whole",
-    )
-    _require(
-        config.num_generations >= 2,
-        "num_generations",
-        config.num_generations,
-        f"the baseline `{config.advantage_estimator}` compares completions of one prompt, so every advantage "
-        "would be 0; use 2 or more (8 is usual)",
-    )
-    _require(
-        config.scale_rewards is None or config.advantage_estimator == "group",
-        "scale_rewards",
-        config.scale_rewards,
-        f"is not used by --advantage_estimator {config.advantage_estimator}; leave it out or use group",
-    )
-    _require(
-        not config.ref_model or config.beta > 0,
-        "ref_model",
-        config.ref_model,
-        "is not used with --beta 0; set --beta (0.04 is usual) or leave it out",
-    )
-    if config.ref_model:
-        _require(
-            (Path(config.ref_model) / "config.json").is_file(),
-            "ref_model",
-            config.ref_model,
-            "has no config.json",
-        )

@@ -35,7 +35,9 @@ def train(run: Run) -> None:
                     groups = run.sampler.sample(prompts, generations)
                 with clock("reward"):
                     groups = score(groups, run.rewards)
-                groups = with_advantages(groups, config.advantage_estimator, run.scale_rewards)
+                groups = with_advantages(
+                    groups, config.advantage_estimator, run.scale_rewards, run.reward_weights
+                )
                 updates = plan_step(groups, run.loss, config.updates_per_step)  # weights fixed here
                 rate = set_learning_rate(run.optimizer, learning_rate(config, step))
                 with clock("learn"):

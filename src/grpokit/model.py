@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from .batching import loss_batch
 from .logprobs import Head, linear_logprob
-from .losses import Loss, policy_loss
-from .types import LossOutput, MicroBatch
+from .losses import Loss, Stats, policy_loss
+from .types import LossOutput, MicroBatch, TokenScores
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,14 @@ class Policy(nn.Module):
             with torch.autocast(self.device.type, self.compute_dtype):
                 yield
 
-    def forward(self, micro: MicroBatch, loss: Loss | None = None) -> tuple[Tensor, LossOutput | None]:
-        """Log-probs [N] of the micro-batch's trainable tokens, and its share of the loss where one is given.
+    def forward(
+        self,
+        micro: MicroBatch,
+        loss: Loss | None = None,
+        stats: Stats | None = None,
+        with_entropy: bool = False,
+    ) -> tuple[TokenScores, LossOutput | None]:
+        """Log-probs (and entropies, if asked for) of the micro-batch's tokens, and its share of the loss where one is given.
 
         Hidden states of other positions never reach the head. No attention mask: the padding is on the right,
         where a causal model doesn't look.
@@ -77,8 +83,16 @@ class Policy(nn.Module):
         with self.computing():
             hidden = backbone(self.model)(input_ids=micro.input_ids, use_cache=False).last_hidden_state
             hidden = hidden[micro.at_row, micro.at_col]  # [N, H]
-            logps = linear_logprob(hidden, head(self.model), micro.targets, temperature=self.temperature)
-        return logps, None if loss is None else policy_loss(loss, loss_batch(micro, logps))
+            scores = TokenScores(
+                *linear_logprob(
+                    hidden,
+                    head(self.model),
+                    micro.targets,
+                    temperature=self.temperature,
+                    with_entropy=with_entropy or (loss is not None and loss.needs_entropies),
+                )
+            )
+        return scores, None if loss is None else policy_loss(loss, loss_batch(micro, scores), stats)
 
 
 def backbone(model: Any) -> nn.Module:

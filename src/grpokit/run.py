@@ -50,10 +50,15 @@ class Run:
     finished_version: int  # policy version after the last finished step
 
     @property
+    def reward_weights(self) -> list[float]:
+        """One for each reward function."""
+        return [reward.weight for reward in self.rewards]
+
+    @property
     def how(self) -> Learning:
         """What `learn` needs of the configuration."""
         c = self.config
-        return Learning(c.num_iterations, c.micro_batch_tokens, c.max_grad_norm, c.drop_dead_rows)
+        return Learning(c.num_iterations, c.micro_batch_tokens, c.max_grad_norm, c.drop_dead_rows, c.seed)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluate after `step` steps, and write it down. Nothing without --eval_dataset."""

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .batching import micro_batches, split_rows
-from .losses import Loss
+from .batching import loss_batch, micro_batches, split_rows, weigh
+from .losses import Loss, Stats, StepStats
+from .losses.ratio import clamp_log_ratio
 from .model import Policy
 from .types import Metric, Metrics, Row, StepBatch, join_metrics
 
@@ -27,6 +28,7 @@ class Learning:
     micro_batch_tokens: int = 8192
     max_grad_norm: float = 1.0
     drop_dead_rows: bool = True
+    seed: int = 0  # of selections by chance
 
 
 def learn(
@@ -44,10 +46,12 @@ def learn(
     first pass meet a policy that has moved, so they are scored before it does.
     """
     updates = list(updates)
+    if loss.rejected_tokens == "drop":
+        updates = [drop_rejected(u, score(policy, u.rows, how), loss) for u in updates]
     if reference is not None:
         updates = [with_logps(u, "ref_logps", score(reference, u.rows, how)) for u in updates]
     again = how.num_iterations > 1
-    updates[1:] = [with_logps(u, "old_logps", score(policy, needed(u, loss, how), how)) for u in updates[1:]]
+    updates[1:] = [with_logps(u, "old_logps", score(policy, seen(u, loss, how), how)) for u in updates[1:]]
     metrics: Metrics = {}
     for iteration in range(how.num_iterations):
         for k, update in enumerate(updates):
@@ -66,15 +70,15 @@ def optimize(
     Raises NonFiniteError before the weights are touched where the loss or the gradient is NaN or infinite.
     """
     rows = needed(update, loss, how)
+    stats, logps = statistics(policy, update, loss, how) if loss.needs_stats and update.rows else (None, {})
     policy.train()
     zero_gradients(policy)
     metrics: Metrics = {"loss": Metric.sum(torch.zeros(()))}
-    logps: dict[int, Tensor] = {}
     for micro in micro_batches(rows, how.micro_batch_tokens, policy.device):
-        token_logps, output = policy(micro, loss)
+        scores, output = policy(micro, loss, stats)
         output.loss.backward()  # shares add up: no division by the number of micro-batches
         metrics = join_metrics(metrics, output.metrics)
-        logps |= split_rows(micro, token_logps)
+        logps |= split_rows(micro, scores.logps)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), how.max_grad_norm or float("inf"))
     value = metrics["loss"].value
     if not (math.isfinite(value) and math.isfinite(norm)):
@@ -84,7 +88,7 @@ def optimize(
         )
     optimizer.step()
     policy.version += 1
-    kept = sum(int(row.trainable.sum()) for row in rows)
+    kept = sum(row.length for row in rows)
     return metrics | {
         "loss": Metric.mean(
             torch.tensor([value], dtype=torch.float64)
@@ -101,6 +105,48 @@ def needed(update: StepBatch, loss: Loss, how: Learning) -> tuple[Row, ...]:
     return tuple(row for row in update.rows if row.advantage != 0)
 
 
+def seen(update: StepBatch, loss: Loss, how: Learning) -> tuple[Row, ...]:
+    """Rows whose log-probs are asked for: all of them where statistics are taken over the whole update."""
+    return update.rows if loss.needs_stats else needed(update, loss, how)
+
+
+@torch.no_grad()
+def statistics(
+    policy: Policy, update: StepBatch, loss: Loss, how: Learning
+) -> tuple[Stats, dict[int, Tensor]]:
+    """What the update's tokens must know of each other, from a pass over all its rows; and their log-probs.
+
+    Dead rows are in it too: they move nothing, but the others' statistics are over them as well.
+    """
+    parts: list[StepStats] = []
+    logps: dict[int, Tensor] = {}
+    for micro in micro_batches(update.rows, how.micro_batch_tokens, policy.device):
+        scores, _ = policy(micro, with_entropy=loss.needs_entropies)
+        parts.append(StepStats.of(loss, loss_batch(micro, scores)))
+        logps |= split_rows(micro, scores.logps)
+    return StepStats.across_ranks(parts)[0].finish(loss, how.seed, policy.version), logps
+
+
+def drop_rejected(update: StepBatch, old: Mapping[int, Tensor], loss: Loss) -> StepBatch:
+    """The update without the tokens that the correction's mask rejects, weighed anew from what is left.
+
+    `old` is row index → [T_i], the trainer's log-probs at the start of the step.
+    """
+    assert loss.correction is not None
+    rows = []
+    for row in update.rows:
+        log_weight = clamp_log_ratio(old[row.index] - row.sampler_logps)
+        kept = ~loss.correction.rejects(loss.correction.of_sequence(log_weight).expand_as(log_weight))
+        trainable = torch.zeros_like(row.trainable)
+        trainable[torch.nonzero(row.trainable).flatten()[kept]] = True
+        rows.append(
+            dataclasses.replace(
+                row, trainable=trainable, sampler_logps=row.sampler_logps[kept], length=int(kept.sum())
+            )
+        )
+    return weigh(rows, loss)
+
+
 def zero_gradients(policy: Policy) -> None:
     """Zeros, not None: AdamW skips None but moves on zeros, so an update of dead rows does the same either way."""
     for parameter in policy.parameters():
@@ -115,7 +161,7 @@ def score(policy: Policy, rows: Iterable[Row], how: Learning) -> dict[int, Tenso
     """Log-probs of the rows' trainable tokens under `policy`: row index → [T_i]. No gradient."""
     found: dict[int, Tensor] = {}
     for micro in micro_batches(rows, how.micro_batch_tokens, policy.device):
-        found |= split_rows(micro, policy(micro)[0])
+        found |= split_rows(micro, policy(micro)[0].logps)
     return found
 
 

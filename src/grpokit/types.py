@@ -79,6 +79,7 @@ class Row:
     trainable: Tensor  # [T] bool, T_i of them true
     advantage: float
     weight: float  # w_i: fixed for the whole update
+    length: int  # T_i
     sampler_logps: Tensor  # [T_i]
     old_logps: Tensor | None = None  # [T_i]; None in the step's first update, where the ratio is 1
     ref_logps: Tensor | None = None  # [T_i]
@@ -214,6 +215,14 @@ Metrics = dict[str, Metric]
 def join_metrics(a: Mapping[str, Metric], b: Mapping[str, Metric]) -> Metrics:
     """Metrics of two slices together; a name that only one of them has is kept as it is."""
     return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """What a forward says of a micro-batch's N trainable tokens."""
+
+    logps: Tensor  # [N]
+    entropies: Tensor | None = None  # [N] where they were asked for
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,10 +33,18 @@ class Head:
         return logits
 
 
-def linear_logprob(hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """log-prob [N] of `targets` [N] under softmax(logits(hidden [N, H]) / temperature)."""
+def linear_logprob(
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-prob [N] of `targets` [N] under p = softmax(logits(hidden [N, H]) / temperature), and p's entropy [N] in nats.
+
+    The entropy is None unless `with_entropy`: it costs another pass over the logits.
+    """
     logits = head.logits(hidden) / temperature  # [N, V]
-    picked = logits.gather(-1, targets[:, None])[:, 0]
     # amax/sub/exp/sum: torch.logsumexp does the same four times slower on a CPU.
-    top = logits.detach().amax(-1, keepdim=True)
-    return picked - top[:, 0] - (logits - top).exp().sum(-1).log()
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    picked = shifted.gather(-1, targets[:, None])[:, 0]
+    exps = shifted.exp()
+    total = exps.sum(-1)
+    entropy = total.log() - (exps * shifted).sum(-1) / total if with_entropy else None  # H = log Z − E[x]
+    return picked - total.log(), entropy

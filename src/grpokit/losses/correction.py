@@ -28,6 +28,12 @@ class Correction:
     low: float = 0.5  # mask: c where low ≤ c ≤ high, else 0
     high: float = 5.0
 
+    def of_sequence(self, log_weight: Tensor) -> Tensor:
+        """log c at this level, from the tokens [T] of one whole sequence: [T], or a scalar for the sequence."""
+        if self.level == "token":
+            return log_weight
+        return (log_weight.sum() if self.level == "sequence_product" else log_weight.mean()).clamp(-20, 20)
+
     def rejects(self, log_weight: Tensor) -> Tensor:
         """[N] bool: tokens that the mask leaves out; none when truncating."""
         if self.mode != "mask":

@@ -150,7 +150,9 @@ class Loss:
             factor = torch.ones_like(tokens.logps)
             if self.token_correction is not None:
                 factor = factor * self.token_correction.weight(tokens.log_weight)
-            by_sequence["mean_factor"] = spread(tokens.sequence_mean(factor * by_token.get("high_entropy", 1.0)))
+            by_sequence["mean_factor"] = spread(
+                tokens.sequence_mean(factor * by_token.get("high_entropy", 1.0))
+            )
         if part.statistics is not None and len(tokens.logps):
             by_token |= part.statistics(tokens, **self.options)
         elif part.statistics is not None:

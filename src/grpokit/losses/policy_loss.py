@@ -52,7 +52,9 @@ def _policy_term(loss: Loss, batch: LossBatch, log_ratio: Tensor, stats: Stats |
     # the ratio, so that path carries the mean factor of the sequence; the path through logp itself carries its own.
     through_ratio = ell(log_ratio, batch.logps.detach())
     mean_factor = _looked_up("mean_factor", batch, stats) * _sequence_factor(loss, batch, stats)
-    return factor * ell(log_ratio.detach(), batch.logps) + mean_factor * (through_ratio - through_ratio.detach())
+    return factor * ell(log_ratio.detach(), batch.logps) + mean_factor * (
+        through_ratio - through_ratio.detach()
+    )
 
 
 def _own_stats(loss: Loss, batch: LossBatch) -> Stats:
@@ -131,7 +133,9 @@ def _sequence_factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tenso
     factor = torch.ones_like(batch.advantages)
     if loss.correction is not None and loss.token_correction is None and not loss.surrogate.correction_inside:
         factor = loss.correction.weight(_level_log_weight(loss, batch, stats))
-    return factor if loss.opsm_threshold is None else torch.where(_off_policy(loss, batch, stats), 0.0, factor)
+    return (
+        factor if loss.opsm_threshold is None else torch.where(_off_policy(loss, batch, stats), 0.0, factor)
+    )
 
 
 def _off_policy(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:

@@ -1,0 +1,106 @@
+"""Checks of a configuration that need neither torch nor the model: each names the flag, the value and the mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .config import ModelConfig, TrainConfig
+
+
+def _require(ok: bool, flag: str, value: Any, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"--{flag} {value}: {expected}")
+
+
+def check_model_config(config: ModelConfig) -> None:
+    """Raise ValueError naming the first flag that cannot work."""
+    for flag in ("model", "dataset"):
+        value = getattr(config, flag)
+        _require(value != "", flag, "(missing)", "is required; see --help")
+        _require(Path(value).exists(), flag, value, "no such file or directory")
+    _require(Path(config.model).is_dir(), "model", config.model, "must be a directory with a config.json")
+    _require((Path(config.model) / "config.json").is_file(), "model", config.model, "has no config.json")
+    _require(
+        len(config.reward_funcs) > 0, "reward_funcs", "(missing)", "at least one is required; see --help"
+    )
+    if config.reward_weights:
+        _require(
+            len(config.reward_weights) == len(config.reward_funcs),
+            "reward_weights",
+            " ".join(map(str, config.reward_weights)),
+            f"needs one weight for each of the {len(config.reward_funcs)} reward functions",
+        )
+    low, high = config.min_completion_length, config.max_completion_length
+    _require(high >= 1, "max_completion_length", high, "must be at least 1")
+    _require(
+        0 <= low <= high, "min_completion_length", low, f"must be between 0 and max_completion_length, {high}"
+    )
+    _require(
+        config.temperature > 0, "temperature", config.temperature, "must be above 0 (evaluation adds greedy)"
+    )
+    _require(
+        config.rollout_batch_size >= 1, "rollout_batch_size", config.rollout_batch_size, "must be at least 1"
+    )
+    length = config.max_prompt_length
+    _require(length is None or length >= 1, "max_prompt_length", length, "must be at least 1")
+    _require(config.num_threads >= 0, "num_threads", config.num_threads, "must be 0 or more")
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """Raise ValueError naming the first flag that cannot work."""
+    check_model_config(config)
+    if config.eval_dataset:
+        _require(Path(config.eval_dataset).exists(), "eval_dataset", config.eval_dataset, "no such file")
+    _require(bool(config.output_dir), "output_dir", "(missing)", "is required")
+    for flag in ("prompts_per_step", "num_generations", "num_iterations", "updates_per_step"):
+        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
+    for flag in ("micro_batch_tokens", "logging_steps", "max_steps", "eval_samples", "eval_generations"):
+        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
+    for flag in ("save_steps", "eval_steps", "warmup_steps", "log_completions", "record_batches"):
+        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
+    for flag in ("beta", "weight_decay", "max_grad_norm", "learning_rate", "adam_epsilon"):
+        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
+    for flag in ("adam_beta1", "adam_beta2"):
+        _require(
+            0 <= getattr(config, flag) < 1, flag, getattr(config, flag), "must be at least 0 and below 1"
+        )
+    _require(
+        config.prompts_per_step % config.updates_per_step == 0,
+        "updates_per_step",
+        config.updates_per_step,
+        f"must divide --prompts_per_step {config.prompts_per_step}, so that groups stay whole",
+    )
+    two_names = config.ratio_level and config.importance_sampling_level
+    _require(
+        not two_names or config.ratio_level == config.importance_sampling_level,
+        "importance_sampling_level",
+        config.importance_sampling_level,
+        f"is another name of --ratio_level, which is {config.ratio_level}; give one of them",
+    )
+    _require(
+        config.num_generations >= 2,
+        "num_generations",
+        config.num_generations,
+        f"the baseline `{config.advantage_estimator}` compares completions of one prompt, so every advantage "
+        "would be 0; use 2 or more (8 is usual)",
+    )
+    _require(
+        config.scale_rewards is None or config.advantage_estimator == "group",
+        "scale_rewards",
+        config.scale_rewards,
+        f"is not used by --advantage_estimator {config.advantage_estimator}; leave it out or use group",
+    )
+    _require(
+        not config.ref_model or config.beta > 0,
+        "ref_model",
+        config.ref_model,
+        "is not used with --beta 0; set --beta (0.04 is usual) or leave it out",
+    )
+    if config.ref_model:
+        _require(
+            (Path(config.ref_model) / "config.json").is_file(),
+            "ref_model",
+            config.ref_model,
+            "has no config.json",
+        )
