@@ -277,13 +277,14 @@ def test_no_valid_row_names_the_flag_and_the_first(write):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "trailing"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "checksum", "trailing"])
 def test_a_damaged_gzip_is_refused_whole(write, tmp_path, damage, skip):
     whole = gzip.compress(b'{"prompt": "a"}\n' * 5000)
     half = len(whole) // 2
     data = {
         "cut": whole[:half],
-        "flipped": whole[:half] + bytes(255 - byte for byte in whole[half:]),
+        "flipped": whole[:10] + b"\xff" + whole[11:],  # the first byte after the header: no such block type
+        "checksum": whole[:-8] + bytes(4) + whole[-4:],
         "trailing": whole + b"trash",
     }[damage]
     path = tmp_path / "data.jsonl.gz"

@@ -87,8 +87,9 @@ def line_of(fn) -> str:
 
 
 def test_exact_match_ignores_white_space_at_the_ends():
-    completions = [" 1 7 9\n", "1 79", "", "3", "True"]
-    assert exact_match(completions, ["1 7 9", "1 7 9 ", "", 3, "x"]) == [1.0, 0.0, 1.0, 1.0, 0.0]
+    completions = [" 1 7 9\n", "1 79", "1 7 9", "", "3", "True"]
+    references = ["1 7 9", "1 7 9", "\t1 7 9 ", "", 3, "x"]
+    assert exact_match(completions, references) == [1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_exact_match_without_a_reference_does_not_apply():
@@ -349,10 +350,9 @@ def test_a_function_cannot_change_the_lists_of_the_next():
         answer.clear()
         return rewards
 
-    (first, _) = score(
-        TWO, [Reward("greedy", greedy), Reward("exact", lambda completions, answer: [1.0] * 3)]
-    )
-    assert first.rewards.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    groups = [group("1", "2", answer="1"), group("3", answer="4")]
+    (first, _) = score(groups, [Reward("greedy", greedy), Reward("exact", exact_match)])
+    assert first.rewards.tolist() == [[0.0, 1.0], [0.0, 0.0]]
 
 
 def test_no_groups_call_nothing():

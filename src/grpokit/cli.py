@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
@@ -106,7 +107,13 @@ def report(config: ReportConfig) -> int:
     """`grpokit report RUN`."""
     from .report import write_report
 
-    print(write_report(config.run, config.output or None))
+    saved = Path(config.run) / "config.yaml"
+    formula = None
+    if saved.is_file():
+        from .assemble import loss_of
+
+        formula = loss_of(load_yaml(TrainConfig, str(saved))).formula
+    print(write_report(config.run, config.output or None, formula=formula))
     return 0
 
 

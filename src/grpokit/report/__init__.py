@@ -1,0 +1,40 @@
+"""A run's directory → one self-contained HTML page: no script, nothing from a network.
+
+Importing this imports neither matplotlib nor torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_report(
+    run_dir: str | Path, output: str | Path | None = None, *, formula: str | None = None
+) -> Path:
+    """Write the report of what the run has written so far, and return its path.
+
+    Args:
+        run_dir: the run's --output_dir: config.yaml and metrics.jsonl, and where they're there
+            evaluations.jsonl and completions.jsonl.
+        output: where to write the page (default: report.html in the run).
+        formula: the loss in LaTeX, a formula on each line, as `Loss.formula` gives it; left out if None.
+
+    A run in progress is fine: half a last line is ignored. The same files give the same bytes.
+
+    Raises ValueError naming the path and what is expected there: no such directory, not a run, no metrics yet,
+    an output that can't be written; naming file:line for a malformed line.
+    """
+    from grpokit.report.data import read_run
+    from grpokit.report.page import render_page
+
+    run = read_run(Path(run_dir))
+    path = Path(output) if output is not None else run.path / "report.html"
+    if path.is_dir():
+        raise ValueError(f"--output {path}: is a directory; expected the name of an .html file")
+    page = render_page(run, formula)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(page.encode("utf-8"))
+    except OSError as error:
+        raise ValueError(f"--output {path}: {error.strerror}; expected a file that can be written") from error
+    return path

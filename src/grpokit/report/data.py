@@ -1,0 +1,151 @@
+"""The files of a run → `RunData`. Tolerant of what a run may lack, strict about what is malformed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+EXPECTED_RUN = "expected the --output_dir of `grpokit train`, with config.yaml and metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run has written so far.
+
+    Example: `RunData(Path("runs/demo"), {"loss_type": "dapo"}, ({"step": 1, "reward": 0.4},), (), ())`
+    """
+
+    path: Path
+    config: Row  # config.yaml: the resolved options
+    steps: tuple[Row, ...]  # metrics, one row a step, in order
+    evaluations: tuple[Row, ...]  # rows with figures eval/..., one a step, in order
+    groups: tuple[Row, ...]  # the groups of the last step in completions.jsonl
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.resolve().name
+
+    def metric(self, name: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a metric, where it's there and finite."""
+        return _column(self.steps, name)
+
+    def evaluation(self, name: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a figure of the evaluations, such as `eval/pass@1`."""
+        return _column(self.evaluations, name)
+
+    def has(self, name: str) -> bool:
+        """Whether a metric has at least one finite value."""
+        return any(is_number(row.get(name)) for row in self.steps)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number (True and False aren't numbers)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run's directory.
+
+    Raises ValueError naming the path and what's expected there, or file:line for a malformed line.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "no such directory"
+        raise ValueError(f"{path}: {what}; {EXPECTED_RUN}")
+    metrics, config = path / "metrics.jsonl", path / "config.yaml"
+    if not metrics.exists() and not config.exists():
+        raise ValueError(f"{path}: is not a run; {EXPECTED_RUN}")
+    for file in (config, metrics):
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file; {EXPECTED_RUN}")
+    rows = _by_step(metrics)
+    if not rows:
+        raise ValueError(f"{metrics}: no metrics yet; expected a line of JSON for each step that is done")
+    evaluated = {step: _figures(row) for step, row in rows.items()}
+    for step, row in _by_step(path / "evaluations.jsonl").items():
+        evaluated[step] = {**evaluated.get(step, {}), **_figures(row)}
+    return RunData(
+        path=path,
+        config=_read_config(config),
+        steps=tuple(rows[step] for step in sorted(rows)),
+        evaluations=tuple({"step": step, **evaluated[step]} for step in sorted(evaluated) if evaluated[step]),
+        groups=_last_groups(path / "completions.jsonl"),
+    )
+
+
+def _read_config(path: Path) -> Row:
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected `name: value` lines, got {type(config).__name__}")
+    return {str(name): value for name, value in config.items()}
+
+
+def _by_step(path: Path) -> dict[int, Row]:
+    """Rows by their step; of what two rows of a step both say, the later counts."""
+    rows: dict[int, Row] = {}
+    for step, row in _stepped(path):
+        rows[step] = {**rows.get(step, {}), **row}
+    return rows
+
+
+def _last_groups(path: Path) -> tuple[Row, ...]:
+    """The groups of the last step, read line by line: the file of a long run doesn't fit in memory."""
+    last, groups = -1, []
+    for step, row in _stepped(path):
+        if step != last:
+            last, groups = step, []
+        groups.append(row)
+    return tuple(groups)
+
+
+def _stepped(path: Path) -> Iterator[tuple[int, Row]]:
+    """(step, row) of each line. A row without a step comes one after the row before it."""
+    step = -1
+    for number, row in _objects(path):
+        given = row.get("step")
+        step = step + 1 if given is None else given
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"{path}:{number}: step {given!r}: expected a whole number, 0 or more")
+        yield step, {**row, "step": step}
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON-lines file; nothing where there's no file.
+
+    A last line without its end that doesn't parse is a write in progress, and left out.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:  # bytes: a torn line may end within a character
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
+                if not line.endswith(b"\n"):
+                    return
+                raise ValueError(f"{path}:{number}: expected one JSON object on the line: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+            yield number, row
+
+
+def _figures(row: Row) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith("eval/") and is_number(value)}
+
+
+def _column(rows: tuple[Row, ...], name: str) -> tuple[list[int], list[float]]:
+    found = [(row["step"], float(row[name])) for row in rows if is_number(row.get(name))]
+    return [step for step, _ in found], [value for _, value in found]
