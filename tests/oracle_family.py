@@ -173,8 +173,10 @@ def m2po(sequences, s, t):
 
 ELL = {
     f.__name__: f
-    for f in (gspo, gspo_token, gmpo, luspo, vespo, dppo_tv, dppo_kl, spo, reinforce)
-    + (importance_sampling, fipo, clip_cov, kl_cov, m2po)
+    for f in (
+        *(gspo, gspo_token, gmpo, luspo, vespo, dppo_tv, dppo_kl, spo, reinforce),
+        *(importance_sampling, fipo, clip_cov, kl_cov, m2po),
+    )
 }
 
 REDUCTION = dict.fromkeys(("gspo", "gspo_token", "gmpo", "spo", "real"), "sequence_mean") | {

@@ -9,6 +9,7 @@ from tiny import group_of
 from grpokit.advantages import with_advantages
 from grpokit.batching import loss_batch, micro_batches, plan_step, plan_update, split_rows
 from grpokit.losses import make_loss
+from grpokit.types import TokenScores
 
 GROUPS = with_advantages(
     [group_of([0, 1, float("nan")], [2, 5, 4], 0), group_of([1, 0, 3], [1, 3, 6], 1)], "group", "none"
@@ -60,7 +61,7 @@ def test_masked_tokens_are_context_but_no_target():
     assert micro.positions.tolist() == [0, 2, 3, 5]
     assert micro.lengths.tolist() == [4] * 4
     assert micro.input_ids[0].tolist() == [1, 2, *first.completion_ids.tolist()]
-    assert len(loss_batch(micro, torch.zeros(4)).logps) == 4
+    assert len(loss_batch(micro, TokenScores(torch.zeros(4))).logps) == 4
 
 
 def test_split_rows_is_the_way_back():

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
+from grpokit.checks import check_train_config
 from grpokit.cli import main, parse
-from grpokit.config import EvalConfig, TrainConfig, check_train_config, load_yaml, to_yaml
+from grpokit.config import EvalConfig, TrainConfig, load_yaml, to_yaml
 
 HERE = Path(__file__).parent
 

@@ -83,22 +83,28 @@ def test_head_with_scale_softcap_and_bias():
     targets = torch.arange(5)
     logits = 3.0 * torch.tanh((hidden @ weight.T + bias) * 0.5 / 3.0) / 0.7
     want = torch.log_softmax(logits, -1)[torch.arange(5), targets]
-    got = linear_logprob(hidden, Head(weight, bias, scale=0.5, softcap=3.0), targets, temperature=0.7)
+    got, entropies = linear_logprob(
+        hidden, Head(weight, bias, scale=0.5, softcap=3.0), targets, temperature=0.7, with_entropy=True
+    )
     torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+    probs = logits.softmax(-1)
+    torch.testing.assert_close(entropies, -(probs * probs.log()).sum(-1), rtol=1e-12, atol=1e-12)
 
 
 def test_logprob_gradient():
     g = torch.Generator().manual_seed(1)
     hidden = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, generator=g, dtype=torch.float64, requires_grad=True)
-    f = lambda h, w: linear_logprob(h, Head(w), torch.tensor([0, 6, 3]), temperature=1.3)  # noqa: E731
+    f = lambda h, w: linear_logprob(h, Head(w), torch.tensor([0, 6, 3]), temperature=1.3, with_entropy=True)  # noqa: E731
     assert torch.autograd.gradcheck(f, (hidden, weight))
 
 
 def test_logprobs_of_huge_logits_are_finite():
     hidden = torch.full((1, 2), 1e4)
-    logps = linear_logprob(hidden, Head(torch.tensor([[1e4, 0.0], [0.0, -1e4]])), torch.tensor([0]))
+    head = Head(torch.tensor([[1e4, 0.0], [0.0, -1e4]]))
+    logps, entropies = linear_logprob(hidden, head, torch.tensor([0]), with_entropy=True)
     assert logps.tolist() == [0.0]
+    assert entropies.tolist() == [0.0]
 
 
 def test_gemma_softcap_is_read_from_its_config(tmp_path):

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from losses_data import MISSION, build
+from family_data import FAMILY, build
 from tiny import make_model_dir
 
 from grpokit.advantages import with_advantages
@@ -14,7 +14,7 @@ from grpokit.batching import micro_batches, plan_step
 from grpokit.metrics import METRICS, declared_name, values
 from grpokit.model import load_policy, load_tokenizer
 from grpokit.rollouts.transformers import TransformersSampler
-from grpokit.step import Learning, NonFiniteError, learn, optimize, score
+from grpokit.step import Learning, NonFiniteError, drop_rejected, learn, optimize, score
 from grpokit.types import Prompt, RolloutGroup
 
 CPU = torch.device("cpu")
@@ -43,8 +43,16 @@ def groups_of(directory, rewards=None):
     return with_advantages(groups)
 
 
-def run(directory, name, updates=1, beta=0.0, **how):
-    loss = build(name, beta=beta)
+def run(
+    directory, name, updates=1, beta=0.0, entropy_coef=None, top_entropy_quantile=None, correct=None, **how
+):
+    loss = build(
+        name,
+        beta=beta,
+        entropy_coef=entropy_coef,
+        top_entropy_quantile=top_entropy_quantile,
+        **(correct or {}),
+    )
     policy, optimizer = fresh(directory)
     reference = fresh(directory)[0] if beta else None
     if reference is not None:
@@ -55,10 +63,10 @@ def run(directory, name, updates=1, beta=0.0, **how):
     return torch.cat([p.detach().flatten() for p in policy.parameters()]), values(metrics)
 
 
-@pytest.mark.parametrize("name", MISSION)
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_weights_and_metrics_do_not_depend_on_the_cut(directory, name, beta):
-    how = {"num_iterations": 2, "beta": beta}
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("terms", [{}, {"beta": 0.04, "entropy_coef": 0.01, "top_entropy_quantile": 0.6}])
+def test_weights_and_metrics_do_not_depend_on_the_cut(directory, name, terms):
+    how = {"num_iterations": 2, **terms}
     weights, metrics = run(directory, name, micro_batch_tokens=10_000, **how)
     for budget in (1, 25, 60):
         other, theirs = run(directory, name, micro_batch_tokens=budget, **how)
@@ -66,7 +74,7 @@ def test_weights_and_metrics_do_not_depend_on_the_cut(directory, name, beta):
         assert theirs == pytest.approx(metrics, rel=1e-9, abs=1e-11)
 
 
-@pytest.mark.parametrize("name", MISSION)
+@pytest.mark.parametrize("name", [name for name in FAMILY if build(name).drops_dead_rows])
 def test_dead_rows_may_leave(directory, name):
     kept, metrics = run(directory, name, num_iterations=2, drop_dead_rows=False)
     dropped, theirs = run(directory, name, num_iterations=2, drop_dead_rows=True)
@@ -127,6 +135,46 @@ def test_no_forward_for_old_in_one_update_per_pass(directory, monkeypatch):
     assert metrics["ratio/max"] > 1
 
 
+def test_a_correction_of_the_transformers_sampler_changes_nothing_it_should_not(directory):
+    """Sampler and trainer are one model here: c = 1 but for rounding, and the diagnostics say so."""
+    plain, _ = run(directory, "grpo", num_iterations=2)
+    for mode in ("truncate", "mask"):
+        corrected, metrics = run(directory, "grpo", num_iterations=2, correct={"correction_mode": mode})
+        torch.testing.assert_close(corrected, plain, rtol=0, atol=1e-6)
+        assert abs(metrics["sampler_kl"]) < 1e-6
+        assert metrics["sampler/ess"] == pytest.approx(1, abs=1e-6)
+
+
+def test_rejected_tokens_keep_or_leave_the_counts(directory):
+    """A mask that rejects about half of the tokens: kept, they stay in the denominators; dropped, they don't."""
+    loss = {
+        k: build("dapo", correction_mode="mask", correction_low=0.999, correction_high=1.5, rejected_tokens=k)
+        for k in ("keep", "drop")
+    }
+    groups = groups_of(directory)
+    for group in groups:  # a sampler that saw every other token as a little likelier
+        for rollout in group.rollouts:
+            rollout.logps[::2] += 0.1
+    (kept,), (before,) = (plan_step(groups, loss[k]) for k in ("keep", "drop"))
+    policy, _ = fresh(directory)
+    dropped = drop_rejected(before, score(policy, before.rows, Learning()), loss["drop"])
+    # even places were rejected: the odd ones are left
+    assert {row.index: row.length for row in dropped.rows} == {
+        i: n for i, n in ((r.index, r.length // 2) for r in before.rows) if n
+    }
+    assert kept.num_tokens > dropped.num_tokens == sum(row.length for row in dropped.rows)
+    assert all(row.weight == pytest.approx(1 / dropped.num_tokens) for row in dropped.rows)
+    for row in dropped.rows:
+        assert len(row.sampler_logps) == row.length == int(row.trainable.sum())
+    ends = []
+    for k in ("keep", "drop"):
+        policy, optimizer = fresh(directory)
+        metrics = values(learn(policy, None, plan_step(groups, loss[k]), loss[k], optimizer, Learning()))
+        ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+        assert metrics["sampler/masked"] == (0 if k == "drop" else pytest.approx(0.5, abs=0.1))
+    assert not torch.allclose(*ends)
+
+
 def test_the_kl_term_reaches_rows_without_advantage(directory):
     plain, _ = run(directory, "grpo")
     pulled, metrics = run(directory, "grpo", beta=0.5)
@@ -136,7 +184,7 @@ def test_the_kl_term_reaches_rows_without_advantage(directory):
 
 
 def test_metrics_are_declared_with_their_kind(directory):
-    for name in MISSION:
+    for name in FAMILY:
         loss = build(name, beta=0.04)
         policy, optimizer = fresh(directory)
         metrics = learn(policy, policy, plan_step(groups_of(directory), loss), loss, optimizer, Learning())
@@ -161,5 +209,5 @@ def test_scoring_equals_the_training_pass(directory):
     rows = plan_step(groups_of(directory), build("grpo"))[0].rows
     scored = score(policy, rows, Learning(micro_batch_tokens=30))
     for micro in micro_batches(rows, 30):
-        logps, _ = policy(micro, build("grpo"))
-        assert torch.equal(torch.cat([scored[row.index] for row in micro.rows]), logps.detach())
+        scores, _ = policy(micro, build("grpo"))
+        assert torch.equal(torch.cat([scored[row.index] for row in micro.rows]), scores.logps.detach())

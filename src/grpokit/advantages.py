@@ -79,7 +79,8 @@ def _normalised(raw: Sequence[Tensor], valid: Sequence[Tensor]) -> list[Tensor]:
     scaled = [(a - step.mean()) / (step.std() + EPSILON) for a in raw]
     # Deviations sum to 0 in every group, so their mean over the step is 0 but for rounding: a group without any has none.
     return [
-        torch.where(ok, s, 0.0) if a.any() else torch.zeros_like(a) for a, s, ok in zip(raw, scaled, valid, strict=True)
+        torch.where(ok, s, 0.0) if a.any() else torch.zeros_like(a)
+        for a, s, ok in zip(raw, scaled, valid, strict=True)
     ]
 
 

@@ -67,12 +67,13 @@ def check_correction(correction: Correction) -> None:
         raise ValueError(f"correction_cap {correction.cap}: must be above 0; 2 is usual")
     if not 0 <= correction.low < correction.high < math.inf:
         raise ValueError(
-            f"correction_low {correction.low}, correction_high {correction.high}: must be 0 ≤ low < high; 0.5 and 5 are usual"
+            f"correction_low {correction.low}, correction_high {correction.high}: must be 0 ≤ low < high; "
+            "0.5 and 5 are usual"
         )
 
 
 def diagnostics(token_log_weight: Tensor, log_weight: Tensor, correction: Correction | None) -> Metrics:
-    """How far sampler and trainer are apart, over the tokens given: `token_log_weight` and (at the level) `log_weight` [N]."""
+    """How far sampler and trainer are apart: from log c of the tokens given, [N], and at the correction's level, [N]."""
     x, c = token_log_weight, token_log_weight.exp()
     found = {
         "sampler_kl": Metric.mean(x.expm1() - x),  # k3 of KL(μ‖old), from samples of μ

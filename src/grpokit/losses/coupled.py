@@ -163,7 +163,7 @@ def clip_cov_statistics(
 
 
 @surrogate(
-    formula=r"\ell = \ell_{clip}\ \mathrm{without\ gradient\ on\ a\ few\ tokens\ with\ } \omega_1 < \mathrm{cov} < \omega_2",
+    formula=r"\ell = \ell_{clip}\ \mathrm{without\ gradient\ on\ a\ few\ of\ } \omega_1 < \mathrm{cov} < \omega_2",
     zero_at_zero_advantage=True,
     ratio_levels=TOKEN_LEVELS,
     needs_update="step",
@@ -185,13 +185,13 @@ def clip_cov(
     cov_high: float = 5.0,
     cov_ratio: float = 2e-4,
 ) -> Tensor:
-    """clip, but a few tokens drawn from those of high covariance lose their gradient (Clip-Cov, arXiv 2505.22617, eq. 11)."""
+    """clip, but a few tokens drawn from those of high covariance lose their gradient (Clip-Cov, 2505.22617, eq. 11)."""
     terms = clip(log_ratio, advantages, logps, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta)
     return torch.where(selected > 0, terms.detach(), terms)
 
 
 def kl_cov_statistics(tokens: Tokens, *, kl_cov_ratio: float, **_: float) -> dict[str, Tensor]:
-    """`selected` [n] bool: the tokens of largest cov; ties go by sequence and position, in which the tokens are sorted."""
+    """`selected` [n]: the tokens of largest cov; ties go by sequence and position, by which the tokens are sorted."""
     cov = covariance(tokens)
     chosen = cov.argsort(descending=True, stable=True)[: max(1, int(kl_cov_ratio * len(cov)))]
     return {"selected": torch.zeros_like(cov).index_fill(0, chosen, 1.0)}

@@ -14,9 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import coupled, surrogates  # noqa: F401: enter their functions in SURROGATES
-from .correction import Correction, check_correction
-from .kl import KL_ESTIMATORS, KL_GRADIENTS
+from . import coupled, surrogates  # noqa: F401 (they enter their functions in SURROGATES)
+from .checks import check_combination, check_terms, make_correction
 from .loss import Loss
 from .ratio import RATIO_LEVELS
 from .reductions import REDUCTIONS
@@ -242,7 +241,7 @@ def make_loss(
     reduced, level = reduction or row.reduction, ratio_level or row.ratio_level
     _lookup("reduction", reduced, REDUCTIONS)
     _lookup("ratio_level", level, RATIO_LEVELS)
-    _check_combination(loss_type, row, part, level, reduced)
+    check_combination(loss_type, part, level, reduced, row.ratio_level if row.fixed_level else None)
 
     own = row.defaults if part.name == row.surrogate else {}
     given = {key: value for key, value in options.items() if value is not None}
@@ -259,7 +258,7 @@ def make_loss(
         resolved["epsilon_high"] = resolved["epsilon"]
     check_options(part, resolved)
 
-    correction = _correction(
+    correction = make_correction(
         correction_mode, correction_level, correction_cap, correction_low, correction_high
     )
     loss = Loss(
@@ -279,7 +278,7 @@ def make_loss(
         max_completion_length=max_completion_length,
         scale_rewards=row.scale_rewards,
     )
-    _check_terms(loss, kl_estimator, kl_gradient)
+    check_terms(loss, kl_estimator, kl_gradient)
     return loss
 
 
@@ -314,76 +313,6 @@ def loss_options(loss_type: str, reduction: str | None = None) -> frozenset[str]
     row = _lookup("loss_type", loss_type, LOSSES)
     length = {"max_completion_length"} if (reduction or row.reduction) == "constant_length" else set()
     return frozenset({*SURROGATES[row.surrogate].options, *COMMON_OPTIONS, *length})
-
-
-def _check_combination(loss_type: str, row: LossRow, part: Surrogate, level: str, reduction: str) -> None:
-    if level not in part.ratio_levels:
-        raise ValueError(
-            f"ratio_level {level}: means nothing with surrogate {part.name}, which is defined on {_or(part.ratio_levels)}"
-        )
-    if row.fixed_level and level != row.ratio_level:
-        raise ValueError(
-            f"ratio_level {level}: loss_type {loss_type} is defined by its {row.ratio_level} ratio; leave ratio_level out, or "
-            "choose another loss_type"
-        )
-    if part.reductions is not None and reduction not in part.reductions:
-        raise ValueError(f"reduction {reduction}: surrogate {part.name} fixes its own; leave reduction out")
-
-
-def _correction(
-    mode: str | None, level: str | None, cap: float | None, low: float | None, high: float | None
-) -> Correction | None:
-    given = {"level": level, "cap": cap, "low": low, "high": high}
-    given = {key: value for key, value in given.items() if value is not None}
-    if mode is None:
-        if given:
-            key, value = next(iter(given.items()))
-            raise ValueError(
-                f"correction_{key} {value}: acts only with a correction_mode; set it to truncate or mask"
-            )
-        return None
-    unused = {"truncate": ("low", "high"), "mask": ("cap",)}.get(mode, ())
-    for key in unused:
-        if key in given:
-            raise ValueError(f"correction_{key} {given[key]}: not used by correction_mode {mode}")
-    correction = Correction(mode=mode, **given)
-    check_correction(correction)
-    return correction
-
-
-def _check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -> None:
-    """The terms added to ℓ, and the masks."""
-    if not 0 <= loss.beta < float("inf"):
-        raise ValueError(f"beta {loss.beta}: must be 0 (no KL penalty) or above; 0.04 is usual")
-    if loss.kl_estimator not in KL_ESTIMATORS:
-        raise ValueError(
-            f"kl_estimator {loss.kl_estimator!r}: is not one of {', '.join(KL_ESTIMATORS)}; k3 is the default"
-        )
-    if loss.kl_gradient not in KL_GRADIENTS:
-        raise ValueError(f"kl_gradient {loss.kl_gradient!r}: is not one of {', '.join(KL_GRADIENTS)}")
-    for flag, value in (("kl_estimator", kl_estimator), ("kl_gradient", kl_gradient)):
-        if value is not None and not loss.beta:
-            raise ValueError(
-                f"{flag} {value}: acts only with beta above 0; set beta (0.04 is usual) or leave it out"
-            )
-    if not -float("inf") < loss.entropy_coef < float("inf"):
-        raise ValueError(f"entropy_coef {loss.entropy_coef}: must be a finite number; 0.001 is usual")
-    q = loss.top_entropy_quantile
-    if q is not None and not 0 < q <= 1:
-        raise ValueError(
-            f"top_entropy_quantile {q}: the share of tokens that keep their policy term, above 0 and at most 1; 0.2 is usual"
-        )
-    if loss.rejected_tokens not in ("keep", "drop"):
-        raise ValueError(f"rejected_tokens {loss.rejected_tokens!r}: is not one of keep, drop")
-    if loss.rejected_tokens == "drop" and (loss.correction is None or loss.correction.mode != "mask"):
-        raise ValueError(
-            "rejected_tokens drop: takes rejected tokens out of the counts, which only correction_mode mask can say "
-            "beforehand; set it, or leave rejected_tokens at keep"
-        )
-
-
-def _or(names: tuple[str, ...]) -> str:
-    return " or ".join(names)
 
 
 def _nearest(key: str, takes: list[str]) -> str:

@@ -140,6 +140,7 @@ def _sequence_factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tenso
 
 def _off_policy(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
     """[N] bool: tokens of sequences that OPSM drops, A < 0 and mean(μ − logp) over the threshold."""
+    assert loss.opsm_threshold is not None
     return (batch.advantages < 0) & (_looked_up("drift", batch, stats) > loss.opsm_threshold)
 
 

@@ -39,6 +39,11 @@ class Tokens:
     seed: int = 0
     step: int = 0
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that have one value for each token."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
     @cached_property
     def index(self) -> Tensor:
         """[n] number of the token's sequence among those here."""
@@ -162,12 +167,9 @@ class StepStats:
     @classmethod
     def across_ranks(cls, per_rank: Sequence[StepStats]) -> list[StepStats]:
         """One StepStats per rank → the joined one, once for each."""
-        joined = {
-            f.name: torch.cat([getattr(s.tokens, f.name) for s in per_rank])
-            for f in dataclasses.fields(Tokens)
-            if f.name not in ("seed", "step")
-        }
-        return [cls(Tokens(**joined))] * len(per_rank)
+        parts = [s.tokens.tensors() for s in per_rank]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return [cls(dataclasses.replace(per_rank[0].tokens, **joined))] * len(per_rank)
 
     def finish(self, loss: Loss, seed: int = 0, step: int = 0) -> Stats:
         """Thresholds, sums over sequences and groups, selected tokens: what `policy_loss(..., stats=)` takes.
@@ -176,9 +178,8 @@ class StepStats:
         sequence with a token missing.
         """
         order = _sort(self.tokens)
-        fields = {f.name: getattr(self.tokens, f.name) for f in dataclasses.fields(Tokens)}
-        sorted_fields = {k: v[order] if isinstance(v, Tensor) else v for k, v in fields.items()}
-        tokens = Tokens(**(sorted_fields | {"seed": seed, "step": step}))
+        in_order = {name: values[order] for name, values in self.tokens.tensors().items()}
+        tokens = dataclasses.replace(self.tokens, **in_order, seed=seed, step=step)
         _check_whole(tokens, loss)
         if loss.one_advantage and not torch.equal(
             tokens.advantages, tokens.sequence_advantages[tokens.index]
