@@ -144,6 +144,7 @@ def test_the_table_neither_overstates_nor_understates(name):
     assert {claim for claim, results in holds.items() if all(results)} == loss.invariances
 
 
+@pytest.mark.filterwarnings("ignore:epsilon")  # a token's epsilon on a sequence's ratio: composed, and said
 @pytest.mark.parametrize("name", FAMILY)
 def test_every_level_is_composed_or_refused(name):
     for level in RATIO_LEVELS:

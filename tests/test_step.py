@@ -147,21 +147,20 @@ def test_a_correction_of_the_transformers_sampler_changes_nothing_it_should_not(
 
 def test_rejected_tokens_keep_or_leave_the_counts(directory):
     """A mask that rejects about half of the tokens: kept, they stay in the denominators; dropped, they don't."""
-    loss = {
-        k: build("dapo", correction_mode="mask", correction_low=0.999, correction_high=1.5, rejected_tokens=k)
-        for k in ("keep", "drop")
-    }
-    groups = groups_of(directory)
-    for group in groups:  # a sampler that saw every other token as a little likelier
-        for rollout in group.rollouts:
-            rollout.logps[::2] += 0.1
+    mask = {"correction_mode": "mask", "correction_low": 0.999, "correction_high": 1.5}
+    loss = {k: build("dapo", rejected_tokens=k, **mask) for k in ("keep", "drop")}
+
+    def likelier(rollout):  # to the sampler, every other token by e^0.1: its c is 0.905, below the range
+        return dataclasses.replace(
+            rollout, logps=rollout.logps + 0.1 * (torch.arange(len(rollout.logps)) % 2 == 0)
+        )
+
+    groups = [dataclasses.replace(g, rollouts=tuple(map(likelier, g.rollouts))) for g in groups_of(directory)]
     (kept,), (before,) = (plan_step(groups, loss[k]) for k in ("keep", "drop"))
     policy, _ = fresh(directory)
     dropped = drop_rejected(before, score(policy, before.rows, Learning()), loss["drop"])
-    # even places were rejected: the odd ones are left
-    assert {row.index: row.length for row in dropped.rows} == {
-        i: n for i, n in ((r.index, r.length // 2) for r in before.rows) if n
-    }
+    halves = {row.index: row.length // 2 for row in before.rows if row.length > 1}
+    assert {row.index: row.length for row in dropped.rows} == halves
     assert kept.num_tokens > dropped.num_tokens == sum(row.length for row in dropped.rows)
     assert all(row.weight == pytest.approx(1 / dropped.num_tokens) for row in dropped.rows)
     for row in dropped.rows:

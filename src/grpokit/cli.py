@@ -1,11 +1,11 @@
-"""The command line: `grpokit train | eval | report | task`. Imports torch only once the arguments are understood."""
+"""The command line. Imports torch only once the arguments are understood, so that --help answers at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -13,7 +13,9 @@ import tyro
 
 from .checks import check_model_config, check_train_config
 from .config import (
+    CompareConfig,
     EvalConfig,
+    LossesConfig,
     ReportConfig,
     TaskConfig,
     TrainConfig,
@@ -21,7 +23,14 @@ from .config import (
     to_yaml,
 )
 
-COMMANDS = {"train": TrainConfig, "eval": EvalConfig, "report": ReportConfig, "task": TaskConfig}
+COMMANDS = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "report": ReportConfig,
+    "losses": LossesConfig,
+    "compare-batch": CompareConfig,
+    "task": TaskConfig,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config: Any = None
     try:
         config = parse(arguments)
-        return {TrainConfig: train, EvalConfig: evaluate, ReportConfig: report, TaskConfig: task}[
-            type(config)
-        ](config)
+        return RUN[type(config)](config)
     except ValueError as error:
         return _fail(config, error)
     except KeyboardInterrupt:
@@ -83,6 +90,8 @@ def train(config: TrainConfig) -> int:
 
         run = start(config)
     say(f"loss: {run.loss}")
+    for note in run.notes:
+        say(f"note: {note}")
     try:
         loop(run)
     except (Exception, KeyboardInterrupt):
@@ -124,6 +133,43 @@ def task(config: TaskConfig) -> int:
     _quiet()
     write_task(config.name, config.output_dir or f"runs/{config.name}", seed=config.seed)
     return 0
+
+
+def losses(config: LossesConfig) -> int:
+    """`grpokit losses list | show NAME | plot [NAME ...]`."""
+    from . import explain
+
+    if config.action == "plot":
+        for path in explain.plot_losses(config.names, Path(config.output)):
+            print(path)
+        return 0
+    if config.action == "show" and not config.names:
+        raise ValueError(
+            "losses show: name a loss, such as `grpokit losses show dapo`; `grpokit losses list` has them all"
+        )
+    if config.action == "list":
+        explain.list_losses()
+    for name in config.names:
+        explain.show_loss(name)
+    return 0
+
+
+def compare_batch(config: CompareConfig) -> int:
+    """`grpokit compare-batch FILE`."""
+    from .compare import print_comparison
+
+    print_comparison(config.file, config.losses, config.output, config.max_completion_length)
+    return 0
+
+
+RUN: dict[type, Callable[[Any], int]] = {
+    TrainConfig: train,
+    EvalConfig: evaluate,
+    ReportConfig: report,
+    LossesConfig: losses,
+    CompareConfig: compare_batch,
+    TaskConfig: task,
+}
 
 
 def _quiet() -> None:

@@ -231,6 +231,32 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class LossesConfig:
+    """List the losses, show one, or plot some."""
+
+    action: tyro.conf.Positional[Literal["list", "show", "plot"]]
+    """list: the table. show: formula, parts, defaults, metrics, traps. plot: pictures."""
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names of losses (plot: all of them by default)."""
+    output: str = "losses.png"
+    """plot: where to write; .png, .svg or .html."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Send one recorded batch through any set of losses and compare what they do to it."""
+
+    file: tyro.conf.Positional[str]
+    """A batch from `train --record_batches K`, or an .npz of LossBatch fields."""
+    losses: tuple[str, ...] = ()
+    """Losses to compare (default: all)."""
+    output: str = ""
+    """Also draw the comparison to this .png, .svg or .pdf."""
+    max_completion_length: int | None = None
+    """For losses that divide by it (default: the longest completion of the batch)."""
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Make an offline task: a tiny model, training and evaluation prompts."""
 

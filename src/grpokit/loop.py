@@ -40,7 +40,7 @@ def train(run: Run) -> None:
                 )
                 updates = plan_step(groups, run.loss, config.updates_per_step)  # weights fixed here
                 rate = set_learning_rate(run.optimizer, learning_rate(config, step))
-                with clock("learn"):
+                with clock("learn"), run.recording(step, updates):
                     learned = learn(run.policy, run.reference, updates, run.loss, run.optimizer, run.how)
                 with clock("sync"):
                     run.sampler.sync()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from .config import TrainConfig
 from .console import before_after, console, counting, say
 from .evaluate import evaluate
 from .losses import Loss
+from .losses.lint import notes
 from .metrics import JsonLines, values
 from .model import Policy
 from .prompts import Prompts
+from .recorded import write_batch
 from .rewards import Reward
 from .rollouts import Sampler
 from .step import Learning
-from .types import Metric, Prompt, RolloutGroup
+from .step import score as score_rows
+from .types import Metric, Prompt, RolloutGroup, StepBatch
 
 
 @dataclass
@@ -53,6 +57,12 @@ class Run:
     def reward_weights(self) -> list[float]:
         """One for each reward function."""
         return [reward.weight for reward in self.rewards]
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the loss's configuration would silently not act."""
+        updates = self.config.num_iterations * self.config.updates_per_step
+        return notes(self.loss, updates, sampler_is_trainer=True)
 
     @property
     def how(self) -> Learning:
@@ -96,6 +106,17 @@ class Run:
         if config.save_steps and step % config.save_steps == 0:
             self.save()
         return row
+
+    @contextmanager
+    def recording(self, step: int, updates: Sequence[StepBatch]) -> Iterator[None]:
+        """Around a step's learning: its first update's tokens before and after, for the first --record_batches steps."""
+        if step >= self.config.record_batches or not updates or not updates[0].rows:
+            yield
+            return
+        old = score_rows(self.policy, updates[0].rows, self.how)
+        yield
+        new = score_rows(self.policy, updates[0].rows, self.how)
+        write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", updates[0], old, new)
 
     def save(self) -> Path:
         """Write the checkpoint of the state after the last finished step."""

@@ -7,6 +7,7 @@ A loss of the family is a composition, and this is the only file that knows any 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from . import coupled, surrogates  # noqa: F401 (they enter their functions in SURROGATES)
 from .checks import check_combination, check_terms, make_correction
+from .lint import notes
 from .loss import Loss
 from .ratio import RATIO_LEVELS
 from .reductions import REDUCTIONS
@@ -279,6 +281,8 @@ def make_loss(
         scale_rewards=row.scale_rewards,
     )
     check_terms(loss, kl_estimator, kl_gradient)
+    for note in notes(loss):
+        warnings.warn(note, stacklevel=2)
     return loss
 
 

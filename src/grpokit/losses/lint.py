@@ -1,0 +1,45 @@
+"""What a loss's configuration would silently not do: notes for whoever set it, each with the flag and the mend.
+
+What cannot work at all is refused by `make_loss`; here is what runs and does nothing, or hardly what was meant.
+"""
+
+from __future__ import annotations
+
+from .loss import Loss
+
+
+def notes(loss: Loss, updates_per_rollout: int | None = None, sampler_is_trainer: bool = False) -> list[str]:
+    """Sentences to show the user. `updates_per_rollout`: optimizer steps on each batch of completions, where known."""
+    found = []
+    epsilon = loss.options.get("epsilon")
+    wide = epsilon is not None and max(epsilon, loss.options.get("epsilon_high") or 0) >= 0.01
+    if loss.level.statistic == "mean" and loss.surrogate.name == "clip" and wide:
+        found.append(
+            f"epsilon {epsilon:g}: the ratio of loss_type {loss.name} is a sequence's geometric mean, which moves by about "
+            "1e-4, so it would never clip; 3e-4 and epsilon_high 4e-4 are the paper's"
+        )
+    if updates_per_rollout == 1:
+        found += _on_policy_notes(loss)
+    if loss.correction is not None and sampler_is_trainer:
+        found.append(
+            f"correction_mode {loss.correction.mode}: the sampler is the trainer itself, so old/sampler is 1 and "
+            "nothing is corrected; it acts with an engine of its own, such as vLLM"
+        )
+    return found
+
+
+def _on_policy_notes(loss: Loss) -> list[str]:
+    """With one update per rollout the ratio is 1 throughout."""
+    mend = "num_iterations 2 or updates_per_step 2 would let it act"
+    acting = [name for name in ("epsilon", "epsilon_high", "tau_pos", "m2_threshold") if name in loss.options]
+    found = []
+    if acting and loss.surrogate.anchor == "old":
+        found.append(
+            f"{acting[0]}: there is one update per rollout, so the importance ratio is 1 and {loss.surrogate.name} cannot act; "
+            f"{mend}. That is plain on-policy training, and no mistake"
+        )
+    if "kl_cov_coef" in loss.options:
+        found.append(
+            f"kl_cov_coef: there is one update per rollout, so its penalty |log ratio| has no gradient; {mend}"
+        )
+    return found
