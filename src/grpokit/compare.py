@@ -113,14 +113,14 @@ def print_comparison(
     cosine = cosines(done) if done else None
     for row, c in enumerate(done):
         shares = [f"{share:.0%}" for *_, share in weight_by_length(batch_for(c.loss, fields), c.gradient)]
-        similar = "" if cosine is None else f"{float(cosine[0, row]):.3f}"
+        similar = "" if cosine is None else f"{float(cosine[0, row]):.2f}"
         table.add_row(
             c.loss.name,
-            f"{c.value:.4g}",
-            f"{c.norm:.4g}",
+            f"{c.value:.3g}",
+            f"{c.norm:.3g}",
             similar,
-            f"{c.zero_share:.1%}",
-            f"{c.ess:.1%}",
+            f"{c.zero_share:.0%}",
+            f"{c.ess:.0%}",
             *shares,
         )
     console.print(table)
