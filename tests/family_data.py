@@ -7,11 +7,14 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
 
 from grpokit.losses import LOSSES, Counts, LossBatch, StepStats, make_loss, policy_loss, sequence_weights
 from grpokit.types import join_metrics
 
 FAMILY = list(LOSSES)
+MISSION = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
+seeds = st.integers(0, 2**31)
 MAX_LENGTH = 16
 
 

@@ -6,14 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from family_data import FAMILY, assert_same, build, flat, gather, make_step, run
+from family_data import FAMILY, assert_same, build, flat, gather, make_step, run, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, StepStats, make_loss, policy_loss
 
 WHOLE = [slice(None)]
-seeds = st.integers(0, 2**31)
 
 
 def compositions(name):

@@ -8,7 +8,7 @@ import math
 import oracle_family as oracle
 import pytest
 import torch
-from family_data import FAMILY, Step, build, flat, gather, make_step, run
+from family_data import FAMILY, Step, build, flat, gather, make_step, run, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,9 +73,6 @@ def compare(loss, step, **options):
     if entropies:
         bonus = torch.stack([zero if p.grad is None else p.grad for p in entropies])
         torch.testing.assert_close(got.entropy_gradient, bonus, rtol=1e-10, atol=1e-14)
-
-
-seeds = st.integers(0, 2**31)
 
 
 @pytest.mark.parametrize("name", BEYOND)
