@@ -1,13 +1,14 @@
 # make demo   a model learns to sort digits, in about a minute after set-up
 # make test   everything that is claimed, proven
-# Both make the virtual environment .venv first; the second time that takes a moment.
+# make docs   the site of the docs, under site/
+# They make the virtual environment .venv first; the second time that takes a moment.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types format clean setup
+.PHONY: demo test lint types format docs clean setup
 
 demo: setup
 	rm -rf runs/demo runs/demo-task
@@ -39,5 +40,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	@touch $(READY)
 
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]" -c constraints.txt
+	$(BIN)/python docs/build.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site build dist .pytest_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 
 from .checkpoint import TrainState, load_checkpoint, newest_checkpoint
-from .config import LOSS_OPTIONS, ModelConfig, TrainConfig, to_yaml
-from .console import say
+from .config import LOSS_OPTIONS, EvalConfig, ModelConfig, TrainConfig, to_yaml
+from .console import console, counting, figures_table, say, waiting
+from .evaluate import evaluate
 from .losses import Loss, loss_options, make_loss
 from .metrics import JsonLines
 from .model import Policy, default_device, load_policy, load_tokenizer
@@ -198,3 +200,29 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
                 "--resume_from_checkpoint auto"
             )
     return None
+
+
+def run_evaluation(config: EvalConfig) -> dict[str, float]:
+    """`grpokit eval`: load, evaluate, print a table, and write it where --output_file says."""
+    n = config.num_generations
+    wanted = config.pass_at_k or tuple(sorted({1, n}))
+    if n < 1 or not all(1 <= k <= n for k in wanted):
+        raise ValueError(
+            f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
+        )
+    with waiting("loading torch and the model"):
+        tokenizer = load_tokenizer(config.model)
+        policy = load_policy(
+            config.model, dtype=config.dtype, temperature=config.temperature, device=default_device()
+        )
+        prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
+        rewards = rewards_of(config, prompts.columns)
+        sampler = make_sampler(config, policy, tokenizer, config.seed)
+    chosen = prompts.in_order(config.max_samples or len(prompts))
+    with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
+        figures = evaluate(sampler, chosen, rewards, num_generations=n, pass_at_k=wanted, progress=progress)
+    console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))
+    if config.output_file:
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        Path(config.output_file).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    return figures

@@ -105,7 +105,7 @@ def train(config: TrainConfig) -> int:
 def evaluate(config: EvalConfig) -> int:
     """`grpokit eval`."""
     check_model_config(config)
-    from .evaluate import run_evaluation
+    from .assemble import run_evaluation
 
     _quiet()
     run_evaluation(config)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from .config import EvalConfig
-from .console import console, counting, figures_table, waiting
 from .rewards import Reward, score
 from .rollouts import Sampler
 from .types import Prompt, RolloutGroup
@@ -61,35 +57,6 @@ def estimate_pass_at_k(n: int, c: int, k: int) -> float:
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs between {k} and n samples of a prompt; there are {n}")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def run_evaluation(config: EvalConfig) -> dict[str, float]:
-    """`grpokit eval`: load, evaluate, print a table, and write it where --output_file says."""
-    from .assemble import context_of, load_prompts, make_sampler, rewards_of
-    from .model import default_device, load_policy, load_tokenizer
-
-    n = config.num_generations
-    wanted = config.pass_at_k or tuple(sorted({1, n}))
-    if n < 1 or not all(1 <= k <= n for k in wanted):
-        raise ValueError(
-            f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
-        )
-    with waiting("loading torch and the model"):
-        tokenizer = load_tokenizer(config.model)
-        policy = load_policy(
-            config.model, dtype=config.dtype, temperature=config.temperature, device=default_device()
-        )
-        prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
-        rewards = rewards_of(config, prompts.columns)
-        sampler = make_sampler(config, policy, tokenizer, config.seed)
-    chosen = prompts.in_order(config.max_samples or len(prompts))
-    with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
-        figures = evaluate(sampler, chosen, rewards, num_generations=n, pass_at_k=wanted, progress=progress)
-    console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))
-    if config.output_file:
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        Path(config.output_file).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
-    return figures
 
 
 def _passes(group: RolloutGroup) -> list[bool]:

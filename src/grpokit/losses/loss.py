@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .correction import Correction
 from .ratio import RATIO_LEVELS, RatioLevel
 from .reductions import REDUCTION_FORMULAS
-from .stats import Tokens
 from .surrogate import COUPLINGS, Surrogate
 
 
@@ -118,47 +114,6 @@ class Loss:
         }
         return tuple(name for name, needed in needs.items() if needed)
 
-    def statistics(self, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What tokens must know of each other: (by token, by sequence), name → [n] over the sorted `tokens`."""
-        by_token: dict[str, Tensor] = {}
-        by_sequence: dict[str, Tensor] = {}
-        part, spread = self.surrogate, lambda values: values[tokens.index]
-        if self.level.statistic:
-            before = part.before_mean
-            d = before(tokens.log_ratio, tokens.advantages, **self.options) if before else tokens.log_ratio
-            reduce = tokens.sequence_mean if self.level.statistic == "mean" else tokens.sequence_sum
-            by_sequence["log_ratio"] = spread(reduce(d))
-        if self.correction is not None and self.correction.level != "token":
-            product = self.correction.level == "sequence_product"
-            value = (tokens.sequence_sum if product else tokens.sequence_mean)(tokens.log_weight)
-            by_sequence["log_weight"] = spread(value.clamp(-20, 20))
-        if self.correction is not None and part.correction_inside:
-            inside = by_sequence.get("log_weight")
-            of_tokens = self.correction.log_weight(tokens.log_weight)
-            by_sequence["inside"] = (
-                spread(tokens.sequence_sum(of_tokens))
-                if inside is None
-                else self.correction.log_weight(inside)
-            )
-        if self.opsm_threshold is not None:
-            by_sequence["drift"] = spread(tokens.sequence_mean(tokens.drift))
-        if self.top_entropy_quantile is not None:
-            by_token["high_entropy"] = (
-                tokens.entropies >= _top(tokens.entropies, self.top_entropy_quantile)
-            ).double()
-        if self.spreads_factor:
-            factor = torch.ones_like(tokens.logps)
-            if self.token_correction is not None:
-                factor = factor * self.token_correction.weight(tokens.log_weight)
-            by_sequence["mean_factor"] = spread(
-                tokens.sequence_mean(factor * by_token.get("high_entropy", 1.0))
-            )
-        if part.statistics is not None and len(tokens.logps):
-            by_token |= part.statistics(tokens, **self.options)
-        elif part.statistics is not None:
-            by_token |= dict.fromkeys(part.inputs, tokens.logps)
-        return by_token, by_sequence
-
     @property
     def formula(self) -> str:
         """The loss in LaTeX, a line for each part: the sum, ℓ, the ratio where it isn't the token's, and w."""
@@ -183,14 +138,3 @@ class Loss:
         return (
             f"{self.name} = {self.ratio_level} ratio × {self.surrogate.name} × {self.reduction} ({options})"
         )
-
-
-def _top(entropies: Tensor, quantile: float) -> Tensor:
-    """The entropy that the top `quantile` of the tokens reach: linear between order statistics, as torch.quantile."""
-    if not len(entropies):
-        return entropies.new_zeros(())
-    ordered = entropies.sort().values
-    place = (1 - quantile) * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return torch.lerp(ordered[low], ordered[high], place - low)

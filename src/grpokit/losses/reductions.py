@@ -8,13 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .loss import Loss
+
+class Reduced(Protocol):
+    """What a reduction must know of a loss."""
+
+    @property
+    def name(self) -> str:
+        """Its loss_type."""
+        ...
+
+    @property
+    def reduction(self) -> str:
+        """A key of REDUCTIONS."""
+        ...
+
+    @property
+    def max_completion_length(self) -> int | None:
+        """L_max, where it divides by one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,22 +96,22 @@ class Counts:
 # Each: (lengths [S] float64, counts, loss, group_ids [S] | None) → w [S] for sequences with a token.
 
 
-def sequence_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+def sequence_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
     """w_i = 1 / (N · T_i): the mean over each sequence's tokens, then over sequences."""
     return 1 / (counts.sequences * lengths)
 
 
-def rank_token_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+def rank_token_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
     """w_i = 1 / (P · tokens of this rank): each rank's own token mean, then the mean over ranks."""
     return torch.full_like(lengths, 1 / (counts.ranks * counts.rank_tokens))
 
 
-def token_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+def token_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
     """w_i = 1 / (tokens of all ranks): one mean over all the update's tokens."""
     return torch.full_like(lengths, 1 / counts.tokens)
 
 
-def constant_length(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+def constant_length(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
     """w_i = 1 / (N · L_max), L_max the configured maximum completion length: never the padded width."""
     if loss.max_completion_length is None:
         raise ValueError(
@@ -105,12 +121,12 @@ def constant_length(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tens
     return torch.full_like(lengths, 1 / (counts.sequences * loss.max_completion_length))
 
 
-def sequence_sum(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+def sequence_sum(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
     """w_i = 1 / N: the sum over each sequence's tokens, then the mean over sequences."""
     return torch.full_like(lengths, 1 / counts.sequences)
 
 
-def prompt_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor | None) -> Tensor:
+def prompt_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
     """w_i = 1 / (Q · tokens of i's group): each group's token mean, then the mean over the Q groups with a token."""
     if group_ids is None or not counts.group_tokens:
         raise ValueError(
@@ -120,7 +136,7 @@ def prompt_mean(lengths: Tensor, counts: Counts, loss: Loss, group_ids: Tensor |
     return 1 / (len(counts.group_tokens) * tokens.to(lengths.device))
 
 
-Reduction = Callable[[Tensor, Counts, "Loss", Tensor | None], Tensor]
+Reduction = Callable[[Tensor, Counts, Reduced, Tensor | None], Tensor]
 
 REDUCTIONS: dict[str, Reduction] = {
     "sequence_mean": sequence_mean,
@@ -141,7 +157,9 @@ REDUCTION_FORMULAS: dict[str, str] = {
 }
 
 
-def sequence_weights(loss: Loss, lengths: Tensor, counts: Counts, group_ids: Tensor | None = None) -> Tensor:
+def sequence_weights(
+    loss: Reduced, lengths: Tensor, counts: Counts, group_ids: Tensor | None = None
+) -> Tensor:
     """w [S] float64: the weight of each token of each sequence, 0 for a sequence without trainable tokens.
 
     `lengths` [S] are the whole sequences' trainable tokens, `counts` the whole update's (after `across_ranks`).

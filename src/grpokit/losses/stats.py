@@ -10,16 +10,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .batch import LossBatch
+from .loss import Loss
 from .ratio import clamp_log_ratio, token_log_ratio
-
-if TYPE_CHECKING:
-    from .loss import Loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +185,7 @@ class StepStats:
                 f"{loss.name} has one value for a sequence, so it needs one advantage for all its tokens; "
                 "loss_type gspo_token is the one that takes an advantage per token"
             )
-        by_token, by_sequence = loss.statistics(tokens)
+        by_token, by_sequence = statistics(loss, tokens)
         return Stats(tokens.sequence_ids, tokens.positions, by_token, by_sequence)
 
 
@@ -227,3 +224,52 @@ def positions_of(batch: LossBatch) -> Tensor:
             "LossBatch.positions is missing: this loss looks its tokens up by sequence and position"
         )
     return batch.positions
+
+
+def statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What tokens must know of each other: (by token, by sequence), name → [n] over the sorted `tokens`."""
+    by_token: dict[str, Tensor] = {}
+    by_sequence: dict[str, Tensor] = {}
+    part, spread = loss.surrogate, lambda values: values[tokens.index]
+    if loss.level.statistic:
+        before = part.before_mean
+        d = before(tokens.log_ratio, tokens.advantages, **loss.options) if before else tokens.log_ratio
+        reduce = tokens.sequence_mean if loss.level.statistic == "mean" else tokens.sequence_sum
+        by_sequence["log_ratio"] = spread(reduce(d))
+    if loss.correction is not None and loss.correction.level != "token":
+        product = loss.correction.level == "sequence_product"
+        value = (tokens.sequence_sum if product else tokens.sequence_mean)(tokens.log_weight)
+        by_sequence["log_weight"] = spread(value.clamp(-20, 20))
+    if loss.correction is not None and part.correction_inside:
+        inside = by_sequence.get("log_weight")
+        of_tokens = loss.correction.log_weight(tokens.log_weight)
+        by_sequence["inside"] = (
+            spread(tokens.sequence_sum(of_tokens)) if inside is None else loss.correction.log_weight(inside)
+        )
+    if loss.opsm_threshold is not None:
+        by_sequence["drift"] = spread(tokens.sequence_mean(tokens.drift))
+    if loss.top_entropy_quantile is not None:
+        by_token["high_entropy"] = (
+            tokens.entropies >= _top(tokens.entropies, loss.top_entropy_quantile)
+        ).double()
+    if loss.spreads_factor:
+        factor = torch.ones_like(tokens.logps)
+        if loss.token_correction is not None:
+            factor = factor * loss.token_correction.weight(tokens.log_weight)
+        by_sequence["mean_factor"] = spread(tokens.sequence_mean(factor * by_token.get("high_entropy", 1.0)))
+    if part.statistics is not None and len(tokens.logps):
+        by_token |= part.statistics(tokens, **loss.options)
+    elif part.statistics is not None:
+        by_token |= dict.fromkeys(part.inputs, tokens.logps)
+    return by_token, by_sequence
+
+
+def _top(entropies: Tensor, quantile: float) -> Tensor:
+    """The entropy that the top `quantile` of the tokens reach: linear between order statistics, as torch.quantile."""
+    if not len(entropies):
+        return entropies.new_zeros(())
+    ordered = entropies.sort().values
+    place = (1 - quantile) * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], place - low)
