@@ -86,7 +86,7 @@ def weights_of(loss, step):
     return weights
 
 
-def flat(loss, step):
+def flat(loss, step, weights=None):
     """The whole update as one flat LossBatch."""
     return LossBatch.from_padded(
         step.mask,
@@ -96,7 +96,7 @@ def flat(loss, step):
         sampler_logps=step.sampler,
         entropies=step.entropies,
         advantages=step.advantages,
-        weights=weights_of(loss, step),
+        weights=weights_of(loss, step) if weights is None else weights,
         group_ids=step.groups,
     )
 

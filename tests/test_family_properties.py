@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from family_data import FAMILY, assert_same, build, flat, gather, make_step, run, seeds
+from family_data import FAMILY, assert_same, build, flat, gather, make_step, run, seeds, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,6 +165,34 @@ def test_an_incomplete_slice_without_statistics_is_refused(name):
     batch = flat(loss, make_step(1))
     with pytest.raises(ValueError, match=r"stats|whole"):
         policy_loss(loss, batch.select(torch.arange(len(batch) - 1)))
+
+
+def test_slices_that_know_only_their_own_part_of_a_sequence():
+    """from_padded takes the mask's row sums for lengths: of a slice that is its part, and statistics know the rest."""
+    for name in ("gspo", "gmpo", "vespo", "real", "fipo"):
+        loss = build(name)
+        step = make_step(4)
+        whole = run(loss, flat(loss, step), WHOLE)
+        weights = weights_of(loss, step)
+        halves = [step.mask & (torch.arange(6) < 3), step.mask & (torch.arange(6) >= 3)]
+        logps = step.logps.clone().requires_grad_()
+        batches = [
+            flat(loss, dataclasses.replace(step, mask=half, logps=logps), weights=weights) for half in halves
+        ]
+        stats = (StepStats.of(loss, batches[0]) + StepStats.of(loss, batches[1])).finish(loss)
+        total = sum(policy_loss(loss, batch, stats).loss for batch in batches)
+        total.backward()
+        torch.testing.assert_close(total.detach(), whole.loss, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(logps.grad[step.mask], whole.gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_without_lengths_nobody_can_tell_whether_a_sequence_is_whole():
+    loss = build("gspo")
+    batch = dataclasses.replace(flat(loss, make_step(1)), lengths=None)
+    with pytest.raises(ValueError, match=r"LossBatch\.lengths"):
+        policy_loss(loss, batch)
+    stats = gather(loss, batch, WHOLE)
+    assert policy_loss(loss, batch, stats).loss.requires_grad is False
 
 
 def test_statistics_of_other_tokens_are_refused():

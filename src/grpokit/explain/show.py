@@ -97,8 +97,8 @@ def distinct(loss: Loss) -> frozenset[str]:
 
 
 def formula_lines(loss: Loss) -> list[str]:
-    """The loss in LaTeX, a line for each part. A loss that weighs itself is its surrogate's line alone."""
-    return [loss.surrogate.formula] if loss.surrogate.weighs_itself else loss.formula.split("\n")
+    """The loss in LaTeX, a line for each part."""
+    return loss.formula.split("\n")
 
 
 def options_text(loss: Loss, off: bool = True) -> str:

@@ -106,7 +106,6 @@ class Loss:
     def stats_fields(self) -> tuple[str, ...]:
         """Optional fields of the batch that the statistics need."""
         needs = {
-            "lengths": self.coupling in ("sequence", "group") or self.level.statistic is not None,
             "positions": self.surrogate.statistics is not None or self.top_entropy_quantile is not None,
             "group_ids": self.surrogate.needs_update == "group",
             "entropies": self.top_entropy_quantile is not None,
@@ -122,6 +121,8 @@ class Loss:
             terms += rf" + \beta\,{'k_' + self.kl_estimator[1]}"
         if self.entropy_coef:
             terms += r" - c\,H_{i,t}"
+        if self.surrogate.weighs_itself:  # its formula is of L itself
+            return self.surrogate.formula
         inner = terms if terms == r"\ell_{i,t}" else rf"\left({terms}\right)"
         lines = [r"L = \sum_{i,t} w_i\," + inner, self.surrogate.formula]
         if self.ratio_level != "token":

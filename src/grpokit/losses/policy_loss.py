@@ -63,6 +63,11 @@ def _own_stats(loss: Loss, batch: LossBatch) -> Stats:
             f"{loss.name} couples the tokens of a whole {loss.coupling}: gather StepStats.of(loss, slice) over every slice of "
             "the update first, and pass stats=StepStats.finish(loss, seed, step)"
         )
+    if batch.lengths is None:
+        raise ValueError(
+            f"{loss.name} needs whole sequences, and without LossBatch.lengths nobody can tell whether these are; give them, "
+            "or pass stats= gathered over the whole update"
+        )
     return StepStats.of(loss, batch).finish(loss)
 
 
@@ -98,8 +103,7 @@ def _log_ratio(loss: Loss, batch: LossBatch, d: Tensor, stats: Stats | None) -> 
         d = loss.surrogate.before_mean(d, batch.advantages, **loss.options)
     if not loss.level.statistic:
         return d
-    lengths = d.detach() if batch.lengths is None else batch.lengths.to(d.dtype)
-    log_ratio = loss.level.apply(d, _looked_up("log_ratio", batch, stats), lengths)
+    log_ratio = loss.level.apply(d, _looked_up("log_ratio", batch, stats), _looked_up("length", batch, stats))
     if loss.correction is not None and loss.surrogate.correction_inside:
         log_ratio = log_ratio + _looked_up("inside", batch, stats)
     return log_ratio

@@ -25,7 +25,7 @@ class Tokens:
 
     sequence_ids: Tensor
     positions: Tensor  # −1 where they are not known
-    lengths: Tensor
+    lengths: Tensor  # as each slice said, 0 where it didn't; a slice may only know its own part
     group_ids: Tensor
     advantages: Tensor
     logps: Tensor
@@ -75,8 +75,8 @@ class Tokens:
 
     @cached_property
     def sequence_lengths(self) -> Tensor:
-        """[sequences] T_i."""
-        return self.lengths[self._first]
+        """[sequences] T_i: the tokens that were gathered."""
+        return self._counts
 
     @cached_property
     def sequence_advantages(self) -> Tensor:
@@ -145,7 +145,7 @@ class StepStats:
             Tokens(
                 sequence_ids=b.sequence_ids,
                 positions=unknown if b.positions is None else b.positions,
-                lengths=unknown if b.lengths is None else b.lengths,
+                lengths=torch.zeros_like(unknown) if b.lengths is None else b.lengths,
                 group_ids=unknown if b.group_ids is None else b.group_ids,
                 advantages=b.advantages.double(),
                 logps=logps,
@@ -201,15 +201,14 @@ def _check_whole(tokens: Tokens, loss: Loss) -> None:
             "stats: a token was gathered twice; sequence_ids must be numbers within the whole update, and each slice "
             "must be added once"
         )
-    if (tokens.lengths < 0).any():
-        return
-    found = tokens._counts
-    short = torch.nonzero(found != tokens.sequence_lengths).flatten()
+    said = torch.zeros_like(tokens.sequence_lengths).scatter_reduce(0, tokens.index, tokens.lengths, "amax")
+    short = torch.nonzero(tokens.sequence_lengths < said).flatten()
     if len(short):
         k = int(short[0])
         raise ValueError(
-            f"{loss.name} needs whole sequences: sequence {int(tokens.sequence_ids.unique()[k])} has {int(found[k])} of its "
-            f"{int(tokens.sequence_lengths[k])} tokens here; gather StepStats over every slice of the update and pass stats="
+            f"{loss.name} needs whole sequences: sequence {int(tokens.sequence_ids[tokens._first[k]])} has "
+            f"{int(tokens.sequence_lengths[k])} of its {int(said[k])} tokens here; gather StepStats over every slice of the "
+            "update and pass stats="
         )
 
 
@@ -236,6 +235,7 @@ def statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str,
         d = before(tokens.log_ratio, tokens.advantages, **loss.options) if before else tokens.log_ratio
         reduce = tokens.sequence_mean if loss.level.statistic == "mean" else tokens.sequence_sum
         by_sequence["log_ratio"] = spread(reduce(d))
+        by_sequence["length"] = spread(tokens.sequence_lengths.to(d.dtype))
     if loss.correction is not None and loss.correction.level != "token":
         product = loss.correction.level == "sequence_product"
         value = (tokens.sequence_sum if product else tokens.sequence_mean)(tokens.log_weight)

@@ -1,0 +1,58 @@
+"""What mkdocs calls for each page. The site needs neither a script nor a network to be read.
+
+LaTeX becomes MathML, which browsers draw by themselves; headings of translated pages get the English anchors, so that one
+link works in both languages.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from markdown.extensions.toc import slugify
+
+ENGLISH = Path(__file__).resolve().parent / "en"
+# What pymdownx.arithmatex leaves in a page: \( \) in a span, \[ \] in a div.
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+_TAGGED = re.compile(r"^```python (?:formula|example)$", re.MULTILINE)
+_BLOCK = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^(#{2,3} )(.*)$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
+    """Anchors; and off with the tags by which the tests find a page's programs: the highlighter knows none of them."""
+    language, _, rest = page.file.src_uri.partition("/")
+    original = ENGLISH / rest
+    if language != ENGLISH.name and original.exists():
+        markdown = with_anchors(markdown, headings(original.read_text(encoding="utf-8")))
+    return _TAGGED.sub("```python", markdown)
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """Replace each formula of a page; raises where one can't be read, so that the build fails."""
+    return _FORMULA.sub(lambda found: _mathml(html.unescape(found[2]), found[1] == "div"), content)
+
+
+def headings(markdown: str) -> Iterator[str]:
+    """The text of each heading below the title, code blocks left out."""
+    for part in _BLOCK.split(markdown)[::2]:
+        yield from (found[2] for found in _HEADING.finditer(part))
+
+
+def with_anchors(markdown: str, names: Iterator[str]) -> str:
+    """`markdown` whose headings have the anchors of `names`, in order; those beyond keep their own."""
+
+    def anchored(found: re.Match[str]) -> str:
+        name = next(names, None)
+        return found[0] if name is None else f"{found[0]} {{ #{slugify(name, '-')} }}"
+
+    parts = _BLOCK.split(markdown)
+    return "".join(part if k % 2 else _HEADING.sub(anchored, part) for k, part in enumerate(parts))
+
+
+def _mathml(latex: str, display: bool) -> str:
+    return convert(latex.strip(), display="block" if display else "inline")
