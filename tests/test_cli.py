@@ -155,19 +155,85 @@ def test_a_reward_that_fails_later_loses_nothing(base, tmp_path, capsys):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_rewards_that_never_apply_train_nothing_and_break_nothing(base, tmp_path):
+def test_rewards_that_never_apply_train_nothing_and_break_nothing(base, tmp_path, capsys):
     assert train(base, tmp_path, "--reward_funcs", f"{REWARDS}:never_applies") == 0
     row = json.loads((Path(base.output_dir) / "metrics.jsonl").read_text().splitlines()[0])
     assert row["loss"] == 0
+    assert "no reward function applied" in capsys.readouterr().out
     assert "reward" not in row
 
 
 def test_a_directory_with_another_run_in_it_is_refused(base, tmp_path, capsys):
-    assert train(base, tmp_path, "--max_steps", 1) == 0
+    assert train(base, tmp_path, "--max_steps", 1, "--save_steps", 1) == 0
     before = (Path(base.output_dir) / "metrics.jsonl").read_bytes()
     assert train(base, tmp_path) == 2
     assert "--resume_from_checkpoint auto" in capsys.readouterr().err
     assert (Path(base.output_dir) / "metrics.jsonl").read_bytes() == before
+
+
+def test_auto_never_writes_over_a_finished_run(base, tmp_path, capsys):
+    """A run without checkpoints has nothing to resume: its model stays, and the error doesn't point to auto."""
+    assert train(base, tmp_path, "--max_steps", 1) == 0
+    final = Path(base.output_dir) / "final" / "model.safetensors"
+    before = final.read_bytes()
+    assert train(base, tmp_path, "--max_steps", 2, "--resume_from_checkpoint", "auto") == 2
+    assert "no checkpoint" in capsys.readouterr().err
+    assert train(base, tmp_path, "--max_steps", 2) == 2
+    assert "--resume_from_checkpoint" not in capsys.readouterr().err
+    assert final.read_bytes() == before
+
+
+def test_a_directory_that_is_not_the_runs_is_left_alone(base, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "error.txt").write_text("precious")
+    (mine / "notes.txt").write_text("notes")
+    for auto in ((), ("--resume_from_checkpoint", "auto")):
+        assert train(base, tmp_path, "--output_dir", mine, *auto) == 2
+    assert (mine / "error.txt").read_text() == "precious"
+    assert sorted(p.name for p in mine.iterdir()) == ["error.txt", "notes.txt"]
+
+
+@pytest.mark.parametrize("where", ["train.jsonl/x", "train.jsonl"])
+def test_a_directory_that_cannot_be_made(base, tmp_path, capsys, where):
+    assert train(base, tmp_path, "--output_dir", tmp_path / where) == 2
+    assert capsys.readouterr().err.startswith("error: --output_dir")
+
+
+def test_resuming_says_where_from_and_what_changed(base, tmp_path, capsys):
+    assert train(base, tmp_path, "--save_steps", 1, "--max_steps", 1) == 0
+    capsys.readouterr()
+    flags = ("--save_steps", 1, "--resume_from_checkpoint", "auto", "--learning_rate", "0.5")
+    assert train(base, tmp_path, *flags) == 0
+    said = capsys.readouterr().out
+    assert "resuming from" in said
+    assert "checkpoint-1" in said
+    assert "changed since: learning_rate: 0.001 → 0.5" in said
+
+
+def test_a_reference_of_another_vocabulary_is_refused(base, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small = Qwen3Config(vocab_size=8, num_key_value_heads=1, head_dim=16, max_position_embeddings=64, **sizes)
+    AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "ref")
+    assert train(base, tmp_path, "--beta", 0.1, "--ref_model", tmp_path / "ref") == 2
+    assert "vocabulary of 8" in capsys.readouterr().err
+
+
+def test_a_prompt_longer_than_the_context_leaves(base, tmp_path, capsys):
+    """The limit isn't the user's flag, so raising it would not help: the message says what would."""
+    for flags in ((), ("--max_prompt_length", 500)):
+        assert train(base, tmp_path, "--max_completion_length", 61, *flags) == 2
+        error = capsys.readouterr().err
+        assert "lower --max_completion_length" in error
+        assert "context of 64" in error
+
+
+def test_a_reward_that_exits_is_an_error_like_any_other(base, tmp_path, capsys):
+    (tmp_path / "r.py").write_text("def leaves(completions):\n    raise SystemExit(3)\n")
+    assert train(base, tmp_path, "--reward_funcs", f"{tmp_path}/r.py:leaves") == 2
+    assert "SystemExit" in capsys.readouterr().err
 
 
 def test_help_is_fast_because_torch_is_not_imported():
@@ -179,7 +245,7 @@ def test_help_is_fast_because_torch_is_not_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for flag in ("--loss", "--epsilon-high", "--micro-batch-tokens", "--resume-from-checkpoint"):
+    for flag in ("--loss_type", "--epsilon_high", "--micro_batch_tokens", "--resume_from_checkpoint"):
         assert flag in done.stdout
 
 
@@ -282,4 +348,4 @@ def test_module_and_script_are_the_same_program():
         env=os.environ | {"COLUMNS": "200"},
     )
     assert done.returncode == 2
-    assert "loss-type" in done.stderr + done.stdout
+    assert "loss_type" in done.stderr + done.stdout

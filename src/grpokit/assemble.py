@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import TrainState, load_checkpoint, newest_checkpoint
+from .checkpoint import TrainState, load_checkpoint
 from .config import LOSS_OPTIONS, EvalConfig, ModelConfig, TrainConfig, to_yaml
 from .console import console, counting, figures_table, say, waiting
 from .evaluate import evaluate
@@ -22,6 +22,7 @@ from .prompts import Prompts, read_rows
 from .rewards import Reward, load_rewards
 from .rollouts.transformers import TransformersSampler
 from .run import Run
+from .rundir import changed_options, claim, find_checkpoint
 from .types import Prompt
 
 EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
@@ -33,7 +34,11 @@ def loss_of(config: TrainConfig) -> Loss:
     options["ratio_level"] = config.ratio_level or config.importance_sampling_level
     if "max_completion_length" in loss_options(config.loss_type, config.reduction):
         options["max_completion_length"] = config.max_completion_length
-    return make_loss(config.loss_type, beta=config.beta, **options, **_loss_kwargs(config, options))
+    kwargs = _loss_kwargs(config, options)
+    try:
+        return make_loss(config.loss_type, beta=config.beta, **options, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error  # its messages begin with the option's name
 
 
 def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any
 
 def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, context: int | None) -> Prompts:
     """A dataset's prompts, tokenized and measured against the model's context. Says what was left out."""
-    longest = config.max_prompt_length
+    longest, reason = config.max_prompt_length, None
     if context is not None:
         room = context - config.max_completion_length
         if room < 1:
@@ -62,12 +67,18 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
                 f"--max_completion_length {config.max_completion_length}: the model's context is {context} tokens, "
                 f"which leaves no room for a prompt; use less than {context}"
             )
-        longest = room if longest is None else min(longest, room)
+        if longest is None or longest > room:
+            longest, reason = (
+                room,
+                f"the {room} tokens that --max_completion_length {config.max_completion_length} leaves of ",
+            )
+            reason += f"the model's context of {context}"
     rows, skipped = read_rows(path, config.skip_bad_rows, flag)
     prompts = Prompts(
         rows,
         tokenizer,
         max_prompt_length=longest,
+        limit_reason=reason,
         long_prompts=config.long_prompts,
         seed=config.seed,
         skip_bad_rows=config.skip_bad_rows,
@@ -81,6 +92,18 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
     if prompts.truncated:
         say(f"{path}: cut {prompts.truncated} prompts to their last {longest} tokens")
     return prompts
+
+
+def check_reference(policy: Policy, reference: Policy, path: str) -> None:
+    """Raise ValueError where the reference model cannot score the policy's tokens."""
+    sizes = [p.model.get_output_embeddings().weight.shape[0] for p in (policy, reference)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"--ref_model {path}: has a vocabulary of {sizes[1]}, and --model one of {sizes[0]}; they must be equal"
+        )
+    own, theirs = context_of(policy), context_of(reference)
+    if own is not None and theirs is not None and theirs < own:
+        raise ValueError(f"--ref_model {path}: has a context of {theirs} tokens, less than --model's {own}")
 
 
 def make_sampler(config: ModelConfig, policy: Policy, tokenizer: Any, seed: int) -> TransformersSampler:
@@ -122,6 +145,13 @@ def start(config: TrainConfig) -> Run:
         )
     output = Path(config.output_dir)
     checkpoint = find_checkpoint(config, output)
+    claim(output)
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint}")
+        for change in changed_options(config, output):
+            say(f"  changed since: {change}")
+    elif config.resume_from_checkpoint:
+        say(f"no checkpoint in {output}: starting at step 0")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device, path = default_device(), str(checkpoint or config.model)
@@ -135,6 +165,7 @@ def start(config: TrainConfig) -> Run:
             temperature=config.temperature,
             device=device,
         ).requires_grad_(False)
+        check_reference(policy, reference, config.ref_model or config.model)
     prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
     rewards = rewards_of(config, prompts.columns)
     eval_prompts: list[Prompt] = []
@@ -144,7 +175,7 @@ def start(config: TrainConfig) -> Run:
         eval_prompts = held_out.in_order(config.eval_samples)
     optimizer = make_optimizer(policy, config)
     state = load_checkpoint(checkpoint, policy, optimizer) if checkpoint else TrainState()
-    output.mkdir(parents=True, exist_ok=True)
+    (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
     (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     evaluations_file = JsonLines(output / "evaluations.jsonl", state.step if checkpoint else -1)
     return Run(
@@ -165,41 +196,10 @@ def start(config: TrainConfig) -> Run:
         completions_file=JsonLines(output / "completions.jsonl", state.step),
         evaluations_file=evaluations_file,
         scale_rewards=config.scale_rewards or loss.scale_rewards,
+        first_step=state.step,
         finished_version=policy.version,
         evaluations=[json.loads(line) for line in (output / "evaluations.jsonl").read_text().splitlines()],
     )
-
-
-HARMLESS = {"config.yaml", "error.txt", "metrics.jsonl", "completions.jsonl", "evaluations.jsonl"}
-
-
-def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh start.
-
-    Raises ValueError where the named one isn't there, or where a fresh start would meet another run's files. What a
-    run leaves that failed before its first step is no obstacle.
-    """
-    wanted = config.resume_from_checkpoint
-    if wanted == "auto":
-        return newest_checkpoint(output)
-    if wanted:
-        if not (Path(wanted) / "trainer" / "state.json").is_file():
-            raise ValueError(
-                f"--resume_from_checkpoint {wanted}: is no complete checkpoint (it has no trainer/state.json); "
-                "use `auto` for the newest one in --output_dir"
-            )
-        return Path(wanted)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output_dir {output}: is a file; name a directory")
-    if output.exists():
-        steps = output / "metrics.jsonl"
-        trained = steps.exists() and steps.stat().st_size > 0
-        if trained or any(item.name not in HARMLESS for item in output.iterdir()):
-            raise ValueError(
-                f"--output_dir {output}: is not empty; name another, or continue the run in it with "
-                "--resume_from_checkpoint auto"
-            )
-    return None
 
 
 def run_evaluation(config: EvalConfig) -> dict[str, float]:

@@ -36,12 +36,14 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, or 2 for a mistake that the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    config: Any = None
     try:
         config = parse(arguments)
         return RUN[type(config)](config)
     except ValueError as error:
-        return _fail(config, error)
+        return _fail(error)
+    except OSError as error:
+        _fail(error)
+        return 1
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; continue with --resume_from_checkpoint auto", file=sys.stderr)
         return 130
@@ -65,6 +67,7 @@ def parse(arguments: Sequence[str]) -> Any:
         description="GRPO training for language models: every policy loss behind one flag, one gradient however "
         "the step is cut.",
         args=list(arguments),
+        use_underscores=True,
         config=(
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,
@@ -94,7 +97,9 @@ def train(config: TrainConfig) -> int:
         say(f"note: {note}")
     try:
         loop(run)
-    except (Exception, KeyboardInterrupt):
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            error.add_note(f"the full traceback is in {run.write_error(error)}")
         run.rescue()
         raise
     finally:
@@ -128,9 +133,11 @@ def report(config: ReportConfig) -> int:
 
 def task(config: TaskConfig) -> int:
     """`grpokit task NAME`."""
+    from .console import waiting
     from .tasks import write_task
 
-    _quiet()
+    with waiting("loading torch"):
+        _quiet()
     write_task(config.name, config.output_dir or f"runs/{config.name}", seed=config.seed)
     return 0
 
@@ -193,14 +200,8 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str:
     return ""
 
 
-def _fail(config: Any, error: ValueError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    if isinstance(config, TrainConfig):
-        from .run import write_error
-
-        path = write_error(config.output_dir, error)
-        if path:
-            print(f"the full traceback is in {path}", file=sys.stderr)
+def _fail(error: Exception) -> int:
+    print(f"error: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
     return 2
 
 

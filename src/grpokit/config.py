@@ -283,8 +283,13 @@ def load_yaml(cls: type, path: str) -> Any:
         raise ValueError(f"--config {path}: no such file")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(
+            f"--config {path}{line}: not YAML: {error.problem}; expected `name: value` lines"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: not YAML: {error}") from error
+        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected `name: value` lines, got a {type(values).__name__}")
     hints = typing.get_type_hints(cls)

@@ -117,10 +117,10 @@ class StepDisplay:
             f"reward {row['reward']:.3f}" if "reward" in row else "no reward",
             f"accuracy {accuracy:.3f}" if shows_accuracy else spread,
             f"length {row.get('completions/mean_length', 0):.1f}",
-            f"zero-std {row.get('frac_reward_zero_std', 0):.0%}",
+            f"zero-std {row['frac_reward_zero_std']:.0%}" if "frac_reward_zero_std" in row else "",
             f"{row.get('tokens_per_second', 0):,.0f} tok/s",
         ]
-        return "  ".join(parts)
+        return "  ".join(part for part in parts if part)
 
 
 EVAL_NAMES = {"pass@1_greedy": "greedy accuracy (pass@1)", "pass@1": "sampled accuracy (pass@1)"}

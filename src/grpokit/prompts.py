@@ -172,17 +172,19 @@ def _require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
         )
 
 
-def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts) -> list[Prompt]:
+def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts, reason: str | None) -> list[Prompt]:
     """`prompts` with those over `limit` tokens cut or left out, as `policy` says; ValueError where it's "error"."""
     if policy == "truncate_left":
         return [replace(prompt, ids=prompt.ids[-limit:]) for prompt in prompts]
     fitting = [prompt for prompt in prompts if len(prompt.ids) <= limit]
     if policy != "drop" and len(fitting) < len(prompts):
         first = next(prompt for prompt in prompts if len(prompt.ids) > limit)
+        over = reason or f"--max_prompt_length {limit}"
+        mend = "lower --max_completion_length" if reason else "raise --max_prompt_length"
         raise ValueError(
-            f"{first.source}: the prompt has {len(first.ids)} tokens, over --max_prompt_length {limit} "
+            f"{first.source}: the prompt has {len(first.ids)} tokens, over {over} "
             f"({len(prompts) - len(fitting)} of {len(prompts)} prompts are, the longest has "
-            f"{max(len(prompt.ids) for prompt in prompts)}); raise --max_prompt_length, or instead of --long_prompts "
+            f"{max(len(prompt.ids) for prompt in prompts)}); {mend}, or instead of --long_prompts "
             "error use truncate_left (keep the last tokens) or drop (leave such prompts out)"
         )
     return fitting
@@ -221,6 +223,7 @@ class Prompts:
         tokenizer: Any,
         *,
         max_prompt_length: int | None = None,
+        limit_reason: str | None = None,
         long_prompts: LongPrompts = "error",
         seed: int = 42,
         skip_bad_rows: bool = False,
@@ -230,7 +233,7 @@ class Prompts:
         """Tokenize all `rows` (of `read_rows`) with a Hugging Face tokenizer.
 
         Args:
-            max_prompt_length: in tokens; None: no limit.
+            max_prompt_length: in tokens; None: no limit. `limit_reason` says where it comes from, if not from its flag.
             long_prompts: what to do with prompts over that; "truncate_left" keeps the last tokens.
             skip_bad_rows: rows that the chat template refuses or that have no tokens join `skipped_rows`, which
                 are those that `read_rows` skipped.
@@ -249,7 +252,7 @@ class Prompts:
                     raise
                 bad.append(str(error))
         limit = max_prompt_length or max((len(prompt.ids) for prompt in prompts), default=0)
-        fitting = _fit(prompts, limit, long_prompts)
+        fitting = _fit(prompts, limit, long_prompts, limit_reason)
         if not fitting:
             over = f"{len(prompts)} over --max_prompt_length {limit}, which --long_prompts drop leaves out"
             raise ValueError(

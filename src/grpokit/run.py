@@ -51,6 +51,7 @@ class Run:
     evaluations_file: JsonLines
     evaluations: list[dict[str, Any]]  # one for each evaluation, the first before any step
     scale_rewards: str
+    first_step: int  # steps done when this process began
     finished_version: int  # policy version after the last finished step
 
     @property
@@ -98,6 +99,10 @@ class Run:
         """Write down what step `step` (counted from 1) found, evaluate and save where they are due."""
         config, row = self.config, values(metrics)
         self.state, self.finished_version = TrainState(step), self.policy.version
+        if "reward" not in row and step == self.first_step + 1:
+            say(
+                "note: no reward function applied to any completion of this step, so nothing was learned from it"
+            )
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
         self.metrics_file.write({"step": step, **row})
@@ -129,6 +134,12 @@ class Run:
         path = self.output / f"checkpoint-{self.state.step}"
         if self.state.step and self.policy.version == self.finished_version and not path.exists():
             say(f"saved {self.save()}: the state after the last finished step")
+
+    def write_error(self, error: BaseException) -> Path:
+        """Write the full traceback to error.txt."""
+        path = self.output / "error.txt"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return path
 
     def finish(self) -> None:
         """Write final/ and the report, and say where everything is."""
@@ -178,12 +189,3 @@ def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, An
         "reward": numbers(group.reward),
         "advantages": numbers(group.advantages),
     }
-
-
-def write_error(output_dir: str, error: BaseException) -> Path | None:
-    """The full traceback in error.txt of the run's directory, where there is one."""
-    path = Path(output_dir) / "error.txt"
-    if not path.parent.is_dir():
-        return None
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return path

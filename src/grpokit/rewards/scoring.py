@@ -95,7 +95,10 @@ def _call(reward: Reward, available: Mapping[str, list[Any]], groups: Sequence[R
     positional, by_name = arguments(reward, {name: list(values) for name, values in available.items()})
     try:
         returned = reward.fn(*positional, **by_name)
-    except Exception as error:
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a reward may call exit(); that must not end the run unexplained
         code = code_of(reward.fn)
         deep = error.__traceback__ is not None and error.__traceback__.tb_next is not None
         where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
