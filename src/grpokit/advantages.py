@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .types import RolloutGroup
 
+ESTIMATORS = ("group", "rloo", "reinforce_plus_plus", "opo", "gdpo")
+SCALINGS = ("group", "batch", "none")
 EPSILON = 1e-4  # added to a standard deviation before dividing by it; TRL's number, so that values carry over
 
 
@@ -34,6 +36,11 @@ def with_advantages(
     A group whose rewards are all equal has advantages of exactly 0: in floating point its deviations from the mean
     may not be.
     """
+    if estimator not in ESTIMATORS or scale_rewards not in SCALINGS:
+        raise ValueError(
+            f"advantage_estimator {estimator}, scale_rewards {scale_rewards}: there are {', '.join(ESTIMATORS)}, "
+            f"and {', '.join(SCALINGS)}"
+        )
     valid = [~_rewards(group).isnan() for group in groups]
     raw = [_raw(group, ok, estimator, weights) for group, ok in zip(groups, valid, strict=True)]
     if estimator in ("reinforce_plus_plus", "gdpo"):
@@ -53,8 +60,11 @@ def _raw(group: RolloutGroup, valid: Tensor, estimator: str, weights: Sequence[f
         baseline = r.mean()
         if estimator == "opo" and lengths[valid].sum() > 0:
             baseline = (lengths[valid] * r).sum() / lengths[valid].sum()
+        centred = r - baseline
+        # A reward that is the baseline but for rounding has no advantage: its sign would be an accident.
+        centred[centred.abs() <= 4 * torch.finfo(r.dtype).eps * r.abs().max()] = 0
         others = len(r) / (len(r) - 1) if estimator == "rloo" else 1  # R − mean of the others
-        advantages[valid] = (r - baseline) * others
+        advantages[valid] = centred * others
     return advantages
 
 

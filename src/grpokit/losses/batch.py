@@ -118,7 +118,9 @@ class LossBatch:
         return LossBatch(**{name: value[index] for name, value in self._given()})
 
     def upcast(self) -> LossBatch:
-        """All floats in one type: that of `logps`, or float32 where it is narrower. Ratios need that much."""
+        """All floats in one type, that of `logps` or float32 where it is narrower; integers in int64."""
         dtype = torch.promote_types(self.logps.dtype, torch.float32)
-        floats = {name: value.to(dtype) for name, value in self._given() if name in _FLOATS}
-        return dataclasses.replace(self, **floats)
+        types = dict.fromkeys(_FLOATS, dtype) | dict.fromkeys(
+            _INTEGERS, torch.int64
+        )  # a key packs two of them in 64 bits
+        return dataclasses.replace(self, **{name: value.to(types[name]) for name, value in self._given()})

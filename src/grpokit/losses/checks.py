@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .correction import Correction, check_correction
 from .kl import KL_ESTIMATORS, KL_GRADIENTS
 from .loss import Loss
@@ -49,6 +51,11 @@ def make_correction(
 
 def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -> None:
     """Raise ValueError for a term or mask that cannot work; the two flags are as given, None where they were not."""
+    for flag in ("beta", "entropy_coef", "top_entropy_quantile", "opsm_threshold"):
+        value = getattr(loss, flag)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not number:
+            raise ValueError(f"{flag} {value!r}: must be a finite number")
     if not 0 <= loss.beta < float("inf"):
         raise ValueError(f"beta {loss.beta}: must be 0 (no KL penalty) or above; 0.04 is usual")
     if loss.kl_estimator not in KL_ESTIMATORS:
@@ -71,6 +78,13 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
         )
     if loss.rejected_tokens not in ("keep", "drop"):
         raise ValueError(f"rejected_tokens {loss.rejected_tokens!r}: is not one of keep, drop")
+    if loss.rejected_tokens == "drop" and (
+        loss.opsm_threshold is not None or loss.surrogate.anchor == "sampler"
+    ):
+        raise ValueError(
+            f"rejected_tokens drop: {'opsm_threshold' if loss.opsm_threshold is not None else loss.name} rejects by the policy "
+            "being trained, which the counts cannot know beforehand; leave rejected_tokens at keep"
+        )
     if loss.rejected_tokens == "drop" and (loss.correction is None or loss.correction.mode != "mask"):
         raise ValueError(
             "rejected_tokens drop: takes rejected tokens out of the counts, which only correction_mode mask can say "

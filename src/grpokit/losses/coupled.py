@@ -21,13 +21,12 @@ from .surrogates import clip, clip_check, clip_health
 def discounted_future(values: Tensor, tokens: Tokens, gamma: float) -> Tensor:
     """F_t = Σ_{k ≥ t} γ^(k−t)·values_k over each sequence's trainable tokens [n]; k − t counts positions."""
     future = torch.zeros_like(values)
-    # From the last token to the first, one step of each sequence at a time: as many rounds as the longest has tokens.
-    index, rank = tokens.index, tokens.rank_from_end
+    # From the last token of each sequence to its first, all sequences at once: as many rounds as the longest has tokens.
+    order = tokens.rank_from_end.argsort(stable=True)
     carry = values.new_zeros(tokens.num_sequences)
     later = tokens.positions.new_zeros(tokens.num_sequences)
-    for round_ in range(int(rank.max()) + 1 if len(rank) else 0):
-        at = torch.nonzero(rank == round_).flatten()
-        sequence, position = index[at], tokens.positions[at]
+    for round_, at in enumerate(order.split(torch.bincount(tokens.rank_from_end).tolist())):
+        sequence, position = tokens.index[at], tokens.positions[at]
         gap = (later[sequence] - position).to(values.dtype) if round_ else torch.zeros_like(values[at])
         carry[sequence] = values[at] + gamma**gap * carry[sequence]
         later[sequence] = position

@@ -103,10 +103,12 @@ def _log_ratio(loss: Loss, batch: LossBatch, d: Tensor, stats: Stats | None) -> 
         d = loss.surrogate.before_mean(d, batch.advantages, **loss.options)
     if not loss.level.statistic:
         return d
-    log_ratio = loss.level.apply(d, _looked_up("log_ratio", batch, stats), _looked_up("length", batch, stats))
+    value = _looked_up("log_ratio", batch, stats)
     if loss.correction is not None and loss.surrogate.correction_inside:
-        log_ratio = log_ratio + _looked_up("inside", batch, stats)
-    return log_ratio
+        value = value + _looked_up(
+            "inside", batch, stats
+        )  # before the clamp: only their sum has to be in range
+    return loss.level.apply(d, value, _looked_up("length", batch, stats))
 
 
 def _token_log_weight(batch: LossBatch) -> Tensor:
