@@ -201,7 +201,25 @@ def correction(s, t, mode, level, cap=2.0, low=0.5, high=5.0):
     return min(c, cap) if mode == "truncate" else (c if low <= c <= high else 0.0)
 
 
-def total(name, sequences, beta=0.0, entropy_coef=0.0, quantile=None, correct=None, opsm=None):
+def kl(s, t, estimator="k3", gradient="own"):
+    d = held(s.logp[t] - s.ref[t], -20, 20)
+    values = {"k1": d, "k2": d * d / 2, "k3": torch.exp(-d) + d - 1}
+    if gradient == "k2":
+        return values[estimator].detach() + values["k2"] - values["k2"].detach()
+    return values[estimator] * torch.exp(d_of(s, t)) if gradient == "ratio" else values[estimator]
+
+
+def total(
+    name,
+    sequences,
+    beta=0.0,
+    kl_estimator="k3",
+    kl_gradient="own",
+    entropy_coef=0.0,
+    quantile=None,
+    correct=None,
+    opsm=None,
+):
     """The loss of a whole step, connected to the leaves."""
     sequences = [s for s in sequences if s.logp]
     reduction = REDUCTION.get(name, "token_mean")
@@ -225,8 +243,7 @@ def total(name, sequences, beta=0.0, entropy_coef=0.0, quantile=None, correct=No
         if quantile is not None and num(s.entropy[t]) < threshold:
             term = 0.0 * term
         if beta:
-            r = held(s.ref[t] - s.logp[t], -20, 20)
-            term = term + beta * (torch.exp(r) - r - 1)
+            term = term + beta * kl(s, t, kl_estimator, kl_gradient)
         if entropy_coef:
             term = term - entropy_coef * s.entropy[t]
         result = result + w * term

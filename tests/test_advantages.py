@@ -52,6 +52,18 @@ def test_completions_without_a_reward_are_masked_and_out_of_the_statistics():
     assert [bool(r.trainable.any()) for r in group.rollouts] == [True, False, True]
 
 
+def test_a_reward_in_the_middle_has_no_sign():
+    """.1 + .2 + .3 over 3 isn't .2 in floating point: the middle completion's deviation is rounding, so it is 0."""
+    assert advantages([[0.1, 0.2, 0.3]])[0][1] == 0
+    assert advantages([[0.1, 0.2, 0.3]], "rloo")[0][1] == 0
+
+
+def test_unknown_names_are_refused():
+    for options in (("gruop",), ("group", "grup")):
+        with pytest.raises(ValueError, match="there are group"):
+            advantages([[0.0, 1.0]], *options)
+
+
 def test_unscored_groups_are_refused():
     import dataclasses
 

@@ -99,6 +99,78 @@ def test_corrections_against_the_oracle(mode, level, seed):
     compare(loss, step, correct=(mode, level), opsm=0.1)
 
 
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+@pytest.mark.parametrize("level", ["token", "sequence_product", "sequence_geometric"])
+@given(seed=seeds)
+def test_corrections_of_a_token_ratio_against_the_oracle(mode, level, seed):
+    loss = build("spo", correction_mode=mode, correction_level=level)
+    compare(loss, make_step(seed, spread=0.7), correct=(mode, level))
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("gradient", ["own", "k2", "ratio"])
+@given(seed=seeds)
+def test_kl_estimators_and_gradients_against_the_oracle(estimator, gradient, seed):
+    kl = {"kl_estimator": estimator, "kl_gradient": gradient}
+    compare(build("importance_sampling", beta=0.3, **kl), make_step(seed), beta=0.3, **kl)
+
+
+def one_sequence(logps, **fields):
+    """A batch of one sequence of N tokens, advantages and weights 1."""
+    n = len(logps)
+    ones = torch.ones(n, dtype=T64)
+    places = {"positions": torch.arange(n), "lengths": torch.full((n,), n)}
+    return LossBatch(
+        logps=logps,
+        advantages=ones,
+        weights=ones,
+        sequence_ids=torch.zeros(n, dtype=torch.long),
+        **places,
+        **fields,
+    )
+
+
+def test_fipo_drops_terms_over_delta():
+    """ρ = 1, 2: F_0 = γ·log 2, so f = 1.2; with δ = 1.5 that term is dropped, and f = 1. Both: the clip's −1 and −1.2."""
+    logps = torch.tensor([-1.0, -1.0], dtype=T64)
+    batch = one_sequence(logps, old_logps=logps - torch.tensor([0.0, math.log(2)], dtype=T64))
+    assert float(policy_loss(build("fipo"), batch).loss) == pytest.approx(-1.2 - 1.2 * 1.2)
+    assert float(policy_loss(build("fipo", delta=1.5), batch).loss) == pytest.approx(-1 - 1.2)
+
+
+def test_diagnostics_of_the_sampler_by_hand():
+    """c = 2 and 1/2: χ² = (4 + 1/4)/2 − 1, ESS = 2.5²/(2·4.25), k3 = mean(c − log c − 1), one of two over the cap 1.5."""
+    logps = torch.tensor([-1.0, -1.0], dtype=T64)
+    batch = one_sequence(logps, sampler_logps=logps - torch.tensor([2.0, 0.5], dtype=T64).log())
+    found = policy_loss(build("grpo", correction_mode="truncate", correction_cap=1.5), batch).metrics
+    want = {
+        "sampler/chi2": 1.125,
+        "sampler/ess": 6.25 / 8.5,
+        "sampler_kl": 0.25,
+        "sampler/kl_k1": 0,
+        "sampler/truncated": 0.5,
+    }
+    assert {name: found[name].value for name in want} == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_narrow_integer_ids_change_nothing(name):
+    loss = build(name)
+    batch = flat(loss, make_step(2))
+    narrow = {f: getattr(batch, f).int() for f in ("sequence_ids", "group_ids", "positions", "lengths")}
+    got, want = (run(loss, b, [slice(None)]) for b in (dataclasses.replace(batch, **narrow), batch))
+    assert torch.equal(got.gradient, want.gradient)
+
+
+@pytest.mark.parametrize("far", [30.0, -30.0])
+def test_vespo_clamps_w_after_the_correction_is_in_it(far):
+    """Σ log ρ = far and Σ log c = −far: W = 1, φ = 1, so the loss is −A·logp."""
+    logps = torch.full((3,), -1.0, dtype=T64)
+    batch = one_sequence(logps, old_logps=logps - far / 3, sampler_logps=logps)
+    loss = build("vespo", correction_mode="truncate", correction_cap=1e9)
+    assert float(policy_loss(loss, batch).loss) == pytest.approx(3.0)
+
+
 @given(seed=seeds)
 def test_vespo_takes_the_correction_inside(seed):
     """W gets Σ log c beside Σ log ρ, and ℓ is not multiplied by c."""

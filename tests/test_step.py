@@ -74,6 +74,44 @@ def test_weights_and_metrics_do_not_depend_on_the_cut(directory, name, terms):
         assert theirs == pytest.approx(metrics, rel=1e-9, abs=1e-11)
 
 
+BINDING = [
+    ("m2po", {"m2_threshold": 1e-4}),
+    ("clip_cov", {"cov_low": 0.01, "cov_high": 1e9, "cov_ratio": 0.1}),
+    ("kl_cov", {"kl_cov_ratio": 0.2}),
+    ("grpo", {"top_entropy_quantile": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), BINDING)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_statistics_are_of_the_whole_update_dead_rows_included(directory, name, options, updates):
+    """Thresholds that bind on this small model: the same weights for any micro-batches, with dead rows or without."""
+    ends = []
+    for budget, drop in ((10_000, False), (10_000, True), (25, True), (1, False)):
+        loss = build(name, **options)
+        policy, optimizer = fresh(directory)
+        how = Learning(num_iterations=2, micro_batch_tokens=budget, drop_dead_rows=drop)
+        learn(policy, None, plan_step(groups_of(directory), loss, updates), loss, optimizer, how)
+        ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    for other in ends[1:]:
+        torch.testing.assert_close(other, ends[0], rtol=0, atol=1e-11)
+
+
+def test_selection_by_chance_is_keyed_by_the_run_and_the_update(directory, monkeypatch):
+    from grpokit.losses import StepStats
+
+    keys = []
+    real = StepStats.finish
+
+    def spy(stats, loss, seed=0, step=0):
+        keys.append((seed, step))
+        return real(stats, loss, seed, step)
+
+    monkeypatch.setattr(StepStats, "finish", spy)
+    run(directory, "clip_cov", num_iterations=2, seed=7)
+    assert keys == [(7, 0), (7, 1)]
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILY if build(name).drops_dead_rows])
 def test_dead_rows_may_leave(directory, name):
     kept, metrics = run(directory, name, num_iterations=2, drop_dead_rows=False)

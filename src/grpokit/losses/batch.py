@@ -120,7 +120,6 @@ class LossBatch:
     def upcast(self) -> LossBatch:
         """All floats in one type, that of `logps` or float32 where it is narrower; integers in int64."""
         dtype = torch.promote_types(self.logps.dtype, torch.float32)
-        types = dict.fromkeys(_FLOATS, dtype) | dict.fromkeys(
-            _INTEGERS, torch.int64
-        )  # a key packs two of them in 64 bits
-        return dataclasses.replace(self, **{name: value.to(types[name]) for name, value in self._given()})
+        # int64, because the statistics' key packs two of the integers in 64 bits.
+        wide = {name: value.to(dtype if name in _FLOATS else torch.int64) for name, value in self._given()}
+        return dataclasses.replace(self, **wide)
