@@ -68,11 +68,11 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
                 f"which leaves no room for a prompt; use less than {context}"
             )
         if longest is None or longest > room:
-            longest, reason = (
-                room,
-                f"the {room} tokens that --max_completion_length {config.max_completion_length} leaves of ",
+            longest = room
+            reason = (
+                f"the {room} tokens that --max_completion_length {config.max_completion_length} leaves of "
+                f"the model's context of {context}"
             )
-            reason += f"the model's context of {context}"
     rows, skipped = read_rows(path, config.skip_bad_rows, flag)
     prompts = Prompts(
         rows,

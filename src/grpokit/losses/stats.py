@@ -129,7 +129,7 @@ class StepStats:
     def of(cls, loss: Loss, batch: LossBatch) -> StepStats:
         """A slice's tokens, without gradient.
 
-        Raises ValueError where the batch lacks a field that the loss couples by: lengths, positions, group_ids, ...
+        Raises ValueError where the batch lacks a field that the loss couples by: positions, group_ids, entropies, ...
         """
         for name in loss.stats_fields:
             if getattr(batch, name) is None:
