@@ -24,7 +24,7 @@ from grpokit.metrics import Clock
 from grpokit.model import default_device, load_policy, load_tokenizer
 from grpokit.rewards import Reward, score
 from grpokit.rollouts.transformers import TransformersSampler
-from grpokit.step import Learning, learn
+from grpokit.step import Learning, Progress, learn
 from grpokit.types import Prompt
 
 
@@ -81,7 +81,7 @@ def main() -> None:
             with clock("reward"):
                 groups = with_advantages(score(groups, rewards))
             with clock("learn"):
-                learn(policy, None, plan_step(groups, loss), loss, optimizer, how)
+                learn(policy, None, Progress(plan_step(groups, loss)), loss, optimizer, how)
             with clock("sync"):
                 sampler.sync()
         clocks.append(clock.seconds)

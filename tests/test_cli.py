@@ -14,7 +14,8 @@ from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 from grpokit.checks import check_train_config
 from grpokit.cli import main, parse
-from grpokit.config import EvalConfig, TrainConfig, load_yaml, to_yaml
+from grpokit.config import EvalConfig, TrainConfig
+from grpokit.overlay import load_yaml, to_yaml
 
 HERE = Path(__file__).parent
 
@@ -290,10 +291,10 @@ def test_required_flags(capsys):
     assert "--model (missing)" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(base, tmp_path, monkeypatch, capsys):
+def test_several_processes_need_torchrun(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert train(base, tmp_path) == 2
-    assert "WORLD_SIZE 2" in capsys.readouterr().err
+    assert "torchrun --nproc-per-node 2" in capsys.readouterr().err
 
 
 def test_every_recipe_is_a_valid_configuration(tmp_path, model):

@@ -20,9 +20,10 @@ from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 from grpokit.assemble import start
 from grpokit.cli import main
-from grpokit.config import TrainConfig, to_yaml
+from grpokit.config import TrainConfig
 from grpokit.loop import train
 from grpokit.metrics import METRICS, declared_name
+from grpokit.overlay import to_yaml
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from grpokit.config import TrainConfig, to_yaml
+from grpokit.config import TrainConfig
+from grpokit.overlay import to_yaml
 from grpokit.report import write_report
 from grpokit.report.markup import LONGEST, box, escaped, number, seconds
 from grpokit.report.series import MOST_POINTS, smooth, thin, trend_window

@@ -14,7 +14,7 @@ from grpokit.batching import micro_batches, plan_step
 from grpokit.metrics import METRICS, declared_name, values
 from grpokit.model import load_policy, load_tokenizer
 from grpokit.rollouts.transformers import TransformersSampler
-from grpokit.step import Learning, NonFiniteError, drop_rejected, learn, optimize, score
+from grpokit.step import Learning, NonFiniteError, Progress, drop_rejected, learn, optimize, score
 from grpokit.types import Prompt, RolloutGroup
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def run(
         with torch.no_grad():
             next(reference.parameters()).mul_(1.1)  # a reference that isn't the policy
     plan = plan_step(groups_of(directory), loss, updates)
-    metrics = learn(policy, reference, plan, loss, optimizer, Learning(**how))
+    metrics = learn(policy, reference, Progress(plan), loss, optimizer, Learning(**how))
     return torch.cat([p.detach().flatten() for p in policy.parameters()]), values(metrics)
 
 
@@ -91,7 +91,7 @@ def test_statistics_are_of_the_whole_update_dead_rows_included(directory, name, 
         loss = build(name, **options)
         policy, optimizer = fresh(directory)
         how = Learning(num_iterations=2, micro_batch_tokens=budget, drop_dead_rows=drop)
-        learn(policy, None, plan_step(groups_of(directory), loss, updates), loss, optimizer, how)
+        learn(policy, None, Progress(plan_step(groups_of(directory), loss, updates)), loss, optimizer, how)
         ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], rtol=0, atol=1e-11)
@@ -130,7 +130,7 @@ def test_an_update_of_dead_rows_does_the_same_with_and_without_them(directory):
         policy, optimizer = fresh(directory)
         updates = plan_step(groups_of(directory)[:1], loss)
         for _ in range(2):
-            learn(policy, None, updates, loss, optimizer, Learning(drop_dead_rows=drop))
+            learn(policy, None, Progress(updates), loss, optimizer, Learning(drop_dead_rows=drop))
         assert policy.version == 2
         ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     assert torch.equal(*ends)
@@ -156,7 +156,7 @@ def test_old_is_the_policy_at_the_start_of_the_step(directory, updates, monkeypa
         return real(policy, update, *rest)
 
     monkeypatch.setattr(grpokit.step, "optimize", spy)
-    learn(policy, None, plan, loss, optimizer, how)
+    learn(policy, None, Progress(plan), loss, optimizer, how)
     assert len(seen) == 2 * updates
     assert seen[0] == [None] * len(seen[0])
     for n, olds in enumerate(seen[1:], start=1):
@@ -206,7 +206,9 @@ def test_rejected_tokens_keep_or_leave_the_counts(directory):
     ends = []
     for k in ("keep", "drop"):
         policy, optimizer = fresh(directory)
-        metrics = values(learn(policy, None, plan_step(groups, loss[k]), loss[k], optimizer, Learning()))
+        metrics = values(
+            learn(policy, None, Progress(plan_step(groups, loss[k])), loss[k], optimizer, Learning())
+        )
         ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
         assert metrics["sampler/masked"] == (0 if k == "drop" else pytest.approx(0.5, abs=0.1))
     assert not torch.allclose(*ends)
@@ -224,7 +226,9 @@ def test_metrics_are_declared_with_their_kind(directory):
     for name in FAMILY:
         loss = build(name, beta=0.04)
         policy, optimizer = fresh(directory)
-        metrics = learn(policy, policy, plan_step(groups_of(directory), loss), loss, optimizer, Learning())
+        metrics = learn(
+            policy, policy, Progress(plan_step(groups_of(directory), loss)), loss, optimizer, Learning()
+        )
         for key, metric in metrics.items():
             assert METRICS[declared_name(key)].kind == metric.kind, key
 

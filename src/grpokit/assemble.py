@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .checkpoint import TrainState, load_checkpoint
-from .config import LOSS_OPTIONS, EvalConfig, ModelConfig, TrainConfig, to_yaml
+from .config import LOSS_OPTIONS, EvalConfig, ModelConfig, TrainConfig
 from .console import console, counting, figures_table, say, waiting
 from .evaluate import evaluate
 from .losses import Loss, loss_options, make_loss
 from .metrics import JsonLines
 from .model import Policy, default_device, load_policy, load_tokenizer
 from .optimizer import make_optimizer
+from .overlay import to_yaml
+from .parallel import ALONE, World
 from .prompts import Prompts, read_rows
-from .rewards import Reward, load_rewards
+from .rewards import Reward, load_rewards, score
 from .rollouts.transformers import TransformersSampler
 from .run import Run
 from .rundir import changed_options, claim, find_checkpoint
-from .types import Prompt
+from .signals import StopRequest
+from .types import Prompt, RolloutGroup
 
 EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
 
@@ -106,7 +110,9 @@ def check_reference(policy: Policy, reference: Policy, path: str) -> None:
         raise ValueError(f"--ref_model {path}: has a context of {theirs} tokens, less than --model's {own}")
 
 
-def make_sampler(config: ModelConfig, policy: Policy, tokenizer: Any, seed: int) -> TransformersSampler:
+def make_sampler(
+    config: ModelConfig, policy: Policy, tokenizer: Any, seed: int, stop: Callable[[], bool] = lambda: False
+) -> TransformersSampler:
     """The sampler of a configuration."""
     return TransformersSampler(
         policy,
@@ -115,6 +121,7 @@ def make_sampler(config: ModelConfig, policy: Policy, tokenizer: Any, seed: int)
         max_completion_length=config.max_completion_length,
         min_completion_length=config.min_completion_length,
         rollout_batch_size=config.rollout_batch_size,
+        stop=stop,
     )
 
 
@@ -135,8 +142,9 @@ def context_of(policy: Policy) -> int | None:
     return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def start(config: TrainConfig) -> Run:
+def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = None) -> Run:
     """Assemble a run, or pick one up where `resume_from_checkpoint` says. Raises ValueError naming the flag."""
+    stop = stop or StopRequest()
     loss = loss_of(config)
     if config.scale_rewards == "group" and loss.scale_rewards == "none":
         raise ValueError(
@@ -144,28 +152,11 @@ def start(config: TrainConfig) -> Run:
             "use --loss_type grpo"
         )
     output = Path(config.output_dir)
-    checkpoint = find_checkpoint(config, output)
-    claim(output)
-    if checkpoint is not None:
-        say(f"resuming from {checkpoint}")
-        for change in changed_options(config, output):
-            say(f"  changed since: {change}")
-    elif config.resume_from_checkpoint:
-        say(f"no checkpoint in {output}: starting at step 0")
+    checkpoint = open_directory(config, output, world)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    device, path = default_device(), str(checkpoint or config.model)
-    tokenizer = load_tokenizer(path)
-    policy = load_policy(path, dtype=config.dtype, temperature=config.temperature, device=device)
-    reference = None
-    if config.beta:
-        reference = load_policy(
-            config.ref_model or config.model,
-            dtype=config.dtype,
-            temperature=config.temperature,
-            device=device,
-        ).requires_grad_(False)
-        check_reference(policy, reference, config.ref_model or config.model)
+    policy, reference = load_models(config, str(checkpoint or config.model), world)
+    tokenizer = load_tokenizer(str(checkpoint or config.model))
     prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
     rewards = rewards_of(config, prompts.columns)
     eval_prompts: list[Prompt] = []
@@ -174,10 +165,16 @@ def start(config: TrainConfig) -> Run:
         rewards_of(config, held_out.columns)  # an error now, rather than at the first evaluation
         eval_prompts = held_out.in_order(config.eval_samples)
     optimizer = make_optimizer(policy, config)
-    state = load_checkpoint(checkpoint, policy, optimizer) if checkpoint else TrainState()
-    (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
-    (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    evaluations_file = JsonLines(output / "evaluations.jsonl", state.step if checkpoint else -1)
+    state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world) if checkpoint else TrainState()
+    changes = changed_options(config, checkpoint, state.unfinished is not None) if checkpoint else []
+    for change in changes:
+        say(f"  changed since: {change}")
+    if world.is_main:
+        (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
+        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    evaluations_file = JsonLines(
+        output / "evaluations.jsonl", state.step if checkpoint else -1, world.is_main
+    )
     return Run(
         config=config,
         loss=loss,
@@ -187,19 +184,75 @@ def start(config: TrainConfig) -> Run:
         prompts=prompts,
         eval_prompts=eval_prompts,
         rewards=rewards,
-        sampler=make_sampler(config, policy, tokenizer, config.seed),
-        eval_sampler=make_sampler(config, policy, tokenizer, config.seed + EVAL_SEED),
+        sampler=make_sampler(config, policy, tokenizer, config.seed, stop.__bool__),
+        eval_sampler=make_sampler(config, policy, tokenizer, config.seed + EVAL_SEED, stop.__bool__),
         optimizer=optimizer,
-        state=state,
+        state=replace(state, unfinished=None),
         output=output,
-        metrics_file=JsonLines(output / "metrics.jsonl", state.step),
-        completions_file=JsonLines(output / "completions.jsonl", state.step),
+        metrics_file=JsonLines(output / "metrics.jsonl", state.step, world.is_main),
+        completions_file=JsonLines(output / "completions.jsonl", state.step, world.is_main),
         evaluations_file=evaluations_file,
+        evaluations=world.from_main(evaluations_file.rows() if world.is_main else None),
         scale_rewards=config.scale_rewards or loss.scale_rewards,
+        packed=packs(config, policy),
         first_step=state.step,
-        finished_version=policy.version,
-        evaluations=[json.loads(line) for line in (output / "evaluations.jsonl").read_text().splitlines()],
+        world=world,
+        stop=stop,
+        unfinished=state.unfinished,
     )
+
+
+def open_directory(config: TrainConfig, output: Path, world: World) -> Path | None:
+    """The main rank finds the checkpoint to resume from, if any, and claims the directory; all ranks learn of it."""
+    checkpoint: Path | None = None
+    with world.together():
+        if world.is_main:
+            checkpoint = find_checkpoint(config, output)
+            claim(output)
+    found = world.from_main(str(checkpoint) if checkpoint else None)
+    if found:
+        say(f"resuming from {found}")
+        if not Path(found).is_dir():
+            raise ValueError(
+                f"{found}: cannot be seen from this host; --output_dir must be on storage that all share"
+            )
+    elif config.resume_from_checkpoint:
+        say(f"no checkpoint in {output}: starting at step 0")
+    return Path(found) if found else None
+
+
+def load_models(config: TrainConfig, path: str, world: World) -> tuple[Policy, Policy | None]:
+    """The policy, and the reference where there is a KL penalty to it."""
+
+    def load(path: str, gradient_checkpointing: bool) -> Policy:
+        return load_policy(
+            path,
+            dtype=config.dtype,
+            temperature=config.temperature,
+            device=default_device(),
+            world=world,
+            shard_size=config.shard_size,
+            gradient_checkpointing=gradient_checkpointing,
+            attn_implementation=config.attn_implementation,
+        )
+
+    policy = load(path, config.gradient_checkpointing)
+    if not config.beta:
+        return policy, None
+    reference = load(config.ref_model or config.model, False).requires_grad_(False)
+    check_reference(policy, reference, config.ref_model or config.model)
+    return policy, reference
+
+
+def packs(config: TrainConfig, policy: Policy) -> bool:
+    """Whether micro-batches are packed. Raises ValueError where they are asked to be and the model can't be."""
+    if config.packing == "packed" and not policy.packs:
+        raise ValueError(
+            f"--packing packed: {type(policy.model).__name__} does not keep packed rows apart with --attn_implementation "
+            f"{policy.model.config._attn_implementation}; use padded"
+        )
+    varlen = policy.model.config._attn_implementation.startswith(("flash", "flex"))
+    return policy.packs and (config.packing == "packed" or (config.packing == "auto" and varlen))
 
 
 def run_evaluation(config: EvalConfig) -> dict[str, float]:
@@ -218,9 +271,13 @@ def run_evaluation(config: EvalConfig) -> dict[str, float]:
         prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
         rewards = rewards_of(config, prompts.columns)
         sampler = make_sampler(config, policy, tokenizer, config.seed)
+
+    def completed(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
+        return score(sampler.sample(prompts, count, greedy=greedy), rewards)
+
     chosen = prompts.in_order(config.max_samples or len(prompts))
     with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
-        figures = evaluate(sampler, chosen, rewards, num_generations=n, pass_at_k=wanted, progress=progress)
+        figures = evaluate(completed, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
     console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))
     if config.output_file:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}

@@ -1,46 +1,76 @@
 """Checkpoints: a Hugging Face directory, and beside it all that an exact resume needs. Nothing is pickled.
 
-    checkpoint-40/
+    checkpoint-40/                     after 40 steps; checkpoint-40-update-3 has 3 updates of the next one behind it
         config.json  model.safetensors  tokenizer.json ...     what from_pretrained and vLLM load
-        trainer/state.json             steps done, optimizer steps, the random state of Python
+        trainer/state.json             steps done, optimizer steps, every other file's size and SHA-256; written last
+        trainer/config.yaml            the configuration it was trained with
         trainer/optimizer.safetensors  AdamW's moments, by parameter name
         trainer/parameters.safetensors the parameters in full precision, where the model is saved in less
-        trainer/random.safetensors     the random state of numpy and torch (a reward function may use it)
+        trainer/random.safetensors     the random state of numpy and torch on each rank (a reward function may use it)
+        trainer/step.safetensors       of a step in its midst: its rollouts, their log-probs, and where it stands
 
-A directory is written under a temporary name, synced, and renamed, so a name that exists is whole.
+A directory is written under a temporary name, synced, read again, and renamed, so a name that exists is whole. What is
+sharded is gathered first, so that any number of ranks can go on from it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .flat import (
+    groups_from_tensors,
+    groups_to_tensors,
+    prefixed,
+    under,
+    updates_from_tensors,
+    updates_to_tensors,
+)
 from .model import DTYPES, Policy
+from .parallel import ALONE, World, full, like
+from .step import Progress
+from .types import Metric, Prompt
 
-FORMAT = 1  # of the trainer directory; raised when its contents change
+FORMAT = 2  # of the trainer directory; raised when its contents change
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands between two steps."""
+    """Where a run stands: between two steps, or in the midst of one."""
 
     step: int = 0  # steps done; also the position in the prompt order, in units of prompts_per_step
+    skipped: int = 0  # updates of those steps that were skipped because their numbers went wrong
+    unfinished: Progress | None = None  # of the next step
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint's directory."""
+        return f"checkpoint-{self.step}" + (
+            "" if self.unfinished is None else f"-update-{self.unfinished.done}"
+        )
 
 
-def save_model(path: Path, policy: Policy, tokenizer: Any, save_dtype: str | None) -> None:
-    """Write a Hugging Face directory to `path` (made, or replaced whole)."""
-    _atomically(path, lambda directory: _write_model(directory, policy, tokenizer, save_dtype))
+def save_model(
+    path: Path, policy: Policy, tokenizer: Any, save_dtype: str | None, world: World = ALONE
+) -> None:
+    """Write a Hugging Face directory to `path` (made, or replaced whole). Raises OSError where it can't be written."""
+    weights = _whole(policy.model.state_dict(keep_vars=True), world)
+    if world.is_main:
+        _atomically(path, lambda directory: _write_model(directory, weights, policy, tokenizer, save_dtype))
 
 
 def save_checkpoint(
@@ -50,76 +80,136 @@ def save_checkpoint(
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
     save_dtype: str | None,
+    *,
+    config: str = "",
+    world: World = ALONE,
 ) -> None:
-    """Write `checkpoint-N/` to `path`: the model, and all that an exact resume needs."""
+    """Write a checkpoint directory to `path`: the model, and all that an exact resume needs.
+
+    All ranks must call it; the main one writes. Raises OSError, with nothing changed, where it can't be written.
+    """
+    weights = _whole(policy.model.state_dict(keep_vars=True), world)
+    moments = _whole(_optimizer_tensors(policy, optimizer), world)
+    noise, pythons = _random_states(world)
+    if not world.is_main:
+        return
 
     def write(directory: Path) -> None:
-        _write_model(directory, policy, tokenizer, save_dtype)
+        _write_model(directory, weights, policy, tokenizer, save_dtype)
         trainer = directory / "trainer"
         trainer.mkdir()
-        parameters = dict(policy.model.named_parameters())
-        if saved_dtype(policy, save_dtype) != next(iter(parameters.values())).dtype:
+        names = dict(policy.model.named_parameters())
+        if saved_dtype(policy, save_dtype) != next(iter(names.values())).dtype:
             save_file(
-                {n: p.detach().cpu().contiguous() for n, p in parameters.items()},
-                trainer / "parameters.safetensors",
+                {name: weights[name].contiguous() for name in names}, trainer / "parameters.safetensors"
             )
-        save_file(_optimizer_tensors(policy, optimizer), trainer / "optimizer.safetensors")
-        numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
-        save_file(
-            {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))},
-            trainer / "random.safetensors",
-        )
+        save_file(moments, trainer / "optimizer.safetensors")
+        save_file(noise, trainer / "random.safetensors")
+        (trainer / "config.yaml").write_text(config, encoding="utf-8")
         record = {
             "format": FORMAT,
             "step": state.step,
+            "skipped": state.skipped,
             "policy_version": policy.version,
-            "python_random": random.getstate(),
-            "numpy_random": [numpy_state[0], *numpy_state[2:]],
+            "random": pythons,
         }
-        (trainer / "state.json").write_text(json.dumps(record))
+        if state.unfinished is not None:
+            record["unfinished"] = _write_progress(trainer / "step.safetensors", state.unfinished)
+        files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+        record["files"] = {str(f.relative_to(directory)): [f.stat().st_size, _digest(f)] for f in files}
+        (trainer / "state.json").write_text(json.dumps(record), encoding="utf-8")
 
     _atomically(path, write)
 
 
-def load_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Bring optimizer, full-precision parameters and random state back from `path`; the model is loaded already.
+def load_checkpoint(
+    path: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    prompt_at: Callable[[int], Prompt],
+    world: World = ALONE,
+) -> TrainState:
+    """Bring optimizer, full-precision parameters, random state and an unfinished step back; the model is loaded already.
 
     Raises ValueError naming the file where it is missing or not this format's.
     """
     trainer = path / "trainer"
     try:
-        record = json.loads((trainer / "state.json").read_text())
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}; this version of grpokit reads format {FORMAT}")
+        record = _read_record(path)
         tensors = load_file(trainer / "optimizer.safetensors")
         noise = load_file(trainer / "random.safetensors")
-        full = trainer / "parameters.safetensors"
-        exact = load_file(full) if full.exists() else {}
-    except Exception as error:  # safetensors has an error class of its own for each kind of damage
+        load_parameters(path, policy)
+        unfinished = None
+        if "unfinished" in record:
+            unfinished = _read_progress(trainer / "step.safetensors", record["unfinished"], prompt_at)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"--resume_from_checkpoint {path}: cannot be resumed from: {error}") from error
-    parameters = dict(policy.model.named_parameters())
-    with torch.no_grad():
-        for name, value in exact.items():
-            parameters[name].copy_(value)
-    for name, parameter in parameters.items():
+    for name, parameter in policy.model.named_parameters():
         slots = {key.split("/", 1)[0]: v for key, v in tensors.items() if key.split("/", 1)[1] == name}
         if slots:
             optimizer.state[parameter] = {
-                slot: value if slot == "step" else value.to(parameter.device) for slot, value in slots.items()
+                slot: value if slot == "step" else like(parameter, value) for slot, value in slots.items()
             }
     policy.version = record["policy_version"]
-    random.setstate(_tuples(record["python_random"]))
-    kind, *rest = record["numpy_random"]
-    np.random.set_state((kind, noise["numpy"].numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(noise["torch"])
-    return TrainState(record["step"])
+    if world.rank < len(record["random"]):  # another number of ranks: the new ones keep what they have
+        python_state, (kind, *rest) = record["random"][world.rank]
+        random.setstate(_tuples(python_state))
+        np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(noise[f"torch/{world.rank}"])
+    return TrainState(record["step"], record["skipped"], unfinished)
 
 
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The complete checkpoint with the most steps in a run's directory, or None."""
-    found = [p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    whole = [p for p in found if (p / "trainer" / "state.json").is_file()]
-    return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+@torch.no_grad()
+def load_parameters(path: Path, policy: Policy) -> None:
+    """The parameters in full precision, where a checkpoint has them beside a model saved in less."""
+    precise = path / "trainer" / "parameters.safetensors"
+    exact = load_file(precise) if precise.exists() else {}
+    for name, parameter in policy.model.named_parameters():
+        if name in exact:
+            parameter.copy_(like(parameter, exact[name]))
+
+
+def policy_version_of(path: Path) -> int:
+    """Optimizer steps behind a checkpoint's weights."""
+    return _read_record(path)["policy_version"]
+
+
+def verify(path: Path) -> None:
+    """Raise ValueError naming the first file of a checkpoint that is missing, cut short or changed."""
+    try:
+        record = _read_record(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: is not whole: trainer/state.json: {error}") from error
+    for name, (size, digest) in record["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{path}: is not whole: {name} is missing")
+        if file.stat().st_size != size:
+            raise ValueError(f"{path}: is not whole: {name} has {file.stat().st_size} bytes, not {size}")
+        if _digest(file) != digest:
+            raise ValueError(f"{path}: is not whole: {name} is not what was written (its SHA-256 differs)")
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints in a run's directory that were written to their end, from the oldest to the newest."""
+
+    def age(path: Path) -> tuple[int, int]:
+        _, step, *update = path.name.split("-")
+        return int(step), int(update[1]) if update else -1
+
+    found = [
+        p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+(-update-\d+)?", p.name)
+    ]
+    return sorted((p for p in found if (p / "trainer" / "state.json").is_file()), key=age)
+
+
+def prune(output_dir: Path, limit: int) -> None:
+    """Delete the oldest checkpoints, so that `limit` are left (0: all); none unless the newest is whole."""
+    found = checkpoints(output_dir)
+    if limit and len(found) > limit:
+        verify(found[-1])
+        for path in found[:-limit]:
+            shutil.rmtree(path)
 
 
 def saved_dtype(policy: Policy, save_dtype: str | None) -> torch.dtype:
@@ -129,37 +219,106 @@ def saved_dtype(policy: Policy, save_dtype: str | None) -> torch.dtype:
     return torch.float64 if policy.compute_dtype == torch.float64 else policy.stored_dtype
 
 
-def _write_model(directory: Path, policy: Policy, tokenizer: Any, save_dtype: str | None) -> None:
+def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Tensors whole and on the CPU, on the main rank only: one at a time, so that no other holds more than that."""
+    found: dict[int, Tensor] = {}  # tied weights are one tensor with two names
+    for tensor in tensors.values():
+        if id(tensor) not in found:
+            whole = full(tensor.detach())
+            found[id(tensor)] = whole.cpu().contiguous() if world.is_main else whole.new_empty(0)
+    return {name: found[id(tensor)] for name, tensor in tensors.items()}
+
+
+def _write_model(
+    directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, save_dtype: str | None
+) -> None:
     model, dtype = policy.model, saved_dtype(policy, save_dtype)
-    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    narrowed: dict[int, Tensor] = {
+        id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
+    }
     shown, model.config.dtype = model.config.dtype, dtype
     try:
-        model.save_pretrained(directory, state_dict=state)
+        model.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
     finally:
         model.config.dtype = shown
     tokenizer.save_pretrained(directory)
 
 
 def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in policy.model.named_parameters()}
     return {
-        f"{slot}/{names[parameter]}": value.detach().cpu().contiguous()
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
+        f"{slot}/{name}": value
+        for name, parameter in policy.model.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _atomically(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
+def _random_states(world: World) -> tuple[dict[str, Tensor], list[Any]]:
+    """Of every rank: numpy's and torch's as tensors, Python's and the rest of numpy's as JSON."""
+    numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
+    mine = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
+    noise = {
+        f"{name}/{r}": v for r, part in enumerate(world.gather_tensors(mine)) for name, v in part.items()
+    }
+    return noise, world.gather_json([random.getstate(), [numpy_state[0], *numpy_state[2:]]])
+
+
+def _write_progress(file: Path, step: Progress) -> dict[str, Any]:
+    save_file(
+        prefixed("groups", groups_to_tensors(step.groups))
+        | prefixed("updates", updates_to_tensors(step.updates)),
+        file,
+    )
+    written = {name: metric.to_json() for name, metric in step.metrics.items()}
+    return {"prepared": step.prepared, "done": step.done, "skipped": step.skipped, "metrics": written}
+
+
+def _read_progress(file: Path, record: dict[str, Any], prompt_at: Callable[[int], Prompt]) -> Progress:
+    tensors = load_file(file)
+    return Progress(
+        updates_from_tensors(under("updates", tensors)),
+        groups_from_tensors(under("groups", tensors), prompt_at),
+        record["prepared"],
+        record["done"],
+        record["skipped"],
+        {name: Metric.from_json(written) for name, written in record["metrics"].items()},
+    )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = json.loads((path / "trainer" / "state.json").read_text(encoding="utf-8"))
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}; this version of grpokit reads format {FORMAT}")
+    return record
+
+
+def _atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """A directory under a temporary name, synced, read again, renamed. Raises OSError with nothing left behind."""
+    temporary, old = (path.with_name(f".{path.name}.{what}") for what in ("writing", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for file in [*temporary.rglob("*"), temporary]:
-        _sync(file)
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.rename(path)
-    _sync(path.parent)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in [*temporary.rglob("*"), temporary]:
+            _sync(file)
+            if file.suffix == ".safetensors":
+                with safe_open(file, "np") as readable:  # its header must fit its length
+                    readable.keys()
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        whole = checkpoints(path.parent)
+        kept = f"; the newest whole checkpoint is {whole[-1]}" if whole else ""
+        raise OSError(f"{path}: could not be written: {error}{kept}") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def check_train_config(config: TrainConfig) -> None:
         _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
     for flag in ("save_steps", "eval_steps", "warmup_steps", "log_completions", "record_batches"):
         _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
+    for flag in ("save_total_limit", "max_skipped_steps", "shard_size"):
+        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
     for flag in ("beta", "weight_decay", "max_grad_norm", "learning_rate", "adam_epsilon"):
         _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
     for flag in ("adam_beta1", "adam_beta2"):
@@ -70,6 +73,14 @@ def check_train_config(config: TrainConfig) -> None:
         "updates_per_step",
         config.updates_per_step,
         f"must divide --prompts_per_step {config.prompts_per_step}, so that groups stay whole",
+    )
+    _require(config.ddp_timeout > 0, "ddp_timeout", config.ddp_timeout, "must be above 0 (seconds)")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    _require(
+        config.shard_size == 0 or ranks % config.shard_size == 0,
+        "shard_size",
+        config.shard_size,
+        f"must divide the number of ranks, {ranks}",
     )
     two_names = config.ratio_level and config.importance_sampling_level
     _require(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
@@ -16,12 +17,16 @@ from .config import (
     CompareConfig,
     EvalConfig,
     LossesConfig,
+    ReplayConfig,
     ReportConfig,
     TaskConfig,
     TrainConfig,
-    load_yaml,
-    to_yaml,
 )
+from .overlay import load_yaml, to_yaml
+
+if TYPE_CHECKING:
+    from .parallel import World
+    from .signals import StopRequest
 
 COMMANDS = {
     "train": TrainConfig,
@@ -29,6 +34,7 @@ COMMANDS = {
     "report": ReportConfig,
     "losses": LossesConfig,
     "compare-batch": CompareConfig,
+    "replay": ReplayConfig,
     "task": TaskConfig,
 }
 
@@ -40,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(arguments)
         return RUN[type(config)](config)
     except ValueError as error:
-        return _fail(error)
+        return _fail(error, *getattr(error, "__notes__", []))
     except OSError as error:
-        _fail(error)
+        _fail(error, *getattr(error, "__notes__", []))
         return 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; continue with --resume_from_checkpoint auto", file=sys.stderr)
+        print("stopped by Ctrl-C", file=sys.stderr)
         return 130
 
 
@@ -77,34 +83,66 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def train(config: TrainConfig) -> int:
-    """`grpokit train`."""
+    """`grpokit train`, in one process or under torchrun."""
     check_train_config(config)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"WORLD_SIZE {os.environ['WORLD_SIZE']}: this version trains in one process; start it without torchrun"
-        )
-    from .console import batch_plan, say, waiting
+    from .console import say, waiting
 
-    say(to_yaml(config).strip() + "\n\n" + batch_plan(config))
     with waiting("loading torch and the model"):
         _quiet()
-        from .assemble import start
-        from .loop import train as loop
+        from .parallel import joined_world
+        from .signals import Stopped, StopRequest
+    stop = StopRequest()
+    tell = _tell if int(os.environ.get("RANK", "0")) == 0 else (lambda text: None)
+    with joined_world(config.ddp_timeout) as world, stop.listening(tell):
+        try:
+            return _train(config, world, stop)
+        except Stopped as stopped:
+            say(f"stopped by {stopped}")
+            return stopped.exit_code
+        except Exception as error:
+            if world.size == 1:
+                raise
+            return _fail_among_ranks(error, world)
 
-        run = start(config)
+
+def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
+    from .assemble import start
+    from .console import batch_plan, say
+    from .loop import train as loop
+    from .signals import Stopped
+
+    say(to_yaml(config).strip() + "\n\n" + batch_plan(config, world.size))
+    run = start(config, world, stop)
     say(f"loss: {run.loss}")
     for note in run.notes:
         say(f"note: {note}")
     try:
         loop(run)
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):
+        if isinstance(error, Exception) and not isinstance(error, Stopped) and world.is_main:
             error.add_note(f"the full traceback is in {run.write_error(error)}")
-        run.rescue()
+        run.rescue(error)
         raise
     finally:
         run.close()
     return 0
+
+
+def _fail_among_ranks(error: Exception, world: World) -> int:
+    """One message for the whole job, from the rank that knows the cause, or else from one that misses another."""
+    from .parallel import Together, is_lost_connection, whereabouts
+
+    own = error.__cause__ if isinstance(error, Together) else error
+    if is_lost_connection(error):
+        lost = world.lost_peer()
+        if lost is not None:
+            _fail(f"{whereabouts(world)}: {lost}; continue with --resume_from_checkpoint auto")
+        return 1
+    if own is not None and world.is_first_to_fail():
+        _fail(f"{whereabouts(world)}: {own}", *getattr(error, "__notes__", []))
+        if not isinstance(own, ValueError | OSError):
+            traceback.print_exception(own)
+    return 2 if isinstance(own, ValueError) else 1
 
 
 def evaluate(config: EvalConfig) -> int:
@@ -115,6 +153,17 @@ def evaluate(config: EvalConfig) -> int:
     _quiet()
     run_evaluation(config)
     return 0
+
+
+def replay(config: ReplayConfig) -> int:
+    """`grpokit replay FILE`: exit code 1 where a number went wrong again, 0 where all are finite."""
+    from .console import waiting
+
+    with waiting("loading torch and the model"):
+        _quiet()
+        from .assemble import loss_of
+        from .replay import replay as run
+    return int(run(config, loss_of))
 
 
 def report(config: ReportConfig) -> int:
@@ -175,6 +224,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     ReportConfig: report,
     LossesConfig: losses,
     CompareConfig: compare_batch,
+    ReplayConfig: replay,
     TaskConfig: task,
 }
 
@@ -200,9 +250,15 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str:
     return ""
 
 
-def _fail(error: Exception) -> int:
-    print(f"error: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+def _fail(error: Exception | str, *notes: str) -> int:
+    if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, str):  # all ranks find the same mistake
+        print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
     return 2
+
+
+def _tell(text: str) -> None:
+    """A line from within a signal handler, where print may not be called."""
+    os.write(2, f"\n{text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, a YAML overlay, and checks that name the flag, the value and the mend.
+"""Configuration: frozen dataclasses, one for each command; `overlay.py` lays YAML over their defaults.
 
 Imports nothing heavy: `grpokit --help` is built from this file. The precedence is: flags on the command line,
 then the YAML file given by `--config`, then the defaults below.
@@ -6,13 +6,8 @@ then the YAML file given by `--config`, then the defaults below.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
@@ -78,6 +73,8 @@ class ModelConfig:
     """Seed of the prompt order and of every sampled token."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Compute type; parameters stay float32. auto: bfloat16 on a GPU, float32 on a CPU. float64: throughout."""
+    attn_implementation: str | None = None
+    """Attention of transformers: sdpa, eager, flash_attention_2, flex_attention (default: the model's)."""
     num_threads: int = 0
     """CPU threads for torch (0: torch's choice). A model under a million parameters is fastest with 1."""
 
@@ -160,6 +157,10 @@ class TrainConfig(ModelConfig):
     """Optimizer steps in each pass; must divide --prompts_per_step."""
     micro_batch_tokens: int = 8192
     """Most tokens in one forward, padding included. Memory only: changes no result."""
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    """Rows one after the other, or padded to the longest. auto: packed where attention is varlen. Changes no result."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward instead of keeping them: less memory, a third more time."""
     drop_dead_rows: bool = True
     """Leave completions that cannot move the weights (advantage 0, no KL) out of the forward: same result."""
 
@@ -184,6 +185,14 @@ class TrainConfig(ModelConfig):
     """Gradients are scaled down to this norm (0: never)."""
     max_steps: int = 100
     """Steps to train, resumed ones included."""
+    max_skipped_steps: int = 0
+    """Skip up to this many updates of the run whose loss or gradient is NaN or infinite; the next one stops it."""
+
+    # many processes (torchrun)
+    shard_size: int = 0
+    """Ranks that share one copy of the weights (0: all). The ranks of one host: hybrid sharding over hosts."""
+    ddp_timeout: float = 600.0
+    """Seconds that a rank waits for the others in a collective before the run stops."""
 
     # what is written, and when; all intervals count steps
     logging_steps: int = 1
@@ -193,7 +202,9 @@ class TrainConfig(ModelConfig):
     record_batches: int = 0
     """Write the first update of this many steps to batches/, for `grpokit compare-batch`."""
     save_steps: int = 0
-    """Write a checkpoint every so many steps (0: only final/)."""
+    """Write a checkpoint every so many steps (0: only final/, and one when a signal stops the run)."""
+    save_total_limit: int = 0
+    """Keep only this many checkpoints, the newest (0: all)."""
     save_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     """Type of the saved weights (default: the type the model was loaded in)."""
     eval_dataset: str = ""
@@ -257,6 +268,18 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """Run a micro-batch again whose loss or gradient was NaN or infinite, and show where that begins."""
+
+    file: tyro.conf.Positional[str]
+    """A dump from a run's nonfinite/ directory."""
+    model: str = ""
+    """Weights to use (default: the run's checkpoint of that moment, or the newest one before it)."""
+    dtype: Literal["", "auto", "float32", "bfloat16", "float64"] = ""
+    """Another compute type than the run's, to see whether that mends it."""
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Make an offline task: a tiny model, training and evaluation prompts."""
 
@@ -266,82 +289,3 @@ class TaskConfig:
     """Where to write model/, train.jsonl and eval.jsonl (default: runs/NAME)."""
     seed: int = 42
     """Seed of the prompts, the model and its warm-up."""
-
-
-# --------------------------------------------------------------------------- YAML
-
-
-def load_yaml(cls: type, path: str) -> Any:
-    """`cls` with the values of a YAML file laid over its defaults.
-
-    Raises ValueError naming the file, the key and the nearest valid one where a key is unknown or a value has
-    the wrong type.
-    """
-    import yaml
-
-    if not Path(path).is_file():
-        raise ValueError(f"--config {path}: no such file")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(
-            f"--config {path}{line}: not YAML: {error.problem}; expected `name: value` lines"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: expected `name: value` lines, got a {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    normal = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in normal.keys() - names:
-        raise ValueError(f"--config {path}: unknown option {key!r}{did_you_mean(key, names)}")
-    return cls(
-        **{key: _coerce(value, hints[key], f"--config {path}: {key}") for key, value in normal.items()}
-    )
-
-
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """`value` as `hint` says; YAML 1.1 reads 1e-6 as a string, so numbers are converted from text too."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(value, next(a for a in args if a is not type(None)), where)
-    if origin is Literal:
-        value = "none" if value is None and "none" in args else value
-        if value not in args:
-            raise ValueError(f"{where}: {value!r} is not one of {', '.join(args)}")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_coerce(item, args[0], where) for item in items)
-    if isinstance(value, bool) != (hint is bool):
-        raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}")
-    try:
-        number = hint(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}") from error
-    if hint is int and float(value) != number:
-        raise ValueError(f"{where}: expected a whole number, got {value!r}")
-    return number
-
-
-def _kind(hint: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-
-
-def to_yaml(config: Any) -> str:
-    """The resolved configuration as YAML that `--config` reads back."""
-    import yaml
-
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    values.pop("config", None)  # everything of that file is in here
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from rich.table import Table
 
 from .config import TrainConfig
 
-console = Console(highlight=False)
+# Of several processes one speaks: what all find out, they all find out.
+console = Console(highlight=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 
 
 def say(text: str) -> None:
@@ -28,7 +30,7 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def batch_plan(config: TrainConfig) -> str:
+def batch_plan(config: TrainConfig, ranks: int = 1) -> str:
     """The step in one line: what is sampled, how often it is learned from, and in what pieces."""
     p, g, u, n = (
         config.prompts_per_step,
@@ -38,9 +40,16 @@ def batch_plan(config: TrainConfig) -> str:
     )
     return (
         f"plan: {_count(p, 'prompt')} × {g} = {p * g} completions a step, {_count(u, 'update')} of "
-        f"{p * g // u} completions × {_count(n, 'iteration')}, 1 process, "
+        f"{p * g // u} completions × {_count(n, 'iteration')}, {_ranks(config, ranks)}, "
         f"≤ {config.micro_batch_tokens:,} tokens a micro-batch, {_count(config.max_steps, 'step')}"
     )
+
+
+def _ranks(config: TrainConfig, ranks: int) -> str:
+    if ranks == 1:
+        return "1 process"
+    copies = ranks // config.shard_size if config.shard_size else 1
+    return f"{ranks} ranks" + (f" ({copies} copies of the weights)" if copies > 1 else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from .rewards import Reward, score
-from .rollouts import Sampler
 from .types import Prompt, RolloutGroup
+
+# (prompts, how many completions of each, greedy) → their groups, scored
+Completed = Callable[[Sequence[Prompt], int, bool], list[RolloutGroup]]
 
 PASS = 1.0  # a completion passes where the first reward function gives it at least this
 
 
 def evaluate(
-    sampler: Sampler,
+    completed: Completed,
     prompts: Sequence[Prompt],
-    rewards: Sequence[Reward],
     *,
     num_generations: int,
     pass_at_k: Sequence[int],
@@ -34,14 +34,14 @@ def evaluate(
     lengths: list[int] = []
     for start in range(0, len(prompts), batch_prompts):
         part = prompts[start : start + batch_prompts]
-        for group in score(sampler.sample(part, num_generations), rewards):
+        for group in completed(part, num_generations, False):
             verdict = _passes(group)
             passed += [verdict] if verdict else []
             reward += [
                 r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
             ]
             lengths += [len(rollout.completion_ids) for rollout in group.rollouts]
-        for group in score(sampler.sample(part, 1, greedy=True), rewards):
+        for group in completed(part, 1, True):
             greedy += _passes(group)
         progress(start + len(part))
     figures = {"eval/pass@1_greedy": _mean(greedy)}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .parallel import ALONE, World
 from .types import Metric, MetricKind, Metrics, RolloutGroup
 
 
@@ -74,6 +75,7 @@ METRICS: dict[str, Declared] = {
     "frac_tokens_dropped": Declared(
         "mean", "share of trainable tokens whose row left before the forward (A = 0)"
     ),
+    "skipped_updates": Declared("sum", "updates skipped because their loss or gradient was not finite"),
     "tokens_per_second": Declared(
         "mean", "completion tokens sampled and learned from, per second of the step"
     ),
@@ -82,6 +84,9 @@ METRICS: dict[str, Declared] = {
     "time/rollout": Declared("max", "seconds of sampling"),
     "time/reward": Declared("max", "seconds in the reward functions"),
     "time/learn": Declared("max", "seconds of forward, backward and optimizer steps"),
+    "time/imbalance": Declared(
+        "max", "work of the busiest rank over the mean, largest of the step's updates"
+    ),
     "time/sync": Declared("max", "seconds of handing the new weights to the sampler"),
 }
 
@@ -115,11 +120,12 @@ class Clock:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
-    def metrics(self, completion_tokens: float) -> Metrics:
-        """`time/*`, and completion tokens per second of the step."""
+    def metrics(self, completion_tokens: float, world: World = ALONE) -> Metrics:
+        """`time/*`, the largest of any rank, and completion tokens of all ranks per second of the step."""
         seconds = {**dict.fromkeys(("step", "rollout", "reward", "learn", "sync"), 0.0), **self.seconds}
         times = {f"time/{phase}": Metric.max(torch.tensor([value])) for phase, value in seconds.items()}
-        return times | {"tokens_per_second": Metric.share(completion_tokens, seconds["step"])}
+        times = world.join_metrics(times)
+        return times | {"tokens_per_second": Metric.share(completion_tokens, times["time/step"].value)}
 
 
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -139,8 +145,14 @@ def declared_name(name: str) -> str:
 class JsonLines:
     """A file of one JSON object a line, flushed at each; reopened after a kill without what came after `step`."""
 
-    def __init__(self, path: Path, last_step: int) -> None:
-        """Keep lines whose `step` is at most `last_step` (a torn last line goes too), and append after them."""
+    def __init__(self, path: Path, last_step: int, writes: bool = True) -> None:
+        """Keep lines whose `step` is at most `last_step` (a torn last line goes too), and append after them.
+
+        Of several ranks only one `writes`; for the others the file isn't there.
+        """
+        self.path, self.file = path, None
+        if not writes:
+            return
         kept = [line for line in _lines(path) if _step_of(line) <= last_step]
         if kept or path.exists():
             temporary = path.with_name(path.name + ".tmp")
@@ -150,12 +162,19 @@ class JsonLines:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one object."""
+        if self.file is None:
+            return
         self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         self.file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All objects in the file."""
+        return [json.loads(line) for line in _lines(self.path)]
 
 
 def _lines(path: Path) -> list[str]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .batching import loss_batch
+from .batching import loss_batch, micro_batches
 from .logprobs import Head, linear_logprob
 from .losses import Loss, Stats, policy_loss
-from .types import LossOutput, MicroBatch, TokenScores
+from .parallel import ALONE, World, shard, whole_weights
+from .types import LossOutput, MicroBatch, Row, TokenScores
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Policy(nn.Module):
         self.compute_dtype = dtype
         self.stored_dtype = stored_dtype  # of the directory it was loaded from
         self.version = 0  # optimizer steps behind the weights
+        self.packs = False  # rows may stand one after the other in a forward; found out at load
 
     @property
     def device(self) -> torch.device:
@@ -78,10 +80,13 @@ class Policy(nn.Module):
         """Log-probs (and entropies, if asked for) of the micro-batch's tokens, and its share of the loss where one is given.
 
         Hidden states of other positions never reach the head. No attention mask: the padding is on the right,
-        where a causal model doesn't look.
+        where a causal model doesn't look; of packed rows, position ids that start again at 0 tell the model.
         """
+        packed = {} if micro.position_ids is None else {"position_ids": micro.position_ids}
         with self.computing():
-            hidden = backbone(self.model)(input_ids=micro.input_ids, use_cache=False).last_hidden_state
+            hidden = backbone(self.model)(
+                input_ids=micro.input_ids, use_cache=False, **packed
+            ).last_hidden_state
             hidden = hidden[micro.at_row, micro.at_col]  # [N, H]
             scores = TokenScores(
                 *linear_logprob(
@@ -112,8 +117,24 @@ def head(model: Any) -> Head:
     )
 
 
-def load_policy(path: str, *, dtype: str, temperature: float, device: torch.device) -> Policy:
-    """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout.
+def layers(model: Any) -> list[nn.Module]:
+    """The blocks that the architecture says must stay whole: each is sharded, and gathered, by itself."""
+    names = set(model._no_split_modules or ())
+    return [module for module in backbone(model).modules() if type(module).__name__ in names]
+
+
+def load_policy(
+    path: str,
+    *,
+    dtype: str,
+    temperature: float,
+    device: torch.device,
+    world: World = ALONE,
+    shard_size: int = 0,
+    gradient_checkpointing: bool = False,
+    attn_implementation: str | None = None,
+) -> Policy:
+    """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout, sharded over `world`.
 
     Raises ValueError naming the directory where it cannot be loaded as a causal language model, or where its
     head does something that the log-prob head doesn't know.
@@ -121,20 +142,30 @@ def load_policy(path: str, *, dtype: str, temperature: float, device: torch.devi
     compute = resolve_dtype(dtype, device)
     from transformers import AutoModelForCausalLM
 
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", local_files_only=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ValueError(
             f"--model {path}: cannot be loaded as a causal language model: {_first_line(error)}"
         ) from error
-    stored = model.dtype
-    master = torch.float64 if compute == torch.float64 else torch.float32
-    model = model.to(device=device, dtype=master)
     model.config.use_cache = True
     dropped = remove_dropout(model)
-    if dropped:
+    if dropped and world.is_main:
         log.warning("dropout is off: %d modules of %s had one; log-probs must be repeatable", dropped, path)
-    policy = Policy(model, temperature, compute, stored)
+    policy = Policy(model, temperature, compute, stored_dtype=model.dtype)
+    if gradient_checkpointing:  # what is computed again in the backward must be computed in the same type
+        again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
+        model.gradient_checkpointing_enable(again)
+    master = torch.float64 if compute == torch.float64 else torch.float32
+    if world.size == 1:
+        policy.to(device)
+    # Sharded as stored and widened afterwards: no rank ever holds the whole model in full precision.
+    shard(policy, layers(model), world, shard_size, compute, master)
+    policy.to(master)
+    policy.packs = _probe_packing(policy)
     _probe_head(policy, path)
     return policy
 
@@ -176,19 +207,42 @@ def remove_dropout(model: nn.Module) -> int:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def _probe_packing(policy: Policy) -> bool:
+    """Whether rows that are packed in one forward don't see each other: their log-probs are as if alone."""
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    rows = [_probe_row(index, length, vocabulary) for index, length in enumerate((5, 3, 4))]
+    padded, packed = (micro_batches(rows, 100, policy.device, packed=packed)[0] for packed in (False, True))
+    want = policy(padded)[0].logps
+    try:
+        got = policy(packed)[0].logps
+    except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that start again
+        return False
+    return bool((want - got).abs().max() < _tolerance(policy))
+
+
+def _probe_row(index: int, length: int, vocabulary: int) -> Row:
+    ids = (torch.arange(length) * 7 + 3 * index + 1) % vocabulary
+    ones, zeros = torch.ones(length - 1, dtype=torch.bool), torch.zeros(length - 1)
+    return Row(index, 0, (int(ids[0]),), ids[1:], ones, 0.0, 0.0, length - 1, zeros)
+
+
+def _tolerance(policy: Policy) -> float:
+    return 2e-2 if policy.compute_dtype in (torch.bfloat16, torch.float16) else 1e-4
+
+
+@torch.no_grad()
 def _probe_head(policy: Policy, path: str) -> None:
     """Our head against the model's own on a few tokens: an unknown scale or cap would be silently wrong."""
     model = policy.model
     ids = torch.arange(8, device=policy.device)[None] % model.config.get_text_config().vocab_size
-    with policy.computing():
+    with whole_weights(policy), policy.computing():
         want = model(input_ids=ids, use_cache=False).logits[0].double()
         got = (
             head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()
         )
-    tolerance = 2e-2 if policy.compute_dtype == torch.bfloat16 else 1e-4
     gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
-    if not gap <= tolerance:
+    if not gap <= _tolerance(policy):
         raise ValueError(
             f"--model {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
             f"know (logits differ by {gap:.2g}); please report the architecture"

@@ -8,6 +8,7 @@ import torch
 
 from .config import TrainConfig
 from .model import Policy
+from .types import Metric
 
 
 def make_optimizer(policy: Policy, config: TrainConfig) -> torch.optim.AdamW:
@@ -34,3 +35,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }[config.lr_scheduler_type]
     return config.learning_rate * factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, Metric]:
+    """Set it, and return it as a metric."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return {"learning_rate": Metric.share(rate, 1)}

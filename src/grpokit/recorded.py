@@ -8,24 +8,26 @@ Formats: .safetensors and .npz (numpy, without pickled objects).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .losses import Counts, Loss, LossBatch, sequence_weights
-from .types import StepBatch
+from .types import Row
 
 REQUIRED = ("logps", "advantages", "sequence_ids")
 OPTIONAL = tuple(f.name for f in dataclasses.fields(LossBatch) if f.name not in (*REQUIRED, "weights"))
 
 
-def write_batch(path: Path, update: StepBatch, old: Mapping[int, Tensor], new: Mapping[int, Tensor]) -> None:
-    """Write an update: `old` and `new` are row index → [T_i], the log-probs before and after the step's updates."""
+def write_batch(
+    path: Path, rows: Sequence[Row], old: Mapping[int, Tensor], new: Mapping[int, Tensor]
+) -> None:
+    """Write an update's rows: `old` and `new` are row index → [T_i], the log-probs before and after the step's updates."""
     from safetensors.torch import save_file
 
-    rows = [row for row in update.rows if row.index in new]
+    rows = [row for row in rows if row.index in new]
     lengths = torch.tensor([row.length for row in rows])
 
     def per_token(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:

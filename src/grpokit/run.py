@@ -6,27 +6,32 @@ import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .checkpoint import TrainState, save_checkpoint, save_model
+from .checkpoint import TrainState, prune, save_checkpoint, save_model
 from .config import TrainConfig
 from .console import before_after, console, counting, say
 from .evaluate import evaluate
+from .flat import groups_from_tensors, groups_to_tensors
 from .losses import Loss
 from .losses.lint import notes
 from .metrics import JsonLines, values
 from .model import Policy
+from .overlay import to_yaml
+from .parallel import Together, World
 from .prompts import Prompts
 from .recorded import write_batch
-from .rewards import Reward
-from .rollouts import Sampler
-from .step import Learning
+from .replay import write_offender
+from .rewards import Reward, score
+from .rollouts import Sampler, SamplingStopped
+from .signals import Stopped, StopRequest
+from .step import Learning, NonFiniteError, Offender, Progress
 from .step import score as score_rows
-from .types import Metric, Prompt, RolloutGroup, StepBatch
+from .types import Metric, Prompt, RolloutGroup
 
 
 @dataclass
@@ -51,8 +56,11 @@ class Run:
     evaluations_file: JsonLines
     evaluations: list[dict[str, Any]]  # one for each evaluation, the first before any step
     scale_rewards: str
+    packed: bool  # micro-batches without padding
     first_step: int  # steps done when this process began
-    finished_version: int  # policy version after the last finished step
+    world: World
+    stop: StopRequest
+    unfinished: Progress | None = None  # the step that is under way
 
     @property
     def reward_weights(self) -> list[float]:
@@ -67,19 +75,66 @@ class Run:
 
     @property
     def how(self) -> Learning:
-        """What `learn` needs of the configuration."""
+        """What `learn` needs of the configuration and of the run."""
         c = self.config
-        return Learning(c.num_iterations, c.micro_batch_tokens, c.max_grad_norm, c.drop_dead_rows, c.seed)
+        return Learning(
+            c.num_iterations,
+            c.micro_batch_tokens,
+            c.max_grad_norm,
+            c.drop_dead_rows,
+            c.seed,
+            packed=self.packed,
+            skips_left=c.max_skipped_steps - self.state.skipped,
+            world=self.world,
+            pause=self.pause,
+            dump=self.dump,
+        )
+
+    def pause(self) -> None:
+        """Where a run may stop: between micro-batches, and before what was sampled is gathered. All ranks call it.
+
+        Raises Stopped on every rank where a signal has asked any of them.
+        """
+        signum = self.world.largest(self.stop.signum)
+        if signum:
+            raise Stopped(signum)
+
+    def sample(
+        self, sampler: Sampler, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
+    ) -> list[RolloutGroup]:
+        """This rank's share of the prompts with completions. Raises Stopped as `pause` does."""
+        try:
+            groups = sampler.sample(self.world.share(prompts), num_generations, greedy=greedy)
+        except SamplingStopped:
+            groups = []
+        self.pause()
+        return groups
+
+    def score(self, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """Rewards for this rank's groups, and then the groups of all ranks, in the order of `prompts`.
+
+        An error in a reward function is everybody's, so that what was trained can still be saved together.
+        """
+        with self.world.together():
+            scored = score(groups, self.rewards)
+        if self.world.size == 1:
+            return scored
+        at = {prompt.position: prompt for prompt in prompts}
+        parts = self.world.gather_tensors(groups_to_tensors(scored))
+        return [group for part in parts for group in groups_from_tensors(part, at.__getitem__)]
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluate after `step` steps, and write it down. Nothing without --eval_dataset."""
         if not self.eval_prompts:
             return {}
+
+        def completed(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
+            return self.score(self.sample(self.eval_sampler, prompts, count, greedy=greedy), prompts)
+
         with counting(f"evaluation at step {step}", len(self.eval_prompts)) as progress:
             figures = evaluate(
-                self.eval_sampler,
+                completed,
                 self.eval_prompts,
-                self.rewards,
                 num_generations=self.config.eval_generations,
                 pass_at_k=sorted({1, self.config.eval_generations}),
                 progress=progress,
@@ -98,7 +153,6 @@ class Run:
     ) -> dict[str, float]:
         """Write down what step `step` (counted from 1) found, evaluate and save where they are due."""
         config, row = self.config, values(metrics)
-        self.state, self.finished_version = TrainState(step), self.policy.version
         if "reward" not in row and step == self.first_step + 1:
             say(
                 "note: no reward function applied to any completion of this step, so nothing was learned from it"
@@ -108,32 +162,64 @@ class Run:
         self.metrics_file.write({"step": step, **row})
         for group in sample_of_groups(groups, config.log_completions):
             self.completions_file.write({"step": step, **group_record(group, self.rewards)})
+        skipped = 0 if self.unfinished is None else self.unfinished.skipped
+        self.state, self.unfinished = TrainState(step, self.state.skipped + skipped), None
         if config.save_steps and step % config.save_steps == 0:
             self.save()
         return row
 
     @contextmanager
-    def recording(self, step: int, updates: Sequence[StepBatch]) -> Iterator[None]:
+    def recording(self, step: int, progress: Progress) -> Iterator[None]:
         """Around a step's learning: its first update's tokens before and after, for the first --record_batches steps."""
-        if step >= self.config.record_batches or not updates or not updates[0].rows:
+        if step >= self.config.record_batches or progress.done or not progress.updates[0].rows:
             yield
             return
-        old = score_rows(self.policy, updates[0].rows, self.how)
+        rows = progress.updates[0].rows
+        old = score_rows(self.policy, rows, self.how)
         yield
-        new = score_rows(self.policy, updates[0].rows, self.how)
-        write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", updates[0], old, new)
+        new = score_rows(self.policy, rows, self.how)
+        if self.world.is_main:
+            write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", rows, old, new)
+
+    def dump(self, offender: Offender) -> Path:
+        """Write a micro-batch whose loss or gradient is not finite, for `grpokit replay`."""
+        done = 0 if self.unfinished is None else self.unfinished.done
+        name = f"step-{self.state.step + 1}-update-{done + 1}-rank-{self.world.rank}-rows-{offender.rows[0].index}"
+        file = self.output / "nonfinite" / f"{name}.safetensors"
+        write_offender(file, offender, self.config, self.packed, self.state.step, self.policy.version)
+        return file
 
     def save(self) -> Path:
-        """Write the checkpoint of the state after the last finished step."""
-        path = self.output / f"checkpoint-{self.state.step}"
-        save_checkpoint(path, self.state, self.policy, self.tokenizer, self.optimizer, self.config.save_dtype)
+        """Write the checkpoint of where the run stands. All ranks call it."""
+        state = replace(self.state, unfinished=self.unfinished)
+        path = self.output / state.name
+        save_checkpoint(
+            path,
+            state,
+            self.policy,
+            self.tokenizer,
+            self.optimizer,
+            self.config.save_dtype,
+            config=to_yaml(self.config),
+            world=self.world,
+        )
+        if self.world.is_main:
+            prune(self.output, self.config.save_total_limit)
         return path
 
-    def rescue(self) -> None:
-        """After an error: keep what was trained, if the step that failed had not moved the weights yet."""
-        path = self.output / f"checkpoint-{self.state.step}"
-        if self.state.step and self.policy.version == self.finished_version and not path.exists():
-            say(f"saved {self.save()}: the state after the last finished step")
+    def rescue(self, error: BaseException) -> None:
+        """After a stop or an error: keep what was trained.
+
+        Not where an optimizer step was under way, and of several ranks only where all of them are here.
+        """
+        alone = self.world.size == 1 and isinstance(error, Exception)
+        torn = self.unfinished is not None and self.unfinished.torn
+        begun = self.state.step > 0 or self.unfinished is not None
+        name = replace(self.state, unfinished=self.unfinished).name
+        if begun and not torn and (alone or isinstance(error, Stopped | NonFiniteError | Together)):
+            if not (self.output / name).exists():
+                self.save()
+            say(f"saved {self.output / name}; continue with --resume_from_checkpoint auto")
 
     def write_error(self, error: BaseException) -> Path:
         """Write the full traceback to error.txt."""
@@ -145,7 +231,10 @@ class Run:
         """Write final/ and the report, and say where everything is."""
         from .report import write_report
 
-        save_model(self.output / "final", self.policy, self.tokenizer, self.config.save_dtype)
+        final = self.output / "final"
+        save_model(final, self.policy, self.tokenizer, self.config.save_dtype, self.world)
+        if not self.world.is_main:
+            return
         page = write_report(self.output, formula=self.loss.formula)
         if len(self.evaluations) > 1:
             console.print(before_after(self.evaluations[0], self.evaluations[-1], self.config.eval_dataset))

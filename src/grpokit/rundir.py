@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from .checkpoint import newest_checkpoint
-from .config import TrainConfig, load_yaml
+from .checkpoint import checkpoints, verify
+from .config import TrainConfig
+from .overlay import load_yaml
+from .parallel import restarts
 
 # What a run leaves before its first checkpoint: nothing that can't be made again.
-BEGUN = {"config.yaml", "error.txt", "metrics.jsonl", "completions.jsonl", "evaluations.jsonl", "batches"}
+BEGUN = {
+    "config.yaml",
+    "error.txt",
+    "metrics.jsonl",
+    "completions.jsonl",
+    "evaluations.jsonl",
+    "batches",
+    "nonfinite",
+}
+
+# Options that a resumed run may have otherwise than its checkpoint. These change no number of the run:
+FREE = frozenset(
+    "config output_dir resume_from_checkpoint max_steps skip_bad_rows rollout_batch_size num_threads micro_batch_tokens "
+    "packing drop_dead_rows gradient_checkpointing attn_implementation shard_size ddp_timeout logging_steps "
+    "log_completions record_batches save_steps save_total_limit save_dtype eval_dataset eval_steps eval_samples "
+    "eval_generations max_skipped_steps".split()
+)
+# These change how it goes on from there, but not what is behind it; the run says so:
+STEERING = frozenset(
+    "reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
+    "max_grad_norm temperature max_completion_length min_completion_length reward_funcs answer_column format_pattern "
+    "loss_type surrogate reduction ratio_level importance_sampling_level loss_kwargs beta ref_model epsilon "
+    "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
+    "top_entropy_quantile correction_mode correction_level correction_cap correction_low correction_high "
+    "opsm_threshold rejected_tokens advantage_estimator scale_rewards num_generations num_iterations "
+    "updates_per_step".split()
+)
+OF_OPTIMIZER = frozenset(
+    "learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm".split()
+)
+# All others (model, dataset, seed, dtype, prompts_per_step, prompt lengths) say what the run is, and may not differ.
 
 
 def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh start.
+    """The checkpoint to resume from, whole, or None for a fresh start.
 
-    Raises ValueError where the named one isn't there, or where a fresh start would write over another run's files. What a
-    run leaves that failed before its first step, or with `auto` before its first checkpoint, is no obstacle.
+    A start by `torchrun --max-restarts` after a failure resumes by itself. Raises ValueError where the named checkpoint
+    isn't there or isn't whole (and names an older one that is), or where a fresh start would write over another run's
+    files. What a run leaves that failed before its first step, or with `auto` before its first checkpoint, is no obstacle.
     """
-    wanted = config.resume_from_checkpoint
+    wanted = config.resume_from_checkpoint or ("auto" if restarts() else "")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output}: is a file; name a directory")
     if wanted and wanted != "auto":
@@ -27,10 +59,10 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
                 f"--resume_from_checkpoint {wanted}: is no complete checkpoint (it has no trainer/state.json); "
                 "use `auto` for the newest one in --output_dir"
             )
-        return Path(wanted)
-    newest = newest_checkpoint(output) if output.exists() else None
+        return _whole_one(Path(wanted))
+    newest = next(reversed(checkpoints(output)), None) if output.exists() else None
     if wanted == "auto" and newest is not None:
-        return newest
+        return _whole_one(newest)
     names = {item.name for item in output.iterdir()} if output.exists() else set()
     others = {name for name in names - BEGUN if not name.endswith(".writing")}
     if wanted == "auto" and others:
@@ -45,28 +77,60 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
     return None
 
 
+def _whole_one(checkpoint: Path) -> Path:
+    """The same path. Raises ValueError where the checkpoint isn't whole, and names the newest older one that is."""
+    try:
+        verify(checkpoint)
+    except ValueError as error:
+        others = checkpoints(checkpoint.parent)
+        older = others[: others.index(checkpoint)] if checkpoint in others else []
+        for other in reversed(older):
+            try:
+                verify(other)
+            except ValueError:
+                continue
+            raise ValueError(f"{error}; an older one is whole: --resume_from_checkpoint {other}") from error
+        raise ValueError(f"{error}; there is no older one that is whole") from error
+    return checkpoint
+
+
 def claim(output: Path) -> None:
-    """Make the directory. Raises ValueError where it can't be made or written to."""
+    """Make the directory, and try it. Raises ValueError where it can't be made or written to."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output_dir {output}: cannot be made: {error.strerror}; name another") from error
-    if not os.access(output, os.W_OK):
+    trial = output / ".trial.writing"
+    try:
+        trial.write_text("", encoding="utf-8")
+        trial.unlink()
+    except OSError as error:
         raise ValueError(
-            f"--output_dir {output}: cannot be written to; name another, or change its permissions"
-        )
+            f"--output_dir {output}: cannot be written to ({error.strerror}); name another, or change its permissions"
+        ) from error
 
 
-def changed_options(config: TrainConfig, output: Path) -> list[str]:
-    """`name: old → new` for what differs from the configuration that the run in `output` was last started with."""
-    saved = output / "config.yaml"
-    if not saved.is_file():
+def changed_options(config: TrainConfig, checkpoint: Path, midst: bool) -> list[str]:
+    """`name: old → new` for what differs from the checkpoint's configuration in how the run goes on.
+
+    Raises ValueError for an option that may not differ: see FREE and STEERING. In the midst of a step (`midst`) its
+    loss and its batch are fixed too.
+    """
+    saved = checkpoint / "trainer" / "config.yaml"
+    if not saved.is_file() or not saved.read_text(encoding="utf-8").strip():
         return []
     before = load_yaml(TrainConfig, str(saved))
-    ignored = {"config", "resume_from_checkpoint", "output_dir"}
-    names = [name for name in vars(config) if name not in ignored]
-    return [
-        f"{name}: {getattr(before, name)} → {getattr(config, name)}"
-        for name in names
-        if getattr(before, name) != getattr(config, name)
-    ]
+    changes = {
+        name: f"{name}: {getattr(before, name)} → {getattr(config, name)}"
+        for name in vars(config)
+        if name not in FREE and getattr(before, name) != getattr(config, name)
+    }
+    allowed = OF_OPTIMIZER if midst else STEERING
+    for name, change in changes.items():
+        if name not in allowed:
+            when = " in the midst of a step" if name in STEERING else ""
+            raise ValueError(
+                f"--{change}: cannot change{when} on resume from {checkpoint}; put it back, or start a new run "
+                f"with --model {checkpoint}"
+            )
+    return list(changes.values())

@@ -4,37 +4,72 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .batching import loss_batch, micro_batches, split_rows, weigh
+from .batching import imbalance, loss_batch, micro_batches, split_rows, weigh
 from .losses import Loss, Stats, StepStats
+from .losses.correction import diagnostics
 from .losses.ratio import clamp_log_ratio
 from .model import Policy
-from .types import Metric, Metrics, Row, StepBatch, join_metrics
+from .parallel import ALONE, World, full, reshard
+from .types import Metric, Metrics, MicroBatch, RolloutGroup, Row, StepBatch, TokenScores, join_metrics
 
 
 class NonFiniteError(ValueError):
     """A loss or gradient is NaN or infinite; the weights were not touched."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Offender:
+    """The micro-batch behind a loss or gradient that is not finite: what a replay needs, besides the weights."""
+
+    rows: tuple[Row, ...]
+    stats: Stats | None
+    what: str  # "loss" or "gradient"
+
+
+Dump = Callable[[Offender], Path]
+
+
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """How to learn from a step: what `learn` needs of the configuration."""
+    """How to learn from a step: what `learn` needs of the configuration, and of the run around it."""
 
     num_iterations: int = 1
     micro_batch_tokens: int = 8192
     max_grad_norm: float = 1.0
     drop_dead_rows: bool = True
     seed: int = 0  # of selections by chance
+    packed: bool = False  # micro-batches without padding
+    skips_left: int = 0  # updates that may still be skipped because their numbers went wrong
+    world: World = ALONE
+    pause: Callable[[], None] = lambda: (
+        None
+    )  # called between micro-batches, by all ranks; may raise to stop there
+    dump: Dump | None = None  # writes an offending micro-batch
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a step has come: what a checkpoint in its midst holds. `learn` moves it, one update at a time."""
+
+    updates: list[StepBatch]
+    groups: Sequence[RolloutGroup] = ()
+    prepared: bool = False  # the log-probs that the step's start must give are in `updates`
+    done: int = 0  # updates behind it, over all iterations, skipped ones included
+    skipped: int = 0
+    metrics: Metrics = dataclasses.field(default_factory=dict)
+    torn: bool = False  # an optimizer step is under way: the weights belong to no finished update
 
 
 def learn(
     policy: Policy,
     reference: Policy | None,
-    updates: Sequence[StepBatch],
+    step: Progress,
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     how: Learning,
@@ -45,27 +80,55 @@ def learn(
     nothing is computed for it, and what its forward finds is kept for later passes. The other updates of the
     first pass meet a policy that has moved, so they are scored before it does.
     """
-    updates = list(updates)
+    if not step.prepared:
+        prepare(policy, reference, step, loss, how)
+    again = how.num_iterations > 1
+    for n in range(step.done, how.num_iterations * len(step.updates)):
+        update = step.updates[n % len(step.updates)]
+        try:
+            report, logps = optimize(policy, update, loss, optimizer, how, step)
+            report["skipped_updates"] = Metric.sum(torch.zeros(()))
+            if loss.rejected_tokens == "drop":  # measured before they left
+                report = {name: metric for name, metric in report.items() if not name.startswith("sampler")}
+        except NonFiniteError:
+            if step.skipped >= how.skips_left:
+                raise
+            step.skipped += 1
+            report, logps = {"skipped_updates": Metric.sum(torch.ones(()))}, {}
+            if again and n == 0:
+                logps = score(policy, seen(update, loss, how), how)
+        if again and n == 0:
+            step.updates[0] = with_logps(update, "old_logps", how.world.gather_rows(logps))
+        step.metrics = join_metrics(step.metrics, report)
+        step.done, step.torn = n + 1, False
+    return step.metrics
+
+
+def prepare(policy: Policy, reference: Policy | None, step: Progress, loss: Loss, how: Learning) -> None:
+    """Before the weights move: the log-probs that are of the step's start, and what they reject."""
+    updates = list(step.updates)
     if loss.rejected_tokens == "drop":
-        updates = [drop_rejected(u, score(policy, u.rows, how), loss) for u in updates]
+        old = [score(policy, update.rows, how) for update in updates]
+        for update, found in zip(updates, old, strict=True):
+            step.metrics = join_metrics(step.metrics, mismatch(update.rows, found, loss))
+        updates = [
+            drop_rejected(u, found, loss, how.world.size) for u, found in zip(updates, old, strict=True)
+        ]
     if reference is not None:
         updates = [with_logps(u, "ref_logps", score(reference, u.rows, how)) for u in updates]
-    again = how.num_iterations > 1
     updates[1:] = [with_logps(u, "old_logps", score(policy, seen(u, loss, how), how)) for u in updates[1:]]
-    metrics: Metrics = {}
-    for iteration in range(how.num_iterations):
-        for k, update in enumerate(updates):
-            report, logps = optimize(policy, update, loss, optimizer, how)
-            metrics = join_metrics(metrics, report)
-            if again and iteration == 0 and k == 0:
-                updates[0] = with_logps(update, "old_logps", logps)
-    return metrics
+    step.updates, step.prepared = updates, True
 
 
 def optimize(
-    policy: Policy, update: StepBatch, loss: Loss, optimizer: torch.optim.Optimizer, how: Learning
+    policy: Policy,
+    update: StepBatch,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    how: Learning,
+    step: Progress | None = None,
 ) -> tuple[Metrics, dict[int, Tensor]]:
-    """One optimizer step. Returns the update's metrics and the log-probs it met: row index → [T_i].
+    """One optimizer step. Returns the update's metrics and the log-probs this rank met: row index → [T_i].
 
     Raises NonFiniteError before the weights are touched where the loss or the gradient is NaN or infinite.
     """
@@ -74,28 +137,67 @@ def optimize(
     policy.train()
     zero_gradients(policy)
     metrics: Metrics = {"loss": Metric.sum(torch.zeros(()))}
-    for micro in micro_batches(rows, how.micro_batch_tokens, policy.device):
+    for micro in cut(rows, how, policy):
         scores, output = policy(micro, loss, stats)
         output.loss.backward()  # shares add up: no division by the number of micro-batches
         metrics = join_metrics(metrics, output.metrics)
         logps |= split_rows(micro, scores.logps)
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), how.max_grad_norm or float("inf"))
+    metrics = how.world.join_metrics(metrics)
+    norm = full(torch.nn.utils.clip_grad_norm_(policy.parameters(), how.max_grad_norm or float("inf")))
     value = metrics["loss"].value
     if not (math.isfinite(value) and math.isfinite(norm)):
-        raise NonFiniteError(
-            f"optimizer step {policy.version + 1}: loss {value}, gradient norm {float(norm)}: not finite numbers. The "
-            "weights were not touched; a lower --learning_rate or --dtype float32 may help"
-        )
+        raise non_finite(policy, rows, loss, stats, how, f"loss {value}, gradient norm {float(norm)}")
+    if step is not None:
+        step.torn = True
     optimizer.step()
     policy.version += 1
     kept = sum(row.length for row in rows)
+    if how.world.size > 1:
+        waits = torch.tensor([imbalance(rows, how.world.size)])
+        metrics["time/imbalance"] = Metric.max(waits)
     return metrics | {
-        "loss": Metric.mean(
-            torch.tensor([value], dtype=torch.float64)
-        ),  # one loss for each update of the step
+        # one loss for each update of the step
+        "loss": Metric.mean(torch.tensor([value], dtype=torch.float64)),
         "grad_norm": Metric.mean(norm[None]),
         "frac_tokens_dropped": Metric.share(update.num_tokens - kept, update.num_tokens),
     }, logps
+
+
+def cut(rows: Iterable[Row], how: Learning, policy: Policy) -> Iterable[MicroBatch]:
+    """This rank's micro-batches of `rows`, with a pause before each."""
+    rank, ranks = how.world.rank, how.world.size
+    for micro in micro_batches(
+        rows, how.micro_batch_tokens, policy.device, packed=how.packed, rank=rank, ranks=ranks
+    ):
+        how.pause()
+        yield micro
+
+
+def non_finite(
+    policy: Policy, rows: Sequence[Row], loss: Loss, stats: Stats | None, how: Learning, what: str
+) -> NonFiniteError:
+    """The error to raise, once the micro-batches behind it are found and written down.
+
+    Each is run alone: nothing had to be kept, or checked, while the numbers were right.
+    """
+    files: list[Path] = []
+    for micro in cut(rows, how, policy):
+        zero_gradients(policy)
+        _, output = policy(micro, loss, stats)
+        output.loss.backward()
+        share_is_bad = not math.isfinite(output.loss)
+        norms = [full(p.grad.norm()) for p in policy.parameters() if p.grad is not None]
+        bad_gradient = not all(math.isfinite(norm) for norm in norms)
+        anywhere = how.world.any(share_is_bad)
+        if micro.rows and how.dump is not None and (share_is_bad or (bad_gradient and not anywhere)):
+            files.append(how.dump(Offender(micro.rows, stats, "loss" if share_is_bad else "gradient")))
+    zero_gradients(policy)
+    written = [name for part in how.world.gather_json([str(file) for file in files]) for name in part]
+    where = f" The micro-batch is in {written[0]}: `grpokit replay` runs it again." if written else ""
+    return NonFiniteError(
+        f"optimizer step {policy.version + 1}: {what}: not finite numbers. The weights were not touched; a lower "
+        f"--learning_rate or --dtype float32 may help, and --max_skipped_steps N skips up to N such updates.{where}"
+    )
 
 
 def needed(update: StepBatch, loss: Loss, how: Learning) -> tuple[Row, ...]:
@@ -120,14 +222,31 @@ def statistics(
     """
     parts: list[StepStats] = []
     logps: dict[int, Tensor] = {}
-    for micro in micro_batches(update.rows, how.micro_batch_tokens, policy.device):
-        scores, _ = policy(micro, with_entropy=loss.needs_entropies)
+    for micro, scores in scored(policy, update.rows, how, with_entropy=loss.needs_entropies):
         parts.append(StepStats.of(loss, loss_batch(micro, scores)))
         logps |= split_rows(micro, scores.logps)
-    return StepStats.across_ranks(parts)[0].finish(loss, how.seed, policy.version), logps
+    mine = StepStats.across_ranks(parts)[0].tokens
+    ranks = [
+        StepStats(
+            dataclasses.replace(mine, **{name: value.to(policy.device) for name, value in part.items()})
+        )
+        for part in how.world.gather_tensors(mine.tensors())
+    ]
+    return StepStats.across_ranks(ranks)[0].finish(loss, how.seed, policy.version), logps
 
 
-def drop_rejected(update: StepBatch, old: Mapping[int, Tensor], loss: Loss) -> StepBatch:
+def mismatch(rows: Iterable[Row], old: Mapping[int, Tensor], loss: Loss) -> Metrics:
+    """How far the sampler is from the trainer, over all tokens, where the rejected ones leave before the loss sees any."""
+    found: Metrics = {}
+    for row in rows:
+        log_weight = clamp_log_ratio(old[row.index] - row.sampler_logps)
+        assert loss.correction is not None
+        of_level = loss.correction.of_sequence(log_weight).expand_as(log_weight)
+        found = join_metrics(found, diagnostics(log_weight, of_level, loss.correction))
+    return found
+
+
+def drop_rejected(update: StepBatch, old: Mapping[int, Tensor], loss: Loss, ranks: int = 1) -> StepBatch:
     """The update without the tokens that the correction's mask rejects, weighed anew from what is left.
 
     `old` is row index → [T_i], the trainer's log-probs at the start of the step.
@@ -144,7 +263,7 @@ def drop_rejected(update: StepBatch, old: Mapping[int, Tensor], loss: Loss) -> S
                 row, trainable=trainable, sampler_logps=row.sampler_logps[kept], length=int(kept.sum())
             )
         )
-    return weigh(rows, loss)
+    return weigh(rows, loss, ranks)
 
 
 def zero_gradients(policy: Policy) -> None:
@@ -157,12 +276,22 @@ def zero_gradients(policy: Policy) -> None:
 
 
 @torch.no_grad()
+def scored(
+    policy: Policy, rows: Iterable[Row], how: Learning, with_entropy: bool = False
+) -> Iterator[tuple[MicroBatch, TokenScores]]:
+    """This rank's micro-batches of `rows`, with what a forward without gradient says of them."""
+    for micro in cut(rows, how, policy):
+        yield micro, policy(micro, with_entropy=with_entropy)[0]
+    reshard(policy)  # only a backward would have done it
+
+
+@torch.no_grad()
 def score(policy: Policy, rows: Iterable[Row], how: Learning) -> dict[int, Tensor]:
-    """Log-probs of the rows' trainable tokens under `policy`: row index → [T_i]. No gradient."""
+    """Log-probs of the rows' trainable tokens under `policy`, all ranks' together: row index → [T_i]. No gradient."""
     found: dict[int, Tensor] = {}
-    for micro in micro_batches(rows, how.micro_batch_tokens, policy.device):
-        found |= split_rows(micro, policy(micro)[0].logps)
-    return found
+    for micro, scores in scored(policy, rows, how):
+        found |= split_rows(micro, scores.logps)
+    return how.world.gather_rows(found)
 
 
 def with_logps(update: StepBatch, name: str, logps: Mapping[int, Tensor]) -> StepBatch:

@@ -100,13 +100,16 @@ class StepBatch:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Some rows of an update, right-padded for one forward; N trainable tokens in flat lists beside them."""
+    """Some rows of an update for one forward, right-padded or packed; N trainable tokens in flat lists beside them."""
 
-    input_ids: Tensor  # [B, L]; a causal model never looks right, so the padding needs no mask
+    input_ids: (
+        Tensor  # [B, L]; a causal model never looks right, so the padding needs no mask. Packed: [1, L]
+    )
+    position_ids: Tensor | None  # [1, L] where rows are packed one after the other, from 0 in each; else None
     at_row: Tensor  # [N] row of input_ids whose hidden state predicts the token
     at_col: Tensor  # [N] position of that hidden state
     targets: Tensor  # [N] the tokens
-    rows: tuple[Row, ...]  # the B rows, in order
+    rows: tuple[Row, ...]  # its rows, in order
     sequence_ids: Tensor  # [N] index of the token's row within the update
     group_ids: Tensor  # [N]
     positions: Tensor  # [N] place of the token in its completion
@@ -203,6 +206,16 @@ class Metric:
 
     def __float__(self) -> float:
         return self.value
+
+    def to_json(self) -> list[Any]:
+        """For another process or a file; `from_json` brings the very same numbers back."""
+        return [self.kind, self.formula, [float(part) for part in self.parts]]
+
+    @staticmethod
+    def from_json(written: list[Any]) -> Metric:
+        """What `to_json` wrote."""
+        kind, formula, parts = written
+        return Metric(kind, tuple(torch.tensor(part, dtype=torch.float64) for part in parts), formula)
 
 
 def _count(values: Tensor) -> Tensor:

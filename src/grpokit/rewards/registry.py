@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
 
-from grpokit.config import did_you_mean
 from grpokit.loading import load_object
+from grpokit.overlay import did_you_mean
 from grpokit.rewards.builtin import RewardFunction, exact_match_reward, format_reward, length_reward
 
 BUILT_IN = ("exact_match", "format", "length")

@@ -8,6 +8,10 @@ from typing import Protocol
 from grpokit.types import Prompt, RolloutGroup
 
 
+class SamplingStopped(Exception):
+    """Sampling ended early, because its `stop` said so; what was sampled of the batch is gone."""
+
+
 class Sampler(Protocol):
     """An engine that samples from the policy."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from grpokit.model import Policy
 from grpokit.noise import keyed_uniform
+from grpokit.parallel import whole_weights
+from grpokit.rollouts import SamplingStopped
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
 
@@ -77,10 +79,11 @@ class TransformersSampler:
         max_completion_length: int,
         min_completion_length: int = 0,
         rollout_batch_size: int = 256,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.policy, self.tokenizer, self.seed = policy, tokenizer, seed
         self.max_length, self.min_length = max_completion_length, min_completion_length
-        self.batch_size = rollout_batch_size
+        self.batch_size, self.stop = rollout_batch_size, stop
         self.eos_ids = eos_token_ids(policy.model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad is None else pad
@@ -91,8 +94,11 @@ class TransformersSampler:
         """See `Sampler.sample`."""
         jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
         rollouts: list[Rollout] = []
-        for start in range(0, len(jobs), self.batch_size):
-            rollouts += self._generate(jobs[start : start + self.batch_size], greedy)
+        with whole_weights(self.policy):
+            for start in range(0, len(jobs), self.batch_size):
+                if self.stop():
+                    raise SamplingStopped
+                rollouts += self._generate(jobs[start : start + self.batch_size], greedy)
         size = num_generations
         return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
 

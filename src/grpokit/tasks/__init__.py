@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpokit.config import did_you_mean
+from grpokit.overlay import did_you_mean
 from grpokit.tasks import sort_digits
 
 

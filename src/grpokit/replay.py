@@ -1,0 +1,188 @@
+"""A micro-batch whose numbers went wrong: written down when it happened, and run again by `grpokit replay`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .batching import micro_batches
+from .checkpoint import checkpoints, load_parameters, policy_version_of
+from .config import ReplayConfig, TrainConfig
+from .console import console, say
+from .flat import prefixed, rows_from_tensors, rows_to_tensors, stats_from_tensors, stats_to_tensors, under
+from .losses import Loss, Stats
+from .model import Policy, default_device, load_policy
+from .overlay import from_yaml, to_yaml
+from .step import Offender
+from .types import Row
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """What a dump holds: the rows, the statistics they were given, and where in which run that was."""
+
+    rows: tuple[Row, ...]
+    stats: Stats | None
+    config: TrainConfig
+    packed: bool
+    what: str
+    step: int  # steps done before it
+    policy_version: int
+
+
+def write_offender(
+    file: Path, offender: Offender, config: TrainConfig, packed: bool, step: int, policy_version: int
+) -> None:
+    """Write a micro-batch with all that a replay needs but the weights."""
+    tensors = prefixed("rows", rows_to_tensors(offender.rows))
+    if offender.stats is not None:
+        tensors |= prefixed("stats", stats_to_tensors(offender.stats))
+    about = {"what": offender.what, "step": step, "policy_version": policy_version, "packed": packed}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata={"about": json.dumps(about), "config": to_yaml(config)})
+
+
+def read_offender(file: Path) -> Dumped:
+    """What `write_offender` wrote. Raises ValueError naming the file where it's something else."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected a dump from a run's nonfinite/ directory")
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
+        about = json.loads(metadata["about"])
+        stats = under("stats", tensors)
+        return Dumped(
+            rows=rows_from_tensors(under("rows", tensors)),
+            stats=stats_from_tensors(stats) if stats else None,
+            config=from_yaml(TrainConfig, metadata["config"], str(file)),
+            **about,
+        )
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: is no dump of a micro-batch: {error}") from error
+
+
+def weights_for(dumped: Dumped, file: Path, model: str) -> tuple[Path, str]:
+    """The weights to replay with, and how near they are to those of the moment. Raises ValueError where there are none."""
+    if model:
+        return Path(model), "as asked for"
+    found = checkpoints(file.parent.parent)
+    exact = [path for path in found if policy_version_of(path) == dumped.policy_version]
+    if exact:
+        return exact[-1], "the very weights of that moment"
+    older = [path for path in found if policy_version_of(path) < dumped.policy_version]
+    if older:
+        return older[-1], "OLDER than that moment: no checkpoint of it was written"
+    if dumped.policy_version == 0 and Path(dumped.config.model).is_dir():
+        return Path(dumped.config.model), "the initial model: nothing had been trained yet"
+    raise ValueError(
+        f"{file}: no checkpoint from before it in {file.parent.parent}; name weights with --model"
+    )
+
+
+def replay(config: ReplayConfig, loss_of: Any) -> bool:
+    """Run a dumped micro-batch again and show where the first number goes wrong; whether one did."""
+    file = Path(config.file)
+    dumped = read_offender(file)
+    weights, how_near = weights_for(dumped, file, config.model)
+    c = dumped.config
+    say(
+        f"{file}: {dumped.what} not finite after {dumped.policy_version} optimizer steps (step {dumped.step + 1})"
+    )
+    say(f"weights: {weights} ({how_near})")
+    policy = load_policy(
+        str(weights),
+        dtype=config.dtype or c.dtype,
+        temperature=c.temperature,
+        device=default_device(),
+        attn_implementation=c.attn_implementation,
+    )
+    load_parameters(weights, policy)
+    report = run_again(policy, loss_of(c), dumped)
+    console.print(report.table())
+    console.print(report.verdict)
+    return report.first is not None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay found."""
+
+    first: str | None  # where the first number that isn't finite came up, forwards and then backwards
+    largest: list[tuple[str, float]]  # of each module's output, in the order of the forward
+    loss: float
+    bad_gradients: list[str]
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        if self.first is None:
+            return f"every number is finite here (loss {self.loss:g}): other weights, another device or another type"
+        return f"the first number that is not finite: {self.first}"
+
+    def table(self) -> Table:
+        """The largest numbers of the forward, where it went wrong, or else where it came nearest to that."""
+        table = Table("output of", "largest |x|", title="forward", title_justify="left")
+        bad = [i for i, (_, value) in enumerate(self.largest) if not value < float("inf")]
+        around = self.largest[max(0, bad[0] - 6) : bad[0] + 3] if bad else self.largest[-12:]
+        for name, value in around:
+            table.add_row(name, f"{value:.3g}", style="red" if not value < float("inf") else None)
+        return table
+
+
+def run_again(policy: Policy, loss: Loss, dumped: Dumped) -> Replayed:
+    """Forward and backward of the dumped micro-batch, watched."""
+    longest = sum(row.num_tokens for row in dumped.rows) * len(dumped.rows)
+    (micro,) = micro_batches(dumped.rows, longest, policy.device, packed=dumped.packed)
+    seen: list[tuple[str, float]] = []
+    with watching(policy, seen):
+        scores, output = policy(micro, loss, dumped.stats)
+    seen.append(("log-probs", largest(scores.logps)))
+    assert output is not None
+    seen.append(("loss", largest(output.loss)))
+    output.loss.backward()
+    grads = [(n, p.grad) for n, p in policy.named_parameters() if p.grad is not None]
+    bad = [name for name, grad in grads if not torch.isfinite(grad).all()]
+    first = next((f"output of {name}" for name, value in seen if not value < float("inf")), None)
+    if first is None and bad:
+        first = f"gradient of {bad[-1]} (of {len(bad)} parameters; the last in the forward is the first going back)"
+    return Replayed(first, seen, float(output.loss), bad)
+
+
+@contextmanager
+def watching(policy: Policy, seen: list[tuple[str, float]]) -> Iterator[None]:
+    """Note the largest number of what each innermost module gives out."""
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, Tensor) and first.is_floating_point():
+                seen.append((name, largest(first)))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in policy.model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def largest(values: Tensor) -> float:
+    """max |x|; NaN where one is, 0 for none."""
+    return float(values.detach().abs().amax()) if values.numel() else 0.0
