@@ -144,7 +144,7 @@ def context_of(policy: Policy) -> int | None:
 
 def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = None) -> Run:
     """Assemble a run, or pick one up where `resume_from_checkpoint` says. Raises ValueError naming the flag."""
-    stop = stop or StopRequest()
+    stop = StopRequest() if stop is None else stop  # it's false until a signal comes
     loss = loss_of(config)
     if config.scale_rewards == "group" and loss.scale_rewards == "none":
         raise ValueError(

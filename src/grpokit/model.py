@@ -165,6 +165,11 @@ def load_policy(
     # Sharded as stored and widened afterwards: no rank ever holds the whole model in full precision.
     shard(policy, layers(model), world, shard_size, compute, master)
     policy.to(master)
+    if world.size == 1:
+        for parameter in policy.parameters():
+            # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
+            # run would differ in the last bit.
+            parameter.data = parameter.data.clone()
     policy.packs = _probe_packing(policy)
     _probe_head(policy, path)
     return policy
