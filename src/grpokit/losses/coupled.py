@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpokit.noise import keyed_hash
 
-from .stats import Tokens
+from .stats import Tokens, without_noise
 from .surrogate import TOKEN_LEVELS, above, surrogate
 from .surrogates import clip, clip_check, clip_health
 
@@ -192,7 +192,7 @@ def clip_cov(
 def kl_cov_statistics(tokens: Tokens, *, kl_cov_ratio: float, **_: float) -> dict[str, Tensor]:
     """`selected` [n]: the tokens of largest cov; ties go by sequence and position, by which the tokens are sorted."""
     cov = covariance(tokens)
-    chosen = cov.argsort(descending=True, stable=True)[: max(1, int(kl_cov_ratio * len(cov)))]
+    chosen = without_noise(cov).argsort(descending=True, stable=True)[: max(1, int(kl_cov_ratio * len(cov)))]
     return {"selected": torch.zeros_like(cov).index_fill(0, chosen, 1.0)}
 
 
@@ -222,7 +222,7 @@ def kl_cov(
 def m2po_statistics(tokens: Tokens, *, m2_threshold: float) -> dict[str, Tensor]:
     """`kept` [n]: 1 but for the largest (log ρ)², dropped until the mean over the rest is at most the threshold."""
     m2 = tokens.log_ratio**2
-    order = m2.argsort(descending=True, stable=True)  # ties: by sequence and position
+    order = without_noise(m2).argsort(descending=True, stable=True)  # ties: by sequence and position
     rest = m2[order].flip(0).cumsum(0).flip(0)  # Σ over what is left once the first k are dropped
     left = torch.arange(len(m2), 0, -1, device=m2.device)
     dropped = int((rest > m2_threshold * left).sum())  # means fall as the largest go, so the first ones fail

@@ -249,9 +249,8 @@ def statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str,
     if loss.opsm_threshold is not None:
         by_sequence["drift"] = spread(tokens.sequence_mean(tokens.drift))
     if loss.top_entropy_quantile is not None:
-        by_token["high_entropy"] = (
-            tokens.entropies >= _top(tokens.entropies, loss.top_entropy_quantile)
-        ).double()
+        entropies = without_noise(tokens.entropies)
+        by_token["high_entropy"] = (entropies >= _top(entropies, loss.top_entropy_quantile)).double()
     if loss.spreads_factor:
         factor = torch.ones_like(tokens.logps)
         if loss.token_correction is not None:
@@ -262,6 +261,15 @@ def statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str,
     elif part.statistics is not None:
         by_token |= dict.fromkeys(part.inputs, tokens.logps)
     return by_token, by_sequence
+
+
+def without_noise(values: Tensor) -> Tensor:
+    """float64 values to seven digits, for choosing among tokens.
+
+    Equal prefixes (the first tokens of a group's completions) give equal values but for the last bits, which depend on the
+    batch they were computed in; a choice between such tokens would depend on the cut, and on the ranks.
+    """
+    return values.float()
 
 
 def _top(entropies: Tensor, quantile: float) -> Tensor:

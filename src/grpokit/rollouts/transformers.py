@@ -136,6 +136,7 @@ class TransformersSampler:
                     attention_mask=mask.to(device),
                     generation_config=ours,
                     logits_processor=LogitsProcessorList([picker]),
+                    synced_gpus=False,  # the weights are here: no rank waits for another's completions
                 )
         finally:
             model.generation_config = shipped

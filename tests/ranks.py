@@ -1,0 +1,65 @@
+"""Under torchrun, or alone: trains each loss in each cut, one run after the other, and leaves the runs in a directory.
+
+python tests/ranks.py DIR LAYOUT            the whole table of LOSSES × CUTS
+torchrun --nproc-per-node 2 tests/ranks.py DIR LAYOUT
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from tiny import tiny_config
+
+import grpokit.report
+from grpokit.assemble import start
+from grpokit.loop import train
+from grpokit.parallel import joined_world
+
+LOSSES: dict[str, dict] = {
+    "grpo": {"beta": 0.04},
+    "bnpo": {},
+    "dapo": {"updates_per_step": 2, "eval_steps": 3, "eval_samples": 3, "eval_generations": 2},
+    "dr_grpo": {},
+    "cispo": {"entropy_coef": 0.01},
+    "sapo": {"advantage_estimator": "rloo"},
+    "gspo": {"correction_mode": "truncate"},
+    "clip_cov": {"loss_kwargs": ("cov_low=0.001", "cov_high=1e9", "cov_ratio=0.3")},
+    "fipo": {"top_entropy_quantile": 0.5},
+}
+CUTS = {
+    f"{packing}-{budget}": {"packing": packing, "micro_batch_tokens": budget}
+    for packing in ("padded", "packed")
+    for budget in (10_000, 60)
+}
+SHARDS = {"hybrid": {"shard_size": 2}, "recomputed": {"gradient_checkpointing": True}}  # of four ranks
+
+
+def main(directory: Path, layout: str) -> None:
+    torch.set_num_threads(1)
+    logging.disable()
+    grpokit.report.write_report = lambda *_, **__: "no report"  # a second for each run, and of no interest here
+    with joined_world(timeout=120) as world:
+        jobs = [(loss, cut) for loss in LOSSES for cut in CUTS]
+        if world.size == 4:
+            jobs += [("dapo", shard) for shard in SHARDS]
+        for loss, cut in jobs:
+            held_out = {"eval_dataset": str(directory / "train.jsonl")} if "eval_steps" in LOSSES[loss] else {}
+            config = tiny_config(
+                directory,
+                **held_out,
+                loss_type=loss,
+                output_dir=str(directory / layout / f"{loss}-{cut}"),
+                max_steps=6,
+                log_completions=2,
+                **(LOSSES[loss] | (CUTS | SHARDS)[cut]),
+            )
+            run = start(config, world)
+            train(run)
+            run.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

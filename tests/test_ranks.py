@@ -1,0 +1,128 @@
+"""One gradient at any scale: the same run on 1, 2 and 4 ranks, in any micro-batches, packed or padded, in float64."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import CUTS, LOSSES, SHARDS
+from safetensors.torch import load_file
+from tiny import tiny_config
+
+from grpokit.overlay import to_yaml
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+
+
+def torchrun(ranks: int, *command: str, timeout: float = 600, **options) -> subprocess.CompletedProcess:
+    """Start `command` (a script or -m module with its arguments) on so many ranks of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run(
+        [*launcher, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The runs of all layouts: DIR/ranks-N/LOSS-CUT/."""
+    directory = tmp_path_factory.mktemp("ranks")
+    tiny_config(directory)
+    for ranks in (1, 2, 4):
+        script = (str(HERE / "ranks.py"), str(directory), f"ranks-{ranks}")
+        done = (
+            subprocess.run([sys.executable, *script], env=ENVIRONMENT, capture_output=True, text=True)
+            if ranks == 1
+            else torchrun(ranks, *script)
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return directory
+
+
+def rows(run: Path, name: str) -> list[dict]:
+    """A run's file of JSON lines, without what only time decides."""
+    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    timed = ("time/", "tokens_per_second")
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "final" / "model.safetensors")
+
+
+def assert_same_run(run: Path, expected: Path) -> None:
+    ours, theirs = weights(run), weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-10)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        for ours, theirs in zip(rows(run, name), rows(expected, name), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-10)
+    for ours, theirs in zip(rows(run, "completions.jsonl"), rows(expected, "completions.jsonl"), strict=True):
+        assert ours["completions"] == theirs["completions"]
+        assert ours["prompt"] == theirs["prompt"]
+        assert ours["advantages"] == pytest.approx(theirs["advantages"], rel=1e-9, abs=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_same_run_however_it_is_cut(runs, loss, ranks):
+    # bnpo divides by its own rank's tokens: it is what it is for a number of ranks, whatever the cut there
+    base = runs / f"ranks-{ranks if loss == 'bnpo' else 1}" / f"{loss}-padded-10000"
+    for cut in CUTS:
+        assert_same_run(runs / f"ranks-{ranks}" / f"{loss}-{cut}", base)
+
+
+def test_bnpo_depends_on_the_ranks_and_says_so(runs):
+    one, two = (weights(runs / f"ranks-{ranks}" / "bnpo-padded-10000") for ranks in (1, 2))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) > 1e-6
+
+
+def test_the_runs_have_learned_something_different(runs):
+    """What would hide a mistake: runs that don't move, or losses that are all the same."""
+    final = {loss: weights(runs / "ranks-1" / f"{loss}-padded-10000") for loss in LOSSES}
+    start = load_file(runs / "model" / "model.safetensors")
+    flat = {k: torch.cat([w[n].flatten() - start[n].double().flatten() for n in start]) for k, w in final.items()}
+    for loss, moved in flat.items():
+        assert moved.abs().max() > 1e-3, loss
+        others = [float((moved - flat[other]).abs().max()) for other in flat if other != loss]
+        assert min(others) > 1e-6, loss
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+def test_replicas_and_recomputed_activations_change_nothing(runs, shard):
+    assert_same_run(runs / "ranks-4" / f"dapo-{shard}", runs / "ranks-1" / "dapo-padded-10000")
+
+
+def test_the_command_line_trains_on_ranks_and_resumes_on_another_number(runs, tmp_path):
+    config = tiny_config(
+        runs,
+        output_dir=str(tmp_path / "run"),
+        max_steps=6,
+        log_completions=2,
+        eval_dataset=str(runs / "train.jsonl"),
+        eval_steps=3,
+        eval_samples=3,
+        eval_generations=2,
+        updates_per_step=2,
+        save_steps=2,
+        save_total_limit=2,
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    command = ("-m", "grpokit", "train", "--config", str(tmp_path / "run.yaml"))
+    half = torchrun(2, *command, "--max_steps", "3", "--save_steps", "3")
+    assert half.returncode == 0, half.stderr[-3000:]
+    assert half.stdout.count("plan:") == 1
+    assert "2 ranks" in half.stdout
+    done = torchrun(4, *command, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-3"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    # an evaluation at the end of the first half is one more row; the runs are the same else
+    assert_same_run(tmp_path / "run", runs / "ranks-1" / "dapo-padded-10000")
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
