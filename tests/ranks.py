@@ -40,13 +40,17 @@ SHARDS = {"hybrid": {"shard_size": 2}, "recomputed": {"gradient_checkpointing": 
 def main(directory: Path, layout: str) -> None:
     torch.set_num_threads(1)
     logging.disable()
-    grpokit.report.write_report = lambda *_, **__: "no report"  # a second for each run, and of no interest here
+    grpokit.report.write_report = lambda *_, **__: (
+        "no report"
+    )  # a second for each run, and of no interest here
     with joined_world(timeout=120) as world:
         jobs = [(loss, cut) for loss in LOSSES for cut in CUTS]
         if world.size == 4:
             jobs += [("dapo", shard) for shard in SHARDS]
         for loss, cut in jobs:
-            held_out = {"eval_dataset": str(directory / "train.jsonl")} if "eval_steps" in LOSSES[loss] else {}
+            held_out = (
+                {"eval_dataset": str(directory / "train.jsonl")} if "eval_steps" in LOSSES[loss] else {}
+            )
             config = tiny_config(
                 directory,
                 **held_out,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 
 
 def digits_in_order(completions, **kwargs):
@@ -44,4 +45,22 @@ def kills(completions):
     kills.calls = getattr(kills, "calls", 0) + 1
     if kills.calls == int(os.environ["KILL_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
+    return digits_in_order(completions)
+
+
+def slow_digits_in_order(completions):
+    """The same, and slow enough for a run to be disturbed."""
+    time.sleep(0.2)
+    return digits_in_order(completions)
+
+
+_calls = 0
+
+
+def fails_on_rank_1(completions):
+    """Fails on the second rank, in the third step."""
+    global _calls
+    _calls += 1
+    if _calls == 3 and os.environ.get("RANK") == "1":
+        raise KeyError("gone")
     return digits_in_order(completions)

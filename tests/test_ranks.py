@@ -89,7 +89,9 @@ def test_the_runs_have_learned_something_different(runs):
     """What would hide a mistake: runs that don't move, or losses that are all the same."""
     final = {loss: weights(runs / "ranks-1" / f"{loss}-padded-10000") for loss in LOSSES}
     start = load_file(runs / "model" / "model.safetensors")
-    flat = {k: torch.cat([w[n].flatten() - start[n].double().flatten() for n in start]) for k, w in final.items()}
+    flat = {
+        k: torch.cat([w[n].flatten() - start[n].double().flatten() for n in start]) for k, w in final.items()
+    }
     for loss, moved in flat.items():
         assert moved.abs().max() > 1e-3, loss
         others = [float((moved - flat[other]).abs().max()) for other in flat if other != loss]

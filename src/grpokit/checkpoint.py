@@ -308,8 +308,10 @@ def _atomically(path: Path, write: Callable[[Path], None]) -> None:
             path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # the tokenizers library has no class for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
+        if not (isinstance(error, OSError | SafetensorError) or "os error" in str(error)):
+            raise
         whole = checkpoints(path.parent)
         kept = f"; the newest whole checkpoint is {whole[-1]}" if whole else ""
         raise OSError(f"{path}: could not be written: {error}{kept}") from error

@@ -120,7 +120,7 @@ def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
         loop(run)
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, Stopped) and world.is_main:
-            error.add_note(f"the full traceback is in {run.write_error(error)}")
+            error.add_note(run.write_error(error))
         run.rescue(error)
         raise
     finally:

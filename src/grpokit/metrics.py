@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,16 +161,20 @@ class JsonLines:
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one object."""
+        """Append one object. Raises OSError naming the file."""
         if self.file is None:
             return
-        self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(f"{self.path}: could not be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # of a line that has failed already, and said so
+                self.file.close()
 
     def rows(self) -> list[dict[str, Any]]:
         """All objects in the file."""

@@ -133,11 +133,12 @@ def load_policy(
     shard_size: int = 0,
     gradient_checkpointing: bool = False,
     attn_implementation: str | None = None,
+    probe: bool = True,
 ) -> Policy:
     """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout, sharded over `world`.
 
-    Raises ValueError naming the directory where it cannot be loaded as a causal language model, or where its
-    head does something that the log-prob head doesn't know.
+    Raises ValueError naming the directory where it cannot be loaded as a causal language model, and with `probe` where its
+    logits are no numbers or its head does something that the log-prob head doesn't know.
     """
     compute = resolve_dtype(dtype, device)
     from transformers import AutoModelForCausalLM
@@ -171,7 +172,8 @@ def load_policy(
             # run would differ in the last bit.
             parameter.data = parameter.data.clone()
     policy.packs = _probe_packing(policy)
-    _probe_head(policy, path)
+    if probe:
+        _probe_head(policy, path)
     return policy
 
 
@@ -246,6 +248,8 @@ def _probe_head(policy: Policy, path: str) -> None:
         got = (
             head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()
         )
+    if not torch.isfinite(want).all():
+        raise ValueError(f"--model {path}: its logits are NaN or infinite: the weights are damaged")
     gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
     if not gap <= _tolerance(policy):
         raise ValueError(

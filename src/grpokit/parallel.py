@@ -214,10 +214,10 @@ def joined_world(timeout: float) -> Iterator[World]:
     limit = timedelta(seconds=timeout)
     store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
     dist.init_process_group(
-        backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit
+        backend, store=PrefixStore(f"ranks/{restarts()}", store), rank=rank, world_size=size, timeout=limit
     )
     try:
-        yield World(rank, size, PrefixStore("grpokit", store), timeout)
+        yield World(rank, size, PrefixStore(f"failures/{restarts()}", store), timeout)
     finally:
         dist.destroy_process_group()
 

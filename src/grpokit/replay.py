@@ -106,6 +106,7 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
         temperature=c.temperature,
         device=default_device(),
         attn_implementation=c.attn_implementation,
+        probe=False,  # weights that are wrong are what it's about
     )
     load_parameters(weights, policy)
     report = run_again(policy, loss_of(c), dumped)
@@ -156,7 +157,7 @@ def run_again(policy: Policy, loss: Loss, dumped: Dumped) -> Replayed:
     first = next((f"output of {name}" for name, value in seen if not value < float("inf")), None)
     if first is None and bad:
         first = f"gradient of {bad[-1]} (of {len(bad)} parameters; the last in the forward is the first going back)"
-    return Replayed(first, seen, float(output.loss), bad)
+    return Replayed(first, seen, float(output.loss.detach()), bad)
 
 
 @contextmanager

@@ -217,15 +217,22 @@ class Run:
         begun = self.state.step > 0 or self.unfinished is not None
         name = replace(self.state, unfinished=self.unfinished).name
         if begun and not torn and (alone or isinstance(error, Stopped | NonFiniteError | Together)):
-            if not (self.output / name).exists():
-                self.save()
+            try:
+                if not (self.output / name).exists():
+                    self.save()
+            except OSError as cannot:  # a full disk, say, which may be why we are here
+                say(f"no checkpoint of this moment: {cannot}")
+                return
             say(f"saved {self.output / name}; continue with --resume_from_checkpoint auto")
 
-    def write_error(self, error: BaseException) -> Path:
-        """Write the full traceback to error.txt."""
+    def write_error(self, error: BaseException) -> str:
+        """Write the full traceback to error.txt, and say where it is."""
         path = self.output / "error.txt"
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        return path
+        try:
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError as cannot:
+            return f"the full traceback could not be written to {path}: {cannot.strerror}"
+        return f"the full traceback is in {path}"
 
     def finish(self) -> None:
         """Write final/ and the report, and say where everything is."""

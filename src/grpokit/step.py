@@ -176,23 +176,25 @@ def cut(rows: Iterable[Row], how: Learning, policy: Policy) -> Iterable[MicroBat
 def non_finite(
     policy: Policy, rows: Sequence[Row], loss: Loss, stats: Stats | None, how: Learning, what: str
 ) -> NonFiniteError:
-    """The error to raise, once the micro-batches behind it are found and written down.
+    """The error to raise, once the first micro-batch behind it is found, on any rank, and written down.
 
-    Each is run alone: nothing had to be kept, or checked, while the numbers were right.
+    Each is run again alone: nothing had to be kept, or checked, while the numbers were right.
     """
-    files: list[Path] = []
+    files: list[str] = []
     for micro in cut(rows, how, policy):
         zero_gradients(policy)
         _, output = policy(micro, loss, stats)
         output.loss.backward()
-        share_is_bad = not math.isfinite(output.loss)
+        bad_share = not math.isfinite(output.loss.detach())
         norms = [full(p.grad.norm()) for p in policy.parameters() if p.grad is not None]
-        bad_gradient = not all(math.isfinite(norm) for norm in norms)
-        anywhere = how.world.any(share_is_bad)
-        if micro.rows and how.dump is not None and (share_is_bad or (bad_gradient and not anywhere)):
-            files.append(how.dump(Offender(micro.rows, stats, "loss" if share_is_bad else "gradient")))
+        bad_gradient = not all(math.isfinite(norm) for norm in norms)  # the sum of all ranks' shares
+        bad_anywhere = how.world.any(bad_share)
+        if micro.rows and how.dump is not None and (bad_share or (bad_gradient and not bad_anywhere)):
+            files.append(str(how.dump(Offender(micro.rows, stats, "loss" if bad_share else "gradient"))))
+        if bad_anywhere or bad_gradient:
+            break
     zero_gradients(policy)
-    written = [name for part in how.world.gather_json([str(file) for file in files]) for name in part]
+    written = [name for part in how.world.gather_json(files) for name in part]
     where = f" The micro-batch is in {written[0]}: `grpokit replay` runs it again." if written else ""
     return NonFiniteError(
         f"optimizer step {policy.version + 1}: {what}: not finite numbers. The weights were not touched; a lower "

@@ -1,0 +1,75 @@
+"""`grpokit` that kills itself, as a machine would: SIGKILL in the midst of what the first argument says.
+
+python tests/killed.py PHASE COUNT train ...     PHASE: rollout, backward, write, or seconds
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import torch
+
+import grpokit.checkpoint
+import grpokit.model
+from grpokit import cli
+from grpokit.losses import policy_loss
+from grpokit.rollouts import transformers
+
+
+def kill(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(count: int, do):
+    """A function that calls `do` the `count`-th time it is called."""
+    calls = 0
+
+    def called(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            do(*args)
+
+    return called
+
+
+def arm(phase: str, count: float) -> None:
+    if phase == "rollout":  # between two tokens
+        tick, draw = after(int(count), kill), transformers.keyed_uniform
+
+        def uniform(*key):
+            tick()
+            return draw(*key)
+
+        transformers.keyed_uniform = uniform
+    elif phase == "backward":  # when the gradient has reached the log-probs, and not yet the weights
+        tick = after(int(count), lambda loss: loss.register_hook(kill))
+
+        def watched(*args, **kwargs):
+            out = policy_loss(*args, **kwargs)
+            if out.loss.requires_grad and torch.is_grad_enabled():
+                tick(out.loss)
+            return out
+
+        grpokit.model.policy_loss = watched
+    elif phase == "write":  # some files of a checkpoint are there
+        tick, sync = after(int(count), kill), grpokit.checkpoint._sync
+
+        def synced(path):
+            tick()
+            sync(path)
+
+        grpokit.checkpoint._sync = synced
+    else:
+        timer = threading.Timer(count, kill)
+        timer.daemon = True
+        timer.start()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    arm(sys.argv[1], float(sys.argv[2]))
+    sys.exit(cli.main(sys.argv[3:]))
