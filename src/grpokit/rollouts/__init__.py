@@ -8,6 +8,10 @@ from typing import Protocol
 from grpokit.types import Prompt, RolloutGroup
 
 
+class SamplingStopped(Exception):
+    """Sampling was given up halfway because its caller asked for that; the rollouts begun are lost."""
+
+
 class Sampler(Protocol):
     """An engine that samples from the policy."""
 
