@@ -16,7 +16,7 @@ import grpokit.checkpoint
 import grpokit.model
 from grpokit import cli
 from grpokit.losses import policy_loss
-from grpokit.rollouts import transformers
+from grpokit.rollouts import picking
 
 
 def kill(*_: object) -> None:
@@ -38,13 +38,13 @@ def after(count: int, do):
 
 def arm(phase: str, count: float) -> None:
     if phase == "rollout":  # between two tokens
-        tick, draw = after(int(count), kill), transformers.keyed_uniform
+        tick, pick = after(int(count), kill), picking.TokenPicker.pick
 
-        def uniform(*key):
+        def picked(self, logits):
             tick()
-            return draw(*key)
+            return pick(self, logits)
 
-        transformers.keyed_uniform = uniform
+        picking.TokenPicker.pick = picked
     elif phase == "backward":  # when the gradient has reached the log-probs, and not yet the weights
         tick = after(int(count), lambda loss: loss.register_hook(kill))
 

@@ -8,7 +8,8 @@ from tiny import make_model_dir
 
 from grpokit.model import load_policy, load_tokenizer
 from grpokit.noise import keyed_uniform
-from grpokit.rollouts.transformers import TransformersSampler, inverse_cdf
+from grpokit.rollouts.picking import inverse_cdf
+from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt
 
 CPU = torch.device("cpu")

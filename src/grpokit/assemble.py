@@ -121,6 +121,8 @@ def make_sampler(
         max_completion_length=config.max_completion_length,
         min_completion_length=config.min_completion_length,
         rollout_batch_size=config.rollout_batch_size,
+        decode=config.decode,
+        share_prefill=config.share_prefill,
         stop=stop,
     )
 

@@ -69,6 +69,10 @@ class ModelConfig:
     """Sampling temperature. Log-probabilities everywhere are of this tempered distribution."""
     rollout_batch_size: int = 256
     """Completions sampled at once: bounds the memory of the key-value cache, changes no result."""
+    decode: Literal["auto", "loop", "generate"] = "auto"
+    """How transformers samples: a loop of our own where it serves the model (auto), or its generate. Same tokens."""
+    share_prefill: bool = True
+    """Run a prompt once for all its completions when sampling. Same tokens."""
     seed: int = 42
     """Seed of the prompt order and of every sampled token."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"

@@ -9,7 +9,7 @@ from grpokit.types import Prompt, RolloutGroup
 
 
 class SamplingStopped(Exception):
-    """Sampling ended early, because its `stop` said so; what was sampled of the batch is gone."""
+    """Sampling was given up halfway because its caller asked for that; the rollouts begun are lost."""
 
 
 class Sampler(Protocol):

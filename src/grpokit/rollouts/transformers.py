@@ -1,74 +1,40 @@
-"""Sampling with the model that is being trained, through Hugging Face's `generate`."""
+"""Sampling with the model that is being trained: by a loop of our own, or through Hugging Face's `generate`."""
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList
 
 from grpokit.model import Policy
-from grpokit.noise import keyed_uniform
 from grpokit.parallel import whole_weights
-from grpokit.rollouts import SamplingStopped
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
+from . import SamplingStopped
+from .attention import light
+from .decode import decode, obstacle
+from .picking import KeyedSampling, TokenPicker
 
-class KeyedSampling(LogitsProcessor):
-    """Picks each token by its own keyed noise, and records the log-prob it had under the whole distribution.
+log = logging.getLogger(__name__)
 
-    It gets raw logits and leaves a single candidate, which greedy search then takes. It bans end-of-sequence
-    itself: the built-in processor for that would renormalise what is recorded here.
-    """
+Jobs = Sequence[tuple[Prompt, int]]  # a prompt and the number of its generation
 
-    def __init__(
-        self,
-        keys: tuple[Tensor, Tensor],
-        seed: int,
-        temperature: float,
-        greedy: bool,
-        eos: Tensor,
-        min_length: int,
-    ) -> None:
-        self.prompts, self.generations = keys  # [B] each
-        self.seed, self.temperature, self.greedy = seed, temperature, greedy
-        self.eos, self.min_length = eos, min_length
-        self.logps: list[Tensor] = []  # [B] for each position
-        self.entropies: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """scores [B, V], raw → [B, V] with 0 for the picked token and −inf elsewhere."""
-        position = len(self.logps)
-        logps = (scores / self.temperature).log_softmax(-1)
-        probs = logps.double().exp()
-        self.entropies.append(torch.special.entr(probs).sum(-1).to(logps.dtype))
-        if position < self.min_length:
-            probs[:, self.eos] = 0
-        if self.greedy:
-            token = probs.argmax(-1, keepdim=True)
-        else:
-            noise = keyed_uniform(self.seed, self.prompts, self.generations, position)
-            token = inverse_cdf(probs, noise)[:, None]
-        self.logps.append(logps.gather(-1, token)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
-
-
-def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token [B] whose slice of the cumulated `probs` [B, V] holds `uniform` [B] in [0, 1).
-
-    `probs` is float64 and need not sum to 1. A token of probability 0 is never picked.
-    """
-    cdf = probs.cumsum(-1)
-    total = cdf[:, -1]
-    # Rounding may lift u·total to total itself, past every token; the largest number below it is in the last slice.
-    point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, point[:, None], right=True)[:, 0]
+_said: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose detour through generate was explained
 
 
 class TransformersSampler:
-    """A `Sampler` that runs the policy itself, `rollout_batch_size` completions at a time."""
+    """A `Sampler` that runs the policy itself, `rollout_batch_size` completions at a time.
+
+    `decode` chooses how: "loop" is a loop of our own, "generate" the library's, and "auto" is the loop wherever it
+    serves the model; the tokens are the same. With `share_prefill`, the loop runs a prompt once for all its
+    completions. `stop` is asked between batches, and now and then within one by the loop; once it says True,
+    `sample` raises SamplingStopped. Raises ValueError where `decode="loop"` cannot serve the model.
+    """
 
     def __init__(
         self,
@@ -79,42 +45,100 @@ class TransformersSampler:
         max_completion_length: int,
         min_completion_length: int = 0,
         rollout_batch_size: int = 256,
+        decode: Literal["auto", "loop", "generate"] = "auto",
+        share_prefill: bool = True,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.policy, self.tokenizer, self.seed = policy, tokenizer, seed
         self.max_length, self.min_length = max_completion_length, min_completion_length
-        self.batch_size, self.stop = rollout_batch_size, stop
+        self.batch_size = rollout_batch_size
+        self.decode, self.share_prefill, self.stop = decode, share_prefill, stop
         self.eos_ids = eos_token_ids(policy.model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad is None else pad
+        self._uses_loop(max_completion_length + 1)  # what can be said of the model is said now
 
     def sample(
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
-        """See `Sampler.sample`."""
+        """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
         jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
-        rollouts: list[Rollout] = []
-        with whole_weights(self.policy):
-            for start in range(0, len(jobs), self.batch_size):
-                if self.stop():
-                    raise SamplingStopped
-                rollouts += self._generate(jobs[start : start + self.batch_size], greedy)
+        longest = max((len(prompt.ids) for prompt in prompts), default=0) + self.max_length
+        run = self._loop if self._uses_loop(longest) else self._generate
+        model, rollouts = self.policy.model, []
+        was_training = model.training
+        model.eval()
+        try:
+            with whole_weights(self.policy):  # gathered once, if they are sharded
+                for start in range(0, len(jobs), self.batch_size):
+                    if self.stop():
+                        raise SamplingStopped(f"stopped after {start} of {len(jobs)} completions")
+                    rollouts += self._sample_batch(jobs[start : start + self.batch_size], greedy, run)
+        finally:
+            model.train(was_training)
         size = num_generations
         return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
 
     def sync(self) -> None:
         """Nothing to do: it samples from the policy's own weights."""
 
+    def _uses_loop(self, longest: int) -> bool:
+        """Whether sequences of up to `longest` tokens go through the loop; if not, says why, once for each model."""
+        model = self.policy.model
+        reason = None if self.decode == "generate" else obstacle(model, longest)
+        if reason is None:
+            return self.decode != "generate"
+        if self.decode == "loop":
+            raise ValueError(
+                f'--decode loop: does not serve {type(model).__name__}: {reason}; use "auto" or "generate"'
+            )
+        if model not in _said:
+            _said.add(model)
+            log.warning("%s is sampled through generate, which is slower: %s", type(model).__name__, reason)
+        return False
+
     @torch.inference_mode()
-    def _generate(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Rollout]:
+    def _sample_batch(
+        self, jobs: Jobs, greedy: bool, run: Callable[[Jobs, TokenPicker], None]
+    ) -> list[Rollout]:
         policy, device = self.policy, self.policy.device
-        input_ids, mask = left_pad([prompt.ids for prompt, _ in jobs], self.pad_id)
-        keys = (
+        picker = TokenPicker(
             torch.tensor([prompt.position for prompt, _ in jobs], device=device),
             torch.tensor([g for _, g in jobs], device=device),
+            self.max_length,
+            seed=self.seed,
+            temperature=policy.temperature,
+            greedy=greedy,
+            eos=torch.tensor(self.eos_ids, device=device),
+            min_length=self.min_length,
+            dtype=torch.promote_types(policy.compute_dtype, torch.float32),
         )
-        eos = torch.tensor(self.eos_ids, device=device)
-        picker = KeyedSampling(keys, self.seed, policy.temperature, greedy, eos, self.min_length)
+        with policy.computing():
+            run(jobs, picker)
+        return self._rollouts(picker)
+
+    def _loop(self, jobs: Jobs, picker: TokenPicker) -> None:
+        rows, prompts = [], []
+        for prompt, _ in jobs:
+            if not (self.share_prefill and prompts and prompts[-1] == prompt.ids):
+                prompts.append(prompt.ids)
+            rows.append(len(prompts) - 1)
+        model, device = self.policy.model, self.policy.device
+        input_ids, mask = left_pad(prompts, self.pad_id)
+        padded = None if bool(mask.all()) else mask.to(device)
+        with light(model):
+            decode(
+                model,
+                (input_ids.to(device), padded),
+                torch.tensor(rows, device=device),
+                picker,
+                self.max_length,
+                self.stop,
+            )
+
+    def _generate(self, jobs: Jobs, picker: TokenPicker) -> None:
+        model, device = self.policy.model, self.policy.device
+        input_ids, mask = left_pad([prompt.ids for prompt, _ in jobs], self.pad_id)
         # Everything is said here. What the model directory says about sampling (top_k, repetition_penalty, ...) must
         # not act, and transformers merges it even into a config that is passed: so it's put aside meanwhile.
         ours = GenerationConfig(
@@ -125,38 +149,44 @@ class TransformersSampler:
             pad_token_id=self.pad_id,
             use_cache=True,
         )
-        model = policy.model
         shipped, model.generation_config = model.generation_config, ours
-        was_training = model.training
-        model.eval()
         try:
-            with policy.computing():
-                output = model.generate(
-                    input_ids=input_ids.to(device),
-                    attention_mask=mask.to(device),
-                    generation_config=ours,
-                    logits_processor=LogitsProcessorList([picker]),
-                    synced_gpus=False,  # the weights are here: no rank waits for another's completions
-                )
+            model.generate(
+                input_ids=input_ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=ours,
+                logits_processor=LogitsProcessorList([KeyedSampling(picker)]),
+                synced_gpus=False,  # the weights are here: no rank waits for another's completions
+            )
         finally:
             model.generation_config = shipped
-            model.train(was_training)
-        completions = output[:, input_ids.shape[1] :].cpu()  # [B, T]
-        logps, entropies = torch.stack(picker.logps, 1).cpu(), torch.stack(picker.entropies, 1).cpu()
-        return [self._rollout(completions[i], logps[i], entropies[i]) for i in range(len(jobs))]
 
-    def _rollout(self, ids: Tensor, logps: Tensor, entropies: Tensor) -> Rollout:
-        ends = torch.nonzero(torch.isin(ids, torch.tensor(self.eos_ids))).flatten()
-        length = int(ends[0]) + 1 if len(ends) else len(ids)
-        return Rollout(
-            completion_ids=ids[:length].clone(),
-            logps=logps[:length].clone(),
-            entropies=entropies[:length].clone(),
-            text=self.tokenizer.decode(ids[:length], skip_special_tokens=True),
-            finish_reason="stop" if len(ends) else "length",
-            policy_version=self.policy.version,
-            trainable=torch.ones(length, dtype=torch.bool),
-        )
+    def _rollouts(self, picker: TokenPicker) -> list[Rollout]:
+        tokens, logps, entropies = (
+            x[: picker.position].T.contiguous().cpu() for x in (picker.tokens, picker.logps, picker.entropies)
+        )  # [B, T]
+        if not torch.isfinite(logps).all():
+            raise ValueError(
+                f"sampling after {self.policy.version} optimizer steps: the model's logits are NaN or infinite; the weights "
+                "went wrong in training (a lower --learning_rate?) or were damaged before"
+            )
+        ends = torch.isin(tokens, torch.tensor(self.eos_ids))
+        stopped = ends.any(-1)
+        lengths = torch.where(stopped, ends.int().argmax(-1) + 1, tokens.shape[1]).tolist()
+        ids = [row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [
+            Rollout(
+                completion_ids=tokens[i, :n].clone(),
+                logps=logps[i, :n].clone(),
+                entropies=entropies[i, :n].clone(),
+                text=texts[i],
+                finish_reason="stop" if stopped[i] else "length",
+                policy_version=self.policy.version,
+                trainable=torch.ones(n, dtype=torch.bool),
+            )
+            for i, n in enumerate(lengths)
+        ]
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,180 @@
+"""A decode loop: one forward over each prompt for all its completions, then one over each new token."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from grpokit.model import backbone, head
+
+from . import SamplingStopped
+from .attention import LIGHT
+from .picking import TokenPicker
+
+STOP_EVERY = 32  # tokens between two looks at `stop`
+SYNC_EVERY = 8  # tokens between two looks at who has finished, on a GPU, where looking means waiting
+LEAVE_AT = 0.25  # share of finished rows that is worth copying the others' cache
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer's keys and values [B, heads, L, D] at the front of longer buffers.
+
+    The library's own layer copies everything it holds for every token that comes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+        self.buffers: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, heads, l, D], and return all."""
+        start, end = self.length, self.length + key_states.shape[-2]
+        if not self.buffers:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.buffers = [key_states, value_states]
+        else:
+            if end > self.buffers[0].shape[-2]:
+                self.rebuild()
+            for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer[:, :, start:end] = new
+        self.length = end
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def rebuild(self, rows: Tensor | None = None) -> None:
+        """Make room for more tokens, with the given rows alone ([b]; one may come several times; None: all)."""
+        capacity = self.length + max(16, self.length // 4)  # few completions have their full length
+        for i, buffer in enumerate(self.buffers):
+            filled = buffer[:, :, : self.length]
+            size = len(filled if rows is None else rows), filled.shape[1], capacity, filled.shape[3]
+            new = buffer.new_empty(size)
+            if rows is None:
+                new[:, :, : self.length] = filled
+            else:
+                torch.index_select(filled, 0, rows, out=new[:, :, : self.length])
+            self.buffers[i] = new
+
+    def get_seq_length(self) -> int:
+        """Tokens that it holds."""
+        return self.length
+
+
+def obstacle(model: Any, longest: int) -> str | None:
+    """Why sequences of up to `longest` tokens cannot go through `decode`; None if they can."""
+    takes = inspect.signature(backbone(model).forward).parameters
+    if model.config.is_encoder_decoder or not {"position_ids", "past_key_values"} <= takes.keys():
+        return "it takes no position ids beside a cache"
+    library_way = vars(GenerationMixin)["prepare_inputs_for_generation"]
+    if (
+        type(model).prepare_inputs_for_generation is not library_way
+        or not model._supports_default_dynamic_cache()
+    ):
+        return "it has a way of its own to prepare its inputs"
+    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
+        return "its layers share their caches"
+    layers = DynamicCache(config=model.config).layers
+    known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    if model._is_stateful or not known:
+        return "its cache holds more than the keys and values of each token"
+    windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    if windows and min(windows) < longest:
+        window = min(windows)
+        return f"its attention has a sliding window of {window} tokens, and sequences may be of {longest}"
+    return None
+
+
+class Completing:
+    """A model in the midst of b completions: their cache, their positions, and which of its columns are padding."""
+
+    def __init__(self, model: Any) -> None:
+        self.forward, self.head = backbone(model), head(model)
+        # Made once, rather than by the model for each token; other kinds of attention want other kinds of masks.
+        self.boolean_masks = model.config._attn_implementation in ("sdpa", LIGHT)
+        self.cache = DynamicCache(config=model.config)
+        self.layers = [RoomyLayer() for _ in self.cache.layers]
+        self.cache.layers[:] = self.layers
+
+    def start(self, input_ids: Tensor, mask: Tensor | None, rows: Tensor, max_length: int) -> Tensor:
+        """One forward over prompts [P, L], padded on the left (mask None: not padded) → logits [B, V].
+
+        `rows` [B] says which of the prompts each completion continues.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if mask is not None:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._logits(input_ids, mask, positions)
+        self.positions, self.columns = positions[:, -1:], None
+        if mask is not None:
+            columns = torch.nn.functional.pad(mask, (0, max_length), value=1)  # [P, L + T]
+            self.columns = columns.bool()[:, None, None] if self.boolean_masks else columns
+        self.keep(rows)
+        return logits[rows]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append tokens [b] → logits [b, V] of what follows them."""
+        self.positions = self.positions + 1
+        mask = None if self.columns is None else self.columns[..., : self.cache.get_seq_length() + 1]
+        return self._logits(tokens[:, None], mask, self.positions)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the given rows [b'] of the present ones; one may come several times."""
+        self.positions = self.positions[rows]
+        self.columns = None if self.columns is None else self.columns[rows]
+        for layer in self.layers:
+            layer.rebuild(rows)
+
+    def _logits(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+        output = self.forward(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return self.head.logits(output.last_hidden_state[:, -1])
+
+
+def decode(
+    model: Any,
+    prompts: tuple[Tensor, Tensor | None],
+    rows: Tensor,
+    picker: TokenPicker,
+    max_length: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Fill `picker` with the tokens of B completions, up to `max_length` of each.
+
+    `prompts` are input_ids [P, L], padded on the left, and their mask [P, L] (None: nothing is padded); `rows` [B]
+    says which of them each completion continues. Finished rows leave the batch once there are enough of them.
+    Raises SamplingStopped when `stop()` says so.
+    """
+    look_every = 1 if rows.device.type == "cpu" else SYNC_EVERY
+    running = Completing(model)
+    logits = running.start(*prompts, rows, max_length)
+    unfinished = torch.ones_like(rows, dtype=torch.bool)
+    for t in range(1, max_length + 1):
+        tokens = picker.pick(logits)  # [b]
+        unfinished &= ~torch.isin(tokens, picker.eos)
+        if t == max_length:
+            return
+        if t % STOP_EVERY == 0 and stop():
+            raise SamplingStopped(f"stopped after {t} tokens of a batch")
+        if t % look_every == 0:
+            left = int(unfinished.sum())
+            if left == 0:
+                return
+            if len(tokens) - left >= LEAVE_AT * len(tokens):
+                kept = unfinished.nonzero()[:, 0]
+                picker.keep(kept)
+                running.keep(kept)
+                tokens, unfinished = tokens[kept], unfinished[kept]
+        logits = running.step(tokens)

@@ -1,0 +1,111 @@
+"""One token at a time: picked by keyed noise, recorded with its log-prob under the whole distribution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from grpokit.noise import keyed_uniform
+
+FLOOR = -1e4  # exp of it is 0 in float64; for log-probs of −inf, where a model forbids a token: 0·log 0 is 0
+# Numbers of [rows, V] worked on at once: what is made of them should stay in a CPU's cache, and fit a GPU's memory.
+CHUNK = {"cpu": 2**18}
+CHUNK_ELSEWHERE = 2**24
+NOISE_AHEAD = 64  # positions whose noise is drawn at once
+
+
+class TokenPicker:
+    """Picks the tokens of B completions, one position after the other, and records what it picked.
+
+    `tokens`, `logps` and `entropies` are [T, B]; what stands behind a completion's end-of-sequence means nothing.
+    """
+
+    def __init__(
+        self,
+        prompts: Tensor,
+        generations: Tensor,
+        max_length: int,
+        *,
+        seed: int,
+        temperature: float,
+        greedy: bool,
+        eos: Tensor,
+        min_length: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.prompts, self.generations = (
+            prompts,
+            generations,
+        )  # [B] each: with seed and position, keys of the noise
+        self.seed, self.temperature, self.greedy = seed, temperature, greedy
+        self.eos, self.min_length = eos, min_length
+        shape, device = (max_length, len(prompts)), prompts.device
+        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.logps = torch.zeros(shape, dtype=dtype, device=device)
+        self.entropies = torch.zeros(shape, dtype=dtype, device=device)
+        self.position = 0
+        self.rows: Tensor | None = None  # [b] the completions that are still here; None: all of them
+
+    def pick(self, logits: Tensor) -> Tensor:
+        """The next token [b] of each completion that is still here, from raw logits [b, V]."""
+        ahead = self.position % NOISE_AHEAD
+        if ahead == 0:
+            places = torch.arange(self.position, self.position + NOISE_AHEAD, device=logits.device)[:, None]
+            self.noise = keyed_uniform(self.seed, self.prompts, self.generations, places)
+        size = max(1, CHUNK.get(logits.device.type, CHUNK_ELSEWHERE) // logits.shape[-1])
+        parts = zip(logits.split(size), self.noise[ahead].split(size), strict=True)
+        picked = [self._pick(rows, uniform) for rows, uniform in parts]
+        tokens, logps, entropies = (
+            picked[0] if len(picked) == 1 else map(torch.cat, zip(*picked, strict=True))
+        )
+        here = (self.position, slice(None) if self.rows is None else self.rows)
+        self.tokens[here], self.logps[here], self.entropies[here] = tokens, logps, entropies
+        self.position += 1
+        return tokens
+
+    def keep(self, kept: Tensor) -> None:
+        """Go on with the completions `kept` [b'], of the b that were still here."""
+        self.rows = kept if self.rows is None else self.rows[kept]
+        self.prompts, self.generations = self.prompts[kept], self.generations[kept]
+        self.noise = self.noise[:, kept]
+
+    def _pick(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, log-probs and entropies [n] for some of the rows."""
+        scaled = logits if self.temperature == 1 else logits / self.temperature
+        logps = scaled.log_softmax(-1).clamp_(min=FLOOR)
+        wide = logps.double()
+        probs = wide.exp()
+        entropies = -torch.linalg.vecdot(probs, wide).to(logps.dtype)
+        if self.position < self.min_length:
+            probs[:, self.eos] = 0
+        tokens = probs.argmax(-1) if self.greedy else inverse_cdf(probs, uniform)
+        return tokens, logps.gather(-1, tokens[:, None])[:, 0], entropies
+
+
+class KeyedSampling(LogitsProcessor):
+    """A `TokenPicker` inside `generate`: it leaves a single candidate, which greedy search then takes.
+
+    The picker bans end-of-sequence itself: the built-in processor for that would renormalise what is recorded.
+    """
+
+    def __init__(self, picker: TokenPicker) -> None:
+        self.picker = picker
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """scores [B, V], raw → [B, V] with 0 for the picked token and −inf elsewhere."""
+        token = self.picker.pick(scores)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
+def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The token [B] whose slice of the cumulated `probs` [B, V] holds `uniform` [B] in [0, 1).
+
+    `probs` is float64 and need not sum to 1. A token of probability 0 is never picked.
+    """
+    cdf = probs.cumsum(-1)
+    total = cdf[:, -1]
+    # Rounding may lift u·total to total itself, past every token; the largest number below it is in the last slice.
+    point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(cdf, point[:, None], right=True)[:, 0]
+    return found.clamp(max=probs.shape[-1] - 1)  # of NaNs, which whoever reads the log-prob will see
