@@ -1,5 +1,11 @@
-"""Hidden states → log-probabilities of tokens under the tempered distribution, in float32 or wider."""
+"""Hidden states → log-probabilities of tokens, and a policy loss of them, without keeping logits [N, V].
 
-from .head import Head, linear_logprob
+scores = linear_logprob(hidden, Head(weight), targets, temperature=0.7)                    # one matmul
+out = linear_policy_loss(hidden, Head(weight), targets, family_loss(loss, batch))          # three, the gradient's too
+out.loss.backward()                                                                        # only hands it over
+"""
 
-__all__ = ["Head", "linear_logprob"]
+from .head import Head
+from .linear import LinearLoss, family_loss, linear_logprob, linear_policy_loss
+
+__all__ = ["Head", "LinearLoss", "family_loss", "linear_logprob", "linear_policy_loss"]

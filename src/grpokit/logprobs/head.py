@@ -1,4 +1,4 @@
-"""The language-model head in plain torch: one matmul, then the log-prob of each token."""
+"""What a model does to its last hidden state, and the checks of what is given to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Head:
     softcap: float | None = None  # Gemma's final_logit_softcapping
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] → [N, V], in float32 or the weights' wider type.
+        """[N, H] → [N, V], in float32 or the weights' wider type; all of them, with autograd.
 
         bf16 logits would cost 1e-2 in a log-prob; autocast is off here, because it would make them bf16 again.
         """
@@ -33,18 +33,41 @@ class Head:
         return logits
 
 
-def linear_logprob(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Log-prob [N] of `targets` [N] under p = softmax(logits(hidden [N, H]) / temperature), and p's entropy [N] in nats.
+@dataclass(frozen=True)
+class Squash:
+    """From what the matmul gives, raw, to the logits of the tempered distribution: x = gain·raw, or gain·tanh(slope·raw)."""
 
-    The entropy is None unless `with_entropy`: it costs another pass over the logits.
-    """
-    logits = head.logits(hidden) / temperature  # [N, V]
-    # amax/sub/exp/sum: torch.logsumexp does the same four times slower on a CPU.
-    shifted = logits - logits.detach().amax(-1, keepdim=True)
-    picked = shifted.gather(-1, targets[:, None])[:, 0]
-    exps = shifted.exp()
-    total = exps.sum(-1)
-    entropy = total.log() - (exps * shifted).sum(-1) / total if with_entropy else None  # H = log Z − E[x]
-    return picked - total.log(), entropy
+    gain: float
+    slope: float | None = None
+
+    @classmethod
+    def of(cls, head: Head, temperature: float) -> Squash:
+        """Raises ValueError for a temperature, scale or softcap that isn't above 0."""
+        for name, value in (("temperature", temperature), ("scale", head.scale), ("softcap", head.softcap)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} {value}: must be above 0")
+        if head.softcap is None:
+            return cls(head.scale / temperature)
+        return cls(head.softcap / temperature, head.scale / head.softcap)
+
+
+def check_inputs(hidden: Tensor, head: Head, targets: Tensor) -> None:
+    """Raises ValueError naming what doesn't fit: shapes, types, or a target that's outside of the vocabulary."""
+    if hidden.ndim != 2 or head.weight.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
+        raise ValueError(
+            f"hidden has shape {list(hidden.shape)} and head.weight {list(head.weight.shape)}; expected [N, H] and [V, H]"
+        )
+    vocabulary = head.weight.shape[0]
+    if head.bias is not None and head.bias.shape != (vocabulary,):
+        raise ValueError(f"head.bias has shape {list(head.bias.shape)}; expected [V] = [{vocabulary}]")
+    if targets.shape != hidden.shape[:1] or targets.is_floating_point():
+        raise ValueError(
+            f"targets: {targets.dtype} of shape {list(targets.shape)}; expected integers, one for each row of hidden, "
+            f"[{len(hidden)}]"
+        )
+    outside = (targets < 0) | (targets >= vocabulary)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"targets[{row}] is {int(targets[row])}: outside of the head's vocabulary, 0 to {vocabulary - 1}"
+        )
