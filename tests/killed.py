@@ -13,9 +13,8 @@ import threading
 import torch
 
 import grpokit.checkpoint
-import grpokit.model
 from grpokit import cli
-from grpokit.losses import policy_loss
+from grpokit.model import Policy
 from grpokit.rollouts import picking
 
 
@@ -45,16 +44,16 @@ def arm(phase: str, count: float) -> None:
             return pick(self, logits)
 
         picking.TokenPicker.pick = picked
-    elif phase == "backward":  # when the gradient has reached the log-probs, and not yet the weights
-        tick = after(int(count), lambda loss: loss.register_hook(kill))
+    elif phase == "backward":  # when the gradient has come as far as the head, and not yet to the weights
+        tick, forward = after(int(count), lambda loss: loss.register_hook(kill)), Policy.forward
 
         def watched(*args, **kwargs):
-            out = policy_loss(*args, **kwargs)
-            if out.loss.requires_grad and torch.is_grad_enabled():
-                tick(out.loss)
-            return out
+            scores, output = forward(*args, **kwargs)
+            if output is not None:
+                tick(output.loss)
+            return scores, output
 
-        grpokit.model.policy_loss = watched
+        Policy.forward = watched
     elif phase == "write":  # some files of a checkpoint are there
         tick, sync = after(int(count), kill), grpokit.checkpoint._sync
 

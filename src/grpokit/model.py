@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .batching import loss_batch, micro_batches
-from .logprobs import Head, linear_logprob
-from .losses import Loss, Stats, policy_loss
+from .logprobs import Head, family_loss, linear_logprob, linear_policy_loss
+from .losses import Loss, Stats
 from .parallel import ALONE, World, shard, whole_weights
 from .types import LossOutput, MicroBatch, Row, TokenScores
 
@@ -83,21 +83,28 @@ class Policy(nn.Module):
         where a causal model doesn't look; of packed rows, position ids that start again at 0 tell the model.
         """
         packed = {} if micro.position_ids is None else {"position_ids": micro.position_ids}
+        with_entropy = with_entropy or (loss is not None and loss.needs_entropies)
         with self.computing():
             hidden = backbone(self.model)(
                 input_ids=micro.input_ids, use_cache=False, **packed
             ).last_hidden_state
-            hidden = hidden[micro.at_row, micro.at_col]  # [N, H]
-            scores = TokenScores(
-                *linear_logprob(
-                    hidden,
-                    head(self.model),
-                    micro.targets,
-                    temperature=self.temperature,
-                    with_entropy=with_entropy or (loss is not None and loss.needs_entropies),
-                )
-            )
-        return scores, None if loss is None else policy_loss(loss, loss_batch(micro, scores), stats)
+            inputs = (
+                hidden[micro.at_row, micro.at_col],
+                head(self.model),
+                micro.targets,
+            )  # [N, H], the head, [N]
+            how: dict[str, Any] = {
+                "temperature": self.temperature,
+                "with_entropy": with_entropy,
+                "sequence_ids": micro.sequence_ids,  # cut in the same places, whether it's for scores or for a loss
+            }
+            if loss is None:
+                return TokenScores(*linear_logprob(*inputs, **how)), None
+            blank = torch.zeros_like(micro.advantages)  # the head puts a chunk's log-probs in its place
+            batch = loss_batch(micro, TokenScores(blank, blank if with_entropy else None))
+            coupling = "token" if stats is not None else loss.coupling
+            out = linear_policy_loss(*inputs, family_loss(loss, batch, stats), coupling=coupling, **how)
+        return TokenScores(out.logps, out.entropies), LossOutput(out.loss, out.metrics)
 
 
 def backbone(model: Any) -> nn.Module:

@@ -22,8 +22,8 @@ BEGUN = {
 
 # Options that a resumed run may have otherwise than its checkpoint. These change no number of the run:
 FREE = frozenset(
-    "config output_dir resume_from_checkpoint max_steps skip_bad_rows rollout_batch_size decode share_prefill num_threads micro_batch_tokens "
-    "packing drop_dead_rows gradient_checkpointing attn_implementation shard_size ddp_timeout logging_steps "
+    "config output_dir resume_from_checkpoint max_steps skip_bad_rows rollout_batch_size decode share_prefill num_threads "
+    "micro_batch_tokens packing drop_dead_rows gradient_checkpointing attn_implementation shard_size ddp_timeout logging_steps "
     "log_completions record_batches save_steps save_total_limit save_dtype eval_dataset eval_steps eval_samples "
     "eval_generations max_skipped_steps".split()
 )

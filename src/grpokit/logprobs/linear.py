@@ -42,7 +42,7 @@ def family_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> Los
     """
 
     def loss_fn(logps: Tensor, entropies: Tensor | None, rows: Rows) -> LossOutput:
-        part = batch.select(rows)  # pyright: ignore[reportArgumentType] (it indexes: a slice does)
+        part = batch.select(rows)
         return policy_loss(loss, dataclasses.replace(part, logps=logps, entropies=entropies), stats)
 
     return loss_fn

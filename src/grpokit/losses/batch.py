@@ -113,8 +113,8 @@ class LossBatch:
     def __len__(self) -> int:
         return len(self.logps)
 
-    def select(self, index: Tensor) -> LossBatch:
-        """The slice of the tokens that `index` names: a bool mask [N] or positions."""
+    def select(self, index: Tensor | slice) -> LossBatch:
+        """The slice of the tokens that `index` names: a bool mask [N], positions, or a range."""
         return LossBatch(**{name: value[index] for name, value in self._given()})
 
     def upcast(self) -> LossBatch:
