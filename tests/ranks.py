@@ -16,7 +16,7 @@ from tiny import tiny_config
 import grpokit.report
 from grpokit.assemble import start
 from grpokit.loop import train
-from grpokit.parallel import joined_world
+from grpokit.parallel import end_process, joined_world
 
 LOSSES: dict[str, dict] = {
     "grpo": {"beta": 0.04},
@@ -67,3 +67,4 @@ def main(directory: Path, layout: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    end_process(0)

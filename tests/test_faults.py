@@ -188,6 +188,9 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_offered(
     assert f"--resume_from_checkpoint {run / 'checkpoint-6'}" in said
     assert rows(run, "metrics.jsonl")[-1]["step"] == 8  # nothing was cut off yet
     assert main([*command, "--resume_from_checkpoint", str(run / "checkpoint-6")]) == 0
+    assert [row["step"] for row in rows(run, "metrics.jsonl")] == list(range(1, 10))
+    assert (run / "superseded-checkpoint-8").is_dir()  # nothing is deleted, and `auto` won't take it again
+    assert checkpoints(run)[-1].name == "checkpoint-8"
 
 
 def test_a_damaged_state_is_named(undisturbed, tmp_path, capsys):
@@ -256,6 +259,37 @@ def test_what_a_resumed_run_may_not_change(undisturbed, tmp_path, capsys, flags,
     assert words in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_run_does_not_cut_this_ones_files(undisturbed, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed / "undisturbed", run)
+    command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(run)]
+    other = str(undisturbed / "undisturbed" / "checkpoint-4")
+    assert main([*command, "--resume_from_checkpoint", other]) == 2
+    assert f"--output_dir {run}: is not empty" in capsys.readouterr().err
+    assert len(rows(run, "metrics.jsonl")) == STEPS
+
+
+def test_in_the_midst_of_a_step_its_loss_may_not_change(undisturbed, tmp_path, monkeypatch, capsys):
+    from grpokit.run import Run
+
+    command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
+    pause = Run.pause
+
+    def stopping(run):
+        if run.unfinished is not None and run.unfinished.done == 1:
+            run.stop.signum = signal.SIGTERM
+        pause(run)
+
+    monkeypatch.setattr(Run, "pause", stopping)
+    assert main(command) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint-0-update-1"]
+    assert main([*command, "--resume_from_checkpoint", "auto", "--epsilon", "0.1"]) == 2
+    assert "--epsilon: None → 0.1: cannot change in the midst of a step" in capsys.readouterr().err
+    assert main([*command, "--resume_from_checkpoint", "auto"]) == 0
+    same_to_the_byte(tmp_path / "run", undisturbed / "undisturbed")
+
+
 def test_what_a_resumed_run_may_change_is_written_down():
     from dataclasses import fields
 
@@ -306,19 +340,26 @@ def test_a_number_that_is_not_finite_stops_before_the_weights_move_and_can_be_re
 
 def test_so_many_updates_may_be_skipped(tmp_path, monkeypatch, capsys):
     """One token's log-prob is NaN in two updates: they are skipped and counted, the third stops the run."""
-    import grpokit.model
+    from grpokit.model import Policy
 
-    loss, calls = grpokit.model.policy_loss, [0]
+    forward, calls = Policy.forward, [0]
 
     def sometimes_nan(*args, **kwargs):
-        out = loss(*args, **kwargs)
-        calls[0] += 1
-        if calls[0] in (3, 4, 8, 9, 12, 13):  # each twice: the micro-batch is looked for
-            bad = out.loss * torch.nan
-            return LossOutput(bad, {**out.metrics, "loss": Metric.sum(bad)})
-        return out
+        scores, output = forward(*args, **kwargs)
+        calls[0] += output is not None
+        if output is None or calls[0] not in (
+            3,
+            4,
+            8,
+            9,
+            12,
+            13,
+        ):  # each twice: the micro-batch is looked for
+            return scores, output
+        bad = output.loss * torch.nan
+        return scores, LossOutput(bad, {**output.metrics, "loss": Metric.sum(bad)})
 
-    monkeypatch.setattr(grpokit.model, "policy_loss", sometimes_nan)
+    monkeypatch.setattr(Policy, "forward", sometimes_nan)
     command = [
         *write_config(tmp_path, updates_per_step=1, max_steps=5),
         "--output_dir",

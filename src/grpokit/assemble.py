@@ -25,7 +25,7 @@ from .prompts import Prompts, read_rows
 from .rewards import Reward, load_rewards, score
 from .rollouts.transformers import TransformersSampler
 from .run import Run
-from .rundir import changed_options, claim, find_checkpoint
+from .rundir import changed_options, claim, find_checkpoint, set_aside
 from .signals import StopRequest
 from .types import Prompt, RolloutGroup
 
@@ -172,6 +172,8 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
     for change in changes:
         say(f"  changed since: {change}")
     if world.is_main:
+        for path in set_aside(checkpoint, output) if checkpoint else []:
+            say(f"  set aside: {path} (newer than what this run goes on from)")
         (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     evaluations_file = JsonLines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,13 +86,23 @@ def parse(arguments: Sequence[str]) -> Any:
 def train(config: TrainConfig) -> int:
     """`grpokit train`, in one process or under torchrun."""
     check_train_config(config)
-    from .console import say, waiting
+    from .console import waiting
 
     with waiting("loading torch and the model"):
         _quiet()
-        from .parallel import joined_world
-        from .signals import Stopped, StopRequest
-    stop = StopRequest()
+        from .parallel import end_process, from_torchrun
+        from .signals import StopRequest
+    code = _train_among_ranks(config, StopRequest())
+    if from_torchrun():
+        end_process(code)
+    return code
+
+
+def _train_among_ranks(config: TrainConfig, stop: StopRequest) -> int:
+    from .console import say
+    from .parallel import joined_world
+    from .signals import Stopped
+
     tell = _tell if int(os.environ.get("RANK", "0")) == 0 else (lambda text: None)
     with joined_world(config.ddp_timeout) as world, stop.listening(tell):
         try:
@@ -250,9 +261,16 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str:
     return ""
 
 
+PATIENCE = 10.0  # seconds; torchrun ends all ranks as soon as one has ended
+
+
 def _fail(error: Exception | str, *notes: str) -> int:
-    if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, str):  # all ranks find the same mistake
-        print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
+    """Print it and return the exit code. A mistake that every rank finds is for rank 0 to tell, which ends the others."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and isinstance(error, Exception):
+        time.sleep(PATIENCE)
+        error = f"rank {rank}: {error}"  # still here: rank 0 has found nothing
+    print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
     return 2
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from safetensors.torch import load, save
@@ -220,6 +221,15 @@ def joined_world(timeout: float) -> Iterator[World]:
         yield World(rank, size, PrefixStore(f"failures/{restarts()}", store), timeout)
     finally:
         dist.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """End a rank's process at once. Threads of torch's outlive its process group, and now and then they abort the
+    interpreter's own way out, after all is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_lost_connection(error: BaseException) -> bool:

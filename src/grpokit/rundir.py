@@ -22,14 +22,14 @@ BEGUN = {
 
 # Options that a resumed run may have otherwise than its checkpoint. These change no number of the run:
 FREE = frozenset(
-    "config output_dir resume_from_checkpoint max_steps skip_bad_rows rollout_batch_size decode share_prefill num_threads "
+    "config output_dir resume_from_checkpoint skip_bad_rows rollout_batch_size decode share_prefill num_threads "
     "micro_batch_tokens packing drop_dead_rows gradient_checkpointing attn_implementation shard_size ddp_timeout logging_steps "
     "log_completions record_batches save_steps save_total_limit save_dtype eval_dataset eval_steps eval_samples "
     "eval_generations max_skipped_steps".split()
 )
 # These change how it goes on from there, but not what is behind it; the run says so:
 STEERING = frozenset(
-    "reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
+    "max_steps reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
     "max_grad_norm temperature max_completion_length min_completion_length reward_funcs answer_column format_pattern "
     "loss_type surrogate reduction ratio_level importance_sampling_level loss_kwargs beta ref_model epsilon "
     "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
@@ -38,7 +38,8 @@ STEERING = frozenset(
     "updates_per_step".split()
 )
 OF_OPTIMIZER = frozenset(
-    "learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm".split()
+    "max_steps learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
+    "max_grad_norm".split()
 )
 # All others (model, dataset, seed, dtype, prompts_per_step, prompt lengths) say what the run is, and may not differ.
 
@@ -50,7 +51,10 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
     isn't there or isn't whole (and names an older one that is), or where a fresh start would write over another run's
     files. What a run leaves that failed before its first step, or with `auto` before its first checkpoint, is no obstacle.
     """
-    wanted = config.resume_from_checkpoint or ("auto" if restarts() else "")
+    found = checkpoints(output) if output.is_dir() else []
+    wanted = config.resume_from_checkpoint
+    if restarts() and (found or not wanted):
+        wanted = "auto"
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output}: is a file; name a directory")
     if wanted and wanted != "auto":
@@ -59,22 +63,42 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
                 f"--resume_from_checkpoint {wanted}: is no complete checkpoint (it has no trainer/state.json); "
                 "use `auto` for the newest one in --output_dir"
             )
+        if Path(wanted).resolve().parent != output.resolve() and not restarts():
+            _refuse_used(output, bool(found))  # what is in there is another run's
         return _whole_one(Path(wanted))
-    newest = next(reversed(checkpoints(output)), None) if output.exists() else None
-    if wanted == "auto" and newest is not None:
-        return _whole_one(newest)
-    names = {item.name for item in output.iterdir()} if output.exists() else set()
-    others = {name for name in names - BEGUN if not name.endswith(".writing")}
-    if wanted == "auto" and others:
+    if wanted == "auto" and found:
+        return _whole_one(found[-1])
+    if wanted == "auto" and (others := _others(output)):
         raise ValueError(
             f"--output_dir {output}: has {min(others)} but no checkpoint to resume from, and a fresh start would write over "
             "it; name another directory (a run with --save_steps N writes checkpoints)"
         )
-    steps = output / "metrics.jsonl"
-    if not wanted and (others or (steps.exists() and steps.stat().st_size > 0)):
-        resume = ", or continue the run in it with --resume_from_checkpoint auto" if newest else ""
-        raise ValueError(f"--output_dir {output}: is not empty; name another{resume}")
+    if not wanted:
+        _refuse_used(output, bool(found))
     return None
+
+
+def _others(output: Path) -> set[str]:
+    """What is in a run's directory besides what can be made again."""
+    names = {item.name for item in output.iterdir()} if output.exists() else set()
+    return {name for name in names - BEGUN if not name.endswith(".writing")}
+
+
+def _refuse_used(output: Path, has_checkpoint: bool) -> None:
+    steps = output / "metrics.jsonl"
+    if _others(output) or (steps.exists() and steps.stat().st_size > 0):
+        resume = ", or continue the run in it with --resume_from_checkpoint auto" if has_checkpoint else ""
+        raise ValueError(f"--output_dir {output}: is not empty; name another{resume}")
+
+
+def set_aside(checkpoint: Path, output: Path) -> list[Path]:
+    """Rename the run's checkpoints that are newer than the one it resumes from: they're of a way not taken.
+
+    Returns their new names. Otherwise `auto` would find them again, and the steps between would be missing.
+    """
+    found = checkpoints(output)
+    newer = found[found.index(checkpoint) + 1 :] if checkpoint in found else []
+    return [path.rename(path.with_name(f"superseded-{path.name}")) for path in newer]
 
 
 def _whole_one(checkpoint: Path) -> Path:

@@ -198,7 +198,7 @@ def non_finite(
     where = f" The micro-batch is in {written[0]}: `grpokit replay` runs it again." if written else ""
     return NonFiniteError(
         f"optimizer step {policy.version + 1}: {what}: not finite numbers. The weights were not touched; a lower "
-        f"--learning_rate or --dtype float32 may help, and --max_skipped_steps N skips up to N such updates.{where}"
+        f"--learning_rate may help, and --max_skipped_steps N skips up to N such updates.{where}"
     )
 
 
