@@ -67,6 +67,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+MEDIUM: dict[str, Any] = {  # sizes of a Qwen3 of 4.6M parameters
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+
+
 def make_model(path: Path, **sizes: Any) -> str:
     """A Qwen3 with random weights in `path`, with a tokenizer."""
     from transformers import AutoModelForCausalLM, Qwen3Config
@@ -91,17 +103,7 @@ def shapes_of(args: argparse.Namespace, folder: Path) -> list[Shape]:
     if args.model:
         sizes = (args.prompts, args.generations, args.prompt_tokens, args.completion_tokens)
         return [Shape(Path(args.model).name, args.model, *sizes, args.num_threads)]
-    medium = make_model(
-        folder / "medium",
-        vocab_size=4096,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
+    medium = make_model(folder / "medium", **MEDIUM)
     tiny = make_model(
         folder / "tiny",
         vocab_size=16,
