@@ -18,6 +18,7 @@ from .config import (
     CompareConfig,
     EvalConfig,
     LossesConfig,
+    PlanConfig,
     ReplayConfig,
     ReportConfig,
     TaskConfig,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "plan": PlanConfig,
     "report": ReportConfig,
     "losses": LossesConfig,
     "compare-batch": CompareConfig,
@@ -61,7 +63,7 @@ def parse(arguments: Sequence[str]) -> Any:
     command = arguments[0] if arguments else ""
     path = _value_of("--config", arguments)
     default = {}
-    if path and command in ("train", "eval"):
+    if path and command in ("train", "eval", "plan"):
         default = {command: dataclasses.replace(load_yaml(COMMANDS[command], path), config=path)}
     kinds: Any = [
         Annotated[cls, tyro.conf.subcommand(name, **({"default": default[name]} if name in default else {}))]
@@ -166,6 +168,53 @@ def evaluate(config: EvalConfig) -> int:
     return 0
 
 
+def plan(config: PlanConfig) -> int:
+    """`grpokit plan --model DIR --ranks N`: the model's config.json is enough."""
+    from .console import console, waiting
+
+    with waiting("loading torch"):
+        _quiet()
+        from .plan import check_plan_config, make_plan
+        from .plan_tables import tables
+    check_plan_config(config)
+    with waiting("running the model's forward on shapes alone"):
+        reference = skeleton(config.ref_model, "--ref_model", config) if config.ref_model else None
+        planned = make_plan(config, skeleton(config.model, "--model", config), reference)
+    console.print(*tables(planned), sep="\n")
+    return 0
+
+
+def skeleton(path: str, flag: str, config: PlanConfig) -> Any:
+    """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
+
+    Raises ValueError naming the flag where its config.json describes none.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # A kernel for packed rows keeps what sdpa keeps, and may not be installed where a run is planned.
+    attention = "eager" if config.attn_implementation == "eager" else "sdpa"
+    try:
+        described = AutoConfig.from_pretrained(path, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described, attn_implementation=attention)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        first = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{flag} {path}: its config.json does not describe a causal language model that transformers knows: {first}"
+        ) from error
+
+
 def replay(config: ReplayConfig) -> int:
     """`grpokit replay FILE`: exit code 1 where a number went wrong again, 0 where all are finite."""
     from .console import waiting
@@ -232,6 +281,7 @@ def compare_batch(config: CompareConfig) -> int:
 RUN: dict[type, Callable[[Any], int]] = {
     TrainConfig: train,
     EvalConfig: evaluate,
+    PlanConfig: plan,
     ReportConfig: report,
     LossesConfig: losses,
     CompareConfig: compare_batch,

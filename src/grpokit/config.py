@@ -222,6 +222,22 @@ class TrainConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """Say what a training run takes, from a model's config.json alone: memory, micro-batches, communication."""
+
+    ranks: int = 1
+    """Processes of the run: hosts × GPUs of each."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """What the ranks run on: decides what --dtype auto is, and how much of the logits is held at once."""
+    device_memory: float = 0.0
+    """Memory of one rank's device in GiB (0: unknown). The plan then says whether the run fits, and what would help."""
+    prompt_tokens: int = 256
+    """Mean length of the prompts."""
+    completion_tokens: int | None = None
+    """Mean length of the completions (default: --max_completion_length)."""
+
+
+@dataclass(frozen=True)
 class EvalConfig(ModelConfig):
     """Evaluate a model: pass@1 greedy and sampled, and pass@k."""
 
