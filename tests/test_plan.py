@@ -16,12 +16,12 @@ from test_ranks import torchrun
 from tiny import group_of
 
 from grpokit.batching import micro_batches, plan_step
-from grpokit.cli import main, parse, skeleton
+from grpokit.cli import main, parse
 from grpokit.config import PlanConfig
 from grpokit.flat import groups_to_tensors
 from grpokit.footprint import activations_of, sizes_of
 from grpokit.losses import make_loss
-from grpokit.model import Policy, backbone, layers
+from grpokit.model import Policy, backbone, layers, skeleton
 from grpokit.plan import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
 from grpokit.plan_tables import remedies
 
@@ -71,7 +71,7 @@ def write_config(path: Path, config: dict) -> Path:
 
 def plan_of(model: Path, **flags):
     config = PlanConfig(model=str(model), **flags)
-    return make_plan(config, skeleton(config.model, "--model", config))
+    return make_plan(config, skeleton(config.model, "--model", config.attn_implementation))
 
 
 def build(config: dict, **options):

@@ -174,45 +174,19 @@ def plan(config: PlanConfig) -> int:
 
     with waiting("loading torch"):
         _quiet()
+        from .model import skeleton
         from .plan import check_plan_config, make_plan
         from .plan_tables import tables
     check_plan_config(config)
     with waiting("running the model's forward on shapes alone"):
-        reference = skeleton(config.ref_model, "--ref_model", config) if config.ref_model else None
-        planned = make_plan(config, skeleton(config.model, "--model", config), reference)
+        reference = (
+            skeleton(config.ref_model, "--ref_model", config.attn_implementation)
+            if config.ref_model
+            else None
+        )
+        planned = make_plan(config, skeleton(config.model, "--model", config.attn_implementation), reference)
     console.print(*tables(planned), sep="\n")
     return 0
-
-
-def skeleton(path: str, flag: str, config: PlanConfig) -> Any:
-    """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
-
-    Raises ValueError naming the flag where its config.json describes none.
-    """
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    # A kernel for packed rows keeps what sdpa keeps, and may not be installed where a run is planned.
-    attention = "eager" if config.attn_implementation == "eager" else "sdpa"
-    try:
-        described = AutoConfig.from_pretrained(path, local_files_only=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(described, attn_implementation=attention)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        StrictDataclassError,
-    ) as error:
-        first = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{flag} {path}: its config.json does not describe a causal language model that transformers knows: {first}"
-        ) from error
 
 
 def replay(config: ReplayConfig) -> int:

@@ -184,6 +184,36 @@ def load_policy(
     return policy
 
 
+def skeleton(path: str, flag: str, attn_implementation: str | None) -> Any:
+    """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
+
+    Raises ValueError naming the flag where its config.json describes none.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # A kernel for packed rows keeps what sdpa keeps, and may not be installed where a run is planned.
+    attention = "eager" if attn_implementation == "eager" else "sdpa"
+    try:
+        described = AutoConfig.from_pretrained(path, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described, attn_implementation=attention)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        first = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{flag} {path}: its config.json does not describe a causal language model that transformers knows: {first}"
+        ) from error
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer in directory `path`. Raises ValueError naming the directory."""
     from transformers import AutoTokenizer

@@ -13,12 +13,10 @@ from .assemble import loss_of
 from .checks import check_train_config
 from .config import PlanConfig
 from .footprint import Activations, Sizes, activations_of, sizes_of
+from .logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
 from .losses import Loss
 from .model import DTYPES, resolve_dtype
 
-# Logits that the head holds at once, in bytes and in rows at least: of [N, V] it never keeps more than a chunk.
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
-CHUNK_ROWS = 256
 # Of each completion and vocabulary entry while a token is picked: logits, log-probs in float32; probs, their sum in float64.
 PICKING_BYTES = 4 + 4 + 8 + 8
 # What travels of a token: its id, log-prob, entropy, mask and text (about 4 letters); its statistics where losses have some.
