@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/grpokit train --config recipes/demo.yaml $(DEMO_FLAGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TEST_FLAGS)
 
 lint: setup
 	$(BIN)/ruff check .

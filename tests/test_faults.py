@@ -23,6 +23,8 @@ from grpokit.cli import main
 from grpokit.overlay import to_yaml
 from grpokit.types import LossOutput, Metric
 
+pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
+
 STEPS = 8
 
 

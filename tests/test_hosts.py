@@ -14,6 +14,8 @@ import pytest
 from test_faults import SLOW, close_to, steps_done, write_config
 from test_ranks import ENVIRONMENT, torchrun
 
+pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
+
 HOSTS = ("grpokit-a", "grpokit-b")
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 

@@ -25,6 +25,8 @@ from grpokit.model import Policy, backbone, layers, skeleton
 from grpokit.plan import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
 from grpokit.plan_tables import remedies
 
+pytestmark = pytest.mark.xdist_group("plan")  # its runs are made once, by one worker
+
 HERE = Path(__file__).parent
 # What the models' authors publish, in their config.json.
 QWEN = {

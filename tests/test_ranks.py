@@ -16,6 +16,8 @@ from tiny import tiny_config
 
 from grpokit.overlay import to_yaml
 
+pytestmark = pytest.mark.xdist_group("ranks")  # its runs are made once, by one worker
+
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
 
