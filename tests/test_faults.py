@@ -94,7 +94,7 @@ def test_a_signal_saves_a_checkpoint_in_the_midst_of_a_step(undisturbed, tmp_pat
         [sys.executable, "-m", "grpokit", *command], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, process)
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1, process)
     process.send_signal(signum)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
