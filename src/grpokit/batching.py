@@ -155,7 +155,11 @@ def _collate(rows: Sequence[Row], device: torch.device | str, packed: bool) -> M
 
     def joined(name: str) -> Tensor | None:
         parts = [getattr(row, name) for row in rows]
-        return None if parts and parts[0] is None else torch.cat([nothing, *parts]).to(device)
+        if parts and all(part is None for part in parts):
+            return None
+        if any(part is None for part in parts):
+            raise ValueError(f"{name}: some rows of the micro-batch have them, and some have none")
+        return torch.cat([nothing, *parts]).to(device)
 
     return MicroBatch(
         input_ids=input_ids.to(device),

@@ -203,13 +203,17 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted((p for p in found if (p / "trainer" / "state.json").is_file()), key=age)
 
 
-def prune(output_dir: Path, limit: int) -> None:
-    """Delete the oldest checkpoints, so that `limit` are left (0: all); none unless the newest is whole."""
+def prune(output_dir: Path, limit: int, written: Path | None = None) -> None:
+    """Delete the oldest checkpoints, so that `limit` are left (0: all); none unless the newest is whole.
+
+    Never the one that was just `written`.
+    """
     found = checkpoints(output_dir)
     if limit and len(found) > limit:
         verify(found[-1])
         for path in found[:-limit]:
-            shutil.rmtree(path)
+            if path != written:
+                shutil.rmtree(path)
 
 
 def saved_dtype(policy: Policy, save_dtype: str | None) -> torch.dtype:
@@ -241,6 +245,10 @@ def _write_model(
         model.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
     finally:
         model.config.dtype = shown
+    # save_pretrained writes the parameters' type; the weights beside it are of this one, and a resumed run saves them so.
+    described = directory / "config.json"
+    record = json.loads(described.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+    described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(directory)
 
 

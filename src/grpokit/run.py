@@ -204,7 +204,7 @@ class Run:
             world=self.world,
         )
         if self.world.is_main:
-            prune(self.output, self.config.save_total_limit)
+            prune(self.output, self.config.save_total_limit, path)
         return path
 
     def rescue(self, error: BaseException) -> None:

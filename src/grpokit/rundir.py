@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from .checkpoint import checkpoints, verify
@@ -23,7 +24,7 @@ BEGUN = {
 # Options that a resumed run may have otherwise than its checkpoint. These change no number of the run:
 FREE = frozenset(
     "config output_dir resume_from_checkpoint skip_bad_rows rollout_batch_size decode share_prefill num_threads "
-    "micro_batch_tokens packing drop_dead_rows gradient_checkpointing attn_implementation shard_size ddp_timeout logging_steps "
+    "micro_batch_tokens packing gradient_checkpointing attn_implementation shard_size ddp_timeout logging_steps "
     "log_completions record_batches save_steps save_total_limit save_dtype eval_dataset eval_steps eval_samples "
     "eval_generations max_skipped_steps".split()
 )
@@ -35,7 +36,7 @@ STEERING = frozenset(
     "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
     "top_entropy_quantile correction_mode correction_level correction_cap correction_low correction_high "
     "opsm_threshold rejected_tokens advantage_estimator scale_rewards num_generations num_iterations "
-    "updates_per_step".split()
+    "updates_per_step drop_dead_rows".split()
 )
 OF_OPTIMIZER = frozenset(
     "max_steps learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
@@ -96,9 +97,15 @@ def set_aside(checkpoint: Path, output: Path) -> list[Path]:
 
     Returns their new names. Otherwise `auto` would find them again, and the steps between would be missing.
     """
-    found = checkpoints(output)
-    newer = found[found.index(checkpoint) + 1 :] if checkpoint in found else []
-    return [path.rename(path.with_name(f"superseded-{path.name}")) for path in newer]
+    found = checkpoints(output.resolve())
+    here = checkpoint.resolve()
+    newer = found[found.index(here) + 1 :] if here in found else []
+    return [path.rename(_free_name(path)) for path in newer]
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name("superseded-" * times + path.name) for times in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _whole_one(checkpoint: Path) -> Path:

@@ -93,10 +93,10 @@ def learn(
         except NonFiniteError:
             if step.skipped >= how.skips_left:
                 raise
-            step.skipped += 1
             report, logps = {"skipped_updates": Metric.sum(torch.ones(()))}, {}
             if again and n == 0:
                 logps = score(policy, seen(update, loss, how), how)
+            step.skipped += 1
         if again and n == 0:
             step.updates[0] = with_logps(update, "old_logps", how.world.gather_rows(logps))
         step.metrics = join_metrics(step.metrics, report)
@@ -106,18 +106,18 @@ def learn(
 
 def prepare(policy: Policy, reference: Policy | None, step: Progress, loss: Loss, how: Learning) -> None:
     """Before the weights move: the log-probs that are of the step's start, and what they reject."""
-    updates = list(step.updates)
+    updates, metrics = list(step.updates), step.metrics
     if loss.rejected_tokens == "drop":
         old = [score(policy, update.rows, how) for update in updates]
         for update, found in zip(updates, old, strict=True):
-            step.metrics = join_metrics(step.metrics, mismatch(update.rows, found, loss))
+            metrics = join_metrics(metrics, mismatch(update.rows, found, loss))
         updates = [
             drop_rejected(u, found, loss, how.world.size) for u, found in zip(updates, old, strict=True)
         ]
     if reference is not None:
         updates = [with_logps(u, "ref_logps", score(reference, u.rows, how)) for u in updates]
     updates[1:] = [with_logps(u, "old_logps", score(policy, seen(u, loss, how), how)) for u in updates[1:]]
-    step.updates, step.prepared = updates, True
+    step.updates, step.metrics, step.prepared = updates, metrics, True  # at once: any scoring may be stopped
 
 
 def optimize(
