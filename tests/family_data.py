@@ -17,6 +17,17 @@ MISSION = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
 seeds = st.integers(0, 2**31)
 MAX_LENGTH = 16
 
+# The catalogue's reference values of g at ratios ρ, to four decimals. Columns: clip .2/.28 with δ 2.5 for A > 0 and A < 0,
+# sapo for A > 0 (τ 1) and A < 0 (τ 1.05), cispo with a cap of 5.
+WEIGHTS = [
+    (0.1, 0.1, 0, 0.0822, 0.0806, 0.1),
+    (0.5, 0.5, 0, 0.4700, 0.4671, 0.5),
+    (1, 1, 1, 1, 1, 1),
+    (1.5, 0, 1.5, 1.4100, 1.4012, 1.5),
+    (3, 0, 0, 1.2599, 1.1663, 3),
+    (10, 0, 0, 0.0049, 0.0031, 5),
+]
+
 
 def build(name, reduction=None, **options):
     """`name` with max_completion_length where its reduction divides by it."""

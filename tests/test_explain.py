@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
+from family_data import WEIGHTS
 from rich.console import Console
 
 from grpokit.explain import list_losses, plot_losses, show_loss
@@ -109,16 +110,6 @@ def test_an_unknown_name_is_refused_as_make_loss_refuses_it(tmp_path):
         plot_losses(["dapo"], tmp_path / "x.pdf")
 
 
-# The catalogue's reference values of g at ratios ρ, to four decimals. Columns: clip .2/.28 with δ 2.5 for A > 0 and A < 0,
-# sapo for A > 0 (τ 1) and A < 0 (τ 1.05), cispo with a cap of 5.
-WEIGHTS = [
-    (0.1, 0.1, 0, 0.0822, 0.0806, 0.1),
-    (0.5, 0.5, 0, 0.4700, 0.4671, 0.5),
-    (1, 1, 1, 1, 1, 1),
-    (1.5, 0, 1.5, 1.4100, 1.4012, 1.5),
-    (3, 0, 0, 1.2599, 1.1663, 3),
-    (10, 0, 0, 0.0049, 0.0031, 5),
-]
 COLUMNS = {
     "dapo A>0": ("dapo", {"delta": 2.5}, 1.0, 1),
     "dapo A<0": ("dapo", {"delta": 2.5}, -1.0, 2),

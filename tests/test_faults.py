@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import ENVIRONMENT, HERE, launcher, rows, torchrun
 from safetensors.torch import load_file
-from test_ranks import ENVIRONMENT, HERE, rows, torchrun
 from tiny import tiny_config
 
 from grpokit.checkpoint import checkpoints, verify
@@ -386,10 +386,9 @@ def test_a_dump_that_is_none(tmp_path, capsys):
 
 
 def started(ranks: int, *command: str, **flags: str) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    launcher += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    own = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     return subprocess.Popen(
-        [*launcher, *command],
+        [*launcher(ranks, "--standalone", *own), *command],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

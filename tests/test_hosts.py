@@ -6,13 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from launch import ENVIRONMENT, launcher, torchrun
 from test_faults import SLOW, close_to, steps_done, write_config
-from test_ranks import ENVIRONMENT, torchrun
 
 pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
 
@@ -36,20 +35,7 @@ def hosts():
     built = (
         shutil.which("ip") is not None
         and all(ip("netns", "add", host) for host in HOSTS)
-        and ip(
-            "link",
-            "add",
-            "veth0",
-            "netns",
-            HOSTS[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "veth0",
-            "netns",
-            HOSTS[1],
-        )
+        and ip(*f"link add veth0 netns {HOSTS[0]} type veth peer name veth0 netns {HOSTS[1]}".split())
     )
     for host, address in zip(HOSTS, ADDRESSES, strict=True):
         built = built and all(
@@ -69,15 +55,19 @@ def hosts():
 
 def agent(host: str, command: tuple[str, ...], log: Path, job: str) -> subprocess.Popen:
     """A torchrun in `host`, one of two, that starts one rank."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29511", f"--rdzv-id={job}"]
-    launcher += [
-        f"--rdzv-conf=is_host={int(host == HOSTS[0])}"
-    ]  # a namespace has no name of its own to tell by
-    launcher += [f"--local-addr={ADDRESSES[HOSTS.index(host)]}", "--shutdown-timeout=5"]
+    flags = (
+        "--nnodes=2",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={ADDRESSES[0]}:29511",
+        f"--rdzv-id={job}",
+        # A namespace has no name of its own to tell by.
+        f"--rdzv-conf=is_host={int(host == HOSTS[0])}",
+        f"--local-addr={ADDRESSES[HOSTS.index(host)]}",
+        "--shutdown-timeout=5",
+    )
     with log.open("w") as file:
         return subprocess.Popen(
-            ["ip", "netns", "exec", host, *launcher, *command],
+            ["ip", "netns", "exec", host, *launcher(1, *flags), *command],
             env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "veth0"},
             stdout=file,
             stderr=subprocess.STDOUT,

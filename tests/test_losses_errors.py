@@ -96,7 +96,7 @@ def test_counts_are_joined_across_ranks_once():
 
 
 def test_defaults_of_the_rows():
-    """LOSSES.md: a row's own ε_high stays when only epsilon is given; else ε_high follows ε."""
+    """A row's own ε_high stays when only epsilon is given; else ε_high follows ε."""
     assert make_loss("dapo", epsilon=0.1).options["epsilon_high"] == 0.28
     assert make_loss("grpo", epsilon=0.1).options["epsilon_high"] == 0.1
     assert make_loss("grpo").options == {"epsilon": 0.2, "epsilon_high": 0.2, "delta": None}

@@ -9,7 +9,7 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
-from family_data import MISSION, build, flat, make_step, run, seeds, weights_of
+from family_data import MISSION, WEIGHTS, build, flat, make_step, run, seeds, weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,17 +63,6 @@ def test_golden_step(case):
             total = total + share.detach()
             torch.testing.assert_close(logps.grad, t64(want_grad), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(total, t64(case["loss"]), rtol=1e-12, atol=1e-15)
-
-
-# Rows of LOSSES.md's last table: ρ → g, where ∂ℓ/∂logp = −g·A. Four decimals as printed there.
-WEIGHTS = [
-    (0.1, 0.1, 0, 0.0822, 0.0806, 0.1),
-    (0.5, 0.5, 0, 0.4700, 0.4671, 0.5),
-    (1, 1, 1, 1, 1, 1),
-    (1.5, 0, 1.5, 1.4100, 1.4012, 1.5),
-    (3, 0, 0, 1.2599, 1.1663, 3),
-    (10, 0, 0, 0.0049, 0.0031, 5),
-]
 
 
 @pytest.mark.parametrize("row", WEIGHTS, ids=lambda r: f"rho={r[0]}")
@@ -195,7 +184,7 @@ def test_half_precision_log_probs_are_computed_in_float32():
 
 
 def test_weights_by_hand():
-    """Two ranks; lengths 2, 0 | 3: N = 2, tokens 5, P = 2. Numbers by hand from LOSSES.md's table of reductions."""
+    """Two ranks; lengths 2, 0 | 3: N = 2, tokens 5, P = 2. Numbers by hand from the reductions' formulas."""
     lengths = [torch.tensor([2, 0]), torch.tensor([3])]
     groups = [torch.tensor([0, 1]), torch.tensor([0])]
     counts = Counts.across_ranks([Counts.of(n, g) for n, g in zip(lengths, groups, strict=True)])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import torchrun
 from plan_ranks import BASE, CASES
 from safetensors.torch import save
-from test_ranks import torchrun
 from tiny import group_of
 
 from grpokit.batching import micro_batches, plan_step

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launch import ENVIRONMENT, HERE, rows, torchrun
 from ranks import CUTS, LOSSES, SHARDS
 from safetensors.torch import load_file
 from tiny import tiny_config
@@ -17,17 +16,6 @@ from tiny import tiny_config
 from grpokit.overlay import to_yaml
 
 pytestmark = pytest.mark.xdist_group("ranks")  # its runs are made once, by one worker
-
-HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-
-
-def torchrun(ranks: int, *command: str, timeout: float = 600, **options) -> subprocess.CompletedProcess:
-    """Start `command` (a script or -m module with its arguments) on so many ranks of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run(
-        [*launcher, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, **options
-    )
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +32,6 @@ def runs(tmp_path_factory):
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return directory
-
-
-def rows(run: Path, name: str) -> list[dict]:
-    """A run's file of JSON lines, without what only time decides."""
-    lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
-    timed = ("time/", "tokens_per_second")
-    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

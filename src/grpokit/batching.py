@@ -127,19 +127,16 @@ def _cut(rows: Iterable[Row], budget: int, packed: bool) -> list[list[Row]]:
 
 def _collate(rows: Sequence[Row], device: torch.device | str, packed: bool) -> MicroBatch:
     """Right-padded or packed inputs, and the trainable tokens of all rows in flat lists [N]."""
-    sizes = [row.num_tokens for row in rows] or [
-        1
-    ]  # a forward of no rows has one token that nothing looks at
+    # A forward of no rows has one token, which nothing looks at.
+    sizes = [row.num_tokens for row in rows] or [1]
     starts = [sum(sizes[:b]) if packed else 0 for b in range(len(rows))]
     input_ids = torch.zeros(
         1 if packed else len(sizes), sum(sizes) if packed else max(sizes), dtype=torch.int64
     )
     position_ids = torch.cat([torch.arange(n) for n in sizes])[None].to(device) if packed else None
     lengths = torch.tensor([row.length for row in rows], dtype=torch.int64)
-    none, nothing = (
-        torch.zeros(0, dtype=torch.int64),
-        torch.zeros(0),
-    )  # narrower than what joins it: changes no type
+    # Of no rows, too, there are tensors. Narrower types than what joins them: they change none.
+    none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     columns, positions, targets = [none], [none], [none]
     for b, row in enumerate(rows):
         prompt = torch.tensor(row.prompt_ids, dtype=torch.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -178,8 +177,3 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """Those under `prefix`, without it."""
     return {n.removeprefix(prefix + "/"): v for n, v in tensors.items() if n.startswith(prefix + "/")}
-
-
-def to_metadata(value: object) -> dict[str, str]:
-    """JSON as the metadata of a safetensors file, which holds strings only."""
-    return {"json": json.dumps(value)}

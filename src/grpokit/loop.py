@@ -35,9 +35,8 @@ def train(run: Run) -> None:
                     groups = with_advantages(
                         groups, config.advantage_estimator, run.scale_rewards, run.reward_weights
                     )
-                    updates = plan_step(
-                        groups, run.loss, config.updates_per_step, ranks
-                    )  # weights fixed here
+                    # The weights are fixed here.
+                    updates = plan_step(groups, run.loss, config.updates_per_step, ranks)
                     run.unfinished = Progress(updates, groups)
                 rate = set_learning_rate(run.optimizer, learning_rate(config, step))
                 with clock("learn"), run.recording(step, run.unfinished):

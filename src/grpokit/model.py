@@ -178,6 +178,7 @@ def load_policy(
             # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
             # run would differ in the last bit.
             parameter.data = parameter.data.clone()
+    # FSDP2 wants a forward of the root before any of its parts': this is one, and _probe_head calls parts.
     policy.packs = _probe_packing(policy)
     if probe:
         _probe_head(policy, path)

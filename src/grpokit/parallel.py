@@ -30,10 +30,6 @@ T = TypeVar("T")
 PEER_WAIT = 5.0  # seconds that a rank waits for word of the others when a collective has failed
 
 
-class PeerLost(RuntimeError):
-    """A collective failed because another rank is gone; the message names it."""
-
-
 class Together(RuntimeError):
     """A rank has failed in a place where all wait for each other: that one has a cause, the others have none."""
 
@@ -96,11 +92,9 @@ class World:
 
     def gather_json(self, value: Any) -> list[Any]:
         """Every rank's value (whatever JSON can hold; tuples come back as lists), by rank."""
-        return (
-            [value]
-            if self.size == 1
-            else [json.loads(p) for p in self.gather_bytes(json.dumps(value).encode())]
-        )
+        if self.size == 1:
+            return [value]
+        return [json.loads(part) for part in self.gather_bytes(json.dumps(value).encode())]
 
     def join_metrics(self, metrics: Metrics) -> Metrics:
         """The metrics of all ranks together, the same on each."""

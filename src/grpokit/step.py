@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .batching import imbalance, loss_batch, micro_batches, split_rows, weigh
 from .losses import Loss, Stats, StepStats
-from .losses.correction import diagnostics
+from .losses.correction import Correction, diagnostics
 from .losses.ratio import clamp_log_ratio
 from .model import Policy
 from .parallel import ALONE, World, full, reshard
@@ -47,9 +47,7 @@ class Learning:
     packed: bool = False  # micro-batches without padding
     skips_left: int = 0  # updates that may still be skipped because their numbers went wrong
     world: World = ALONE
-    pause: Callable[[], None] = lambda: (
-        None
-    )  # called between micro-batches, by all ranks; may raise to stop there
+    pause: Callable[[], None] | None = None  # between micro-batches, on all ranks; may raise to stop there
     dump: Dump | None = None  # writes an offending micro-batch
 
 
@@ -169,7 +167,8 @@ def cut(rows: Iterable[Row], how: Learning, policy: Policy) -> Iterable[MicroBat
     for micro in micro_batches(
         rows, how.micro_batch_tokens, policy.device, packed=how.packed, rank=rank, ranks=ranks
     ):
-        how.pause()
+        if how.pause is not None:
+            how.pause()
         yield micro
 
 
@@ -240,11 +239,9 @@ def statistics(
 def mismatch(rows: Iterable[Row], old: Mapping[int, Tensor], loss: Loss) -> Metrics:
     """How far the sampler is from the trainer, over all tokens, where the rejected ones leave before the loss sees any."""
     found: Metrics = {}
+    assert loss.correction is not None
     for row in rows:
-        log_weight = clamp_log_ratio(old[row.index] - row.sampler_logps)
-        assert loss.correction is not None
-        of_level = loss.correction.of_sequence(log_weight).expand_as(log_weight)
-        found = join_metrics(found, diagnostics(log_weight, of_level, loss.correction))
+        found = join_metrics(found, diagnostics(*log_weights(row, old, loss.correction), loss.correction))
     return found
 
 
@@ -256,8 +253,7 @@ def drop_rejected(update: StepBatch, old: Mapping[int, Tensor], loss: Loss, rank
     assert loss.correction is not None
     rows = []
     for row in update.rows:
-        log_weight = clamp_log_ratio(old[row.index] - row.sampler_logps)
-        kept = ~loss.correction.rejects(loss.correction.of_sequence(log_weight).expand_as(log_weight))
+        kept = ~loss.correction.rejects(log_weights(row, old, loss.correction)[1])
         trainable = torch.zeros_like(row.trainable)
         trainable[torch.nonzero(row.trainable).flatten()[kept]] = True
         rows.append(
@@ -266,6 +262,12 @@ def drop_rejected(update: StepBatch, old: Mapping[int, Tensor], loss: Loss, rank
             )
         )
     return weigh(rows, loss, ranks)
+
+
+def log_weights(row: Row, old: Mapping[int, Tensor], correction: Correction) -> tuple[Tensor, Tensor]:
+    """log(old / sampler) of a row's tokens [T_i], and what the correction's level makes of it [T_i]."""
+    of_token = clamp_log_ratio(old[row.index] - row.sampler_logps)
+    return of_token, correction.of_sequence(of_token).expand_as(of_token)
 
 
 def zero_gradients(policy: Policy) -> None:
