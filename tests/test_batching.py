@@ -7,7 +7,7 @@ import torch
 from tiny import group_of
 
 from grpokit.advantages import with_advantages
-from grpokit.batching import loss_batch, micro_batches, plan_step, plan_update, split_rows
+from grpokit.batching import deal, imbalance, loss_batch, micro_batches, plan_step, plan_update, split_rows
 from grpokit.losses import make_loss
 from grpokit.types import TokenScores
 
@@ -70,3 +70,28 @@ def test_split_rows_is_the_way_back():
         code = micro.sequence_ids * 100 + micro.positions
         for index, values in split_rows(micro, code).items():
             assert values.tolist() == [index * 100 + t for t in range(len(values))]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+@pytest.mark.parametrize("budget", [1, 16, 1000])
+def test_all_ranks_have_as_many_micro_batches_and_together_each_row_once(ranks, budget, packed):
+    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    cuts = [micro_batches(rows, budget, packed=packed, rank=r, ranks=ranks) for r in range(ranks)]
+    assert len({len(micros) for micros in cuts}) == 1
+    assert sorted(row.index for micros in cuts for m in micros for row in m.rows) == [0, 1, 3, 4, 5]
+    for rank, (micros, share) in enumerate(zip(cuts, deal(rows, ranks), strict=True)):
+        assert {row.index for m in micros for row in m.rows} == {row.index for row in share}, rank
+        for micro in micros:
+            assert micro.input_ids.numel() >= 1  # also where it has no rows: a forward must be possible
+            assert micro.input_ids.numel() <= budget or len(micro.rows) <= 1
+
+
+def test_imbalance_is_the_busiest_ranks_work_over_the_mean():
+    rows = plan_update(GROUPS, make_loss("grpo")).rows  # 4, 7, 3, 5, 8 tokens with their prompts
+    tokens = [[8, 4], [7, 5, 3]]
+    work = [sum(n * (1 + n / 8192) for n in share) for share in tokens]
+    assert imbalance(rows, 2) == pytest.approx(max(work) / (sum(work) / 2))
+    assert imbalance(rows, 1) == 1
+    assert imbalance(rows[:1], 4) == 4  # one works, and three wait
+    assert imbalance([], 4) == 1

@@ -163,10 +163,20 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "trainer/optimizer.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize(
-    ("damage", "words"),
-    [(Path.unlink, "is missing"), (cut_short, "bytes, not"), (flip_a_bit, "is not what was written")],
+    ("name", "damage", "words"),
+    [
+        *(
+            (name, damage, words)
+            for name in ("model.safetensors", "trainer/optimizer.safetensors", "tokenizer.json")
+            for damage, words in (
+                (Path.unlink, "is missing"),
+                (cut_short, "bytes, not"),
+                (flip_a_bit, "is not what was written"),
+            )
+        ),
+        ("trainer/state.json", Path.unlink, "No such file"),
+    ],
 )
 def test_a_damaged_checkpoint_is_named_and_an_older_one_offered(
     undisturbed, tmp_path, capsys, name, damage, words
@@ -510,6 +520,21 @@ def test_a_reward_that_fails_on_one_rank_is_named_once_and_what_was_trained_is_s
     assert "rank 1 of 2" in errors[0]
     assert "reward function `fails_on_rank_1` raised KeyError: 'gone'" in errors[0]
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_on_one_rank_is_said_once_and_its_micro_batch_written(on_ranks, tmp_path):
+    _, command = on_ranks
+    run = tmp_path / "run"
+    flags = ("--surrogate", f"{HERE / 'own_losses.py'}:nan_on_rank_1", "--loss_type", "grpo")
+    done = torchrun(2, *command, "--output_dir", str(run), *flags)
+    assert done.returncode != 0
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, done.stderr
+    (dump,) = (run / "nonfinite").iterdir()
+    assert "-rank-1-" in dump.name
+    assert str(dump) in errors[0]
+    assert "-update-" in checkpoints(run)[-1].name  # together, with the weights of that moment
 
 
 @pytest.mark.slow

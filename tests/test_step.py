@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,6 +244,35 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(directory):
         optimize(policy, dataclasses.replace(update, rows=rows), loss, optimizer, Learning())
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
     assert policy.version == 0
+
+
+@pytest.mark.parametrize("bad", [1, 5, 7])
+def test_the_micro_batch_that_is_written_down_is_the_bad_one(directory, bad):
+    loss = build("grpo")
+    policy, optimizer = fresh(directory)
+    (update,) = plan_step(groups_of(directory), loss)
+    rows = tuple(
+        dataclasses.replace(row, weight=float("nan")) if number == bad else row
+        for number, row in enumerate(update.rows)
+    )
+    update, found = dataclasses.replace(update, rows=rows), []
+    written = Learning(
+        micro_batch_tokens=30,
+        drop_dead_rows=False,
+        dump=lambda offender: found.append(offender) or Path("here"),
+    )
+    with pytest.raises(NonFiniteError, match="The micro-batch is in here"):
+        optimize(policy, update, loss, optimizer, written)
+    (offender,) = found
+    assert rows[bad].index in [row.index for row in offender.rows]
+    assert len(offender.rows) < len(rows)
+    assert offender.what == "loss"
+
+    def full_disk(offender):
+        raise OSError("No space left on device")
+
+    with pytest.raises(NonFiniteError, match=r"not finite numbers.*could not be written: No space left"):
+        optimize(policy, update, loss, optimizer, dataclasses.replace(written, dump=full_disk))
 
 
 def test_scoring_equals_the_training_pass(directory):

@@ -168,12 +168,7 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         eval_prompts = held_out.in_order(config.eval_samples)
     optimizer = make_optimizer(policy, config)
     state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world) if checkpoint else TrainState()
-    changes = changed_options(config, checkpoint, state.unfinished is not None) if checkpoint else []
-    for change in changes:
-        say(f"  changed since: {change}")
     if world.is_main:
-        for path in set_aside(checkpoint, output) if checkpoint else []:
-            say(f"  set aside: {path} (newer than what this run goes on from)")
         (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     evaluations_file = JsonLines(
@@ -207,15 +202,23 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
 
 
 def open_directory(config: TrainConfig, output: Path, world: World) -> Path | None:
-    """The main rank finds the checkpoint to resume from, if any, and claims the directory; all ranks learn of it."""
+    """The main rank finds the checkpoint to resume from, if any, and claims the directory; all ranks learn of it.
+
+    Newer checkpoints are set aside at once: should anything fail from here on, a restart takes the newest.
+    """
     checkpoint: Path | None = None
+    said: list[str] = []
     with world.together():
         if world.is_main:
             checkpoint = find_checkpoint(config, output)
+            if checkpoint:
+                said = [f"changed since: {change}" for change in changed_options(config, checkpoint)]
             claim(output)
+            for path in set_aside(checkpoint, output) if checkpoint else []:
+                said.append(f"set aside: {path} (newer than what this run goes on from)")
     found = world.from_main(str(checkpoint) if checkpoint else None)
     if found:
-        say(f"resuming from {found}")
+        say("\n  ".join([f"resuming from {found}", *said]))
         if not Path(found).is_dir():
             raise ValueError(
                 f"{found}: cannot be seen from this host; --output_dir must be on storage that all share"

@@ -135,7 +135,7 @@ def load_checkpoint(
     """
     trainer = path / "trainer"
     try:
-        record = _read_record(path)
+        record = read_record(path)
         tensors = load_file(trainer / "optimizer.safetensors")
         noise = load_file(trainer / "random.safetensors")
         load_parameters(path, policy)
@@ -169,15 +169,18 @@ def load_parameters(path: Path, policy: Policy) -> None:
             parameter.copy_(like(parameter, exact[name]))
 
 
-def policy_version_of(path: Path) -> int:
-    """Optimizer steps behind a checkpoint's weights."""
-    return _read_record(path)["policy_version"]
+def read_record(path: Path) -> dict[str, Any]:
+    """A checkpoint's trainer/state.json. Raises OSError, ValueError or KeyError where it has none of this format."""
+    record = json.loads((path / "trainer" / "state.json").read_text(encoding="utf-8"))
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}; this version of grpokit reads format {FORMAT}")
+    return record
 
 
 def verify(path: Path) -> None:
     """Raise ValueError naming the first file of a checkpoint that is missing, cut short or changed."""
     try:
-        record = _read_record(path)
+        record = read_record(path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: is not whole: trainer/state.json: {error}") from error
     for name, (size, digest) in record["files"].items():
@@ -191,16 +194,14 @@ def verify(path: Path) -> None:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints in a run's directory that were written to their end, from the oldest to the newest."""
+    """The checkpoints in a run's directory, from the oldest to the newest. `verify` says whether one is whole."""
 
     def age(path: Path) -> tuple[int, int]:
         _, step, *update = path.name.split("-")
         return int(step), int(update[1]) if update else -1
 
-    found = [
-        p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+(-update-\d+)?", p.name)
-    ]
-    return sorted((p for p in found if (p / "trainer" / "state.json").is_file()), key=age)
+    names = re.compile(r"checkpoint-\d+(-update-\d+)?")
+    return sorted((p for p in output_dir.glob("checkpoint-*") if names.fullmatch(p.name)), key=age)
 
 
 def prune(output_dir: Path, limit: int, written: Path | None = None) -> None:
@@ -292,13 +293,6 @@ def _read_progress(file: Path, record: dict[str, Any], prompt_at: Callable[[int]
     )
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    record = json.loads((path / "trainer" / "state.json").read_text(encoding="utf-8"))
-    if record["format"] != FORMAT:
-        raise ValueError(f"format {record['format']}; this version of grpokit reads format {FORMAT}")
-    return record
-
-
 def _atomically(path: Path, write: Callable[[Path], None]) -> None:
     """A directory under a temporary name, synced, read again, renamed. Raises OSError with nothing left behind."""
     temporary, old = (path.with_name(f".{path.name}.{what}") for what in ("writing", "old"))
@@ -320,8 +314,8 @@ def _atomically(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         if not (isinstance(error, OSError | SafetensorError) or "os error" in str(error)):
             raise
-        whole = checkpoints(path.parent)
-        kept = f"; the newest whole checkpoint is {whole[-1]}" if whole else ""
+        others = checkpoints(path.parent)
+        kept = f"; the newest checkpoint is {others[-1]}" if others else ""
         raise OSError(f"{path}: could not be written: {error}{kept}") from error
     shutil.rmtree(old, ignore_errors=True)
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .batching import micro_batches
-from .checkpoint import checkpoints, load_parameters, policy_version_of
+from .checkpoint import checkpoints, load_parameters, read_record
 from .config import ReplayConfig, TrainConfig
 from .console import console, say
 from .flat import prefixed, rows_from_tensors, rows_to_tensors, stats_from_tensors, stats_to_tensors, under
@@ -76,11 +76,12 @@ def weights_for(dumped: Dumped, file: Path, model: str) -> tuple[Path, str]:
     """The weights to replay with, and how near they are to those of the moment. Raises ValueError where there are none."""
     if model:
         return Path(model), "as asked for"
-    found = checkpoints(file.parent.parent)
-    exact = [path for path in found if policy_version_of(path) == dumped.policy_version]
+    found = [p for p in checkpoints(file.parent.parent) if (p / "trainer" / "state.json").is_file()]
+    version = {path: read_record(path)["policy_version"] for path in found}
+    exact = [path for path in found if version[path] == dumped.policy_version]
     if exact:
         return exact[-1], "the very weights of that moment"
-    older = [path for path in found if policy_version_of(path) < dumped.policy_version]
+    older = [path for path in found if version[path] < dumped.policy_version]
     if older:
         return older[-1], "OLDER than that moment: no checkpoint of it was written"
     if dumped.policy_version == 0 and Path(dumped.config.model).is_dir():

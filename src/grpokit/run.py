@@ -171,7 +171,10 @@ class Run:
     @contextmanager
     def recording(self, step: int, progress: Progress) -> Iterator[None]:
         """Around a step's learning: its first update's tokens before and after, for the first --record_batches steps."""
-        if step >= self.config.record_batches or progress.done or not progress.updates[0].rows:
+        wanted = step < self.config.record_batches
+        if wanted and progress.done:
+            say(f"note: the batch of step {step + 1} is not recorded: it was under way when the run stopped")
+        if not wanted or progress.done or not progress.updates[0].rows:
             yield
             return
         rows = progress.updates[0].rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from .checkpoint import checkpoints, verify
+from .checkpoint import checkpoints, read_record, verify
 from .config import TrainConfig
 from .overlay import load_yaml
 from .parallel import restarts
@@ -59,9 +59,9 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {output}: is a file; name a directory")
     if wanted and wanted != "auto":
-        if not (Path(wanted) / "trainer" / "state.json").is_file():
+        if not (Path(wanted) / "trainer").is_dir():
             raise ValueError(
-                f"--resume_from_checkpoint {wanted}: is no complete checkpoint (it has no trainer/state.json); "
+                f"--resume_from_checkpoint {wanted}: is no checkpoint (it has no directory trainer); "
                 "use `auto` for the newest one in --output_dir"
             )
         if Path(wanted).resolve().parent != output.resolve() and not restarts():
@@ -141,12 +141,18 @@ def claim(output: Path) -> None:
         ) from error
 
 
-def changed_options(config: TrainConfig, checkpoint: Path, midst: bool) -> list[str]:
+def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
     """`name: old → new` for what differs from the checkpoint's configuration in how the run goes on.
 
-    Raises ValueError for an option that may not differ: see FREE and STEERING. In the midst of a step (`midst`) its
-    loss and its batch are fixed too.
+    Raises ValueError for an option that may not differ: see FREE and STEERING. In the midst of a step its loss and its
+    batch are fixed too, and it must be among those to be done.
     """
+    record = read_record(checkpoint)
+    midst, under_way = "unfinished" in record, record["step"] + 1
+    if midst and config.max_steps < under_way:
+        raise ValueError(
+            f"--max_steps {config.max_steps}: {checkpoint} is in the midst of step {under_way}; use {under_way} or more"
+        )
     saved = checkpoint / "trainer" / "config.yaml"
     if not saved.is_file() or not saved.read_text(encoding="utf-8").strip():
         return []

@@ -179,7 +179,7 @@ def non_finite(
 
     Each is run again alone: nothing had to be kept, or checked, while the numbers were right.
     """
-    files: list[str] = []
+    said: list[str] = []
     for micro in cut(rows, how, policy):
         zero_gradients(policy)
         _, output = policy(micro, loss, stats)
@@ -189,16 +189,24 @@ def non_finite(
         bad_gradient = not all(math.isfinite(norm) for norm in norms)  # the sum of all ranks' shares
         bad_anywhere = how.world.any(bad_share)
         if micro.rows and how.dump is not None and (bad_share or (bad_gradient and not bad_anywhere)):
-            files.append(str(how.dump(Offender(micro.rows, stats, "loss" if bad_share else "gradient"))))
+            said.append(_dumped(how.dump, Offender(micro.rows, stats, "loss" if bad_share else "gradient")))
         if bad_anywhere or bad_gradient:
             break
     zero_gradients(policy)
-    written = [name for part in how.world.gather_json(files) for name in part]
-    where = f" The micro-batch is in {written[0]}: `grpokit replay` runs it again." if written else ""
+    everywhere = [sentence for of_rank in how.world.gather_json(said) for sentence in of_rank]
     return NonFiniteError(
         f"optimizer step {policy.version + 1}: {what}: not finite numbers. The weights were not touched; a lower "
-        f"--learning_rate may help, and --max_skipped_steps N skips up to N such updates.{where}"
+        "--learning_rate may help, and --max_skipped_steps N skips up to N such updates."
+        + "".join(everywhere[:1])
     )
+
+
+def _dumped(dump: Dump, offender: Offender) -> str:
+    """Write it down, and the sentence that says where; a full disk must not hide what is wrong."""
+    try:
+        return f" The micro-batch is in {dump(offender)}: `grpokit replay` runs it again."
+    except OSError as error:
+        return f" The micro-batch could not be written: {error}."
 
 
 def needed(update: StepBatch, loss: Loss, how: Learning) -> tuple[Row, ...]:
