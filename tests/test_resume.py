@@ -214,7 +214,7 @@ def test_a_start_from_an_older_one_that_fails_has_set_the_newer_ones_aside(tmp_p
     ("flags", "words"),
     [
         (
-            ("--drop_dead_rows", "False"),
+            ("--no-drop_dead_rows",),
             "--drop_dead_rows: True → False: cannot change in the midst of a step",
         ),
         (("--max_steps", "1"), "is in the midst of step 2; use 2 or more"),
