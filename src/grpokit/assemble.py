@@ -155,9 +155,8 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         )
     output = Path(config.output_dir)
     checkpoint = open_directory(config, output, world)
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
     policy, reference = load_models(config, str(checkpoint or config.model), world)
+    set_threads(config, policy)
     tokenizer = load_tokenizer(str(checkpoint or config.model))
     prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
     rewards = rewards_of(config, prompts.columns)
@@ -228,6 +227,21 @@ def open_directory(config: TrainConfig, output: Path, world: World) -> Path | No
     return Path(found) if found else None
 
 
+SMALL = 1_000_000  # parameters; below, handing work to a second thread takes longer than the work
+
+
+def set_threads(config: ModelConfig, policy: Policy) -> None:
+    """torch's threads on a CPU: as asked for, else one for a small model, else torch's (or torchrun's) own choice."""
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    elif policy.device.type == "cpu" and parameters < SMALL and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        say(
+            f"threads: 1, fastest for a model of {parameters:,} parameters (--num_threads N for another number)"
+        )
+
+
 def load_models(config: TrainConfig, path: str, world: World) -> tuple[Policy, Policy | None]:
     """The policy, and the reference where there is a KL penalty to it."""
 
@@ -275,6 +289,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, float]:
         policy = load_policy(
             config.model, dtype=config.dtype, temperature=config.temperature, device=default_device()
         )
+        set_threads(config, policy)
         prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
         rewards = rewards_of(config, prompts.columns)
         sampler = make_sampler(config, policy, tokenizer, config.seed)

@@ -80,7 +80,7 @@ class ModelConfig:
     attn_implementation: str | None = None
     """Attention of transformers: sdpa, eager, flash_attention_2, flex_attention (default: the model's)."""
     num_threads: int = 0
-    """CPU threads for torch (0: torch's choice). A model under a million parameters is fastest with 1."""
+    """CPU threads for torch (0: 1 for a model under a million parameters, which is fastest so; else torch's choice)."""
 
 
 @dataclass(frozen=True)
