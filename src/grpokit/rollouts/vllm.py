@@ -1,0 +1,217 @@
+"""Sampling with vLLM: a server that is running already, or an engine in this process. Both serve one protocol.
+
+Whatever the engine, a step goes the same way: the policy's weights are written as a Hugging Face directory and loaded
+by the engine, a few tokens are scored by both sides (`probe`), and then all completions of the step are asked for at
+once, each with a seed of its own. Weights are known by their digest, which the engine keeps: an engine that was
+started anew, with its first weights, is found out and loaded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from grpokit.checkpoint import save_model
+from grpokit.model import Policy
+from grpokit.noise import keyed_hash
+from grpokit.parallel import ALONE, World
+from grpokit.step import Learning, score
+from grpokit.types import Prompt, Rollout, RolloutGroup, Row
+
+from . import SamplingStopped
+from .transformers import eos_token_ids
+
+PROBES, PROBE_TOKENS = 4, 16  # completions, and most tokens of each, that both engines score after a sync
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to be sampled. Every sampling parameter is set: a model directory's own must not act."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    seed: int
+    stop_token_ids: tuple[int, ...]
+    name: str  # for messages: the row of the dataset, and the number of the generation
+
+    def parameters(self) -> dict[str, Any]:
+        """As vLLM calls them."""
+        return {
+            "max_tokens": self.max_tokens,
+            "min_tokens": self.min_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "stop_token_ids": list(self.stop_token_ids),
+            "top_k": -1,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logprobs": 0,  # of the sampled token alone
+            "skip_special_tokens": False,
+        }
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine answers."""
+
+    token_ids: list[int]  # the end-of-sequence token included
+    logps: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """Something that runs vLLM."""
+
+    def load(self, directory: Path, tag: str) -> None:
+        """Take the weights in `directory`, known as `tag` from now on."""
+        ...
+
+    def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
+        """All of them, in order, by the weights that were loaded last. Raises SamplingStopped once `stop()`."""
+        ...
+
+
+class Weights:
+    """The policy's weights on the engine's side. All samplers of a run share one, so that each is loaded once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        tokenizer: Any,
+        directory: Path,
+        max_gap: float,
+        world: World = ALONE,
+    ) -> None:
+        self.engine, self.policy, self.tokenizer, self.world = engine, policy, tokenizer, world
+        self.directory, self.max_gap = directory, max_gap
+        self.eos_ids = tuple(eos_token_ids(policy.model, tokenizer))
+        self.version: int | None = None  # optimizer steps behind what the engine has
+
+    def sync(self, probe_ids: tuple[int, ...]) -> None:
+        """Load the policy's present weights, unless the engine has them, and probe. All ranks call it.
+
+        Raises ValueError with the measured gap where the two sides don't give the same log-probs.
+        """
+        if self.version == self.policy.version:
+            return
+        save_model(self.directory, self.policy, self.tokenizer, None, self.world)
+        tag = digest(self.directory) if self.world.is_main else ""
+        tag = self.world.from_main(tag)
+        with self.world.together():
+            self.engine.load(self.directory, tag)
+        self.version = self.policy.version
+        self.probe(probe_ids)
+
+    def probe(self, prompt_ids: tuple[int, ...]) -> None:
+        """Score some sampled tokens on both sides. Raises ValueError where they differ by more than `max_gap`."""
+        requests = [
+            Request(prompt_ids, PROBE_TOKENS, 0, self.policy.temperature, seed, self.eos_ids, f"probe {seed}")
+            for seed in range(PROBES)
+        ]
+        with self.world.together():
+            found = self.engine.complete(requests, lambda: False)
+        rows = [
+            Row(
+                index=index,
+                group=0,
+                prompt_ids=prompt_ids,
+                completion_ids=torch.tensor(answer.token_ids),
+                trainable=torch.ones(len(answer.token_ids), dtype=torch.bool),
+                advantage=0.0,
+                weight=0.0,
+                length=len(answer.token_ids),
+                sampler_logps=torch.tensor(answer.logps),
+            )
+            for index, answer in enumerate(found)
+        ]
+        ours = score(self.policy, rows, Learning(world=self.world))
+        gaps = torch.cat([(ours[row.index].cpu() - row.sampler_logps).abs() for row in rows])
+        mean, largest = float(gaps.mean()), float(gaps.max())
+        if not mean <= self.max_gap:
+            raise ValueError(
+                f"--vllm_max_gap {self.max_gap:g}: after loading the weights of optimizer step {self.policy.version}, the "
+                f"log-probs of vLLM and of the trainer differ by {mean:.3g} in the mean of {len(gaps)} tokens, and by "
+                f"{largest:.3g} at most; the server must run with --logprobs-mode processed_logprobs and the same "
+                "--dtype, or else it has not taken the weights (tied embeddings are a known trap)"
+            )
+
+
+class VLLMSampler:
+    """A `Sampler` whose engine is vLLM. What its tokens are a function of: (seed, prompt, generation, weights)."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        seed: int,
+        max_completion_length: int,
+        min_completion_length: int = 0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.weights, self.seed, self.stop = weights, seed, stop
+        self.max_length, self.min_length = max_completion_length, min_completion_length
+        self.probe_ids: tuple[int, ...] = ()
+
+    def sample(
+        self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
+    ) -> list[RolloutGroup]:
+        """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
+        self.probe_ids = self.probe_ids or self.weights.world.from_main(
+            list(prompts[0].ids) if prompts else []
+        )
+        self.sync()
+        jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
+        requests = [self._request(prompt, g, greedy) for prompt, g in jobs]
+        if self.stop():
+            raise SamplingStopped("stopped before the first completion")
+        rollouts = [self._rollout(answer) for answer in self.weights.engine.complete(requests, self.stop)]
+        size = num_generations
+        return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+
+    def sync(self) -> None:
+        """Load the policy's present weights into the engine."""
+        if self.probe_ids:
+            self.weights.sync(tuple(self.probe_ids))
+
+    def _request(self, prompt: Prompt, generation: int, greedy: bool) -> Request:
+        return Request(
+            prompt.ids,
+            self.max_length,
+            self.min_length,
+            0.0 if greedy else self.weights.policy.temperature,
+            int(keyed_hash(self.seed, prompt.position, generation)) & (2**31 - 1),
+            self.weights.eos_ids,
+            f"{prompt.source}, generation {generation + 1}",
+        )
+
+    def _rollout(self, answer: Completion) -> Rollout:
+        length = len(answer.token_ids)
+        return Rollout(
+            completion_ids=torch.tensor(answer.token_ids, dtype=torch.int64),
+            logps=torch.tensor(answer.logps, dtype=torch.float32),
+            entropies=torch.full((length,), torch.nan),  # vLLM doesn't say; the metric is left out
+            text=self.weights.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            finish_reason=answer.finish_reason,
+            policy_version=self.weights.policy.version,
+            trainable=torch.ones(length, dtype=torch.bool),
+        )
+
+
+def digest(directory: Path) -> str:
+    """Of a directory's weights: equal weights have the same, whatever run wrote them."""
+    found = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            found.update(hashlib.file_digest(handle, "sha256").digest())
+    return found.hexdigest()[:16]
