@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def inspect_data(config: InspectConfig) -> bool:
         prompts, tokenizer, bad = _tokenized(config, rows, bad)
         for prompt in prompts[: config.rows]:
             text = visible(prompt.ids, tokenizer)
-            console.print(_panel(text, f"{prompt.source}, {len(prompt.ids)} tokens", prompt.columns))
+            console.print(_panel(text, prompt.source, prompt.columns, f", {len(prompt.ids)} tokens"))
         console.print(_lengths("tokens", [len(prompt.ids) for prompt in prompts]))
         _tell_long(prompts, config.max_prompt_length)
     console.print(_columns(rows))
@@ -86,7 +86,8 @@ def _written(content: str | Messages) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in content)
 
 
-def _panel(text: Text, title: str, columns: Any) -> Panel:
+def _panel(text: Text, source: str, columns: Mapping[str, Any], more: str = "") -> Panel:
+    title = source.rpartition("/")[2] + more  # a long path would be cut where it matters
     shown = Text.assemble(text, *(part for name in columns for part in _column(name, columns[name])))
     return Panel(shown, title=Text(title), title_align="left")
 
@@ -102,7 +103,9 @@ def _column(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _lengths(unit: str, lengths: Sequence[int]) -> Table:
-    table = Table(title=f"length of {len(lengths):,} prompts in {unit}", title_justify="left", min_width=WIDTH)
+    table = Table(
+        title=f"length of {len(lengths):,} prompts in {unit}", title_justify="left", min_width=WIDTH
+    )
     figures = {
         "min": min(lengths),
         "median": np.median(lengths),
@@ -119,7 +122,7 @@ def _columns(rows: Sequence[DatasetRow]) -> Table:
     """Every column, how many rows have it, and what is in it."""
     table = Table(title="columns that rewards get", title_justify="left", min_width=WIDTH)
     for heading in ("column", "rows", "types", "for example"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", justify="right" if heading == "rows" else "left")
     for name in sorted({name for row in rows for name in row.columns}):
         values = [row.columns[name] for row in rows if row.columns.get(name) is not None]
         kinds = ", ".join(sorted({type(value).__name__ for value in values})) or "null"

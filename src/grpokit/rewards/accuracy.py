@@ -22,7 +22,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from grpokit.rewards.builtin import RewardFunction, find_answer_column, reference_text, text_of
+from grpokit.rewards.builtin import (
+    RewardFunction,
+    find_answer_column,
+    last_boxed,
+    reference_text,
+    text_of,
+)
 
 ANSWER_SECONDS = 5.0  # as math-verify's own limit; a common answer takes a millisecond
 START_SECONDS = 120.0  # of a worker: sympy's import, on a busy machine
@@ -51,7 +57,7 @@ def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunct
     def accuracy(completions: Sequence[Any], **columns: Sequence[Any]) -> list[float | None]:
         references = columns[column]
         given = [
-            (reference_text(reference)[-TAIL:], text_of(completion)[-TAIL:])
+            (reference_text(reference), text_of(completion))
             for reference, completion in zip(references, completions, strict=True)
             if reference is not None
         ]
@@ -71,6 +77,13 @@ def math_pool() -> MathPool:
     return pool
 
 
+def answer_part(text: str) -> str:
+    r"""The last `\boxed{...}` of the text's last TAIL characters, or else all of these."""
+    text = text[-TAIL:]
+    box = last_boxed(text)
+    return rf"\boxed{{{box}}}" if box.strip() else text
+
+
 class MathPool:
     """Processes that compare answers, each killed and replaced when one takes too long.
 
@@ -87,8 +100,9 @@ class MathPool:
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         """[B] scores of (reference, answer): 1.0, 0.0, or None where the reference can't be read.
 
-        Raises RuntimeError if workers can't be started.
+        Of each text its `answer_part` is looked at. Raises RuntimeError if workers can't be started.
         """
+        pairs = [(answer_part(reference), answer_part(answer)) for reference, answer in pairs]
         scores: list[float | None] = [None] * len(pairs)
         waiting = deque(range(len(pairs)))
         before = self.stopped
@@ -114,6 +128,9 @@ class MathPool:
         self._workers = []
 
     def _fill(self, selector: selectors.BaseSelector, count: int) -> list[_Worker]:
+        for worker in self._workers:
+            if not worker.alive or worker.process.poll() is not None:
+                worker.kill()
         self._workers = [worker for worker in self._workers if worker.alive]
         self._workers += [_Worker() for _ in range(count - len(self._workers))]
         for worker in self._workers:
@@ -137,11 +154,13 @@ class MathPool:
         now = time.monotonic()
         for place, worker in enumerate(busy):
             if not worker.alive or (worker.deadline and now > worker.deadline):
-                if worker.task is None:
-                    worker.kill()
-                    raise RuntimeError(f"a process of math-verify did not start within {START_SECONDS:.0f} s")
-                scores[worker.task] = 0.0 if worker.reference_read else None
-                self.stopped += 1
+                if not worker.ready:
+                    raise RuntimeError(
+                        f"a process of math-verify ended, or took {START_SECONDS:.0f} s, at its start"
+                    )
+                if worker.task is not None:
+                    scores[worker.task] = 0.0 if worker.reference_read else None
+                    self.stopped += 1
                 selector.unregister(worker.out)
                 worker.kill()
                 busy[place] = _Worker()

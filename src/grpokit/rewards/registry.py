@@ -106,7 +106,8 @@ def load_rewards(
             )
         else:
             column = partial(builtin.find_answer_column, answer_column, columns, spec)
-            fn, kind = adapted(_load_function(spec), column)
+            fn, was_class = _load_function(spec)
+            fn, kind = adapted(fn, column, was_class)
             reward = Reward(spec.rpartition(":")[2], fn, float(weight), kind)
         if reward.name in {other.name for other in rewards}:
             raise ValueError(
@@ -166,14 +167,16 @@ def code_of(fn: RewardFunction) -> Any:
     return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
 
-def _load_function(spec: str) -> RewardFunction:
+def _load_function(spec: str) -> tuple[RewardFunction, bool]:
+    """(what is called, whether it was made from a class)."""
     if ":" not in spec and not spec.endswith(".py"):
         raise ValueError(
             f"--reward_funcs {spec}: no built-in reward of that name{did_you_mean(spec, BUILT_IN)}; built in are "
             f"{', '.join(BUILT_IN)}; your own is file.py:function, a reward model its directory"
         )
     fn = load_object(spec, "--reward_funcs")
-    if isinstance(fn, type):
+    was_class = isinstance(fn, type)
+    if was_class:
         fn = _made(fn, spec)
     if not callable(fn):
         raise ValueError(
@@ -183,7 +186,7 @@ def _load_function(spec: str) -> RewardFunction:
         inspect.signature(fn)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--reward_funcs {spec}: {error}; wrap it in a def f(completions, ...)") from error
-    return fn
+    return fn, was_class
 
 
 def _made(cls: type, spec: str) -> RewardFunction:

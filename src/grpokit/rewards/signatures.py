@@ -36,15 +36,18 @@ def is_async(fn: RewardFunction) -> bool:
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
 
 
-def adapted(fn: RewardFunction, answer_column: Callable[[], str]) -> tuple[RewardFunction, str]:
+def adapted(
+    fn: RewardFunction, answer_column: Callable[[], str], was_class: bool = False
+) -> tuple[RewardFunction, str]:
     """(the same function under the house's signature, which one its own is).
 
+    `was_class`: it's an object that was made from a class, which only ms-swift's users name.
     `answer_column` says which column verl's `ground_truth` is; it's only asked where there is one, and may raise.
     """
     names = inspect.signature(fn).parameters
     if "solution_str" in names:
         return PerCompletion(fn, answer_column() if "ground_truth" in names else ""), VERL
-    if any(base.__name__ in ("ORM", "AsyncORM") for base in type(fn).__mro__):
+    if was_class or any(base.__name__ in ("ORM", "AsyncORM") for base in type(fn).__mro__):
         return _of_texts(fn), SWIFT
     return fn, TRL
 
