@@ -226,7 +226,7 @@ def test_verls_shape(tmp_path, name):
     assert content == [user("How many?")]
     assert columns["ground_truth"] == "72"
     assert (columns["data_source"], columns["extra_info"]["index"]) == ("openai/gsm8k", 0)
-    assert "verl's shape, with reward_model.ground_truth as `ground_truth`" in described(path)
+    assert "verl's shape, `prompt` is a chat, reward_model.ground_truth is `ground_truth`" in described(path)
 
 
 def test_a_ground_truth_of_its_own_stays(tmp_path):

@@ -95,13 +95,14 @@ def recognised(source: Source, rows: Sequence[DatasetRow]) -> str:
 
 
 def _shape(row: DatasetRow) -> str:
+    kind = "text" if isinstance(row.content, str) else "a chat"
     if _is_verl(row.columns):
-        return "verl's shape, with reward_model.ground_truth as `ground_truth`"
+        return f"verl's shape, `{row.statement}` is {kind}, reward_model.ground_truth is `ground_truth`"
     if row.statement == "messages":
         return "`messages`, as in ms-swift"
     if row.statement == "question":
         return "`question`, a user's message where the tokenizer has a chat template"
-    return f"`prompt` is {'text' if isinstance(row.content, str) else 'a chat'}, as in TRL"
+    return f"`prompt` is {kind}, as in TRL"
 
 
 def _is_verl(columns: Mapping[str, Any]) -> bool:

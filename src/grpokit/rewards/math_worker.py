@@ -76,10 +76,10 @@ def number_of(code: str, *namespaces: dict) -> object:
     import sympy
 
     call = ast.parse(code, mode="eval").body
-    is_call = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.keywords
-    if not is_call or call.func.id not in ("Integer", "Float", "Rational"):
+    makers = {"Integer": sympy.Integer, "Float": sympy.Float, "Rational": sympy.Rational}
+    if not isinstance(call, ast.Call) or call.keywords or ast.unparse(call.func) not in makers:
         raise ValueError(f"not a number: {code[:80]}")
-    return getattr(sympy, call.func.id)(*map(ast.literal_eval, call.args))
+    return makers[ast.unparse(call.func)](*map(ast.literal_eval, call.args))
 
 
 @lru_cache(maxsize=256)
