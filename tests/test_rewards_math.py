@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -150,6 +151,29 @@ def test_nothing_that_came_from_a_model_is_evaluated(monkeypatch):
     monkeypatch.setattr("builtins.eval", refuse)
     with pytest.raises(Evaluated):  # what a worker is kept from
         math_worker.extract("1234567", True)
+
+
+WATCHED = """
+import builtins, os, runpy, sys
+real = builtins.eval
+def watched(code, *namespaces):
+    if isinstance(code, str) and code.startswith("Integer"):
+        os._exit(9)
+    return real(code, *namespaces)
+builtins.eval = watched
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_a_worker_evaluates_nothing():
+    """The real one, from its first line on, with an `eval` that ends the process where it's asked for a number."""
+    request = {"reference": "1234567", "answer": "it is 1234567", "seconds": 60}
+    command = [sys.executable, "-c", WATCHED, math_worker.__file__, str(os.getpid())]
+    done = subprocess.run(
+        command, input=json.dumps(request) + "\n", capture_output=True, text=True, timeout=120
+    )
+    replies = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, replies) == (0, [{"ready": True}, {"reference": True}, {"score": 1.0}])
 
 
 @pytest.mark.parametrize(
