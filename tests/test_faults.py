@@ -316,6 +316,9 @@ def test_what_a_resumed_run_may_change_is_written_down():
     assert fixed == {
         "model",
         "dataset",
+        "dataset_split",
+        "max_samples",
+        "system_prompt",
         "seed",
         "dtype",
         "prompts_per_step",

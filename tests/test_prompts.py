@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from grpokit.prompts import DatasetRow, Prompts, read_rows
+from grpokit.prompts import Prompts
+from grpokit.rows import DatasetRow, read_rows
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -257,8 +258,8 @@ def test_a_missing_file_names_the_flag(tmp_path):
     refuses(lambda: read_rows(path, flag="--eval_dataset"), f"--eval_dataset {path}: No such file")
 
 
-def test_a_directory_names_the_flag(tmp_path):
-    refuses(lambda: read_rows(tmp_path), f"--dataset {tmp_path}: Is a directory", ".jsonl or .jsonl.gz")
+def test_an_empty_folder_names_the_flag(tmp_path):
+    refuses(lambda: read_rows(tmp_path), f"--dataset {tmp_path}: a folder without data", ".parquet", ".jsonl")
 
 
 @pytest.mark.parametrize("lines", [(), ("", " ")])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpokit.rewards import BUILT_IN, Reward, RewardError, load_rewards, reward_metrics, score
+from grpokit.rewards import BUILT_IN, Reward, RewardError, builtin, load_rewards, reward_metrics, score
 from grpokit.rewards.builtin import exact_match, format_match, shortness
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
@@ -171,7 +171,95 @@ def test_length_is_one_less_the_share_of_the_limit():
 def test_a_column_named_like_an_option_changes_nothing():
     groups = [group("xx", pattern="never", max_completion_length=2, answer="xx", column="level")]
     (done,) = score(groups, load(*BUILT_IN, columns=groups[0].prompt.columns))
-    assert done.rewards.tolist() == [[1.0, 1.0, 0.8]]
+    # no answer in "xx" for accuracy; neither tags nor a box; 2 of 10 tokens; nothing overlong or repeated
+    assert dict(zip(BUILT_IN, done.rewards[0].tolist(), strict=True)) == {
+        "exact_match": 1.0,
+        "format": 1.0,
+        "length": 0.8,
+        "accuracy": 0.0,
+        "format_tags": 0.0,
+        "boxed": 0.0,
+        "soft_overlong": 0.0,
+        "repetition": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<think>a</think><answer>b</answer>", 1.0),
+        ("\n<think>\na\nb</think> \n <answer>4</answer>\n", 1.0),
+        ("<think>a</think>b", 0.0),
+        ("<think>a</think>so <answer>b</answer>", 0.0),
+        ("well <think>a</think><answer>b</answer>", 0.0),
+        ("<think>a</think><answer>b</answer> done", 0.0),
+        ("<think> </think><answer>b</answer>", 0.0),
+        ("<think>a</think><answer></answer>", 0.0),
+        ("<answer>b</answer><think>a</think>", 0.0),
+        ("<think>a<think>b</think><answer>c</answer>", 0.0),
+        ("<think>a</think><answer>b</answer><answer>c</answer>", 0.0),
+        ("<think>a</answer><answer>b</think>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_format_tags(text, value):
+    assert builtin.format_tags([text, [{"role": "assistant", "content": text}]]) == [value, value]
+
+
+@pytest.mark.parametrize(
+    ("text", "within"),
+    [
+        (r"so \boxed{4}.", "4"),
+        (r"\boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\}}", r"\}"),
+        (r"\boxed{}", ""),
+        (r"\boxed{ }", " "),
+        (r"\boxed{4", ""),
+        (r"\boxed{1} and \boxed{2", ""),
+        ("4", ""),
+    ],
+)
+def test_boxed(text, within):
+    assert builtin.last_boxed(text) == within
+    assert builtin.boxed([text]) == [float(bool(within.strip()))]
+
+
+def test_soft_overlong_is_equation_13_of_dapo():
+    """L_max 10, L_cache 4: 0 up to 6 tokens, then a quarter less for each, -1 from 10 on."""
+    lengths = [0, 6, 7, 8, 9, 10, 11, 50]
+    values = builtin.soft_overlong([[0] * n for n in lengths], 10, 4)
+    assert values == [0.0, 0.0, -0.25, -0.5, -0.75, -1.0, -1.0, -1.0]
+    (done,) = score([group("a" * 80, "a" * 90, "a" * 100)], load("soft_overlong", max_completion_length=100))
+    assert done.reward.tolist() == [0.0, -0.5, -1.0]  # a cache of a fifth, as 4,096 of 20,480
+    (done,) = score([group("a" * 9)], load("soft_overlong", soft_cache_length=2))
+    assert done.reward.tolist() == [-0.5]
+
+
+@pytest.mark.parametrize("cache", [0, -1, 11])
+def test_soft_overlong_refuses_a_cache_that_is_none(cache):
+    refuses(
+        lambda: load("soft_overlong", soft_cache_length=cache),
+        f"--soft_cache_length {cache}: must be between 1 and --max_completion_length 10",
+    )
+
+
+def test_repetition_is_the_share_of_repeated_n_grams():
+    # 1 2 1 2 1: bigrams 12 21 12 21, two of four; 5 5 5 5: one of three; TRL's documented example: 5 fives, -0.75
+    ids = [[1, 2, 1, 2, 1], [5] * 4, [1, 2, 3], [1], [], [5] * 5]
+    assert builtin.repetition(ids, 2, -1.0) == pytest.approx([-1 / 2, -2 / 3, 0.0, 0.0, 0.0, -0.75])
+    assert builtin.repetition([[1, 2, 3] * 2], 3, -0.5) == pytest.approx([-0.5 / 4])
+    (done,) = score([group("aaaa")], load("repetition", repetition_n_grams=1, repetition_max_penalty=-2.0))
+    assert done.reward.tolist() == [-1.5]
+
+
+def test_repetition_refuses_options_that_cannot_work():
+    refuses(lambda: load("repetition", repetition_n_grams=0), "--repetition_n_grams 0: must be at least 1")
+    for penalty in (0.5, NAN, -math.inf):
+        refuses(
+            lambda penalty=penalty: load("repetition", repetition_max_penalty=penalty),
+            f"--repetition_max_penalty {penalty}: ",
+        )
 
 
 # --------------------------------------------------------------------------- loading
@@ -202,15 +290,6 @@ def test_names_functions_and_weights(write):
 )
 def test_an_unknown_function_names_the_flag(spec, parts):
     refuses(lambda: load(spec), f"--reward_funcs {parts[0]}", *parts[1:])
-
-
-@pytest.mark.parametrize(
-    "code",
-    ["async def f(completions): ...", "class F:\n    async def __call__(self, completions): ...\nf = F()"],
-)
-def test_an_async_function_is_refused(write, code):
-    path = write(code)
-    refuses(lambda: load(f"{path}:f"), f"--reward_funcs {path}:f: an async function", "returns its rewards")
 
 
 def test_a_second_function_of_the_same_name_is_refused(write):

@@ -14,6 +14,7 @@ import torch
 from .checkpoint import TrainState, load_checkpoint
 from .config import LOSS_OPTIONS, EvalConfig, ModelConfig, TrainConfig
 from .console import console, counting, figures_table, say, waiting
+from .dataset_files import HELD_OUT, TRAINING, open_dataset
 from .evaluate import evaluate
 from .losses import Loss, loss_options, make_loss
 from .metrics import JsonLines
@@ -21,9 +22,11 @@ from .model import Policy, default_device, load_policy, load_tokenizer
 from .optimizer import make_optimizer
 from .overlay import to_yaml
 from .parallel import ALONE, World
-from .prompts import Prompts, read_rows
+from .prompts import Prompts
 from .rewards import Reward, load_rewards, score
+from .rewards import recognised as recognised_rewards
 from .rollouts.transformers import TransformersSampler
+from .rows import read_rows, recognised
 from .run import Run
 from .rundir import changed_options, claim, find_checkpoint, set_aside
 from .signals import StopRequest
@@ -62,7 +65,7 @@ def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any
 
 
 def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, context: int | None) -> Prompts:
-    """A dataset's prompts, tokenized and measured against the model's context. Says what was left out."""
+    """A dataset's prompts, tokenized and measured against the model's context. Says what it is, and what was left out."""
     longest, reason = config.max_prompt_length, None
     if context is not None:
         room = context - config.max_completion_length
@@ -77,7 +80,12 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
                 f"the {room} tokens that --max_completion_length {config.max_completion_length} leaves of "
                 f"the model's context of {context}"
             )
-    rows, skipped = read_rows(path, config.skip_bad_rows, flag)
+    trains = isinstance(config, TrainConfig) and flag == "--dataset"
+    split = config.eval_split if isinstance(config, TrainConfig) and not trains else config.dataset_split
+    source = open_dataset(path, flag, split, TRAINING if trains else HELD_OUT)
+    limit = config.max_samples if flag == "--dataset" else 0  # the other has --eval_samples
+    rows, skipped = read_rows(source, config.skip_bad_rows, limit=limit)
+    say(recognised(source, rows))
     prompts = Prompts(
         rows,
         tokenizer,
@@ -88,6 +96,7 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
         skip_bad_rows=config.skip_bad_rows,
         skipped_rows=skipped,
         flag=flag,
+        system_prompt=config.system_prompt,
     )
     if prompts.skipped:
         say(f"{path}: skipped {prompts.skipped} bad rows, the first: {prompts.skipped_rows[0]}")
@@ -135,6 +144,9 @@ def rewards_of(config: ModelConfig, columns: Collection[str]) -> tuple[Reward, .
         answer_column=config.answer_column,
         format_pattern=config.format_pattern,
         max_completion_length=config.max_completion_length,
+        soft_cache_length=config.soft_cache_length,
+        repetition_n_grams=config.repetition_n_grams,
+        repetition_max_penalty=config.repetition_max_penalty,
         columns=columns,
     )
 
@@ -160,6 +172,7 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
     tokenizer = load_tokenizer(str(checkpoint or config.model))
     prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
     rewards = rewards_of(config, prompts.columns)
+    say(recognised_rewards(rewards))
     eval_prompts: list[Prompt] = []
     if config.eval_dataset:
         held_out = load_prompts(config, config.eval_dataset, "--eval_dataset", tokenizer, context_of(policy))
@@ -292,12 +305,13 @@ def run_evaluation(config: EvalConfig) -> dict[str, float]:
         set_threads(config, policy)
         prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
         rewards = rewards_of(config, prompts.columns)
+        say(recognised_rewards(rewards))
         sampler = make_sampler(config, policy, tokenizer, config.seed)
 
     def completed(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
-        return score(sampler.sample(prompts, count, greedy=greedy), rewards)
+        return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)
 
-    chosen = prompts.in_order(config.max_samples or len(prompts))
+    chosen = prompts.in_order()
     with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
         figures = evaluate(completed, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
     console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ModelConfig, TrainConfig
+from .dataset_files import is_hub_name
 
 
 def _require(ok: bool, flag: str, value: Any, expected: str) -> None:
@@ -19,7 +20,8 @@ def check_model_config(config: ModelConfig) -> None:
     for flag in ("model", "dataset"):
         value = getattr(config, flag)
         _require(value != "", flag, "(missing)", "is required; see --help")
-        _require(Path(value).exists(), flag, value, "no such file or directory")
+        found = Path(value).exists() or (flag == "dataset" and is_hub_name(value))
+        _require(found, flag, value, "no such file or directory")
     _require(Path(config.model).is_dir(), "model", config.model, "must be a directory with a config.json")
     _require((Path(config.model) / "config.json").is_file(), "model", config.model, "has no config.json")
     _require(
@@ -45,6 +47,8 @@ def check_model_config(config: ModelConfig) -> None:
     )
     length = config.max_prompt_length
     _require(length is None or length >= 1, "max_prompt_length", length, "must be at least 1")
+    for flag in ("max_samples", "reward_timeout"):
+        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
     _require(config.num_threads >= 0, "num_threads", config.num_threads, "must be 0 or more")
 
 
@@ -52,7 +56,8 @@ def check_train_config(config: TrainConfig) -> None:
     """Raise ValueError naming the first flag that cannot work."""
     check_model_config(config)
     if config.eval_dataset:
-        _require(Path(config.eval_dataset).exists(), "eval_dataset", config.eval_dataset, "no such file")
+        found = Path(config.eval_dataset).exists() or is_hub_name(config.eval_dataset)
+        _require(found, "eval_dataset", config.eval_dataset, "no such file or directory")
     _require(bool(config.output_dir), "output_dir", "(missing)", "is required")
     for flag in ("prompts_per_step", "num_generations", "num_iterations", "updates_per_step"):
         _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")

@@ -17,6 +17,7 @@ from .checks import check_model_config, check_train_config
 from .config import (
     CompareConfig,
     EvalConfig,
+    InspectConfig,
     LossesConfig,
     PlanConfig,
     ReplayConfig,
@@ -34,6 +35,7 @@ COMMANDS = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "plan": PlanConfig,
+    "inspect-data": InspectConfig,
     "report": ReportConfig,
     "losses": LossesConfig,
     "compare-batch": CompareConfig,
@@ -168,6 +170,17 @@ def evaluate(config: EvalConfig) -> int:
     return 0
 
 
+def inspect_data(config: InspectConfig) -> int:
+    """`grpokit inspect-data FILE`: exit code 1 where a row is malformed."""
+    from .console import waiting
+
+    with waiting("reading the data"):
+        if config.model:
+            _quiet()
+        from .inspect_data import inspect_data as run
+    return int(run(config))
+
+
 def plan(config: PlanConfig) -> int:
     """`grpokit plan --model DIR --ranks N`: the model's config.json is enough."""
     from .console import console, waiting
@@ -256,6 +269,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     TrainConfig: train,
     EvalConfig: evaluate,
     PlanConfig: plan,
+    InspectConfig: inspect_data,
     ReportConfig: report,
     LossesConfig: losses,
     CompareConfig: compare_batch,

@@ -46,15 +46,29 @@ class ModelConfig:
     model: str = ""
     """Directory of a Hugging Face causal language model (config, safetensors, tokenizer)."""
     dataset: str = ""
-    """Training prompts: a .jsonl or .jsonl.gz file with a column `prompt`, `messages` or `question`."""
+    """Prompts: a .jsonl(.gz), .json, .parquet or .csv file, a folder of them, or org/name[:config] of the Hub."""
+    dataset_split: str = ""
+    """Split of a folder or a Hub dataset (default: train, for eval test; or the only one)."""
+    max_samples: int = 0
+    """Read only this many rows of --dataset, the first ones (0: all)."""
+    system_prompt: str = ""
+    """System message before every chat prompt that doesn't have one."""
     reward_funcs: tuple[str, ...] = ()
-    """Reward functions: built-in names (exact_match, format, length) or file.py:function."""
+    """Built-in rewards (accuracy, exact_match, format, length, ...), file.py:function, or a reward model's directory."""
     reward_weights: tuple[float, ...] = ()
     """One weight for each reward function (default: 1 each)."""
     answer_column: str = ""
     """Column with the reference answer (default: answer, solution or ground_truth, whichever is there)."""
     format_pattern: str = r"^<think>.*?</think>\s*\S"
     """Regular expression that the `format` reward looks for (. matches newlines too)."""
+    soft_cache_length: int | None = None
+    """soft_overlong: the last so many tokens before --max_completion_length cost (default: a fifth of it)."""
+    repetition_n_grams: int = 3
+    """repetition: tokens in an n-gram."""
+    repetition_max_penalty: float = -1.0
+    """repetition: what a completion of nothing but repetition would get; 0 or less."""
+    reward_timeout: float = 120.0
+    """Seconds that a call of a reward function may take before the run stops (0: as long as it likes)."""
     max_prompt_length: int | None = None
     """Longest prompt in tokens (default: what the model's context leaves for it)."""
     long_prompts: Literal["error", "truncate_left", "drop"] = "error"
@@ -213,6 +227,8 @@ class TrainConfig(ModelConfig):
     """Type of the saved weights (default: the type the model was loaded in)."""
     eval_dataset: str = ""
     """Held-out prompts: evaluated before step 0, every --eval_steps and at the end."""
+    eval_split: str = ""
+    """Split of --eval_dataset (default: test, or validation, or the only one)."""
     eval_steps: int = 0
     """Evaluate every so many steps (0: only before and after)."""
     eval_samples: int = 256
@@ -245,10 +261,28 @@ class EvalConfig(ModelConfig):
     """Sampled completions of each prompt (n of the pass@k estimator)."""
     pass_at_k: tuple[int, ...] = ()
     """Values of k to report (default: 1 and --num_generations)."""
-    max_samples: int = 0
-    """Most prompts to use (0: all)."""
     output_file: str = ""
     """Also write the figures to this JSON file."""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Look at a dataset: its rows as the model will see them, lengths, columns, and what is wrong with it."""
+
+    file: tyro.conf.Positional[str]
+    """What --dataset takes: a file, a folder, or org/name[:config]."""
+    model: str = ""
+    """Directory of the model: its tokenizer and chat template make the prompts (default: rows as they are read)."""
+    dataset_split: str = ""
+    """Split of a folder or a Hub dataset (default: train, or the only one)."""
+    max_samples: int = 0
+    """Read only this many rows, the first ones (0: all)."""
+    system_prompt: str = ""
+    """System message before every chat prompt that doesn't have one."""
+    max_prompt_length: int | None = None
+    """Also say which prompts are longer than this many tokens."""
+    rows: int = 2
+    """Rows to show."""
 
 
 @dataclass(frozen=True)

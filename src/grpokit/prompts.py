@@ -1,139 +1,36 @@
-"""Rows of a dataset → `Prompt`s, and the endless, seeded, resumable order in which training draws them.
-
-A row states its prompt in the first of these columns that isn't null; every other column goes to the rewards:
-
-* `prompt`: text, tokenized as it stands; or a list of messages, as in TRL. Messages that end with an assistant
-  turn are a prefill: the completion continues that turn.
-* `messages`: a chat. A last assistant turn is the reference answer: it's left out of the prompt, and its text
-  becomes the column `solution` unless the row has one.
-* `question`: text; one user message if the tokenizer has a chat template, plain text otherwise.
-"""
+"""Rows of a dataset → `Prompt`s, and the endless, seeded, resumable order in which training draws them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
-from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 
-from grpokit.loading import EXPECTED_JSON_LINES, json_lines, one_line, parse_json
+from grpokit.loading import one_line
+from grpokit.rows import DatasetRow
 from grpokit.types import Messages, Prompt
 
 LongPrompts = Literal["error", "truncate_left", "drop"]
-
-STATEMENTS = ("prompt", "messages", "question")
-EXPECTED_ROW = "expected an object with a column `prompt`, `messages` or `question`"
-EXPECTED_IN = {
-    "prompt": "text, or a list of messages",
-    "messages": 'a list of messages like {"role": "user", "content": "text"}',
-    "question": "text",
-}
-
-
-# --------------------------------------------------------------------------- reading
-
-
-@dataclass(frozen=True, eq=False)
-class DatasetRow:
-    """One valid row, not yet tokenized. Example: `DatasetRow("2 + 2 =", {"answer": "4"}, "t.jsonl:1", "prompt")`"""
-
-    content: str | Messages
-    columns: Mapping[str, Any]  # every other column
-    source: str  # "file:line"
-    statement: str  # the column that stated the prompt: one of STATEMENTS
-
-
-def read_rows(
-    path: str | PathLike[str], skip_bad_rows: bool = False, flag: str = "--dataset"
-) -> tuple[list[DatasetRow], list[str]]:
-    """The rows of a JSON-lines file, plain or gzipped, and what was wrong with the rows that were skipped.
-
-    Blank lines are ignored. `flag` is the option that named the file, for messages.
-
-    Raises ValueError: `FILE:LINE: ...` at the first malformed row unless `skip_bad_rows`; naming `flag` for a
-    file that can't be read to its end (also with `skip_bad_rows`) or that has no valid row.
-    """
-    rows, skipped = [], []
-    for number, line in json_lines(path, flag):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_parse_row(line, f"{path}:{number}"))
-        except ValueError as error:
-            if not skip_bad_rows:
-                mend = "or leave such rows out with --skip_bad_rows"
-                raise ValueError(f"{path}:{number}: {error}; {mend}") from error
-            skipped.append(f"{path}:{number}: {error}")
-    if not rows:
-        why = f"all {len(skipped)} rows are malformed, the first: {skipped[0]}" if skipped else "is empty"
-        raise ValueError(f"{flag} {path}: {why}; {EXPECTED_JSON_LINES}")
-    return rows, skipped
-
-
-def _parse_row(line: bytes, source: str) -> DatasetRow:
-    """Raises ValueError saying what's wrong with the row and what would work; the caller adds file:line."""
-    values = parse_json(line)
-    if not isinstance(values, dict):
-        raise ValueError(f"the row is {_show(values)}; {EXPECTED_ROW}")
-    values = {name: value for name, value in values.items() if value is not None or name not in STATEMENTS}
-    statement = next((name for name in STATEMENTS if name in values), None)
-    if statement is None:
-        raise ValueError(f"no prompt; {EXPECTED_ROW}, found {', '.join(map(repr, values)) or 'none'}")
-    content: Any = values.pop(statement)
-    columns = values
-    if statement == "messages" or (statement == "prompt" and isinstance(content, list)):
-        _check_messages(statement, content)
-        if statement == "messages":
-            content, columns = _split_reference(content, columns)
-    elif not isinstance(content, str) or not content.strip():
-        raise ValueError(f"`{statement}` is {_show(content)}; expected {EXPECTED_IN[statement]}")
-    return DatasetRow(content, columns, source, statement)
-
-
-def _show(value: Any) -> str:
-    return one_line(json.dumps(value, ensure_ascii=False), 80)
-
-
-def _check_messages(statement: str, messages: Any) -> None:
-    """Raise ValueError unless `messages` is a list of messages with some text in it."""
-    expected = f"expected {EXPECTED_IN['messages']}"
-    if not isinstance(messages, list):
-        raise ValueError(f"`{statement}` is {_show(messages)}; {expected}")
-    for number, message in enumerate(messages, 1):
-        fields = message if isinstance(message, dict) else {}
-        if not (isinstance(fields.get("role"), str) and isinstance(fields.get("content"), str)):
-            raise ValueError(f"message {number} of `{statement}` is {_show(message)}; {expected}")
-    if not any(message["content"].strip() for message in messages):
-        raise ValueError(f"`{statement}` has no text in it: {_show(messages)}; {expected}")
-
-
-def _split_reference(messages: Messages, columns: dict[str, Any]) -> tuple[Messages, dict[str, Any]]:
-    """(prompt, columns): a last assistant turn is the answer that the data was made with, not a prompt."""
-    if messages[-1]["role"] != "assistant":
-        return messages, columns
-    *turns, answer = messages
-    if not turns or turns[-1]["role"] == "assistant":
-        raise ValueError("`messages` has no turn before the assistant's answer; expected one of the user")
-    if columns.get("solution") is None:
-        columns = {**columns, "solution": answer["content"]}
-    return turns, columns
 
 
 # --------------------------------------------------------------------------- tokenizing
 
 
-def _tokenize(row: DatasetRow, tokenizer: Any) -> Prompt:
+def _tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str) -> Prompt:
     """The row as the model sees it. `verbose=False`: lengths are checked here, by --max_prompt_length.
+
+    `system_prompt` comes before a chat that doesn't begin with a system message of its own.
 
     Raises ValueError with file:line if the chat template refuses the messages or no token comes out.
     """
     content = row.content
     if row.statement == "question" and getattr(tokenizer, "chat_template", None):
         content = [{"role": "user", "content": content}]
+    if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):
+        content = [{"role": "system", "content": system_prompt}, *content]
     if isinstance(content, str):
         ids = tokenizer(content, verbose=False)["input_ids"]
     else:
@@ -229,6 +126,7 @@ class Prompts:
         skip_bad_rows: bool = False,
         skipped_rows: Sequence[str] = (),
         flag: str = "--dataset",
+        system_prompt: str = "",
     ) -> None:
         """Tokenize all `rows` (of `read_rows`) with a Hugging Face tokenizer.
 
@@ -238,19 +136,26 @@ class Prompts:
             skip_bad_rows: rows that the chat template refuses or that have no tokens join `skipped_rows`, which
                 are those that `read_rows` skipped.
             flag: the option that named the dataset, for messages.
+            system_prompt: put before every chat that doesn't begin with a system message of its own.
 
         Raises ValueError naming file:line for such a row, for a chat whose tokenizer has no chat template, and
-        for a prompt over `max_prompt_length` if `long_prompts` is "error"; naming `flag` if no prompt is left.
+        for a prompt over `max_prompt_length` if `long_prompts` is "error"; naming `flag` if no prompt is left; naming
+        --system_prompt if there is one and no chat.
         """
         _require_template(rows, tokenizer)
         prompts, bad = [], list(skipped_rows)
         for row in rows:
             try:
-                prompts.append(_tokenize(row, tokenizer))
+                prompts.append(_tokenize(row, tokenizer, system_prompt))
             except ValueError as error:
                 if not skip_bad_rows:
                     raise
                 bad.append(str(error))
+        if system_prompt and all(isinstance(prompt.content, str) for prompt in prompts):
+            raise ValueError(
+                f"--system_prompt {one_line(system_prompt, 40)!r}: no prompt of {flag} is a chat, so nothing would have it; "
+                "put it into the prompts' text, or state them as `messages`"
+            )
         limit = max_prompt_length or max((len(prompt.ids) for prompt in prompts), default=0)
         fitting = _fit(prompts, limit, long_prompts, limit_reason)
         if not fitting:

@@ -116,7 +116,7 @@ class Run:
         An error in a reward function is everybody's, so that what was trained can still be saved together.
         """
         with self.world.together():
-            scored = score(groups, self.rewards)
+            scored = score(groups, self.rewards, self.config.reward_timeout)
         if self.world.size == 1:
             return scored
         at = {prompt.position: prompt for prompt in prompts}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Messages = list[dict[str, Any]]
+SAMPLED = ("prompts", "completions", "completion_ids")  # what rewards get beside the dataset's columns
 MetricKind = Literal["mean", "sum", "max", "min", "derived"]
 
 

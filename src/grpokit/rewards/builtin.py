@@ -1,7 +1,8 @@
-"""The rewards that need no code: `exact_match`, `format` and `length`.
+"""The rewards that need no code and no package: `exact_match`, `format`, `format_tags`, `boxed`, `length`,
+`soft_overlong` and `repetition`.
 
-Each is an ordinary reward function, fixed to a run's options by a `*_reward` maker; `completions` are texts, or
-chats whose last message is the completion.
+Each is an ordinary reward function, fixed to a run's options by a `*_reward` maker where it has any; `completions`
+are texts, or chats whose last message is the completion.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ RewardFunction = Callable[..., Any]  # f(completions, **columns) -> one number o
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 
 
+# --------------------------------------------------------------------------- of the answer
+
+
 def exact_match(completions: Sequence[Any], answer: Sequence[Any]) -> list[float | None]:
     """1.0 where the completion is the reference answer, 0.0 where it isn't; white space at the ends is ignored.
 
@@ -25,32 +29,27 @@ def exact_match(completions: Sequence[Any], answer: Sequence[Any]) -> list[float
     Raises TypeError for any other reference, which no text would ever match.
     """
     return [
-        _matches(text_of(completion), reference)
+        None if reference is None else float(text_of(completion).strip() == reference_text(reference).strip())
         for completion, reference in zip(completions, answer, strict=True)
     ]
 
 
-def format_match(completions: Sequence[Any], pattern: re.Pattern[str]) -> list[float]:
-    """1.0 where `pattern` is found in the completion, else 0.0."""
-    return [float(pattern.search(text_of(completion)) is not None) for completion in completions]
-
-
-def shortness(completion_ids: Sequence[Sequence[int]], max_completion_length: int) -> list[float]:
-    """1 - T / max_completion_length for a completion of T tokens: 0 at the limit, nearer to 1 the shorter it is.
-
-    A soft cost of length, best given a small weight beside a reward for being right: alone it's highest for
-    saying nothing.
-    """
-    return [1.0 - len(ids) / max_completion_length for ids in completion_ids]
-
-
-def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
-    """The text of a completion as reward functions get it: itself, or the content of its last message."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+def reference_text(reference: Any) -> str:
+    """A reference answer as text. Raises TypeError for what is neither text nor a number."""
+    if not isinstance(reference, str | int | float):
+        kind = type(reference).__name__
+        raise TypeError(f"the reference {reference!r} is a {kind}; expected text or a number")
+    return str(reference)
 
 
 def exact_match_reward(answer_column: str, columns: Collection[str]) -> RewardFunction:
-    """`exact_match` against `answer_column`, or if that's empty the first of ANSWER_COLUMNS in `columns`.
+    """`exact_match` against `find_answer_column`. Raises ValueError as that does."""
+    column = find_answer_column(answer_column, columns, "exact_match")
+    return lambda completions, **columns: exact_match(completions, columns[column])
+
+
+def find_answer_column(answer_column: str, columns: Collection[str], spec: str) -> str:
+    """`answer_column`, or if that's empty the first of ANSWER_COLUMNS in `columns`, for the reward `spec`.
 
     Raises ValueError naming --answer_column and the columns that exist if there's no such column.
     """
@@ -61,9 +60,22 @@ def exact_match_reward(answer_column: str, columns: Collection[str]) -> RewardFu
     column = answer_column or next((name for name in ANSWER_COLUMNS if name in columns), "")
     if not column:
         raise ValueError(
-            f"--reward_funcs exact_match: no column {', '.join(ANSWER_COLUMNS)}; name yours by --answer_column; {has}"
+            f"--reward_funcs {spec}: no column {', '.join(ANSWER_COLUMNS)}; name yours by --answer_column; {has}"
         )
-    return lambda completions, **columns: exact_match(completions, columns[column])
+    return column
+
+
+def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
+    """The text of a completion as reward functions get it: itself, or the content of its last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+# --------------------------------------------------------------------------- of the form
+
+
+def format_match(completions: Sequence[Any], pattern: re.Pattern[str]) -> list[float]:
+    """1.0 where `pattern` is found in the completion, else 0.0."""
+    return [float(pattern.search(text_of(completion)) is not None) for completion in completions]
 
 
 def format_reward(pattern: str) -> RewardFunction:
@@ -75,17 +87,106 @@ def format_reward(pattern: str) -> RewardFunction:
     return lambda completions: format_match(completions, compiled)
 
 
+def format_tags(completions: Sequence[Any]) -> list[float]:
+    """1.0 for `<think>...</think><answer>...</answer>`: each tag once, both filled, nothing outside but white space."""
+    return [float(_has_tags(text_of(completion).strip())) for completion in completions]
+
+
+def _has_tags(text: str) -> bool:
+    """By counting and cutting: no regular expression that a long text could make slow."""
+    tags = ("<think>", "</think>", "<answer>", "</answer>")
+    if any(text.count(tag) != 1 for tag in tags):
+        return False
+    before, _, rest = text.partition(tags[0])
+    thought, _, rest = rest.partition(tags[1])
+    between, _, rest = rest.partition(tags[2])
+    answer, closed, after = rest.partition(tags[3])
+    filled = thought.strip() and answer.strip()
+    return bool(closed and filled) and not (before + between + after).strip()
+
+
+def boxed(completions: Sequence[Any]) -> list[float]:
+    r"""1.0 where the completion's last `\boxed{...}` is closed and not empty, else 0.0."""
+    return [float(bool(last_boxed(text_of(completion)).strip())) for completion in completions]
+
+
+def last_boxed(text: str) -> str:
+    r"""What is within the last `\boxed{...}`, up to its own closing brace; "" where there's none."""
+    begin = text.rfind(r"\boxed{")
+    if begin < 0:
+        return ""
+    begin += len(r"\boxed{")
+    depth = 1
+    for found in re.finditer(r"\\.|[{}]", text[begin:], re.DOTALL):  # \{ is not a brace
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if depth == 0:
+            return text[begin : begin + found.start()]
+    return ""
+
+
+# --------------------------------------------------------------------------- of the length
+
+
+def shortness(completion_ids: Sequence[Sequence[int]], max_completion_length: int) -> list[float]:
+    """1 - T / max_completion_length for a completion of T tokens: 0 at the limit, nearer to 1 the shorter it is.
+
+    A soft cost of length, best given a small weight beside a reward for being right: alone it's highest for
+    saying nothing.
+    """
+    return [1.0 - len(ids) / max_completion_length for ids in completion_ids]
+
+
 def length_reward(max_completion_length: int) -> RewardFunction:
     """`shortness` for completions of at most `max_completion_length` tokens."""
     return lambda completion_ids: shortness(completion_ids, max_completion_length)
 
 
-def _matches(text: str, reference: Any) -> float | None:
-    if reference is None:
-        return None
-    if not isinstance(reference, str | int | float):
-        kind = type(reference).__name__
-        raise TypeError(
-            f"the reference {reference!r} is a {kind}; exact_match compares with text or a number"
+def soft_overlong(completion_ids: Sequence[Sequence[int]], longest: int, cache: int) -> list[float]:
+    r"""0 up to `longest` − `cache` tokens, from there linearly down to -1 at `longest`, and -1 beyond.
+
+    R(T) = 0 for T ≤ L_max − L_cache; (L_max − L_cache − T) / L_cache up to L_max; −1 beyond.
+    DAPO, arXiv:2503.14476, equation 13.
+    """
+    return [max(-1.0, min(0.0, (longest - cache - len(ids)) / cache)) for ids in completion_ids]
+
+
+def soft_overlong_reward(max_completion_length: int, soft_cache_length: int | None) -> RewardFunction:
+    """`soft_overlong`; without a cache length a fifth of the limit, as in DAPO's experiments (4,096 of 20,480).
+
+    Raises ValueError naming --soft_cache_length where it isn't between 1 and the limit.
+    """
+    cache = max(1, max_completion_length // 5) if soft_cache_length is None else soft_cache_length
+    if not 1 <= cache <= max_completion_length:
+        raise ValueError(
+            f"--soft_cache_length {cache}: must be between 1 and --max_completion_length {max_completion_length}"
         )
-    return float(text.strip() == str(reference).strip())
+    return lambda completion_ids: soft_overlong(completion_ids, max_completion_length, cache)
+
+
+# --------------------------------------------------------------------------- of repetition
+
+
+def repetition(completion_ids: Sequence[Sequence[int]], n: int, max_penalty: float) -> list[float]:
+    """(1 − unique / total) · `max_penalty` over the completion's n-grams of tokens; 0 with fewer than `n` tokens.
+
+    arXiv:2502.03373, appendix C.2. Of tokens, as there and in TRL: ms-swift and Open-R1 split at white space, which
+    finds no words in Chinese, and none in a number that goes on for ever.
+    """
+    return [_repeated_share(ids, n) * max_penalty for ids in completion_ids]
+
+
+def _repeated_share(ids: Sequence[int], n: int) -> float:
+    grams = list(zip(*(ids[start:] for start in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition_reward(n_grams: int, max_penalty: float) -> RewardFunction:
+    """`repetition`. Raises ValueError naming --repetition_n_grams below 1 or --repetition_max_penalty above 0."""
+    if n_grams < 1:
+        raise ValueError(f"--repetition_n_grams {n_grams}: must be at least 1 (3 is usual)")
+    if not -float("inf") < max_penalty <= 0:
+        raise ValueError(
+            f"--repetition_max_penalty {max_penalty}: is what a completion of nothing but repetition gets, so it must be "
+            "0 or less (-1 is usual)"
+        )
+    return lambda completion_ids: repetition(completion_ids, n_grams, max_penalty)

@@ -1,21 +1,35 @@
-"""Reward functions by name or `"file.py:function"`, and how they're called: by the names that they ask for."""
+"""Reward functions by name, `"file.py:function"` or directory, and how they're called: by the names that they ask for."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter
+from pathlib import Path
 from typing import Any
 
-from grpokit.loading import load_object
+from grpokit.loading import load_object, one_line, raised_at
 from grpokit.overlay import did_you_mean
-from grpokit.rewards.builtin import RewardFunction, exact_match_reward, format_reward, length_reward
+from grpokit.rewards import builtin
+from grpokit.rewards.accuracy import accuracy_reward
+from grpokit.rewards.builtin import RewardFunction
+from grpokit.rewards.model import is_reward_model, load_reward_model
+from grpokit.rewards.signatures import TRL, adapted, is_async, unwrapped
+from grpokit.types import SAMPLED
 
-BUILT_IN = ("exact_match", "format", "length")
-SAMPLED = ("prompts", "completions", "completion_ids")  # what rewards get beside the dataset's columns
+BUILT_IN = (
+    "exact_match",
+    "format",
+    "length",
+    "accuracy",
+    "format_tags",
+    "boxed",
+    "soft_overlong",
+    "repetition",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,8 @@ class Reward:
     name: str
     fn: RewardFunction
     weight: float = 1.0
+    kind: str = TRL  # whose signature the function had
+    limited: bool = True  # whether the time limit is for it
 
 
 def load_rewards(
@@ -43,14 +59,19 @@ def load_rewards(
     answer_column: str,
     format_pattern: str,
     max_completion_length: int,
+    soft_cache_length: int | None = None,
+    repetition_n_grams: int = 3,
+    repetition_max_penalty: float = -1.0,
     columns: Collection[str],
 ) -> tuple[Reward, ...]:
     """The rewards that `--reward_funcs` names, checked against the dataset before anything is sampled.
 
     Args:
-        specs: built-in names (BUILT_IN), `"file.py:function"` or `"package.module:function"`.
+        specs: built-in names (BUILT_IN), `"file.py:function"` or `"package.module:function"`, or the directory of a
+            reward model.
         weights: one for each, or none: 1 each.
-        answer_column, format_pattern, max_completion_length: the options of the built-in rewards.
+        answer_column, format_pattern, max_completion_length, soft_cache_length, repetition_n_grams,
+            repetition_max_penalty: the options of the built-in rewards.
         columns: names of the dataset's columns.
 
     Raises ValueError naming the flag, the value and what would work: an unknown or repeated name, something that
@@ -65,14 +86,29 @@ def load_rewards(
             f"--reward_weights {shown}: expected {len(specs)} finite numbers, one for each reward"
         )
     makers = {
-        "exact_match": lambda: exact_match_reward(answer_column, columns),
-        "format": lambda: format_reward(format_pattern),
-        "length": lambda: length_reward(max_completion_length),
+        "exact_match": lambda: builtin.exact_match_reward(answer_column, columns),
+        "format": lambda: builtin.format_reward(format_pattern),
+        "length": lambda: builtin.length_reward(max_completion_length),
+        "accuracy": lambda: accuracy_reward(answer_column, columns),
+        "format_tags": lambda: builtin.format_tags,
+        "boxed": lambda: builtin.boxed,
+        "soft_overlong": lambda: builtin.soft_overlong_reward(max_completion_length, soft_cache_length),
+        "repetition": lambda: builtin.repetition_reward(repetition_n_grams, repetition_max_penalty),
     }
     rewards: list[Reward] = []
     for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True):
-        fn = makers[spec]() if spec in makers else _load_function(spec)
-        reward = Reward(spec.rpartition(":")[2], fn, float(weight))
+        if spec in makers:
+            # `accuracy` has a limit for each answer, and must not be stopped for having met many that are slow.
+            reward = Reward(spec, makers[spec](), float(weight), "built in", limited=spec != "accuracy")
+        elif is_reward_model(spec):
+            reward = Reward(
+                Path(spec).resolve().name, load_reward_model(spec), float(weight), "a reward model"
+            )
+        else:
+            column = partial(builtin.find_answer_column, answer_column, columns, spec)
+            fn, was_class = _load_function(spec)
+            fn, kind = adapted(fn, column, was_class)
+            reward = Reward(spec.rpartition(":")[2], fn, float(weight), kind)
         if reward.name in {other.name for other in rewards}:
             raise ValueError(
                 f"--reward_funcs {spec}: a second `{reward.name}`; rename one, metrics go by name"
@@ -80,6 +116,16 @@ def load_rewards(
         check_parameters(reward, columns)
         rewards.append(reward)
     return tuple(rewards)
+
+
+def recognised(rewards: Sequence[Reward]) -> str:
+    """What each reward was taken for, in one line for the start of the run."""
+    shown = [
+        f"{reward.name} ({reward.kind}{', async' if is_async(reward.fn) else ''})"
+        + (f" × {reward.weight:g}" if reward.weight != 1 else "")
+        for reward in rewards
+    ]
+    return f"rewards: {', '.join(shown)}"
 
 
 def check_parameters(reward: Reward, columns: Collection[str]) -> None:
@@ -117,30 +163,47 @@ def defined_at(fn: RewardFunction) -> str:
 
 def code_of(fn: RewardFunction) -> Any:
     """The code object of a function, method, partial or callable object; None if it isn't Python."""
-    inner = inspect.unwrap(fn)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
+    inner = unwrapped(fn)
     return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
 
-def _load_function(spec: str) -> RewardFunction:
+def _load_function(spec: str) -> tuple[RewardFunction, bool]:
+    """(what is called, whether it was made from a class)."""
     if ":" not in spec and not spec.endswith(".py"):
         raise ValueError(
             f"--reward_funcs {spec}: no built-in reward of that name{did_you_mean(spec, BUILT_IN)}; built in are "
-            f"{', '.join(BUILT_IN)}; your own is file.py:function"
+            f"{', '.join(BUILT_IN)}; your own is file.py:function, a reward model its directory"
         )
     fn = load_object(spec, "--reward_funcs")
-    if isinstance(fn, type) or not callable(fn):
+    was_class = isinstance(fn, type)
+    if was_class:
+        fn = _made(fn, spec)
+    if not callable(fn):
         raise ValueError(
             f"--reward_funcs {spec}: a {type(fn).__name__}; expected a function f(completions, ...)"
         )
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
-        raise ValueError(f"--reward_funcs {spec}: an async function; expected one that returns its rewards")
     try:
         inspect.signature(fn)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--reward_funcs {spec}: {error}; wrap it in a def f(completions, ...)") from error
-    return fn
+    return fn, was_class
+
+
+def _made(cls: type, spec: str) -> RewardFunction:
+    """An object of a class, as ms-swift's are named. Raises ValueError where there's no calling it or no making it."""
+    if not any("__call__" in vars(base) for base in cls.__mro__):
+        raise ValueError(
+            f"--reward_funcs {spec}: a {type(cls).__name__}; expected a function f(completions, ...), or a class "
+            "whose objects are called like one"
+        )
+    try:
+        made = cls()
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{raised_at(error)}: {type(error).__name__}: {one_line(error)} (while making --reward_funcs {spec} "
+            "without arguments; make the object yourself, and name that)"
+        ) from error
+    return made
 
 
 def _parameters(reward: Reward) -> Collection[Parameter]:

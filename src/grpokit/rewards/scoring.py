@@ -13,19 +13,24 @@ import torch
 from torch import Tensor
 
 from grpokit.loading import one_line, raised_at
-from grpokit.rewards.registry import SAMPLED, Reward, arguments, check_parameters, code_of, defined_at
-from grpokit.types import Messages, Metric, Metrics, Prompt, Rollout, RolloutGroup
+from grpokit.rewards.calling import TimeOut, awaited_together, time_limit
+from grpokit.rewards.registry import Reward, arguments, check_parameters, code_of, defined_at
+from grpokit.rewards.signatures import is_async
+from grpokit.types import SAMPLED, Messages, Metric, Metrics, Prompt, Rollout, RolloutGroup
 
 
 class RewardError(ValueError):
-    """A reward function raised, or returned something else than its rewards; the message says where."""
+    """A reward function raised, took too long, or returned something else than its rewards; the message says where."""
 
 
-def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) -> list[RolloutGroup]:
+def score(
+    groups: Sequence[RolloutGroup], rewards: Sequence[Reward], timeout: float = 0.0
+) -> list[RolloutGroup]:
     """`groups` with `rewards` [G, F] and their weighted sum `reward` [G], both float64.
 
-    Each function is called once, for all B completions of all groups. NaN in `rewards`: the function doesn't
-    apply (it returned None); NaN in `reward`: no function applies.
+    Each function is called once, for all B completions of all groups; those that are async together, after the
+    others. None may take longer than `timeout` seconds (0: as long as it likes). NaN in `rewards`: the function
+    doesn't apply (it returned None); NaN in `reward`: no function applies.
 
     Raises RewardError naming the function and, as far as they're known, file:line and the dataset's row.
     """
@@ -33,7 +38,7 @@ def score(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) -> list[Rol
         return []
     available = _available(groups)
     sizes = [len(group.rollouts) for group in groups]
-    scores = [_call(reward, available, groups) for reward in rewards]
+    scores = _call_all(rewards, available, groups, timeout)
     columns = torch.tensor(scores, dtype=torch.float64).reshape(len(rewards), sum(sizes))  # [F, B]
     table = columns.T.contiguous()  # [B, F]
     total = _weighted_sum(table, rewards)  # [B]
@@ -88,25 +93,94 @@ def _completion(prompt: Prompt, rollout: Rollout) -> str | Messages:
     )
 
 
-def _call(reward: Reward, available: Mapping[str, list[Any]], groups: Sequence[RolloutGroup]) -> list[float]:
-    """[B] the rewards of one function, NaN for None. Raises RewardError."""
-    check_parameters(reward, available.keys() - set(SAMPLED))  # an evaluation set may lack a column
-    # Lists of its own: a function that sorts or empties one mustn't change what the next function sees.
-    positional, by_name = arguments(reward, {name: list(values) for name, values in available.items()})
+def _call_all(
+    rewards: Sequence[Reward],
+    available: Mapping[str, list[Any]],
+    groups: Sequence[RolloutGroup],
+    timeout: float,
+) -> list[list[float]]:
+    """[F][B] the rewards of all functions, NaN for None. Raises RewardError."""
+    for reward in rewards:
+        check_parameters(reward, available.keys() - set(SAMPLED))  # an evaluation set may lack a column
+    returned: dict[int, Any] = {}
+    for place, reward in enumerate(rewards):
+        if not is_async(reward.fn):
+            returned[place] = _call(reward, available, groups, timeout)
+    later = [place for place in range(len(rewards)) if place not in returned]
+    if later:
+        returned |= dict(
+            zip(later, _await_all([rewards[p] for p in later], available, groups, timeout), strict=True)
+        )
+    return [_checked(returned[place], reward, groups) for place, reward in enumerate(rewards)]
+
+
+def _call(
+    reward: Reward, available: Mapping[str, list[Any]], groups: Sequence[RolloutGroup], timeout: float
+) -> Any:
+    """What a function returned. Raises RewardError."""
+    positional, by_name = _arguments(reward, available)
     try:
-        returned = reward.fn(*positional, **by_name)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a reward may call exit(); that must not end the run unexplained
-        code = code_of(reward.fn)
-        deep = error.__traceback__ is not None and error.__traceback__.tb_next is not None
-        where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
-        raise RewardError(
-            f"{where}: reward function `{reward.name}` raised {type(error).__name__}: {one_line(error)} (while scoring "
-            f"{len(available['completions'])} completions of {_sources(groups)})"
-        ) from error
-    return _checked(returned, reward, groups)
+        with time_limit(timeout if reward.limited else 0.0):
+            return reward.fn(*positional, **by_name)
+    # A reward may call exit(); that must not end the run unexplained.
+    except (Exception, SystemExit, TimeOut) as error:
+        raise _failure(reward, error, groups, timeout) from error
+
+
+def _await_all(
+    rewards: Sequence[Reward],
+    available: Mapping[str, list[Any]],
+    groups: Sequence[RolloutGroup],
+    timeout: float,
+) -> list[Any]:
+    """What async functions returned, awaited together. Raises RewardError for the first of them that failed."""
+
+    async def called(reward: Reward) -> Any:
+        positional, by_name = _arguments(reward, available)
+        return await reward.fn(*positional, **by_name)
+
+    try:
+        outcomes = awaited_together([called(reward) for reward in rewards], timeout)
+    except TimeOut as error:  # one of them kept the event loop to itself
+        raise _failure(rewards[0], error, groups, timeout, among=rewards) from error
+    for reward, outcome in zip(rewards, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            raise _failure(reward, outcome, groups, timeout) from outcome
+    return outcomes
+
+
+def _arguments(reward: Reward, available: Mapping[str, list[Any]]) -> tuple[list[Any], dict[str, Any]]:
+    # Lists of its own: a function that sorts or empties one mustn't change what the next function sees.
+    return arguments(reward, {name: list(values) for name, values in available.items()})
+
+
+def _failure(
+    reward: Reward,
+    error: BaseException,
+    groups: Sequence[RolloutGroup],
+    timeout: float,
+    among: Sequence[Reward] = (),
+) -> RewardError:
+    """The error that says which function failed, where, and at which completions."""
+    code = code_of(reward.fn)
+    deep = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+    where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
+    who = (
+        f"reward function `{reward.name}`"
+        if len(among) < 2
+        else (f"one of the async reward functions {', '.join(f'`{other.name}`' for other in among)}")
+    )
+    what = f"raised {type(error).__name__}: {one_line(error)}"
+    if isinstance(error, TimeOut):
+        what = f"took longer than --reward_timeout {timeout:g} seconds; raise that (0: no limit)"
+    prompts = [group.prompt for group in groups for _ in group.rollouts]
+    at = getattr(reward.fn, "at", None)  # of a function that's called for each completion
+    which = (
+        f"a completion of {prompts[at].source}"
+        if at is not None
+        else f"{len(prompts)} completions of {_sources(groups)}"
+    )
+    return RewardError(f"{where}: {who} {what} (while scoring {which})")
 
 
 def _checked(returned: Any, reward: Reward, groups: Sequence[RolloutGroup]) -> list[float]:

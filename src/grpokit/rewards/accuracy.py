@@ -1,0 +1,240 @@
+"""The reward `accuracy`: whether a completion's answer equals the reference as mathematics, by math-verify.
+
+Answers come from a model, and may be anything: ten megabytes, brackets in brackets a thousand deep, 9^9^9^9^9. So they
+are compared in processes of their own (`math_worker.py`), each of which is killed when an answer takes too long. It
+then scores 0, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import json
+import logging
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from grpokit.rewards.builtin import (
+    RewardFunction,
+    find_answer_column,
+    last_boxed,
+    reference_text,
+    text_of,
+)
+
+ANSWER_SECONDS = 5.0  # as math-verify's own limit; a common answer takes a millisecond
+START_SECONDS = 120.0  # of a worker: sympy's import, on a busy machine
+TAIL = 3000  # characters at the end of a completion, where its answer is: patterns for LaTeX are slow on long texts
+
+log = logging.getLogger(__name__)
+
+
+def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunction:
+    r"""1.0 where a completion's answer equals the reference, 0.0 where it doesn't; None where there's no reference
+    to compare with: a null, or one that can't be read as mathematics.
+
+    The answer is the completion's last `\boxed{}`; else LaTeX after "answer:"; else the last LaTeX or number. Only
+    the last 3,000 characters of a completion are looked at. An answer that takes longer than 5 seconds, or more than
+    2 GiB, scores 0; that is counted and logged.
+
+    Raises ValueError as `find_answer_column` does, and naming the package where math-verify isn't installed.
+    """
+    column = find_answer_column(answer_column, columns, "accuracy")
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError(
+            "--reward_funcs accuracy: answers are compared by the package math-verify, which isn't installed; "
+            "pip install grpokit[math], or use exact_match"
+        )
+
+    def accuracy(completions: Sequence[Any], **columns: Sequence[Any]) -> list[float | None]:
+        references = columns[column]
+        given = [
+            (reference_text(reference), text_of(completion))
+            for reference, completion in zip(references, completions, strict=True)
+            if reference is not None
+        ]
+        scores = iter(math_pool().compare(given))
+        return [None if reference is None else next(scores) for reference in references]
+
+    return accuracy
+
+
+@lru_cache(maxsize=1)
+def math_pool() -> MathPool:
+    """The process's own pool. Its workers start with the first answers, and end with the process."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = MathPool(max(1, min(8, cores // ranks)))
+    atexit.register(pool.close)
+    return pool
+
+
+def answer_part(text: str) -> str:
+    r"""The last `\boxed{...}` of the text's last TAIL characters, or else all of these."""
+    text = text[-TAIL:]
+    box = last_boxed(text)
+    return rf"\boxed{{{box}}}" if box.strip() else text
+
+
+class MathPool:
+    """Processes that compare answers, each killed and replaced when one takes too long.
+
+    Example: `MathPool(2).compare([("1/2", r"\\boxed{0.5}"), ("2", "9^9^9^9")])` is `[1.0, 0.0]`.
+
+    Attributes: `stopped`, how many answers were given up so far.
+    """
+
+    def __init__(self, size: int, seconds: float = ANSWER_SECONDS) -> None:
+        self.size, self.seconds = size, seconds
+        self.stopped = 0
+        self._workers: list[_Worker] = []
+
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+        """[B] scores of (reference, answer): 1.0, 0.0, or None where the reference can't be read.
+
+        Of each text its `answer_part` is looked at. Raises RuntimeError if workers can't be started.
+        """
+        pairs = [(answer_part(reference), answer_part(answer)) for reference, answer in pairs]
+        scores: list[float | None] = [None] * len(pairs)
+        waiting = deque(range(len(pairs)))
+        before = self.stopped
+        try:
+            with selectors.DefaultSelector() as selector:
+                busy = self._fill(selector, min(self.size, len(pairs)))
+                while waiting or any(worker.task is not None for worker in busy):
+                    for worker in busy:
+                        if worker.ready and worker.task is None and waiting:
+                            worker.ask(waiting[0], *pairs[waiting.popleft()], self.seconds)
+                    self._wait(selector, busy, scores)
+        except BaseException:  # a reply to a question that nobody waits for would be taken for the next one's
+            self.close()
+            raise
+        if self.stopped > before:
+            self._tell(self.stopped - before, len(pairs))
+        return scores
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def _fill(self, selector: selectors.BaseSelector, count: int) -> list[_Worker]:
+        for worker in self._workers:
+            if not worker.alive or worker.process.poll() is not None:
+                worker.kill()
+        self._workers = [worker for worker in self._workers if worker.alive]
+        self._workers += [_Worker() for _ in range(count - len(self._workers))]
+        for worker in self._workers:
+            selector.register(worker.out, selectors.EVENT_READ, worker)
+        return self._workers
+
+    def _wait(
+        self, selector: selectors.BaseSelector, busy: list[_Worker], scores: list[float | None]
+    ) -> None:
+        """Take replies until one is there or a worker is late; a worker that is late or gone is replaced."""
+        deadlines = [worker.deadline for worker in busy if worker.deadline]
+        found = selector.select(max(0.0, min(deadlines) - time.monotonic()) if deadlines else 0.0)
+        for key, _ in found:
+            worker = key.data
+            task = worker.task
+            for reply in worker.replies():
+                if "reference" in reply:
+                    worker.reference_read = reply["reference"]
+                elif "score" in reply and task is not None:
+                    scores[task] = reply["score"] if worker.reference_read else None
+        now = time.monotonic()
+        for place, worker in enumerate(busy):
+            if not worker.alive or (worker.deadline and now > worker.deadline):
+                if not worker.ready:
+                    raise RuntimeError(
+                        f"a process of math-verify ended, or took {START_SECONDS:.0f} s, at its start"
+                    )
+                if worker.task is not None:
+                    scores[worker.task] = 0.0 if worker.reference_read else None
+                    self.stopped += 1
+                selector.unregister(worker.out)
+                worker.kill()
+                busy[place] = _Worker()
+                selector.register(busy[place].out, selectors.EVENT_READ, busy[place])
+
+    def _tell(self, stopped: int, of: int) -> None:
+        """Log at the first time, and again whenever there are twice as many."""
+        if (self.stopped - stopped).bit_length() < self.stopped.bit_length():
+            log.warning(
+                "note: accuracy gave up %d of %d answers, each after %g s or for its memory, and scored them 0 "
+                "(%d in this process so far)",
+                stopped,
+                of,
+                self.seconds,
+                self.stopped,
+            )
+
+
+class _Worker:
+    """One process of math_worker.py."""
+
+    def __init__(self) -> None:
+        # Isolated, and in a session of its own: neither this directory's modules nor the terminal's Ctrl-C reach it.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")), str(os.getpid())]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.input, self.out = self.process.stdin.fileno(), self.process.stdout.fileno()
+        self.buffer = b""
+        self.ready = self.reference_read = False
+        self.alive = True
+        self.task: int | None = None
+        self.deadline = time.monotonic() + START_SECONDS  # 0: nothing is expected of it
+
+    def ask(self, task: int, reference: str, answer: str, seconds: float) -> None:
+        """Send a question. It fits into the pipe, so this never waits."""
+        self.task, self.reference_read = task, False
+        # The worker's own alarm comes first; from here it's killed if that should fail.
+        self.deadline = time.monotonic() + seconds + 1.0
+        request = {"reference": reference, "answer": answer, "seconds": seconds}
+        try:
+            os.write(self.input, json.dumps(request).encode() + b"\n")
+        except BrokenPipeError:
+            self.alive = False
+
+    def replies(self) -> list[dict[str, Any]]:
+        """What has come. Raises RuntimeError if it can't start."""
+        read = os.read(self.out, 1 << 16)
+        if not read:
+            self.alive = False
+            return []
+        *whole, self.buffer = (self.buffer + read).split(b"\n")
+        found = [json.loads(line) for line in whole]
+        for reply in found:
+            if "error" in reply:
+                raise RuntimeError(
+                    f"math-verify cannot be imported: {reply['error']}; pip install grpokit[math]"
+                )
+            self.ready = True
+            if "reference" not in reply:
+                self.task, self.deadline = None, 0.0
+        return found
+
+    def kill(self) -> None:
+        """End it, whatever it's in."""
+        self.alive = False
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
