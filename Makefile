@@ -1,5 +1,7 @@
 # make demo   a model learns to sort digits, in about a minute after set-up
 # make test   everything that is claimed, proven
+# make test-vllm  the tests that need a vLLM server, which they install
+# make bench  the claims about speed, measured
 # make docs   the site of the docs, under site/
 # They make the virtual environment .venv first; the second time that takes a moment.
 
@@ -8,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types format docs clean setup
+.PHONY: demo test test-vllm bench lint types format docs clean setup
 
 demo: setup
 	rm -rf runs/demo runs/demo-task
@@ -17,6 +19,22 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TEST_FLAGS)
+
+# Through a real vLLM server, in an environment of its own (3.5 GB).
+test-vllm: setup
+	$(PYTHON) .ci/vllm_environment.py .venv-vllm
+	GRPOKIT_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/test_vllm.py $(TEST_FLAGS)
+
+# Every claim about speed, in a short form; benchmarks/RESULTS.md has the long one.
+bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]" -c constraints.txt
+	$(BIN)/python benchmarks/head.py --rounds 3
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/step.py --rounds 3
+	$(BIN)/python benchmarks/prefix.py --repeats 3
+	$(BIN)/python benchmarks/decode.py --runs 3
+	$(BIN)/python benchmarks/dead_rows.py --rounds 3
+	$(BIN)/python benchmarks/scaling.py --rounds 3
 
 lint: setup
 	$(BIN)/ruff check .
@@ -48,4 +66,4 @@ docs: setup
 	@echo "site/index.html"
 
 clean:
-	rm -rf $(VENV) runs site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm runs site build dist .pytest_cache .ruff_cache .hypothesis

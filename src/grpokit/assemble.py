@@ -25,6 +25,7 @@ from .parallel import ALONE, World
 from .prompts import Prompts
 from .rewards import Reward, load_rewards, score
 from .rewards import recognised as recognised_rewards
+from .rollouts import Sampler
 from .rollouts.transformers import TransformersSampler
 from .rows import read_rows, recognised
 from .run import Run
@@ -136,6 +137,26 @@ def make_sampler(
     )
 
 
+def samplers(
+    config: TrainConfig, policy: Policy, tokenizer: Any, stop: Callable[[], bool], world: World
+) -> Callable[[int], Sampler]:
+    """Seed → a sampler of the run's engine. Raises ValueError where --sampler vllm finds no server."""
+    if config.sampler == "transformers":
+        return lambda seed: make_sampler(config, policy, tokenizer, seed, stop)
+    from .rollouts.vllm import VLLMSampler, Weights
+    from .rollouts.vllm_server import Server
+
+    engine = Server(config.vllm_url, config.vllm_timeout)
+    weights = Weights(engine, policy, tokenizer, Path(config.output_dir) / "vllm", config.vllm_max_gap, world)
+    return lambda seed: VLLMSampler(
+        weights,
+        seed=seed,
+        max_completion_length=config.max_completion_length,
+        min_completion_length=config.min_completion_length,
+        stop=stop,
+    )
+
+
 def rewards_of(config: ModelConfig, columns: Collection[str]) -> tuple[Reward, ...]:
     """The reward functions of a configuration, checked against the dataset's columns."""
     return load_rewards(
@@ -178,6 +199,7 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         held_out = load_prompts(config, config.eval_dataset, "--eval_dataset", tokenizer, context_of(policy))
         rewards_of(config, held_out.columns)  # an error now, rather than at the first evaluation
         eval_prompts = held_out.in_order(config.eval_samples)
+    sampler_of = samplers(config, policy, tokenizer, stop.__bool__, world)
     optimizer = make_optimizer(policy, config)
     state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world) if checkpoint else TrainState()
     if world.is_main:
@@ -195,8 +217,8 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         prompts=prompts,
         eval_prompts=eval_prompts,
         rewards=rewards,
-        sampler=make_sampler(config, policy, tokenizer, config.seed, stop.__bool__),
-        eval_sampler=make_sampler(config, policy, tokenizer, config.seed + EVAL_SEED, stop.__bool__),
+        sampler=sampler_of(config.seed),
+        eval_sampler=sampler_of(config.seed + EVAL_SEED),
         optimizer=optimizer,
         state=replace(state, unfinished=None),
         output=output,

@@ -79,6 +79,14 @@ def check_train_config(config: TrainConfig) -> None:
         config.updates_per_step,
         f"must divide --prompts_per_step {config.prompts_per_step}, so that groups stay whole",
     )
+    for flag in ("vllm_timeout", "vllm_max_gap"):
+        _require(getattr(config, flag) > 0, flag, getattr(config, flag), "must be above 0")
+    _require(
+        config.vllm_url.startswith(("http://", "https://")),
+        "vllm_url",
+        config.vllm_url,
+        "must begin with http:// or https://",
+    )
     _require(config.ddp_timeout > 0, "ddp_timeout", config.ddp_timeout, "must be above 0 (seconds)")
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     _require(

@@ -164,6 +164,16 @@ class TrainConfig(ModelConfig):
     scale_rewards: Literal["group", "batch", "none"] | None = None
     """What `group` advantages are divided by (default: the loss's own; none for dr_grpo, else group)."""
 
+    # the engine that samples
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    """What samples: the policy itself (transformers), or vLLM, which is given its weights after each step."""
+    vllm_url: str = "http://127.0.0.1:8000"
+    """--sampler vllm: the running server."""
+    vllm_timeout: float = 300.0
+    """--sampler vllm: seconds that a request may take, tries included (a server may be started anew meanwhile)."""
+    vllm_max_gap: float = 0.05
+    """--sampler vllm: largest mean difference of log-probs to the trainer's after a sync; beyond it the run stops."""
+
     # the batch
     prompts_per_step: int = 8
     """Prompts sampled in a step."""

@@ -71,7 +71,7 @@ class Run:
     def notes(self) -> list[str]:
         """What of the loss's configuration would silently not act."""
         updates = self.config.num_iterations * self.config.updates_per_step
-        return notes(self.loss, updates, sampler_is_trainer=True)
+        return notes(self.loss, updates, sampler_is_trainer=self.config.sampler == "transformers")
 
     @property
     def how(self) -> Learning:

@@ -19,19 +19,21 @@ BEGUN = {
     "evaluations.jsonl",
     "batches",
     "nonfinite",
+    "vllm",
 }
 
 # Options that a resumed run may have otherwise than its checkpoint. These change no number of the run:
 FREE = frozenset(
     "config output_dir resume_from_checkpoint skip_bad_rows rollout_batch_size decode share_prefill num_threads "
-    "micro_batch_tokens packing gradient_checkpointing attn_implementation shard_size ddp_timeout logging_steps "
+    "micro_batch_tokens packing gradient_checkpointing attn_implementation shard_size ddp_timeout vllm_url vllm_timeout "
+    "vllm_max_gap logging_steps "
     "log_completions record_batches save_steps save_total_limit save_dtype eval_dataset eval_steps eval_samples "
     "eval_generations eval_split max_skipped_steps reward_timeout".split()
 )
 # These change how it goes on from there, but not what is behind it; the run says so:
 STEERING = frozenset(
     "max_steps reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
-    "max_grad_norm temperature max_completion_length min_completion_length reward_funcs answer_column format_pattern "
+    "max_grad_norm temperature sampler max_completion_length min_completion_length reward_funcs answer_column format_pattern "
     "soft_cache_length repetition_n_grams repetition_max_penalty "
     "loss_type surrogate reduction ratio_level importance_sampling_level loss_kwargs beta ref_model epsilon "
     "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "

@@ -1,0 +1,273 @@
+"""Sampling through a real vLLM server on a CPU, in an environment of its own: `make test-vllm` makes it and runs this."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from launch import ENVIRONMENT, HERE
+
+from grpokit.assemble import start
+from grpokit.cli import main
+from grpokit.config import TrainConfig
+from grpokit.rollouts.vllm_server import Server
+from grpokit.step import Learning, score
+from grpokit.types import Row
+
+PYTHON = os.environ.get("GRPOKIT_VLLM_PYTHON", "")
+pytestmark = pytest.mark.xdist_group("vllm")
+needs_vllm = pytest.mark.skipif(
+    not PYTHON, reason="NOT TESTED: vLLM (`make test-vllm` has an environment for it)"
+)
+
+
+class RunningServer:
+    """A vLLM server on this machine, that can be killed and started again."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.model, self.log = model, log
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        flags = "--logprobs-mode processed_logprobs --dtype float32 --max-model-len 256 --enforce-eager"
+        command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+        }
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(self.port), *flags.split()],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                with urllib.request.urlopen(self.url + "/health", timeout=5):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+                time.sleep(0.5)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """A chat model with a BPE tokenizer, untied (model) and tied (tied), and 200 rows of GSM8K's columns."""
+    directory = tmp_path_factory.mktemp("chat")
+    script = [sys.executable, str(HERE.parent / "examples" / "make_tiny_chat_model.py"), "--steps", "60"]
+    done = subprocess.run(
+        [*script, "--output_dir", str(directory)], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (directory / "model").rename(directory / "tied")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(directory / "tied")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(directory / "model")
+    AutoTokenizer.from_pretrained(directory / "tied").save_pretrained(directory / "model")
+    lines = (directory / "train.jsonl").read_text().splitlines(keepends=True)
+    (directory / "train.jsonl").write_text("".join(lines[:200]))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(task):
+    running = RunningServer(task / "model", task / "server.log")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.kill()
+
+
+def config_for(task: Path, output: Path, url: str, **changes) -> TrainConfig:
+    settings = {
+        "model": str(task / "model"),
+        "dataset": str(task / "train.jsonl"),
+        "reward_funcs": ("accuracy",),
+        "output_dir": str(output),
+        "sampler": "vllm",
+        "vllm_url": url,
+        "prompts_per_step": 4,
+        "num_generations": 4,
+        "max_completion_length": 24,
+        "temperature": 0.7,
+        "learning_rate": 1e-3,
+        "correction_mode": "truncate",
+        "max_steps": 10,
+        "num_threads": 1,
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def train(config: TrainConfig, *, slowly: bool = False) -> subprocess.Popen:
+    """The real command. `slowly`: with a reward that takes a moment, so that there is something to disturb."""
+    reward = (f"{HERE / 'reward_functions.py'}:slow_digits_in_order",) if slowly else config.reward_funcs
+    from dataclasses import replace
+
+    from grpokit.overlay import to_yaml
+
+    file = Path(config.output_dir + ".yaml")
+    file.write_text(to_yaml(replace(config, reward_funcs=reward)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "grpokit", "train", "--config", str(file)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(task, server, tmp_path):
+    run = start(config_for(task, tmp_path / "run", server.url))
+    prompts = run.prompts.take(0, 4)
+    groups = run.sampler.sample(prompts, 4)
+    (alone,) = run.sampler.sample(prompts[2:3], 4)
+    for a, b in zip(groups[2].rollouts, alone.rollouts, strict=True):
+        assert a.completion_ids.tolist() == b.completion_ids.tolist()
+    assert len({tuple(r.completion_ids.tolist()) for g in groups for r in g.rollouts}) > 4
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+    rows = [
+        Row(i, 0, g.prompt.ids, r.completion_ids, r.trainable, 0.0, 0.0, len(r.completion_ids), r.logps)
+        for i, (g, r) in enumerate(rollouts)
+    ]
+    ours = score(run.policy, rows, Learning())
+    for row in rows:
+        torch.testing.assert_close(ours[row.index], row.sampler_logps, rtol=0, atol=1e-4)
+    stopped = [r for _, r in rollouts if r.finish_reason == "stop"]
+    assert stopped
+    for rollout in stopped:
+        assert int(rollout.completion_ids[-1]) in run.sampler.weights.eos_ids
+        assert "<|" not in rollout.text
+    run.close()
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_ten_steps_with_the_accuracy_reward(task, server, tmp_path):
+    process = train(config_for(task, tmp_path / "run", server.url))
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    rows = metrics_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    for row in rows:
+        assert row["sampler/logp_diff_max"] < 1e-3  # the weights arrive, and processed log-probs come back
+        assert row["sampler/ess"] == pytest.approx(1, abs=1e-3)
+        assert all(math.isfinite(value) for value in row.values())
+    assert any(row["grad_norm"] > 0 for row in rows)
+    assert "entropy" not in rows[0]  # vLLM doesn't say it, and nothing is made up
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_started_anew_gets_the_weights_again(task, server, tmp_path):
+    run = tmp_path / "run"
+    process = train(config_for(task, run, server.url), slowly=True)
+    deadline = time.monotonic() + 300
+    while not ((run / "metrics.jsonl").exists() and len(metrics_of(run)) >= 3):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    server.kill()
+    server.start()
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    rows = metrics_of(run)
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert max(row["sampler/logp_diff_max"] for row in rows) < 1e-3  # not those of its launch directory
+    server.wait()
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_tied_head_that_stays_behind_is_found_out(task, tmp_path, capsys):
+    """vLLM's CPU build keeps a packed copy of a tied head, which reloading does not reach."""
+    running = RunningServer(task / "tied", tmp_path / "server.log")
+    try:
+        running.wait()
+        config = config_for(
+            task, tmp_path / "run", running.url, model=str(task / "tied"), learning_rate=1e-2, max_steps=5
+        )
+        process = train(config, slowly=True)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 2, said
+        assert "--vllm_max_gap 0.05: after loading the weights of optimizer step" in said
+        assert "tied embeddings" in said
+    finally:
+        running.kill()
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """A server in trouble: every answer is status 500."""
+
+    def do_GET(self) -> None:
+        self.send_response(500)
+        self.end_headers()
+        self.wfile.write(b"out of memory")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_answers_500_is_an_error_within_a_moment():
+    server = http.server.HTTPServer(("127.0.0.1", 0), Broken)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        with pytest.raises(ValueError, match=rf"--vllm_url {url}: no vLLM server answers there \(status 500"):
+            Server(url, timeout=3)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_no_server_at_all(tmp_path, capsys):
+    from tiny import tiny_config
+
+    from grpokit.overlay import to_yaml
+
+    config = tiny_config(tmp_path, sampler="vllm", vllm_url="http://127.0.0.1:9")
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "--vllm_url http://127.0.0.1:9: no vLLM server answers there (ConnectError" in said
+    assert "VLLM_SERVER_DEV_MODE=1 vllm serve" in said
