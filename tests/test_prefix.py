@@ -16,10 +16,8 @@ from grpokit.architecture import backbone
 from grpokit.assemble import start
 from grpokit.batching import collate, micro_batches, plan_step
 from grpokit.cutting import cut_rows
-from grpokit.forms import sharing
 from grpokit.metrics import values
 from grpokit.model import load_policy
-from grpokit.overlay import to_yaml
 from grpokit.step import Learning, Progress, learn, score
 from grpokit.types import Prompt, Rollout, RolloutGroup
 

@@ -52,8 +52,10 @@ def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
 
     cache = DynamicCache(config=model.config)
     prompts = forward(input_ids=micro.prefix.input_ids, past_key_values=cache, use_cache=True)
-    for layer in cache.layers:  # a prompt's keys and values for each of its completions
-        layer.keys, layer.values = (x.index_select(0, micro.prefix.of) for x in (layer.keys, layer.values))
+    held: list[Any] = cache.layers
+    for layer in held:  # a prompt's keys and values for each of its completions
+        layer.keys = layer.keys.index_select(0, micro.prefix.of)
+        layer.values = layer.values.index_select(0, micro.prefix.of)
     completions = forward(
         input_ids=micro.input_ids,
         attention_mask=micro.prefix.mask,
