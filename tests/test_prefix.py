@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from grpokit.advantages import with_advantages
 from grpokit.architecture import backbone
 from grpokit.assemble import start
 from grpokit.batching import collate, micro_batches, plan_step
+from grpokit.checks import check_train_config
 from grpokit.cutting import cut_rows
 from grpokit.metrics import values
 from grpokit.model import load_policy
-from grpokit.step import Learning, Progress, learn, score
-from grpokit.types import Prompt, Rollout, RolloutGroup
+from grpokit.replay import read_offender, run_again, write_offender
+from grpokit.step import Learning, NonFiniteError, Progress, learn, optimize, score
+from grpokit.types import Prompt, Rollout, RolloutGroup, StepBatch
 
 CPU = torch.device("cpu")
 PROMPTS = (9, 3, 6, 3)  # tokens of each prompt: two are alike
@@ -146,17 +149,22 @@ def test_bfloat16_within_its_rounding(directory):
     assert apart["always"] < 1.5 * apart["never"] + 0.01
 
 
-def tokens_through(policy, micros):
-    """Tokens that the layers see, counted at their door."""
+@contextmanager
+def door(policy):
+    """Tokens of each pass through the layers, counted at their door."""
     seen = []
     handle = (
         backbone(policy.model)
         .layers[0]
-        .register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[0] * inputs[0].shape[1]))
+        .register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., 0].numel()))
     )
-    for micro in micros:
-        policy(micro)
+    yield seen
     handle.remove()
+
+
+def tokens_through(policy, micro):
+    with door(policy) as seen:
+        policy(micro)
     return seen
 
 
@@ -164,9 +172,9 @@ def test_prompts_go_through_the_layers_once(directory):
     policy, rows = load(directory), rows_of()
     (micro,) = micro_batches(rows, 10_000, share="always")
     assert micro.form == "shared"
-    assert tokens_through(policy, [micro]) == [4 * 9, 20 * 12]
+    assert tokens_through(policy, micro) == [4 * 9, 20 * 12]
     (padded,) = micro_batches(rows, 10_000)
-    assert tokens_through(policy, [padded]) == [20 * 21]  # what it is without
+    assert tokens_through(policy, padded) == [20 * 21]  # what it is without
 
 
 def test_a_run_shares_where_it_pays(directory, tmp_path):
@@ -209,6 +217,7 @@ def test_sharing_is_chosen_by_cost():
     assert form(8, 64, 1, 8, packed=True) == "packed"
     assert form(192, 64, 4, 8, packed=True) == "shared"
     assert form(192, 64, 8, 1) == "padded"  # nothing to share
+    assert form(192, 64, 4, 8, ranks=32) == "padded"  # a rank has one row of each group
 
 
 @pytest.mark.parametrize("budget", [1, 30, 60, 150, 10_000])
@@ -241,7 +250,7 @@ def test_ranks_get_whole_groups_where_that_is_fair():
 def test_an_empty_micro_batch_goes_both_ways_and_adds_nothing(directory):
     policy = load(directory)
     empty = collate([], "shared", CPU)
-    assert tokens_through(policy, [empty]) == [1, 1]
+    assert tokens_through(policy, empty) == [1, 1]
     for form in ("padded", "packed", "shared"):
         policy.zero_grad()
         _, output = policy(collate([], form, CPU), build("dapo"))
@@ -287,3 +296,63 @@ def test_a_model_that_cannot_share_says_why_once(name, tmp_path):
         ValueError, match=f"--share_prompts always: cannot be for .*{reason}.*use auto or never"
     ):
         start(tiny_config(tmp_path, share_prompts="always", output_dir=str(tmp_path / "b"), **settings))
+
+
+def test_recomputed_activations_do_not_share(tmp_path):
+    run = start(tiny_config(tmp_path, gradient_checkpointing=True, beta=0.1))
+    run.close()
+    assert run.how.share == "never"
+    assert [n for n in run.notes if "--gradient_checkpointing, layers are computed again" in n]
+    quiet = {"gradient_checkpointing": True, "share_prompts": "never", "output_dir": str(tmp_path / "b")}
+    run = start(tiny_config(tmp_path, **quiet))
+    run.close()
+    assert run.notes == []
+
+
+@pytest.mark.parametrize("flags", [{"gradient_checkpointing": True}, {"packing": "packed"}])
+def test_always_with_what_it_does_not_go_with(tmp_path, flags):
+    (flag,) = flags
+    with pytest.raises(ValueError, match=f"--share_prompts always: .*--{flag}.*; use auto"):
+        check_train_config(tiny_config(tmp_path, share_prompts="always", **flags))
+
+
+def test_a_reference_that_cannot_share_is_one_too(tmp_path):
+    kind, sizes, reason = REFUSED["gemma2"]
+    save(tmp_path / "reference", kind, sizes)
+    run = start(tiny_config(tmp_path, beta=0.1, ref_model=str(tmp_path / "reference")))
+    run.close()
+    assert any(re.search(f"Gemma2ForCausalLM: .*{reason.split(',')[0]}", note) for note in run.notes)
+
+
+def test_the_probe_finds_another_result(directory, monkeypatch):
+    """A cache that is wrong in a way that nothing else would notice: keys of one prompt for all."""
+    from transformers.cache_utils import DynamicLayer
+
+    real = DynamicLayer.update
+
+    def wrong(layer, keys, values, *args, **kwargs):
+        return real(layer, keys * (1 + 0.1 * (layer.get_seq_length() > 0)), values, *args, **kwargs)
+
+    monkeypatch.setattr(DynamicLayer, "update", wrong)
+    assert "its log-probs are others with a cache" in load(directory).shares_not
+
+
+def test_a_micro_batch_is_replayed_in_the_form_it_had(tmp_path, directory):
+    rows, loss = rows_of(), build("dapo")
+    dumped = []
+
+    def dump(offender):
+        write_offender(tmp_path / "x.safetensors", offender, tiny_config(tmp_path), 0, 0)
+        dumped.append(read_offender(tmp_path / "x.safetensors"))
+        return tmp_path / "x.safetensors"
+
+    bad = tuple(dataclasses.replace(row, weight=float("nan")) for row in rows)
+    policy = load(directory)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    with pytest.raises(NonFiniteError, match=r"x\.safetensors"):
+        optimize(policy, StepBatch(bad, 1), loss, optimizer, Learning(share="always", dump=dump))
+    (again,) = dumped
+    assert again.form == "shared"
+    with door(policy) as seen:
+        assert run_again(policy, loss, again).first == "output of loss"
+    assert len(seen) == 2

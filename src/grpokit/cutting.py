@@ -5,7 +5,7 @@ Nothing here changes a result. Every rank computes the cut of all ranks, so none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -15,10 +15,14 @@ T = TypeVar("T")
 
 Sharing = Literal["never", "auto", "always"]
 
-# What a forward and its backward cost, in tokens, for choosing between forms; the figures are those of benchmarks/prefix.py.
+# What a forward and its backward cost, in tokens, for choosing between forms. Set by benchmarks/prefix.py, whose table is in
+# docs/en/scaling.md: a pass costs some 50 tokens of a model of 5 million parameters and 150 to 300 of one of 76 thousand.
 ATTENTION = 8192  # tokens of a row where attention, which skips the upper half of the square, equals the rest
 MASKED = 3  # of a pair of tokens under a mask, to one of that whole square
-PASS = 128  # of going through the layers once, whatever the number of tokens
+PASS = 192  # of going through the layers once, whatever the number of tokens
+WORTH = (
+    0.9  # what sharing must be estimated to cost of the other form, since the estimate errs by about as much
+)
 # What a budget counts for a prompt's token in each completion beside the first: its keys and values are kept for each of
 # them. They are about an eighth of all that is kept of a token for the backward.
 COPY = 8
@@ -75,13 +79,18 @@ def cut_rows(
     rows or for none, because each forward is a meeting of all ranks.
     """
     rows = list(rows)
-    cuts: list[Cut] = []
-    if share != "always":
-        parts = [_in_order(share, budget, packed) for share in deal(rows, ranks)]
-        cuts.append(Cut("packed" if packed else "padded", _evened(parts)))
-    if share != "never":
-        cuts += _shared(rows, budget, ranks)
-    return cuts[0] if len(cuts) == 1 else min(cuts, key=lambda cut: max(cut.loads))  # of equal ones the first
+    if share == "always":
+        return _shared(rows, budget, ranks)
+    parts = [_in_order(of_rank, budget, packed) for of_rank in deal(rows, ranks)]
+    whole = Cut("packed" if packed else "padded", _evened(parts))
+    if share == "never":
+        return whole
+    shared = _shared(rows, budget, ranks)
+    return shared if _busiest(shared) < WORTH * _busiest(whole) else whole
+
+
+def _busiest(cut: Cut) -> float:
+    return max(cut.loads)
 
 
 def _evened(cuts: list[list[list[Row]]]) -> list[list[list[Row]]]:
@@ -149,15 +158,15 @@ class Piece:
         return prompts + len(self.rows) * self.tokens * (1 + MASKED * reach / ATTENTION)
 
 
-def _shared(rows: Sequence[Row], budget: int, ranks: int) -> Iterator[Cut]:
-    """Ways to cut rows whose prompts are shared. Whole groups save the most; pieces of them, sorted by length, have less
-    padding and balance the ranks better.
+def _shared(rows: Sequence[Row], budget: int, ranks: int) -> Cut:
+    """Rows whose prompts are shared. Whole groups save the most; pieces of them, sorted by length, have less padding and
+    balance the ranks better: so they are halved as long as the busiest rank gains by it.
     """
     groups: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (len(row.completion_ids), row.index)):
         groups.setdefault(row.group, []).append(row)
-    largest, count = max((len(group) for group in groups.values()), default=1), 1
-    while count == 1 or count < 2 * largest:
+    largest, count, best = max((len(group) for group in groups.values()), default=1), 1, None
+    while count < 2 * largest:
         pieces = [
             Piece.of(part)
             for group in groups.values()
@@ -165,10 +174,18 @@ def _shared(rows: Sequence[Row], budget: int, ranks: int) -> Iterator[Cut]:
             for part in _within(piece, budget)
         ]
         dealt = _deal(sorted(pieces, key=lambda p: (-p.cost, p.rows[0].index)), ranks, lambda p: p.cost)
-        for order in (_by_prompt, _by_completion):
-            parts = [_side_by_side(sorted(share, key=order), budget) for share in dealt]
-            yield Cut("shared", _evened(parts))
-        count *= 2
+        found = min(
+            (_in_forwards(dealt, order, budget) for order in (_by_prompt, _by_completion)), key=_busiest
+        )
+        if best is not None and _busiest(found) >= _busiest(best):
+            break
+        best, count = found, 2 * count
+    assert best is not None
+    return best
+
+
+def _in_forwards(dealt: list[list[Piece]], order: Callable[[Piece], tuple[int, ...]], budget: int) -> Cut:
+    return Cut("shared", _evened([_side_by_side(sorted(share, key=order), budget) for share in dealt]))
 
 
 def _by_prompt(piece: Piece) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def sharing(
     if config.share_prompts == "never":
         return "never", None
     for of in (policy, reference):
-        reason = None if of is None else of.shares_not or obstacle(of.model, longest)
+        reason = None if of is None else obstacle(of.model, longest) or of.shares_not
         if of is not None and reason is not None:
             why = f"{type(of.model).__name__}: {reason}"
             if config.share_prompts == "always":
