@@ -26,7 +26,7 @@ from grpokit.types import Prompt, Rollout, RolloutGroup, StepBatch
 
 CPU = torch.device("cpu")
 PROMPTS = (9, 3, 6, 3)  # tokens of each prompt: two are alike
-COMPLETIONS = ((7, 1, 12, 4, 4), (1, 1, 1, 1, 1), (5, 6, 2, 9, 3), (2, 13, 8, 1, 5))
+COMPLETIONS = ((7, 1, 12, 4, 4), (1, 1, 1, 1, 1), (5, 6, 2, 9, 3), (2, 17, 8, 1, 5))
 FAMILIES = {
     "token": {"name": "dapo", "entropy_coef": 0.01},
     "kl": {"name": "grpo", "beta": 0.04},
@@ -113,7 +113,7 @@ ARCHITECTURES = {
     "qwen3": ("Qwen3Config", SIZES),
     "qwen2": ("Qwen2Config", SIZES),
     "llama, eager": ("LlamaConfig", SIZES | {"attn_implementation": "eager"}),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 22, "initializer_range": 0.3}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 21, "initializer_range": 0.3}),
     "gemma2, window never reached": ("Gemma2Config", SIZES | {"sliding_window": 30}),
 }  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_prompts_go_through_the_layers_once(directory):
     policy, rows = load(directory), rows_of()
     (micro,) = micro_batches(rows, 10_000, share="always")
     assert micro.form == "shared"
-    assert tokens_through(policy, micro) == [4 * 9, 20 * 12]
+    assert tokens_through(policy, micro) == [4 * 9, 20 * 16]
     (padded,) = micro_batches(rows, 10_000)
     assert tokens_through(policy, padded) == [20 * 21]  # what it is without
 
@@ -257,6 +257,24 @@ def test_an_empty_micro_batch_goes_both_ways_and_adds_nothing(directory):
         output.loss.backward()
         assert float(output.loss.detach()) == 0
         assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_the_gradient_goes_back_both_ways_whatever_is_asked_for(directory, count):
+    """Ranks reduce gradients once for each pass, so none may leave one out: not even for completions of one token."""
+    policy, backward = load(directory), []
+    rows = [row for row in rows_of() if row.group == 1 and row.num_tokens == 4][:count]
+    handle = (
+        backbone(policy.model)
+        .layers[0]
+        .register_forward_hook(
+            lambda *args: args[-1].register_hook(lambda gradient: backward.append(gradient.shape)) and None
+        )
+    )
+    policy(collate(rows, "shared", CPU), build("dapo"))[1].loss.backward()
+    handle.remove()
+    assert len(rows) == count
+    assert len(backward) == 2
 
 
 def test_rows_of_a_group_have_one_prompt():
