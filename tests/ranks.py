@@ -30,11 +30,15 @@ LOSSES: dict[str, dict] = {
     "fipo": {"top_entropy_quantile": 0.5},
 }
 CUTS = {
-    f"{packing}-{budget}": {"packing": packing, "micro_batch_tokens": budget}
-    for packing in ("padded", "packed")
-    for budget in (10_000, 60)
+    "padded-10000": {"share_prompts": "never"},
+    "padded-60": {"share_prompts": "never", "micro_batch_tokens": 60},
+    "packed-60": {"share_prompts": "never", "micro_batch_tokens": 60, "packing": "packed"},
+    "shared-60": {"share_prompts": "always", "micro_batch_tokens": 60},
 }
-SHARDS = {"hybrid": {"shard_size": 2}, "recomputed": {"gradient_checkpointing": True}}  # of four ranks
+SHARDS = {  # of four ranks
+    "hybrid": {"shard_size": 2, "share_prompts": "always"},
+    "recomputed": {"gradient_checkpointing": True},
+}
 
 
 def main(directory: Path, layout: str) -> None:

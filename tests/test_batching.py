@@ -43,9 +43,10 @@ def test_micro_batches_hold_each_token_once_within_the_budget(budget):
 def test_hidden_states_are_those_before_the_targets():
     rows = plan_update(GROUPS, make_loss("grpo")).rows
     for micro in micro_batches(rows, 20):
-        assert torch.equal(micro.input_ids[micro.at_row, micro.at_col + 1], micro.targets)
+        assert torch.equal(micro.input_ids.flatten()[micro.at + 1], micro.targets)
+        row, column = micro.at // micro.input_ids.shape[1], micro.at % micro.input_ids.shape[1]
         prompt = torch.tensor([len(row.prompt_ids) for row in micro.rows])
-        assert torch.equal(micro.at_col, prompt[micro.at_row] + micro.positions - 1)
+        assert torch.equal(column, prompt[row] + micro.positions - 1)
 
 
 def test_masked_tokens_are_context_but_no_target():

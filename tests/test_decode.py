@@ -8,11 +8,12 @@ import pytest
 import torch
 from tiny import make_model_dir
 
+from grpokit.architecture import obstacle
 from grpokit.model import load_policy, load_tokenizer
 from grpokit.noise import keyed_uniform
 from grpokit.rollouts import SamplingStopped
 from grpokit.rollouts import decode as decode_module
-from grpokit.rollouts.decode import RoomyLayer, obstacle
+from grpokit.rollouts.decode import RoomyLayer
 from grpokit.rollouts.picking import TokenPicker, inverse_cdf
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt

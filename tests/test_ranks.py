@@ -1,4 +1,4 @@
-"""One gradient at any scale: the same run on 1, 2 and 4 ranks, in any micro-batches, packed or padded, in float64."""
+"""One gradient at any scale: the same run on 1, 2 and 4 ranks, in any micro-batches of any form, in float64."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from .config import LOSS_OPTIONS, EvalConfig, ModelConfig, TrainConfig
 from .console import console, counting, figures_table, say, waiting
 from .dataset_files import HELD_OUT, TRAINING, open_dataset
 from .evaluate import evaluate
+from .forms import packs, sharing
 from .losses import Loss, loss_options, make_loss
 from .metrics import JsonLines
 from .model import Policy, default_device, load_policy, load_tokenizer
@@ -200,6 +201,7 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         rewards_of(config, held_out.columns)  # an error now, rather than at the first evaluation
         eval_prompts = held_out.in_order(config.eval_samples)
     sampler_of = samplers(config, policy, tokenizer, stop.__bool__, world)
+    share, shares_not = sharing(config, policy, reference, prompts.longest + config.max_completion_length)
     optimizer = make_optimizer(policy, config)
     state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world) if checkpoint else TrainState()
     if world.is_main:
@@ -228,6 +230,8 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         evaluations=world.from_main(evaluations_file.rows() if world.is_main else None),
         scale_rewards=config.scale_rewards or loss.scale_rewards,
         packed=packs(config, policy),
+        share=share,
+        shares_not=shares_not,
         first_step=state.step,
         world=world,
         stop=stop,
@@ -298,17 +302,6 @@ def load_models(config: TrainConfig, path: str, world: World) -> tuple[Policy, P
     reference = load(config.ref_model or config.model, False).requires_grad_(False)
     check_reference(policy, reference, config.ref_model or config.model)
     return policy, reference
-
-
-def packs(config: TrainConfig, policy: Policy) -> bool:
-    """Whether micro-batches are packed. Raises ValueError where they are asked to be and the model can't be."""
-    if config.packing == "packed" and not policy.packs:
-        raise ValueError(
-            f"--packing packed: {type(policy.model).__name__} does not keep packed rows apart with --attn_implementation "
-            f"{policy.model.config._attn_implementation}; use padded"
-        )
-    varlen = policy.model.config._attn_implementation.startswith(("flash", "flex"))
-    return policy.packs and (config.packing == "packed" or (config.packing == "auto" and varlen))
 
 
 def run_evaluation(config: EvalConfig) -> dict[str, float]:

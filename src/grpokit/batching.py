@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from .cutting import Sharing, cut_rows, deal
 from .losses import Counts, Loss, LossBatch, sequence_weights
-from .types import MicroBatch, RolloutGroup, Row, StepBatch, TokenScores
+from .types import Form, MicroBatch, Prefix, RolloutGroup, Row, StepBatch, TokenScores
 
 
 def plan_step(
@@ -68,34 +70,13 @@ def _advantages(group: RolloutGroup) -> Tensor:
     return group.advantages
 
 
-def work(row: Row) -> float:
-    """What a row's forward and backward cost, in tokens: attention's square equals the rest at some 8,000 of them."""
-    return row.num_tokens * (1 + row.num_tokens / 8192)
-
-
-def deal(rows: Iterable[Row], ranks: int) -> list[list[Row]]:
-    """Rows → a share for each rank, of about equal work: the dearest first, each to the rank with the least so far."""
-    shares: list[list[Row]] = [[] for _ in range(ranks)]
-    loads = [0.0] * ranks
-    for row in sorted(rows, key=lambda row: (-work(row), row.index)):
-        rank = loads.index(min(loads))
-        shares[rank].append(row)
-        loads[rank] += work(row)
-    return shares
-
-
-def imbalance(rows: Iterable[Row], ranks: int) -> float:
-    """The busiest rank's work over the mean: 1 where all have the same, so that none waits."""
-    loads = [sum(work(row) for row in share) for share in deal(rows, ranks)]
-    return max(loads) * ranks / sum(loads) if sum(loads) else 1.0
-
-
 def micro_batches(
     rows: Iterable[Row],
     budget: int,
     device: torch.device | str = "cpu",
     *,
     packed: bool = False,
+    share: Sharing = "never",
     rank: int = 0,
     ranks: int = 1,
 ) -> list[MicroBatch]:
@@ -104,47 +85,90 @@ def micro_batches(
     How the rows are cut changes no result: their weights are fixed. All ranks get the same number of micro-batches,
     because each forward is a meeting of all; one that has too few cuts the larger ones, or adds empty ones.
     """
-    cuts = [_cut(share, budget, packed) for share in deal(rows, ranks)]
-    mine, wanted = cuts[rank], max(len(parts) for parts in cuts)
-    while len(mine) < wanted:
-        largest = max(range(len(mine)), key=lambda i: len(mine[i]), default=None)
-        part = [] if largest is None or len(mine[largest]) < 2 else mine.pop(largest)
-        mine += [part[: len(part) // 2], part[len(part) // 2 :]] if part else [[]]
-    return [_collate(part, device, packed) for part in mine]
+    cut = cut_rows(rows, budget, packed=packed, share=share, ranks=ranks)
+    return [collate(part, cut.form, device) for part in cut.parts[rank]]
 
 
-def _cut(rows: Iterable[Row], budget: int, packed: bool) -> list[list[Row]]:
-    parts: list[list[Row]] = []
-    tokens = 0
-    for row in sorted(rows, key=lambda row: row.num_tokens):  # each new row is the longest of its micro-batch
-        tokens = tokens + row.num_tokens if packed else (len(parts[-1]) + 1 if parts else 1) * row.num_tokens
-        if not parts or tokens > budget:
-            parts.append([])
-            tokens = row.num_tokens
-        parts[-1].append(row)
-    return parts
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What goes into the layers, and where in what comes out each row's hidden states are."""
+
+    input_ids: Tensor
+    position_ids: Tensor | None
+    prefix: Prefix | None
+    firsts: list[int]  # flat place of what predicts the completion's first token
+    seconds: list[int]  # and its second; the others follow on that
 
 
-def _collate(rows: Sequence[Row], device: torch.device | str, packed: bool) -> MicroBatch:
-    """Right-padded or packed inputs, and the trainable tokens of all rows in flat lists [N]."""
-    # A forward of no rows has one token, which nothing looks at.
-    sizes = [row.num_tokens for row in rows] or [1]
-    starts = [sum(sizes[:b]) if packed else 0 for b in range(len(rows))]
-    input_ids = torch.zeros(
-        1 if packed else len(sizes), sum(sizes) if packed else max(sizes), dtype=torch.int64
-    )
-    position_ids = torch.cat([torch.arange(n) for n in sizes])[None].to(device) if packed else None
+def _padded(rows: Sequence[Row]) -> _Inputs:
+    input_ids = _pad([_sequence(row) for row in rows])
+    ends = [b * input_ids.shape[1] + len(row.prompt_ids) for b, row in enumerate(rows)]
+    return _Inputs(input_ids, None, None, [end - 1 for end in ends], ends)
+
+
+def _packed(rows: Sequence[Row]) -> _Inputs:
+    sequences = [_sequence(row) for row in rows] or [_NOTHING]
+    starts = [0, *itertools.accumulate(map(len, sequences))]
+    ends = [start + len(row.prompt_ids) for start, row in zip(starts, rows, strict=False)]
+    position_ids = torch.cat([torch.arange(len(ids)) for ids in sequences])[None]
+    return _Inputs(torch.cat(sequences)[None], position_ids, None, [end - 1 for end in ends], ends)
+
+
+def _shared(rows: Sequence[Row]) -> _Inputs:
+    """Prompts padded on the right, where no token of theirs looks; a mask hides the padding from the completions."""
+    place: dict[int, int] = {}  # of a group's prompt
+    prompts: list[tuple[int, ...]] = []
+    for row in rows:
+        if row.group not in place:
+            place[row.group] = len(prompts)
+            prompts.append(row.prompt_ids)
+        elif prompts[place[row.group]] != row.prompt_ids:
+            raise ValueError(f"rows of group {row.group} have different prompts: they cannot share one")
+    of = torch.tensor([place[row.group] for row in rows] or [0])
+    lengths = torch.tensor([len(ids) for ids in prompts] or [1])
+    prompt_ids = _pad([torch.tensor(ids) for ids in prompts])
+    input_ids = _pad([row.completion_ids[:-1] for row in rows])  # the last token predicts nothing
+    (_, width), (_, length) = prompt_ids.shape, input_ids.shape
+    # Padding stands on the row's last place: a model may have no positions beyond its context.
+    last = torch.tensor([len(row.completion_ids) - 1 for row in rows] or [0])
+    position_ids = lengths[of, None] + torch.minimum(torch.arange(length), last[:, None])
+    mask = None
+    if int(lengths.min()) < width:
+        mask = torch.ones(len(of), width + length, dtype=torch.int64)
+        mask[:, :width] = torch.arange(width) < lengths[of, None]
+    firsts = [place[row.group] * width + len(row.prompt_ids) - 1 for row in rows]
+    seconds = [prompt_ids.numel() + b * length for b in range(len(rows))]
+    return _Inputs(input_ids, position_ids, Prefix(prompt_ids, of, mask), firsts, seconds)
+
+
+_FORMS: dict[Form, Callable[[Sequence[Row]], _Inputs]] = {
+    "padded": _padded,
+    "packed": _packed,
+    "shared": _shared,
+}
+_NOTHING = torch.zeros(1, dtype=torch.int64)  # a forward of no rows has one token, which nothing looks at
+
+
+def _sequence(row: Row) -> Tensor:
+    return torch.cat([torch.tensor(row.prompt_ids, dtype=torch.int64), row.completion_ids])
+
+
+def _pad(sequences: Sequence[Tensor]) -> Tensor:
+    """Token lists → [B, L], padded on the right; of at least one token, whatever they have."""
+    return torch.nn.utils.rnn.pad_sequence([_NOTHING, *sequences], batch_first=True)[bool(sequences) :]
+
+
+def collate(rows: Sequence[Row], form: Form, device: torch.device | str) -> MicroBatch:
+    """One forward of these rows: its inputs, and the trainable tokens of all rows in flat lists [N]."""
+    inputs = _FORMS[form](rows)
     lengths = torch.tensor([row.length for row in rows], dtype=torch.int64)
     # Of no rows, too, there are tensors. Narrower types than what joins them: they change none.
     none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    columns, positions, targets = [none], [none], [none]
-    for b, row in enumerate(rows):
-        prompt = torch.tensor(row.prompt_ids, dtype=torch.int64)
-        place = slice(starts[b], starts[b] + row.num_tokens)
-        input_ids[0 if packed else b, place] = torch.cat([prompt, row.completion_ids])
+    at, positions, targets = [none], [none], [none]
+    for row, first, second in zip(rows, inputs.firsts, inputs.seconds, strict=True):
         position = torch.nonzero(row.trainable).flatten()
         positions.append(position)
-        columns.append(starts[b] + len(prompt) + position - 1)  # the hidden state before a token predicts it
+        at.append(torch.where(position == 0, first, second + position - 1))
         targets.append(row.completion_ids[position])
 
     def per_token(values: Sequence[float | int], dtype: torch.dtype) -> Tensor:
@@ -159,10 +183,10 @@ def _collate(rows: Sequence[Row], device: torch.device | str, packed: bool) -> M
         return torch.cat([nothing, *parts]).to(device)
 
     return MicroBatch(
-        input_ids=input_ids.to(device),
-        position_ids=position_ids,
-        at_row=per_token([0 if packed else b for b in range(len(rows))], torch.int64),
-        at_col=torch.cat(columns).to(device),
+        input_ids=inputs.input_ids.to(device),
+        position_ids=None if inputs.position_ids is None else inputs.position_ids.to(device),
+        prefix=None if inputs.prefix is None else inputs.prefix.to(device),
+        at=torch.cat(at).to(device),
         targets=torch.cat(targets).to(device),
         rows=tuple(rows),
         sequence_ids=per_token([row.index for row in rows], torch.int64),

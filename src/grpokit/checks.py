@@ -88,6 +88,7 @@ def check_train_config(config: TrainConfig) -> None:
         "must begin with http:// or https://",
     )
     _require(config.ddp_timeout > 0, "ddp_timeout", config.ddp_timeout, "must be above 0 (seconds)")
+    _check_sharing(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     _require(
         config.shard_size == 0 or ranks % config.shard_size == 0,
@@ -128,3 +129,19 @@ def check_train_config(config: TrainConfig) -> None:
             config.ref_model,
             "has no config.json",
         )
+
+
+def _check_sharing(config: TrainConfig) -> None:
+    always = config.share_prompts == "always"
+    _require(
+        not (always and config.packing == "packed"),
+        "share_prompts",
+        config.share_prompts,
+        "completions that share prompts are padded, so --packing packed would do nothing; use auto for one of them",
+    )
+    _require(
+        not (always and config.gradient_checkpointing),
+        "share_prompts",
+        config.share_prompts,
+        "does not go with --gradient_checkpointing, which computes layers again in the backward; use auto or never",
+    )

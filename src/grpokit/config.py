@@ -187,6 +187,8 @@ class TrainConfig(ModelConfig):
     """Most tokens in one forward, padding included. Memory only: changes no result."""
     packing: Literal["auto", "packed", "padded"] = "auto"
     """Rows one after the other, or padded to the longest. auto: packed where attention is varlen. Changes no result."""
+    share_prompts: Literal["auto", "never", "always"] = "auto"
+    """Compute a prompt once for all its completions in the forward of training. auto: where it pays. Changes no result."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward instead of keeping them: less memory, a third more time."""
     drop_dead_rows: bool = True

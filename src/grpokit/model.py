@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .batching import loss_batch, micro_batches
-from .logprobs import Head, family_loss, linear_logprob, linear_policy_loss
+from .architecture import backbone, head, hidden_states, layers, obstacle
+from .batching import collate, loss_batch
+from .logprobs import family_loss, linear_logprob, linear_policy_loss
 from .losses import Loss, Stats
 from .parallel import ALONE, World, shard, whole_weights
-from .types import LossOutput, MicroBatch, Row, TokenScores
+from .types import Form, LossOutput, MicroBatch, Row, TokenScores
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ class Policy(nn.Module):
         self.compute_dtype = dtype
         self.stored_dtype = stored_dtype  # of the directory it was loaded from
         self.version = 0  # optimizer steps behind the weights
-        self.packs = False  # rows may stand one after the other in a forward; found out at load
+        # Found out at load: rows may stand one after the other in a forward; why completions may not share a prompt.
+        self.packs = False
+        self.shares_not: str | None = "nothing has tried it"
 
     @property
     def device(self) -> torch.device:
@@ -79,20 +82,13 @@ class Policy(nn.Module):
     ) -> tuple[TokenScores, LossOutput | None]:
         """Log-probs (and entropies, if asked for) of the micro-batch's tokens, and its share of the loss where one is given.
 
-        Hidden states of other positions never reach the head. No attention mask: the padding is on the right,
-        where a causal model doesn't look; of packed rows, position ids that start again at 0 tell the model.
+        Hidden states of other positions never reach the head.
         """
-        packed = {} if micro.position_ids is None else {"position_ids": micro.position_ids}
         with_entropy = with_entropy or (loss is not None and loss.needs_entropies)
         with self.computing():
-            hidden = backbone(self.model)(
-                input_ids=micro.input_ids, use_cache=False, **packed
-            ).last_hidden_state
-            inputs = (
-                hidden[micro.at_row, micro.at_col],
-                head(self.model),
-                micro.targets,
-            )  # [N, H], the head, [N]
+            # index_select, whose gradient adds up in a fixed order where several tokens are predicted in one place
+            hidden = hidden_states(self.model, micro).index_select(0, micro.at)
+            inputs = hidden, head(self.model), micro.targets  # [N, H], the head, [N]
             how: dict[str, Any] = {
                 "temperature": self.temperature,
                 "with_entropy": with_entropy,
@@ -105,29 +101,6 @@ class Policy(nn.Module):
             coupling = "token" if stats is not None else loss.coupling
             out = linear_policy_loss(*inputs, family_loss(loss, batch, stats), coupling=coupling, **how)
         return TokenScores(out.logps, out.entropies), LossOutput(out.loss, out.metrics)
-
-
-def backbone(model: Any) -> nn.Module:
-    """The part of a Hugging Face causal model that ends in hidden states."""
-    return getattr(model, model.base_model_prefix)
-
-
-def head(model: Any) -> Head:
-    """The rest: the output projection, with the scale or softcap that the architecture's config names."""
-    projection, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return Head(
-        projection.weight,
-        getattr(projection, "bias", None),
-        float(scale),
-        getattr(config, "final_logit_softcapping", None),
-    )
-
-
-def layers(model: Any) -> list[nn.Module]:
-    """The blocks that the architecture says must stay whole: each is sharded, and gathered, by itself."""
-    names = set(model._no_split_modules or ())
-    return [module for module in backbone(model).modules() if type(module).__name__ in names]
 
 
 def load_policy(
@@ -178,8 +151,9 @@ def load_policy(
             # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
             # run would differ in the last bit.
             parameter.data = parameter.data.clone()
-    # FSDP2 wants a forward of the root before any of its parts': this is one, and _probe_head calls parts.
-    policy.packs = _probe_packing(policy)
+    policy.packs, policy.shares_not = _probe_forms(policy)
+    if gradient_checkpointing:  # each computation of a layer would append to the cache
+        policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
     if probe:
         _probe_head(policy, path)
     return policy
@@ -253,23 +227,37 @@ def remove_dropout(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _probe_packing(policy: Policy) -> bool:
-    """Whether rows that are packed in one forward don't see each other: their log-probs are as if alone."""
+def _probe_forms(policy: Policy) -> tuple[bool, str | None]:
+    """Whether rows may be packed, and why prompts may not be shared: log-probs must be those of rows that stand alone."""
     vocabulary = policy.model.config.get_text_config().vocab_size
-    rows = [_probe_row(index, length, vocabulary) for index, length in enumerate((5, 3, 4))]
-    padded, packed = (micro_batches(rows, 100, policy.device, packed=packed)[0] for packed in (False, True))
-    want = policy(padded)[0].logps
+    rows = [_probe_row(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
+    # FSDP2 wants a forward of the root before any of its parts': this is one, and _probe_head calls parts.
+    want = policy(collate(rows, "padded", policy.device))[0].logps
+
+    def gap(form: Form) -> float:
+        return float((want - policy(collate(rows, form, policy.device))[0].logps).abs().max())
+
     try:
-        got = policy(packed)[0].logps
+        packs = gap("packed") < _tolerance(policy)
     except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that start again
-        return False
-    return bool((want - got).abs().max() < _tolerance(policy))
+        packs = False
+    reason = obstacle(policy.model, max(row.num_tokens for row in rows))
+    if reason is None:
+        try:
+            apart = gap("shared")
+            if not apart < _tolerance(policy):
+                reason = f"its log-probs are others with a cache (by {apart:.2g})"
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = f"its forward with a cache fails: {_first_line(error)}"
+    return packs, reason
 
 
-def _probe_row(index: int, length: int, vocabulary: int) -> Row:
-    ids = (torch.arange(length) * 7 + 3 * index + 1) % vocabulary
-    ones, zeros = torch.ones(length - 1, dtype=torch.bool), torch.zeros(length - 1)
-    return Row(index, 0, (int(ids[0]),), ids[1:], ones, 0.0, 0.0, length - 1, zeros)
+def _probe_row(index: int, group: int, vocabulary: int) -> Row:
+    """A row of 5 to 8 tokens, whose prompt is its group's: 3 or 2 of them."""
+    prompt = tuple((5 * i + 2 * group + 1) % vocabulary for i in range(3 - group))
+    ids = (torch.arange(3 + index) * 7 + 3 * index + 1) % vocabulary
+    ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids))
+    return Row(index, group, prompt, ids, ones, 0.0, 0.0, len(ids), zeros)
 
 
 def _tolerance(policy: Policy) -> float:

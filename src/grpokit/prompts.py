@@ -175,6 +175,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._prompts)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.ids) for prompt in self._prompts)
+
     def at(self, position: int) -> Prompt:
         """The prompt at `position` ≥ 0 of the endless order; its epoch is `position // len(self)`."""
         epoch, place = divmod(position, len(self))

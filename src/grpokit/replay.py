@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .batching import micro_batches
+from .batching import collate
 from .checkpoint import checkpoints, load_parameters, read_record
 from .config import ReplayConfig, TrainConfig
 from .console import console, say
@@ -24,7 +24,7 @@ from .losses import Loss, Stats
 from .model import Policy, default_device, load_policy
 from .overlay import from_yaml, to_yaml
 from .step import Offender
-from .types import Row
+from .types import Form, Row
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,25 @@ class Dumped:
     rows: tuple[Row, ...]
     stats: Stats | None
     config: TrainConfig
-    packed: bool
+    form: Form
     what: str
     step: int  # steps done before it
     policy_version: int
 
 
 def write_offender(
-    file: Path, offender: Offender, config: TrainConfig, packed: bool, step: int, policy_version: int
+    file: Path, offender: Offender, config: TrainConfig, step: int, policy_version: int
 ) -> None:
     """Write a micro-batch with all that a replay needs but the weights."""
     tensors = prefixed("rows", rows_to_tensors(offender.rows))
     if offender.stats is not None:
         tensors |= prefixed("stats", stats_to_tensors(offender.stats))
-    about = {"what": offender.what, "step": step, "policy_version": policy_version, "packed": packed}
+    about = {
+        "what": offender.what,
+        "form": offender.form,
+        "step": step,
+        "policy_version": policy_version,
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, metadata={"about": json.dumps(about), "config": to_yaml(config)})
 
@@ -144,8 +149,7 @@ class Replayed:
 
 def run_again(policy: Policy, loss: Loss, dumped: Dumped) -> Replayed:
     """Forward and backward of the dumped micro-batch, watched."""
-    longest = sum(row.num_tokens for row in dumped.rows) * len(dumped.rows)
-    (micro,) = micro_batches(dumped.rows, longest, policy.device, packed=dumped.packed)
+    micro = collate(dumped.rows, dumped.form, policy.device)
     seen: list[tuple[str, float]] = []
     with watching(policy, seen):
         scores, output = policy(micro, loss, dumped.stats)

@@ -15,6 +15,7 @@ import torch
 from .checkpoint import TrainState, prune, save_checkpoint, save_model
 from .config import TrainConfig
 from .console import before_after, console, counting, say
+from .cutting import Sharing
 from .evaluate import evaluate
 from .flat import groups_from_tensors, groups_to_tensors
 from .losses import Loss
@@ -57,6 +58,8 @@ class Run:
     evaluations: list[dict[str, Any]]  # one for each evaluation, the first before any step
     scale_rewards: str
     packed: bool  # micro-batches without padding
+    share: Sharing  # prompts once for all their completions
+    shares_not: str | None  # why they are not, where that wasn't asked for
     first_step: int  # steps done when this process began
     world: World
     stop: StopRequest
@@ -69,9 +72,12 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        """What of the loss's configuration would silently not act."""
+        """What of the configuration would silently not act."""
         updates = self.config.num_iterations * self.config.updates_per_step
-        return notes(self.loss, updates, sampler_is_trainer=self.config.sampler == "transformers")
+        found = notes(self.loss, updates, sampler_is_trainer=self.config.sampler == "transformers")
+        if self.shares_not is not None:
+            found.append(f"each completion's forward computes its prompt again: {self.shares_not}")
+        return found
 
     @property
     def how(self) -> Learning:
@@ -84,6 +90,7 @@ class Run:
             c.drop_dead_rows,
             c.seed,
             packed=self.packed,
+            share=self.share,
             skips_left=c.max_skipped_steps - self.state.skipped,
             world=self.world,
             pause=self.pause,
@@ -189,7 +196,7 @@ class Run:
         done = 0 if self.unfinished is None else self.unfinished.done
         name = f"step-{self.state.step + 1}-update-{done + 1}-rank-{self.world.rank}-rows-{offender.rows[0].index}"
         file = self.output / "nonfinite" / f"{name}.safetensors"
-        write_offender(file, offender, self.config, self.packed, self.state.step, self.policy.version)
+        write_offender(file, offender, self.config, self.state.step, self.policy.version)
         return file
 
     def save(self) -> Path:

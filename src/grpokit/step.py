@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .batching import imbalance, loss_batch, micro_batches, split_rows, weigh
+from .batching import collate, loss_batch, split_rows, weigh
+from .cutting import Cut, Sharing, cut_rows
 from .losses import Loss, Stats, StepStats
 from .losses.correction import Correction, diagnostics
 from .losses.ratio import clamp_log_ratio
 from .model import Policy
 from .parallel import ALONE, World, full, reshard
-from .types import Metric, Metrics, MicroBatch, RolloutGroup, Row, StepBatch, TokenScores, join_metrics
+from .types import Form, Metric, Metrics, MicroBatch, RolloutGroup, Row, StepBatch, TokenScores, join_metrics
 
 
 class NonFiniteError(ValueError):
@@ -30,6 +31,7 @@ class Offender:
     rows: tuple[Row, ...]
     stats: Stats | None
     what: str  # "loss" or "gradient"
+    form: Form
 
 
 Dump = Callable[[Offender], Path]
@@ -45,6 +47,7 @@ class Learning:
     drop_dead_rows: bool = True
     seed: int = 0  # of selections by chance
     packed: bool = False  # micro-batches without padding
+    share: Sharing = "never"  # prompts once for all their completions
     skips_left: int = 0  # updates that may still be skipped because their numbers went wrong
     world: World = ALONE
     pause: Callable[[], None] | None = None  # between micro-batches, on all ranks; may raise to stop there
@@ -135,7 +138,8 @@ def optimize(
     policy.train()
     zero_gradients(policy)
     metrics: Metrics = {"loss": Metric.sum(torch.zeros(()))}
-    for micro in cut(rows, how, policy):
+    cut = cut_of(rows, how)
+    for micro in collated(cut, how, policy):
         scores, output = policy(micro, loss, stats)
         output.loss.backward()  # shares add up: no division by the number of micro-batches
         metrics = join_metrics(metrics, output.metrics)
@@ -151,8 +155,7 @@ def optimize(
     policy.version += 1
     kept = sum(row.length for row in rows)
     if how.world.size > 1:
-        waits = torch.tensor([imbalance(rows, how.world.size)])
-        metrics["time/imbalance"] = Metric.max(waits)
+        metrics["time/imbalance"] = Metric.max(torch.tensor([cut.imbalance]))
     return metrics | {
         # one loss for each update of the step
         "loss": Metric.mean(torch.tensor([value], dtype=torch.float64)),
@@ -161,15 +164,17 @@ def optimize(
     }, logps
 
 
-def cut(rows: Iterable[Row], how: Learning, policy: Policy) -> Iterable[MicroBatch]:
-    """This rank's micro-batches of `rows`, with a pause before each."""
-    rank, ranks = how.world.rank, how.world.size
-    for micro in micro_batches(
-        rows, how.micro_batch_tokens, policy.device, packed=how.packed, rank=rank, ranks=ranks
-    ):
+def cut_of(rows: Iterable[Row], how: Learning) -> Cut:
+    """How all ranks' micro-batches of `rows` are cut."""
+    return cut_rows(rows, how.micro_batch_tokens, packed=how.packed, share=how.share, ranks=how.world.size)
+
+
+def collated(cut: Cut, how: Learning, policy: Policy) -> Iterator[MicroBatch]:
+    """This rank's micro-batches, with a pause before each."""
+    for rows in cut.parts[how.world.rank]:
         if how.pause is not None:
             how.pause()
-        yield micro
+        yield collate(rows, cut.form, policy.device)
 
 
 def non_finite(
@@ -180,7 +185,7 @@ def non_finite(
     Each is run again alone: nothing had to be kept, or checked, while the numbers were right.
     """
     said: list[str] = []
-    for micro in cut(rows, how, policy):
+    for micro in collated(cut_of(rows, how), how, policy):
         zero_gradients(policy)
         _, output = policy(micro, loss, stats)
         output.loss.backward()
@@ -189,7 +194,8 @@ def non_finite(
         bad_gradient = not all(math.isfinite(norm) for norm in norms)  # the sum of all ranks' shares
         bad_anywhere = how.world.any(bad_share)
         if micro.rows and how.dump is not None and (bad_share or (bad_gradient and not bad_anywhere)):
-            said.append(_dumped(how.dump, Offender(micro.rows, stats, "loss" if bad_share else "gradient")))
+            whose = "loss" if bad_share else "gradient"
+            said.append(_dumped(how.dump, Offender(micro.rows, stats, whose, micro.form)))
         if bad_anywhere or bad_gradient:
             break
     zero_gradients(policy)
@@ -292,7 +298,7 @@ def scored(
     policy: Policy, rows: Iterable[Row], how: Learning, with_entropy: bool = False
 ) -> Iterator[tuple[MicroBatch, TokenScores]]:
     """This rank's micro-batches of `rows`, with what a forward without gradient says of them."""
-    for micro in cut(rows, how, policy):
+    for micro in collated(cut_of(rows, how), how, policy):
         yield micro, policy(micro, with_entropy=with_entropy)[0]
     reshard(policy)  # only a backward would have done it
 

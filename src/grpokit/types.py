@@ -16,6 +16,9 @@ from torch import Tensor
 Messages = list[dict[str, Any]]
 SAMPLED = ("prompts", "completions", "completion_ids")  # what rewards get beside the dataset's columns
 MetricKind = Literal["mean", "sum", "max", "min", "derived"]
+# How rows stand in a forward: each padded to the longest, one after the other, or as completions that go on from prompts
+# which are there once for all of them.
+Form = Literal["padded", "packed", "shared"]
 
 
 # --------------------------------------------------------------------------- prompts, rollouts, groups
@@ -100,15 +103,31 @@ class StepBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """Some rows of an update for one forward, right-padded or packed; N trainable tokens in flat lists beside them."""
+class Prefix:
+    """The prompts of a micro-batch, each once, where its rows are completions that go on from them."""
 
-    input_ids: (
-        Tensor  # [B, L]; a causal model never looks right, so the padding needs no mask. Packed: [1, L]
-    )
-    position_ids: Tensor | None  # [1, L] where rows are packed one after the other, from 0 in each; else None
-    at_row: Tensor  # [N] row of input_ids whose hidden state predicts the token
-    at_col: Tensor  # [N] position of that hidden state
+    input_ids: Tensor  # [P, Lp], padded on the right
+    of: Tensor  # [B] which of them each row goes on from
+    mask: Tensor | None  # [B, Lp + L] 0 where a prompt's padding is, else 1; None where all are of one length
+
+    def to(self, device: torch.device | str) -> Prefix:
+        """The same on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Prefix(self.input_ids.to(device), self.of.to(device), mask)
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Some rows of an update for one forward; N trainable tokens in flat lists beside them.
+
+    Rows are whole sequences, right-padded or packed, or, with a prefix, completions alone. A causal model never looks
+    right, so that no form needs a mask for the padding there.
+    """
+
+    input_ids: Tensor  # [B, L]; packed: [1, L]; with a prefix: of completions, without their last token
+    position_ids: Tensor | None  # like input_ids: packed, from 0 in each row; with a prefix; else None
+    prefix: Prefix | None
+    at: Tensor  # [N] place of the hidden state that predicts the token, among the prefix's and then the rows' [M, H]
     targets: Tensor  # [N] the tokens
     rows: tuple[Row, ...]  # its rows, in order
     sequence_ids: Tensor  # [N] index of the token's row within the update
@@ -120,6 +139,13 @@ class MicroBatch:
     sampler_logps: Tensor  # [N]
     old_logps: Tensor | None  # [N]
     ref_logps: Tensor | None  # [N]
+
+    @property
+    def form(self) -> Form:
+        """How its rows stand."""
+        if self.prefix is not None:
+            return "shared"
+        return "padded" if self.position_ids is None else "packed"
 
 
 # --------------------------------------------------------------------------- the loss and its metrics

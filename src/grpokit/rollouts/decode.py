@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationMixin
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from grpokit.model import backbone, head
+from grpokit.architecture import backbone, head
 
 from . import SamplingStopped
 from .attention import LIGHT
@@ -66,30 +65,6 @@ class RoomyLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         """Tokens that it holds."""
         return self.length
-
-
-def obstacle(model: Any, longest: int) -> str | None:
-    """Why sequences of up to `longest` tokens cannot go through `decode`; None if they can."""
-    takes = inspect.signature(backbone(model).forward).parameters
-    if model.config.is_encoder_decoder or not {"position_ids", "past_key_values"} <= takes.keys():
-        return "it takes no position ids beside a cache"
-    library_way = vars(GenerationMixin)["prepare_inputs_for_generation"]
-    if (
-        type(model).prepare_inputs_for_generation is not library_way
-        or not model._supports_default_dynamic_cache()
-    ):
-        return "it has a way of its own to prepare its inputs"
-    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
-        return "its layers share their caches"
-    layers = DynamicCache(config=model.config).layers
-    known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    if model._is_stateful or not known:
-        return "its cache holds more than the keys and values of each token"
-    windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
-    if windows and min(windows) < longest:
-        window = min(windows)
-        return f"its attention has a sliding window of {window} tokens, and sequences may be of {longest}"
-    return None
 
 
 class Completing:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
+from grpokit.architecture import obstacle
 from grpokit.model import Policy
 from grpokit.parallel import whole_weights
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
 from . import SamplingStopped
 from .attention import light
-from .decode import decode, obstacle
+from .decode import decode
 from .picking import KeyedSampling, TokenPicker
 
 log = logging.getLogger(__name__)
