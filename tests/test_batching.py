@@ -7,7 +7,8 @@ import torch
 from tiny import group_of
 
 from grpokit.advantages import with_advantages
-from grpokit.batching import deal, imbalance, loss_batch, micro_batches, plan_step, plan_update, split_rows
+from grpokit.batching import loss_batch, micro_batches, plan_step, plan_update, split_rows
+from grpokit.cutting import ATTENTION, PASS, cut_rows, deal
 from grpokit.losses import make_loss
 from grpokit.types import TokenScores
 
@@ -91,8 +92,13 @@ def test_all_ranks_have_as_many_micro_batches_and_together_each_row_once(ranks, 
 def test_imbalance_is_the_busiest_ranks_work_over_the_mean():
     rows = plan_update(GROUPS, make_loss("grpo")).rows  # 4, 7, 3, 5, 8 tokens with their prompts
     tokens = [[8, 4], [7, 5, 3]]
-    work = [sum(n * (1 + n / 8192) for n in share) for share in tokens]
-    assert imbalance(rows, 2) == pytest.approx(max(work) / (sum(work) / 2))
+    cost = [PASS + sum(n * (1 + n / ATTENTION) for n in share) for share in tokens]
+
+    def imbalance(rows, ranks):
+        return cut_rows(rows, 1000, packed=True, ranks=ranks).imbalance
+
+    assert imbalance(rows, 2) == pytest.approx(max(cost) / (sum(cost) / 2))
     assert imbalance(rows, 1) == 1
-    assert imbalance(rows[:1], 4) == 4  # one works, and three wait
     assert imbalance([], 4) == 1
+    one = PASS + 4 * (1 + 4 / ATTENTION)  # the others make a forward of nothing meanwhile
+    assert imbalance(rows[:1], 4) == pytest.approx(one / ((one + 3 * PASS) / 4))

@@ -187,11 +187,13 @@ def test_ten_steps_with_the_accuracy_reward(task, server, tmp_path):
     assert process.returncode == 0, said
     rows = metrics_of(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1, 11))
-    for row in rows:
+    live = [row for row in rows if "sampler/ess" in row]  # where some group's rewards differ
+    assert len(live) >= 3
+    for row in live:
         assert row["sampler/logp_diff_max"] < 1e-3  # the weights arrive, and processed log-probs come back
         assert row["sampler/ess"] == pytest.approx(1, abs=1e-3)
-        assert all(math.isfinite(value) for value in row.values())
-    assert any(row["grad_norm"] > 0 for row in rows)
+        assert row["grad_norm"] > 0
+    assert all(math.isfinite(value) for row in rows for value in row.values())
     assert "entropy" not in rows[0]  # vLLM doesn't say it, and nothing is made up
 
 

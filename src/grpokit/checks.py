@@ -52,6 +52,20 @@ def check_model_config(config: ModelConfig) -> None:
     _require(config.num_threads >= 0, "num_threads", config.num_threads, "must be 0 or more")
 
 
+RANGES = (
+    (
+        "prompts_per_step num_generations num_iterations updates_per_step micro_batch_tokens logging_steps max_steps "
+        "eval_samples eval_generations",
+        1,
+    ),
+    (
+        "save_steps eval_steps warmup_steps log_completions record_batches save_total_limit max_skipped_steps shard_size "
+        "beta weight_decay max_grad_norm learning_rate adam_epsilon",
+        0,
+    ),
+)
+
+
 def check_train_config(config: TrainConfig) -> None:
     """Raise ValueError naming the first flag that cannot work."""
     check_model_config(config)
@@ -59,36 +73,29 @@ def check_train_config(config: TrainConfig) -> None:
         found = Path(config.eval_dataset).exists() or is_hub_name(config.eval_dataset)
         _require(found, "eval_dataset", config.eval_dataset, "no such file or directory")
     _require(bool(config.output_dir), "output_dir", "(missing)", "is required")
-    for flag in ("prompts_per_step", "num_generations", "num_iterations", "updates_per_step"):
-        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
-    for flag in ("micro_batch_tokens", "logging_steps", "max_steps", "eval_samples", "eval_generations"):
-        _require(getattr(config, flag) >= 1, flag, getattr(config, flag), "must be at least 1")
-    for flag in ("save_steps", "eval_steps", "warmup_steps", "log_completions", "record_batches"):
-        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
-    for flag in ("save_total_limit", "max_skipped_steps", "shard_size"):
-        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
-    for flag in ("beta", "weight_decay", "max_grad_norm", "learning_rate", "adam_epsilon"):
-        _require(getattr(config, flag) >= 0, flag, getattr(config, flag), "must be 0 or more")
+    for flags, least in RANGES:
+        for flag in flags.split():
+            value = getattr(config, flag)
+            _require(value >= least, flag, value, "must be at least 1" if least else "must be 0 or more")
     for flag in ("adam_beta1", "adam_beta2"):
-        _require(
-            0 <= getattr(config, flag) < 1, flag, getattr(config, flag), "must be at least 0 and below 1"
-        )
+        value = getattr(config, flag)
+        _require(0 <= value < 1, flag, value, "must be at least 0 and below 1")
+    for flag in ("ddp_timeout", "vllm_timeout", "vllm_max_gap"):
+        _require(getattr(config, flag) > 0, flag, getattr(config, flag), "must be above 0")
+    _check_batch(config)
+    _check_loss(config)
+    _check_sharing(config)
+    url = config.vllm_url
+    _require(url.startswith(("http://", "https://")), "vllm_url", url, "must begin with http:// or https://")
+
+
+def _check_batch(config: TrainConfig) -> None:
     _require(
         config.prompts_per_step % config.updates_per_step == 0,
         "updates_per_step",
         config.updates_per_step,
         f"must divide --prompts_per_step {config.prompts_per_step}, so that groups stay whole",
     )
-    for flag in ("vllm_timeout", "vllm_max_gap"):
-        _require(getattr(config, flag) > 0, flag, getattr(config, flag), "must be above 0")
-    _require(
-        config.vllm_url.startswith(("http://", "https://")),
-        "vllm_url",
-        config.vllm_url,
-        "must begin with http:// or https://",
-    )
-    _require(config.ddp_timeout > 0, "ddp_timeout", config.ddp_timeout, "must be above 0 (seconds)")
-    _check_sharing(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     _require(
         config.shard_size == 0 or ranks % config.shard_size == 0,
@@ -96,6 +103,9 @@ def check_train_config(config: TrainConfig) -> None:
         config.shard_size,
         f"must divide the number of ranks, {ranks}",
     )
+
+
+def _check_loss(config: TrainConfig) -> None:
     two_names = config.ratio_level and config.importance_sampling_level
     _require(
         not two_names or config.ratio_level == config.importance_sampling_level,

@@ -20,9 +20,7 @@ Sharing = Literal["never", "auto", "always"]
 ATTENTION = 8192  # tokens of a row where attention, which skips the upper half of the square, equals the rest
 MASKED = 3  # of a pair of tokens under a mask, to one of that whole square
 PASS = 192  # of going through the layers once, whatever the number of tokens
-WORTH = (
-    0.9  # what sharing must be estimated to cost of the other form, since the estimate errs by about as much
-)
+WORTH = 0.9  # what sharing must be estimated to cost of the other form: the estimate errs by about as much
 # What a budget counts for a prompt's token in each completion beside the first: its keys and values are kept for each of
 # them. They are about an eighth of all that is kept of a token for the backward.
 COPY = 8
