@@ -61,7 +61,7 @@ class Turns:
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # what the trainers print is not for the parent
-        self.wait()
+        self.start = 0.0
 
     def wait(self) -> None:
         """For the parent's line; the end of its input ends this process."""
@@ -75,7 +75,7 @@ class Turns:
         self.wait()
 
 
-def train_ours(args: argparse.Namespace) -> None:
+def train_ours(args: argparse.Namespace, turns: Turns) -> None:
     """The run of `grpokit train`, which stops at the end of each step."""
     from grpokit.assemble import start
     from grpokit.config import TrainConfig
@@ -96,7 +96,8 @@ def train_ours(args: argparse.Namespace) -> None:
         num_threads=args.threads,
     )
     run = start(config)
-    record, turns = run.record, Turns()
+    record = run.record
+    turns.wait()
 
     def recorded(*given: Any) -> dict[str, float]:
         row = record(*given)
@@ -107,7 +108,7 @@ def train_ours(args: argparse.Namespace) -> None:
     train(run)
 
 
-def train_trl(args: argparse.Namespace) -> None:
+def train_trl(args: argparse.Namespace, turns: Turns) -> None:
     """TRL's trainer, which stops between two steps; its first batch and gradient go to a file."""
     from datasets import load_dataset
     from safetensors.torch import save_file
@@ -145,11 +146,8 @@ def train_trl(args: argparse.Namespace) -> None:
             return super().compute_loss(model, inputs, *rest, **named)
 
     class Alternate(TrainerCallback):
-        turns: Turns | None = None
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            if self.turns is None:
-                self.turns = Turns()
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            turns.wait()
 
         def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
             if "gradient" not in first:
@@ -157,8 +155,7 @@ def train_trl(args: argparse.Namespace) -> None:
                 save_file({k: v.contiguous() for k, v in first.items()}, args.folder / "first.safetensors")
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            assert self.turns is not None
-            self.turns.done()
+            turns.done()
 
     trainer = Watched(
         model=args.model,
@@ -301,7 +298,7 @@ def main() -> None:
     if args.turn:
         torch.set_num_threads(args.threads)
         args.prompt_tokens = args.prompt_tokens[0]
-        {"ours": train_ours, "trl": train_trl}[args.turn](args)
+        {"ours": train_ours, "trl": train_trl}[args.turn](args, Turns())
         return
     from common import environment, finish, table
     from decode import MEDIUM, make_model

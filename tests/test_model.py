@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -162,3 +163,27 @@ def test_a_small_model_gets_one_thread_unless_asked_otherwise(tmp_path, monkeypa
         assert torch.get_num_threads() == want
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="NOT TESTED: --compile on a CPU (there is no g++)")
+def test_compiled_layers_give_the_same_gradient_and_tokens(tmp_path):
+    from tiny import tiny_config
+
+    from grpokit.assemble import start
+    from grpokit.loop import train
+
+    ends = []
+    for compiled in (False, True):
+        config = tiny_config(
+            tmp_path, output_dir=str(tmp_path / str(compiled)), dtype="float32", compile=compiled, max_steps=2
+        )
+        run = start(config)
+        assert (run.share, run.shares_not is not None) == (("never", True) if compiled else ("auto", False))
+        train(run)
+        run.close()
+        ends.append(torch.cat([p.detach().flatten() for p in run.policy.parameters()]))
+        rows = [json.loads(line) for line in (tmp_path / str(compiled) / "completions.jsonl").open()]
+        ends.append([row["completions"] for row in rows])
+    torch.testing.assert_close(ends[2], ends[0], rtol=0, atol=1e-4)
+    assert ends[3] == ends[1]

@@ -19,7 +19,7 @@ from .evaluate import evaluate
 from .forms import packs, sharing
 from .losses import Loss, loss_options, make_loss
 from .metrics import JsonLines
-from .model import Policy, default_device, load_policy, load_tokenizer
+from .model import Policy, compile_layers, default_device, load_policy, load_tokenizer
 from .optimizer import make_optimizer
 from .overlay import to_yaml
 from .parallel import ALONE, World
@@ -285,7 +285,7 @@ def load_models(config: TrainConfig, path: str, world: World) -> tuple[Policy, P
     """The policy, and the reference where there is a KL penalty to it."""
 
     def load(path: str, gradient_checkpointing: bool) -> Policy:
-        return load_policy(
+        policy = load_policy(
             path,
             dtype=config.dtype,
             temperature=config.temperature,
@@ -295,6 +295,9 @@ def load_models(config: TrainConfig, path: str, world: World) -> tuple[Policy, P
             gradient_checkpointing=gradient_checkpointing,
             attn_implementation=config.attn_implementation,
         )
+        if config.compile:
+            compile_layers(policy)
+        return policy
 
     policy = load(path, config.gradient_checkpointing)
     if not config.beta:

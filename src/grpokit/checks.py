@@ -85,6 +85,12 @@ def check_train_config(config: TrainConfig) -> None:
     _check_batch(config)
     _check_loss(config)
     _check_sharing(config)
+    _require(
+        not (config.compile and config.dtype == "float64"),
+        "compile",
+        config.compile,
+        "is for speed, and --dtype float64 for proofs; leave one of them out",
+    )
     url = config.vllm_url
     _require(url.startswith(("http://", "https://")), "vllm_url", url, "must begin with http:// or https://")
 
@@ -143,6 +149,12 @@ def _check_loss(config: TrainConfig) -> None:
 
 def _check_sharing(config: TrainConfig) -> None:
     always = config.share_prompts == "always"
+    _require(
+        not (always and config.compile),
+        "share_prompts",
+        config.share_prompts,
+        "does not go with --compile, which would compile every layer anew for it; use auto or never",
+    )
     _require(
         not (always and config.packing == "packed"),
         "share_prompts",

@@ -191,6 +191,8 @@ class TrainConfig(ModelConfig):
     """Compute a prompt once for all its completions in the forward of training. auto: where it pays. Changes no result."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward instead of keeping them: less memory, a third more time."""
+    compile: bool = False
+    """torch.compile each layer for training and scoring: some seconds at the start, then faster. Not for float64."""
     drop_dead_rows: bool = True
     """Leave completions that cannot move the weights (advantage 0, no KL) out of the forward: same result."""
 

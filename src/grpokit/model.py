@@ -159,6 +159,17 @@ def load_policy(
     return policy
 
 
+def compile_layers(policy: Policy) -> None:
+    """torch.compile each layer, for rows of any number and length. Sampling leaves them as they are.
+
+    Each by itself: that is what FSDP2 gathers, and one compilation serves all of them.
+    """
+    for layer in layers(policy.model):
+        layer.compile(dynamic=True)
+    # The place of a layer's keys in the cache is a constant to the compiler: one compilation for each layer, twice.
+    policy.shares_not = "with --compile, going on from a cache would be compiled for every layer anew"
+
+
 def skeleton(path: str, flag: str, attn_implementation: str | None) -> Any:
     """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
 

@@ -70,7 +70,9 @@ class TransformersSampler:
         was_training = model.training
         model.eval()
         try:
-            with whole_weights(self.policy):  # gathered once, if they are sharded
+            # The weights are gathered once, if they are sharded. Layers that are compiled for training are not so here,
+            # where each new token would be a shape of its own.
+            with whole_weights(self.policy), torch.compiler.set_stance("force_eager"):
                 for start in range(0, len(jobs), self.batch_size):
                     if self.stop():
                         raise SamplingStopped(f"stopped after {start} of {len(jobs)} completions")
