@@ -17,9 +17,10 @@ import torch.distributed as dist
 from tiny import group_of
 
 from grpokit.advantages import with_advantages
-from grpokit.assemble import load_models, loss_of
+from grpokit.assemble import load_models
 from grpokit.batching import plan_step
 from grpokit.config import PlanConfig
+from grpokit.configured import loss_of
 from grpokit.optimizer import make_optimizer
 from grpokit.parallel import World, joined_world, whole_weights
 from grpokit.step import Learning, Progress, learn

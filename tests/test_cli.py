@@ -306,7 +306,7 @@ def test_every_recipe_is_a_valid_configuration(tmp_path, model):
             config, model=str(model), dataset=str(model / "config.json"), eval_dataset=""
         )
         check_train_config(here)
-        from grpokit.assemble import loss_of
+        from grpokit.configured import loss_of
 
         loss_of(here)
 
@@ -317,7 +317,13 @@ def test_eval(tmp_path, model, capsys):
     flags = f"--model {model} --dataset {tmp_path / 'eval.jsonl'} --reward_funcs exact_match --max_completion_length 6"
     assert main(["eval", *flags.split(), "--num_generations", "4", "--output_file", str(out)]) == 0
     figures = json.loads(out.read_text())
-    assert {"eval/pass@1_greedy", "eval/pass@1", "eval/pass@4", "eval/reward"} <= figures.keys()
+    assert {
+        "eval/pass@1_greedy",
+        "eval/pass@1",
+        "eval/pass@4",
+        "eval/reward",
+        "eval/pass@1_ci95",
+    } <= figures.keys()
     assert figures["eval/pass@4"] >= figures["eval/pass@1"]
     assert "greedy accuracy" in capsys.readouterr().out
     assert main(["eval", *flags.split(), "--num_generations", "4", "--pass_at_k", "8"]) == 2

@@ -208,3 +208,25 @@ def test_the_shipped_generation_config_is_saved_again(tmp_path):
 def test_bfloat16_compute_trains(tmp_path):
     output = run(tiny_config(tmp_path, max_steps=2, dtype="bfloat16"))
     assert all(torch.isfinite(t).all() for t in weights(output / "final").values())
+
+
+def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
+    """The weights of the step whose held-out reward was highest, whatever came after."""
+    import grpokit.run
+    from grpokit.assemble import start
+    from grpokit.loop import train
+
+    rewards, weights = iter([0.2, 0.3, 0.5, 0.4]), []
+
+    def figures(*_, **__):
+        weights.append(run.policy.model.get_input_embeddings().weight.detach().clone())
+        return {"eval/reward": next(rewards)}
+
+    monkeypatch.setattr(grpokit.run, "evaluate", figures)
+    data = str(tmp_path / "train.jsonl")
+    run = start(tiny_config(tmp_path, eval_dataset=data, eval_steps=1, eval_samples=2, max_steps=3))
+    train(run)
+    run.close()
+    kept = load_file(tmp_path / "run" / "best" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(kept, weights[2])
+    assert not torch.equal(kept, weights[3])

@@ -13,10 +13,11 @@ from family_data import assert_same, flat, make_step, run
 from tiny import group_of, tiny_config
 
 from grpokit.advantages import with_advantages
-from grpokit.assemble import loss_of, start
+from grpokit.assemble import start
 from grpokit.cli import main
 from grpokit.compare import compare, cosines
 from grpokit.config import TrainConfig
+from grpokit.configured import loss_of
 from grpokit.loop import train
 from grpokit.losses import LOSSES, SURROGATES, LossRow, make_loss, register, surrogate
 from grpokit.losses.family import _ROWS

@@ -322,6 +322,7 @@ def test_what_a_resumed_run_may_change_is_written_down():
         "seed",
         "dtype",
         "prompts_per_step",
+        "max_resample_times",
         "max_prompt_length",
         "long_prompts",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from .checkpoint import TrainState, load_checkpoint
-from .config import LOSS_OPTIONS, EvalConfig, ModelConfig, TrainConfig
+from .config import EvalConfig, ModelConfig, TrainConfig
+from .configured import loss_of
 from .console import console, counting, figures_table, say, waiting
 from .dataset_files import HELD_OUT, TRAINING, open_dataset
 from .evaluate import evaluate
 from .forms import packs, sharing
-from .losses import Loss, loss_options, make_loss
 from .metrics import JsonLines
 from .model import Policy, compile_layers, default_device, load_policy, load_tokenizer
 from .optimizer import make_optimizer
@@ -35,35 +35,6 @@ from .signals import StopRequest
 from .types import Prompt, RolloutGroup
 
 EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
-
-
-def loss_of(config: TrainConfig) -> Loss:
-    """The configured loss. Raises ValueError where an option is given that it does not use."""
-    options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
-    options["ratio_level"] = config.ratio_level or config.importance_sampling_level
-    if "max_completion_length" in loss_options(config.loss_type, config.reduction):
-        options["max_completion_length"] = config.max_completion_length
-    kwargs = _loss_kwargs(config, options)
-    try:
-        return make_loss(config.loss_type, beta=config.beta, **options, **kwargs)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error  # its messages begin with the option's name
-
-
-def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:
-    """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the one that isn't so."""
-    found: dict[str, Any] = {}
-    for item in config.loss_kwargs:
-        name, equals, text = item.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--loss_kwargs {item}: expected name=value, such as fipo_gamma=0.98")
-        if name in taken:
-            raise ValueError(f"--loss_kwargs {item}: has a flag of its own, --{name}")
-        try:
-            found[name] = float(text)
-        except ValueError:
-            found[name] = text
-    return found
 
 
 def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, context: int | None) -> Prompts:

@@ -60,6 +60,7 @@ RANGES = (
     ),
     (
         "save_steps eval_steps warmup_steps log_completions record_batches save_total_limit max_skipped_steps shard_size "
+        "max_resample_times "
         "beta weight_decay max_grad_norm learning_rate adam_epsilon",
         0,
     ),

@@ -208,7 +208,7 @@ def replay(config: ReplayConfig) -> int:
 
     with waiting("loading torch and the model"):
         _quiet()
-        from .assemble import loss_of
+        from .configured import loss_of
         from .replay import replay as run
     return int(run(config, loss_of))
 
@@ -220,7 +220,7 @@ def report(config: ReportConfig) -> int:
     saved = Path(config.run) / "config.yaml"
     formula = None
     if saved.is_file():
-        from .assemble import loss_of
+        from .configured import loss_of
 
         formula = loss_of(load_yaml(TrainConfig, str(saved))).formula
     print(write_report(config.run, config.output or None, formula=formula))

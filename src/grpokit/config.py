@@ -11,31 +11,6 @@ from typing import Literal
 
 import tyro
 
-# What `make_loss` takes beside the loss's name; None means "the loss's own default", and it refuses what isn't used.
-LOSS_OPTIONS = (
-    "surrogate",
-    "reduction",
-    "ratio_level",
-    "epsilon",
-    "epsilon_high",
-    "epsilon_low_cap",
-    "delta",
-    "tau_pos",
-    "tau_neg",
-    "sapo_gain",
-    "kl_estimator",
-    "kl_gradient",
-    "entropy_coef",
-    "top_entropy_quantile",
-    "correction_mode",
-    "correction_level",
-    "correction_cap",
-    "correction_low",
-    "correction_high",
-    "opsm_threshold",
-    "rejected_tokens",
-)
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -179,6 +154,10 @@ class TrainConfig(ModelConfig):
     """Prompts sampled in a step."""
     num_generations: int = 8
     """Completions sampled for each prompt."""
+    max_resample_times: int = 0
+    """Dynamic sampling: groups whose rewards are all equal make way for further prompts, up to this many times a step."""
+    mask_truncated_completions: bool = False
+    """Overlong filtering: completions cut off at --max_completion_length are not trained on, nor counted."""
     num_iterations: int = 1
     """Passes over a step's completions."""
     updates_per_step: int = 1

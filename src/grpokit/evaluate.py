@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from .types import Prompt, RolloutGroup
@@ -23,6 +24,9 @@ def evaluate(
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
     """`eval/pass@1_greedy`, `eval/pass@k` for each k, `eval/reward` and `eval/mean_length` over `prompts`.
+
+    `eval/pass@1_ci95` is half the width of pass@1's 95 % confidence interval: 1.96 standard errors of the mean over
+    prompts, whose samples are no independent draws (arXiv 2411.00640).
 
     A completion passes where the *first* reward function gives it at least 1. pass@k is the unbiased estimator of
     Chen et al. (arXiv 2107.03374, eq. 1) from `num_generations` samples; prompts where that function does not
@@ -49,6 +53,10 @@ def evaluate(
         figures[f"eval/pass@{k}"] = _mean(
             [estimate_pass_at_k(len(p), sum(p), k) for p in passed if len(p) >= k]
         )
+    shares = [sum(p) / len(p) for p in passed]
+    figures["eval/pass@1_ci95"] = (
+        1.96 * statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else float("nan")
+    )
     return figures | {"eval/reward": _mean(reward), "eval/mean_length": _mean(lengths)}
 
 

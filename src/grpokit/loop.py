@@ -10,6 +10,7 @@ from __future__ import annotations
 from .advantages import with_advantages
 from .batching import plan_step
 from .console import StepDisplay
+from .filters import with_spread, without_truncated
 from .metrics import Clock, rollout_metrics
 from .optimizer import learning_rate, set_learning_rate
 from .rewards import reward_metrics
@@ -27,17 +28,21 @@ def train(run: Run) -> None:
             clock = Clock()
             with clock("step"):
                 if run.unfinished is None:  # else a checkpoint has brought a step back in its midst
-                    prompts = run.prompts.take(step * config.prompts_per_step, config.prompts_per_step)
-                    with clock("rollout"):
-                        groups = run.sample(run.sampler, prompts, config.num_generations)
-                    with clock("reward"):
-                        groups = run.score(groups, prompts)
+                    groups, filtered = with_spread(
+                        run.prompts.take,
+                        lambda prompts, clock=clock: run.complete(prompts, clock),  # sample, and score
+                        step,
+                        config.prompts_per_step,
+                        config.max_resample_times,
+                    )
                     groups = with_advantages(
                         groups, config.advantage_estimator, run.scale_rewards, run.reward_weights
                     )
+                    if config.mask_truncated_completions:
+                        groups = without_truncated(groups)
                     # The weights are fixed here.
                     updates = plan_step(groups, run.loss, config.updates_per_step, ranks)
-                    run.unfinished = Progress(updates, groups)
+                    run.unfinished = Progress(updates, groups, metrics=filtered)
                 rate = set_learning_rate(run.optimizer, learning_rate(config, step))
                 with clock("learn"), run.recording(step, run.unfinished):
                     learned = learn(

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .assemble import loss_of
 from .checks import check_train_config
 from .config import PlanConfig
+from .configured import loss_of
 from .footprint import Activations, Sizes, activations_of, sizes_of
 from .logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
 from .losses import Loss

@@ -20,7 +20,7 @@ from .evaluate import evaluate
 from .flat import groups_from_tensors, groups_to_tensors
 from .losses import Loss
 from .losses.lint import notes
-from .metrics import JsonLines, values
+from .metrics import Clock, JsonLines, values
 from .model import Policy
 from .overlay import to_yaml
 from .parallel import Together, World
@@ -130,6 +130,13 @@ class Run:
         parts = self.world.gather_tensors(groups_to_tensors(scored))
         return [group for part in parts for group in groups_from_tensors(part, at.__getitem__)]
 
+    def complete(self, prompts: Sequence[Prompt], clock: Clock) -> list[RolloutGroup]:
+        """The scored groups of a step's prompts."""
+        with clock("rollout"):
+            groups = self.sample(self.sampler, prompts, self.config.num_generations)
+        with clock("reward"):
+            return self.score(groups, prompts)
+
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluate after `step` steps, and write it down. Nothing without --eval_dataset."""
         if not self.eval_prompts:
@@ -147,6 +154,10 @@ class Run:
                 progress=progress,
             )
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+        best = max((row.get("eval/reward", -math.inf) for row in self.evaluations), default=math.inf)
+        if figures.get("eval/reward", -math.inf) > best:
+            save_model(self.output / "best", self.policy, self.tokenizer, self.config.save_dtype, self.world)
+            say(f"best so far by eval/reward: {self.output / 'best'}")
         self.evaluations.append({"step": step, **figures})
         self.evaluations_file.write(self.evaluations[-1])
         say(

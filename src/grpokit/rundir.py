@@ -40,7 +40,7 @@ STEERING = frozenset(
     "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
     "top_entropy_quantile correction_mode correction_level correction_cap correction_low correction_high "
     "opsm_threshold rejected_tokens advantage_estimator scale_rewards num_generations num_iterations "
-    "updates_per_step drop_dead_rows".split()
+    "updates_per_step drop_dead_rows mask_truncated_completions".split()
 )
 OF_OPTIMIZER = frozenset(
     "max_steps learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "

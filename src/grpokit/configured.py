@@ -1,0 +1,63 @@
+"""A configuration → its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .config import TrainConfig
+from .losses import Loss, loss_options, make_loss
+
+# What `make_loss` takes beside the loss's name; None means "the loss's own default", and it refuses what isn't used.
+LOSS_OPTIONS = (
+    "surrogate",
+    "reduction",
+    "ratio_level",
+    "epsilon",
+    "epsilon_high",
+    "epsilon_low_cap",
+    "delta",
+    "tau_pos",
+    "tau_neg",
+    "sapo_gain",
+    "kl_estimator",
+    "kl_gradient",
+    "entropy_coef",
+    "top_entropy_quantile",
+    "correction_mode",
+    "correction_level",
+    "correction_cap",
+    "correction_low",
+    "correction_high",
+    "opsm_threshold",
+    "rejected_tokens",
+)
+
+
+def loss_of(config: TrainConfig) -> Loss:
+    """The configured loss. Raises ValueError where an option is given that it does not use."""
+    options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    options["ratio_level"] = config.ratio_level or config.importance_sampling_level
+    if "max_completion_length" in loss_options(config.loss_type, config.reduction):
+        options["max_completion_length"] = config.max_completion_length
+    kwargs = _loss_kwargs(config, options)
+    try:
+        return make_loss(config.loss_type, beta=config.beta, **options, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error  # its messages begin with the option's name
+
+
+def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:
+    """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the one that isn't so."""
+    found: dict[str, Any] = {}
+    for item in config.loss_kwargs:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--loss_kwargs {item}: expected name=value, such as fipo_gamma=0.98")
+        if name in taken:
+            raise ValueError(f"--loss_kwargs {item}: has a flag of its own, --{name}")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = text
+    return found

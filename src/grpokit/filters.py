@@ -1,0 +1,74 @@
+"""Which completions of a step are learned from: groups without spread make way, truncated completions may be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from .types import Metric, Metrics, Prompt, RolloutGroup
+
+
+def with_spread(
+    prompts_from: Callable[[int, int], list[Prompt]],
+    complete: Callable[[Sequence[Prompt]], list[RolloutGroup]],
+    step: int,
+    size: int,
+    max_resample_times: int,
+) -> tuple[list[RolloutGroup], Metrics]:
+    """A step's `size` groups, and how many made way: dynamic sampling (DAPO, arXiv 2503.14476, section 3.2).
+
+    Groups whose rewards are all equal teach nothing; further prompts take their place, up to `max_resample_times`
+    times. What is still missing then is filled up with them, so that a step has its size. Each step has a stretch of the
+    endless order to itself, used up or not: where a step begins depends on its number alone. `prompts_from(start, count)`
+    gives prompts of that order, `complete` samples and scores them.
+    """
+    start = step * size * (1 + max_resample_times)
+    groups = complete(prompts_from(start, size))
+    kept, flat = _divided(groups)
+    for times in range(1, max_resample_times + 1):
+        missing = size - len(kept)
+        if missing == 0:
+            break
+        more, too = _divided(complete(prompts_from(start + times * size, missing)))
+        kept, flat = kept + more, flat + too
+    if max_resample_times == 0:
+        return groups, {}
+    in_vain = len(kept) + len(flat) - size
+    chosen = sorted(kept + flat[: size - len(kept)], key=lambda group: group.prompt.position)
+    return chosen, {"resampled_groups": Metric.sum(torch.tensor(float(in_vain)))}
+
+
+def _divided(groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
+    """Groups whose rewards differ, and the others."""
+    differ = [_has_spread(group) for group in groups]
+    return (
+        [group for group, has in zip(groups, differ, strict=True) if has],
+        [group for group, has in zip(groups, differ, strict=True) if not has],
+    )
+
+
+def _has_spread(group: RolloutGroup) -> bool:
+    assert group.reward is not None  # scored
+    values = group.reward[~group.reward.isnan()]
+    return len(values) > 1 and bool(values.max() > values.min())
+
+
+def without_truncated(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Groups whose truncated completions may not be trained on: overlong filtering (arXiv 2503.14476, section 3.4).
+
+    Their rewards stay in the group's baseline; their tokens leave the loss and its denominators.
+    """
+    return [
+        replace(
+            group,
+            rollouts=tuple(
+                rollout
+                if rollout.finish_reason == "stop"
+                else replace(rollout, trainable=torch.zeros_like(rollout.trainable))
+                for rollout in group.rollouts
+            ),
+        )
+        for group in groups
+    ]
