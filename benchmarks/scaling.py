@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --json scaling.json --plot scaling.png
 
 Each axis varies one number and keeps the others. What is divided by is the work that must grow: tokens that go through
-the model, and for the vocabulary also its size. A line that rises shows a cost that grows faster than the work.
+the model, times its parameters. A line that rises shows a cost that grows faster than the work (attention's does).
 The points take turns; each figure is a median over the rounds, as a share of the axis's first point.
 """
 
@@ -23,7 +23,7 @@ from grpokit.batching import micro_batches, plan_step
 from grpokit.losses import make_loss
 from grpokit.model import Policy, default_device, load_policy
 from grpokit.step import Learning, optimize
-from grpokit.types import Prompt, Rollout, RolloutGroup
+from grpokit.types import MicroBatch, Prompt, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,24 @@ def measure(points: list[Point], policies: dict[int, Policy], rounds: int) -> di
             policy = policies[point.vocabulary]
             still = torch.optim.SGD(policy.parameters(), lr=0.0)
             start = time.perf_counter()
-            optimize(policy, update, loss, still, Learning())
+            optimize(policy, update, loss, still, Learning(share="auto"))
             if policy.device.type == "cuda":
                 torch.cuda.synchronize()
             if turn:
                 seconds[k].append(time.perf_counter() - start)
     medians = [statistics.median(values) for values in seconds]
     work = [
-        sum(micro.input_ids.numel() for micro in micro_batches(update.rows, 8192))
-        * (point.vocabulary / BASE.vocabulary)
+        sum(map(tokens_of, micro_batches(update.rows, 8192, share="auto")))
+        * sum(p.numel() for p in policies[point.vocabulary].parameters())
         for point, update in zip(points, updates, strict=True)
     ]
     each = [s / w for s, w in zip(medians, work, strict=True)]
     return {"seconds": medians, "cost": [value / each[0] for value in each]}
+
+
+def tokens_of(micro: MicroBatch) -> int:
+    """That go through the model, padding and prompts that are computed apart included."""
+    return micro.input_ids.numel() + (0 if micro.prefix is None else micro.prefix.input_ids.numel())
 
 
 def draw(path: Path, results: dict[str, dict[str, list[float]]]) -> None:

@@ -16,6 +16,7 @@ import tyro
 from .checks import check_model_config, check_train_config
 from .config import (
     CompareConfig,
+    ConvertConfig,
     EvalConfig,
     InspectConfig,
     LossesConfig,
@@ -40,6 +41,7 @@ COMMANDS = {
     "losses": LossesConfig,
     "compare-batch": CompareConfig,
     "replay": ReplayConfig,
+    "convert-config": ConvertConfig,
     "task": TaskConfig,
 }
 
@@ -265,6 +267,20 @@ def compare_batch(config: CompareConfig) -> int:
     return 0
 
 
+def convert_config(config: ConvertConfig) -> int:
+    """`grpokit convert-config FILE`: the YAML to standard output or a file, and what there is to say to standard error."""
+    from .convert import convert_file
+
+    text, said = convert_file(config)
+    for sentence in said:
+        print(f"note: {sentence}", file=sys.stderr)
+    if config.output:
+        Path(config.output).write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return 0
+
+
 RUN: dict[type, Callable[[Any], int]] = {
     TrainConfig: train,
     EvalConfig: evaluate,
@@ -274,6 +290,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     LossesConfig: losses,
     CompareConfig: compare_batch,
     ReplayConfig: replay,
+    ConvertConfig: convert_config,
     TaskConfig: task,
 }
 

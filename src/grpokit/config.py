@@ -327,6 +327,18 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
+class ConvertConfig:
+    """Turn a YAML configuration of TRL's GRPOTrainer or of ms-swift into one for `grpokit train`."""
+
+    file: tyro.conf.Positional[str]
+    """Their YAML file."""
+    num_processes: int = 1
+    """Processes that it was meant for: their batch is counted in those."""
+    output: str = ""
+    """Where to write the result (default: print it)."""
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Make an offline task: a tiny model, training and evaluation prompts."""
 

@@ -1,0 +1,160 @@
+"""`grpokit convert-config`: a configuration of TRL or ms-swift, as YAML, in grpokit's words. Says what it could not carry over.
+
+Their batch is counted in devices, accumulation and generation batches, and their steps are optimizer steps; here a step
+is what is sampled at once, and has `updates_per_step` × `num_iterations` optimizer steps. That arithmetic is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .config import ConvertConfig, TrainConfig
+from .overlay import from_yaml
+
+# Their name → ours, where the value carries over as it is. Options of the same name are not listed.
+RENAMED = {
+    "model_name_or_path": "model",
+    "dataset_name": "dataset",
+    "dataset_train_split": "dataset_split",
+    "dataset_test_split": "eval_split",
+    "val_dataset": "eval_dataset",
+    "system": "system_prompt",
+    "attn_impl": "attn_implementation",
+    "torch_dtype": "dtype",
+    "torch_compile": "compile",
+    "overlong_filter": "mask_truncated_completions",
+    "sapo_temperature_pos": "tau_pos",
+    "sapo_temperature_neg": "tau_neg",
+    "vllm_server_base_url": "vllm_url",
+    "vllm_server_timeout": "vllm_timeout",
+    "vllm_importance_sampling_cap": "correction_cap",
+    "vllm_importance_sampling_clip_max": "correction_cap",
+    "max_length": "max_prompt_length",
+}
+# What needs no counterpart here, and why.
+NOT_NEEDED = {
+    "remove_unused_columns": "rewards get every column",
+    "shuffle_dataset": "the order is shuffled, by --seed",
+    "report_to": "metrics are in metrics.jsonl, and `grpokit report` draws them",
+    "run_name": "a run is its --output_dir",
+    "logging_dir": "a run is its --output_dir",
+    "disable_dropout": "dropout is always off",
+    "use_liger_kernel": "the head never holds all logits",
+    "use_liger_loss": "the head never holds all logits",
+    "ddp_find_unused_parameters": "ranks run under FSDP2",
+    "dataloader_num_workers": "prompts are tokenized at the start",
+    "rlhf_type": "it is GRPO",
+    "do_train": "it trains",
+    "optim": "the optimizer is AdamW",
+    "cast_lm_head_to_fp32": "the head's parameters and log-probs are float32",
+    "push_to_hub": "the model is in final/",
+    "vllm_mode": "a running server",
+}
+COUNTED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "generation_batch_size",
+)
+IN_OPTIMIZER_STEPS = ("max_steps", "save_steps", "eval_steps", "warmup_steps", "logging_steps")
+
+
+def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, Any], list[str]]:
+    """Options of TRL or ms-swift → options of `grpokit train`, and a sentence for each that was changed or left out.
+
+    Raises ValueError where their batch can't be one of grpokit's.
+    """
+    left = {str(key).lstrip("-"): value for key, value in theirs.items() if value is not None}
+    ours: dict[str, Any] = {}
+    said: list[str] = []
+    known = TrainConfig.__dataclass_fields__
+    updates = _batch(left, processes, ours, said) * int(left.get("num_iterations", 1))
+    for name in IN_OPTIMIZER_STEPS:
+        if name in left:
+            value = left.pop(name)
+            ours[name] = max(1, round(value / updates)) if value > 0 else 0
+            if updates > 1:
+                said.append(f"{name}: {value} optimizer steps are {ours[name]} steps of {updates}")
+    _special(left, ours, said)
+    for name, value in left.items():
+        if name in NOT_NEEDED:
+            said.append(f"{name}: not needed: {NOT_NEEDED[name]}")
+        elif RENAMED.get(name, name) in known:
+            ours[RENAMED.get(name, name)] = value
+        else:
+            said.append(f"{name}: {value!r} has no counterpart; left out")
+    return ours, said
+
+
+def _batch(left: dict[str, Any], processes: int, ours: dict[str, Any], said: list[str]) -> int:
+    """prompts_per_step and updates_per_step from their counts; returns the updates."""
+    device, accumulation, steps, batch = (left.pop(name, None) for name in COUNTED)
+    if device is None and batch is None:
+        return 1
+    accumulation = accumulation or 1
+    update = (device or 8) * accumulation * processes
+    batch = batch or (device or 8) * processes * (steps or accumulation)
+    generations = left.get("num_generations", 8)
+    if batch % update or batch % generations:
+        raise ValueError(
+            f"generation_batch_size {batch}: expected a multiple of num_generations {generations} and of the {update} "
+            f"completions of an optimizer step; is --num_processes {processes} right?"
+        )
+    ours["prompts_per_step"], updates = batch // generations, batch // update
+    if updates > 1:
+        ours["updates_per_step"] = updates
+    said.append(
+        f"prompts_per_step: {batch} completions at once are {batch // generations} prompts × {generations}, in {updates} "
+        f"optimizer step{'s' if updates > 1 else ''}; memory is --micro_batch_tokens here, and changes no result"
+    )
+    return updates
+
+
+def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
+    """Options whose values mean something else here."""
+    if left.pop("bf16", False):
+        ours["dtype"] = "bfloat16"
+    if left.pop("fp16", False):
+        said.append("fp16: has no counterpart; dtype auto is bfloat16 on a GPU")
+    if left.pop("use_vllm", False):
+        ours["sampler"] = "vllm"
+        if left.pop("vllm_importance_sampling_correction", True):
+            ours["correction_mode"] = "truncate"
+    host, port = left.pop("vllm_server_host", None), left.pop("vllm_server_port", 8000)
+    if host is not None:
+        ours["vllm_url"] = f"http://{host}:{port}"
+    if isinstance(left.get("scale_rewards"), bool):
+        left["scale_rewards"] = "group" if left["scale_rewards"] else "none"
+    if "dataset" in left and isinstance(left["dataset"], list):
+        first, *others = left["dataset"]
+        left["dataset"] = first
+        if others:
+            said.append(
+                f"dataset: one dataset at a time; {first} is taken, {', '.join(map(str, others))} left out"
+            )
+    for name in ("use_peft", "lora_r", "lora_rank", "train_type", "tuner_type"):
+        if left.get(name) not in (None, False, "full"):
+            said.append(f"{name}: LoRA is not built yet; all parameters are trained")
+        left.pop(name, None)
+    if isinstance(left.get("log_completions"), bool):  # ours is a number; completions.jsonl is always written
+        left.pop("log_completions")
+    if not left.pop("dynamic_sample", True):
+        left.pop("max_resample_times", None)
+
+
+def convert_file(config: ConvertConfig) -> tuple[str, list[str]]:
+    """The file as YAML for `grpokit train --config`, checked, and what there is to say of it. Raises ValueError."""
+    import yaml
+
+    try:
+        theirs = yaml.safe_load(Path(config.file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{config.file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{config.file}: expected `name: value` lines, got a {type(theirs).__name__}")
+    ours, said = convert(theirs, config.num_processes)
+    text = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
+    from_yaml(TrainConfig, text, config.file)  # a value of the wrong type is named now
+    return text, said

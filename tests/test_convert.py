@@ -1,0 +1,111 @@
+"""Configurations of TRL and ms-swift in grpokit's words."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from grpokit.cli import main
+from grpokit.config import TrainConfig
+from grpokit.convert import NOT_NEEDED, RENAMED, convert
+from grpokit.overlay import from_yaml
+
+TRL = {
+    "model_name_or_path": "org/model",
+    "dataset_name": "org/data",
+    "dataset_train_split": "train",
+    "reward_funcs": ["accuracy"],
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 4,
+    "num_generations": 8,
+    "num_iterations": 2,
+    "max_steps": 400,
+    "warmup_steps": 40,
+    "save_steps": 100,
+    "learning_rate": 1e-6,
+    "beta": 0.0,
+    "loss_type": "dapo",
+    "epsilon_high": 0.28,
+    "scale_rewards": False,
+    "bf16": True,
+    "use_vllm": True,
+    "vllm_server_host": "10.0.0.2",
+    "vllm_server_port": 8123,
+    "mask_truncated_completions": True,
+    "report_to": "wandb",
+    "log_completions": True,
+    "some_new_flag": 3,
+}
+
+
+def test_trls_batch_and_steps():
+    """8 × 4 processes × 4 = 128 completions at once, 64 in an optimizer step: 2 updates, each passed over twice."""
+    ours, said = convert(TRL, processes=4)
+    assert ours["prompts_per_step"] == 16
+    assert ours["updates_per_step"] == 2
+    assert (ours["max_steps"], ours["warmup_steps"], ours["save_steps"]) == (100, 10, 25)
+    config = from_yaml(TrainConfig, yaml.safe_dump(ours), "x.yaml")
+    assert config.prompts_per_step * config.num_generations == 128
+    assert (config.model, config.dataset, config.dataset_split) == ("org/model", "org/data", "train")
+    assert (config.loss_type, config.epsilon_high, config.scale_rewards) == ("dapo", 0.28, "none")
+    assert (config.dtype, config.sampler, config.vllm_url) == ("bfloat16", "vllm", "http://10.0.0.2:8123")
+    assert (config.correction_mode, config.mask_truncated_completions) == ("truncate", True)
+    assert "some_new_flag: 3 has no counterpart; left out" in said
+    assert any(sentence.startswith("report_to: not needed") for sentence in said)
+    assert any("400 optimizer steps are 100 steps of 4" in sentence for sentence in said)
+
+
+def test_ms_swifts_names():
+    theirs = {
+        "rlhf_type": "grpo",
+        "model": "DIR",
+        "dataset": ["train.jsonl", "more.jsonl"],
+        "reward_funcs": ["accuracy", "repetition"],
+        "repetition_n_grams": 4,
+        "soft_cache_length": 64,
+        "dynamic_sample": True,
+        "max_resample_times": 3,
+        "overlong_filter": True,
+        "torch_dtype": "bfloat16",
+        "attn_impl": "flash_attention_2",
+        "train_type": "lora",
+        "lora_rank": 8,
+        "system": "Think.",
+    }
+    ours, said = convert(theirs)
+    config = from_yaml(TrainConfig, yaml.safe_dump(ours), "x.yaml")
+    assert (config.model, config.dataset, config.system_prompt) == ("DIR", "train.jsonl", "Think.")
+    assert (config.max_resample_times, config.mask_truncated_completions) == (3, True)
+    assert (config.repetition_n_grams, config.soft_cache_length) == (4, 64)
+    assert (config.dtype, config.attn_implementation) == ("bfloat16", "flash_attention_2")
+    assert "dataset: one dataset at a time; train.jsonl is taken, more.jsonl left out" in said
+    assert any(sentence.startswith("train_type: LoRA") for sentence in said)
+    without = convert(theirs | {"dynamic_sample": False})[0]
+    assert "max_resample_times" not in without
+
+
+def test_every_name_leads_somewhere():
+    fields = TrainConfig.__dataclass_fields__
+    assert all(name in fields for name in RENAMED.values())
+    assert not set(NOT_NEEDED) & (set(RENAMED) | set(fields))
+
+
+def test_a_batch_that_does_not_fit_names_the_processes():
+    with pytest.raises(
+        ValueError, match=r"generation_batch_size 24: expected a multiple .* --num_processes 2 right"
+    ):
+        convert({"per_device_train_batch_size": 8, "generation_batch_size": 24}, processes=2)
+
+
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "trl.yaml").write_text(yaml.safe_dump(TRL))
+    assert main(["convert-config", str(tmp_path / "trl.yaml"), "--num_processes", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["prompts_per_step"] == 16
+    assert "note: some_new_flag" in err
+    (tmp_path / "bad.yaml").write_text("max_completion_length: many\n")
+    assert main(["convert-config", str(tmp_path / "bad.yaml")]) == 2
+    assert "max_completion_length: expected a whole number" in capsys.readouterr().err
+    assert main(["convert-config", str(tmp_path / "none.yaml")]) == 2
+    assert "cannot be read as YAML" in capsys.readouterr().err
