@@ -7,6 +7,7 @@ from typing import Any
 
 from .config import TrainConfig
 from .losses import Loss, loss_options, make_loss
+from .losses.family import COMMON_OPTIONS
 
 # What `make_loss` takes beside the loss's name; None means "the loss's own default", and it refuses what isn't used.
 LOSS_OPTIONS = (
@@ -20,17 +21,7 @@ LOSS_OPTIONS = (
     "tau_pos",
     "tau_neg",
     "sapo_gain",
-    "kl_estimator",
-    "kl_gradient",
-    "entropy_coef",
-    "top_entropy_quantile",
-    "correction_mode",
-    "correction_level",
-    "correction_cap",
-    "correction_low",
-    "correction_high",
-    "opsm_threshold",
-    "rejected_tokens",
+    *COMMON_OPTIONS,
 )
 
 
@@ -42,7 +33,7 @@ def loss_of(config: TrainConfig) -> Loss:
         options["max_completion_length"] = config.max_completion_length
     kwargs = _loss_kwargs(config, options)
     try:
-        return make_loss(config.loss_type, beta=config.beta, **options, **kwargs)
+        return make_loss(config.loss_type, **options, **kwargs)
     except ValueError as error:
         raise ValueError(f"--{error}") from error  # its messages begin with the option's name
 
