@@ -34,6 +34,7 @@ TRL = {
     "vllm_server_port": 8123,
     "mask_truncated_completions": True,
     "report_to": "wandb",
+    "optim": "adamw_torch",
     "log_completions": True,
     "some_new_flag": 3,
 }
@@ -52,7 +53,8 @@ def test_trls_batch_and_steps():
     assert (config.dtype, config.sampler, config.vllm_url) == ("bfloat16", "vllm", "http://10.0.0.2:8123")
     assert (config.correction_mode, config.mask_truncated_completions) == ("truncate", True)
     assert "some_new_flag: 3 has no counterpart; left out" in said
-    assert any(sentence.startswith("report_to: not needed") for sentence in said)
+    assert config.report_to == ("wandb",)
+    assert any(sentence.startswith("optim: not needed") for sentence in said)
     assert any("400 optimizer steps are 100 steps of 4" in sentence for sentence in said)
 
 

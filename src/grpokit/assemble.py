@@ -32,6 +32,7 @@ from .rows import read_rows, recognised
 from .run import Run
 from .rundir import changed_options, claim, find_checkpoint, set_aside
 from .signals import StopRequest
+from .trackers import Tracker, start_trackers
 from .types import Prompt, RolloutGroup
 
 EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
@@ -178,6 +179,7 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
     if world.is_main:
         (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    trackers = trackers_of(config, output, state.step) if world.is_main else []
     evaluations_file = JsonLines(
         output / "evaluations.jsonl", state.step if checkpoint else -1, world.is_main
     )
@@ -206,7 +208,20 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         first_step=state.step,
         world=world,
         stop=stop,
+        trackers=trackers,
         unfinished=state.unfinished,
+    )
+
+
+def trackers_of(config: TrainConfig, output: Path, first_step: int) -> list[Tracker]:
+    """What --report_to names. Raises ValueError naming the one that isn't installed."""
+    return start_trackers(
+        config.report_to,
+        project=config.project,
+        run_name=config.run_name or output.resolve().name,
+        config=vars(config),
+        first_step=first_step,
+        output=output,
     )
 
 

@@ -206,6 +206,12 @@ class TrainConfig(ModelConfig):
     """Seconds that a rank waits for the others in a collective before the run stops."""
 
     # what is written, and when; all intervals count steps
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb", "swanlab"], ...] = ()
+    """Trackers that get the metrics too, besides metrics.jsonl: each needs its package (grpokit[NAME])."""
+    project: str = "grpokit"
+    """Project of the trackers."""
+    run_name: str = ""
+    """Name of the run at the trackers (default: the name of --output_dir)."""
     logging_steps: int = 1
     """Print a plain line every so many steps where there is no terminal for the progress bar."""
     log_completions: int = 4

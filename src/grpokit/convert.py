@@ -12,6 +12,7 @@ from typing import Any
 
 from .config import ConvertConfig, TrainConfig
 from .overlay import from_yaml
+from .trackers import TRACKERS
 
 # Their name → ours, where the value carries over as it is. Options of the same name are not listed.
 RENAMED = {
@@ -37,8 +38,6 @@ RENAMED = {
 NOT_NEEDED = {
     "remove_unused_columns": "rewards get every column",
     "shuffle_dataset": "the order is shuffled, by --seed",
-    "report_to": "metrics are in metrics.jsonl, and `grpokit report` draws them",
-    "run_name": "a run is its --output_dir",
     "logging_dir": "a run is its --output_dir",
     "disable_dropout": "dropout is always off",
     "use_liger_kernel": "the head never holds all logits",
@@ -138,6 +137,10 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
         if left.get(name) not in (None, False, "full"):
             said.append(f"{name}: LoRA is not built yet; all parameters are trained")
         left.pop(name, None)
+    wanted = left.pop("report_to", [])
+    kept = [name for name in ([wanted] if isinstance(wanted, str) else wanted) if name in TRACKERS]
+    if kept:
+        ours["report_to"] = kept
     if isinstance(left.get("log_completions"), bool):  # ours is a number; completions.jsonl is always written
         left.pop("log_completions")
     if not left.pop("dynamic_sample", True):

@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .rollouts import Sampler, SamplingStopped
 from .signals import Stopped, StopRequest
 from .step import Learning, NonFiniteError, Offender, Progress
 from .step import score as score_rows
+from .trackers import Tracker
 from .types import Metric, Prompt, RolloutGroup
 
 
@@ -63,6 +64,7 @@ class Run:
     first_step: int  # steps done when this process began
     world: World
     stop: StopRequest
+    trackers: list[Tracker] = field(default_factory=list)
     unfinished: Progress | None = None  # the step that is under way
 
     @property
@@ -178,8 +180,11 @@ class Run:
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
         self.metrics_file.write({"step": step, **row})
-        for group in sample_of_groups(groups, config.log_completions):
-            self.completions_file.write({"step": step, **group_record(group, self.rewards)})
+        shown = [group_record(g, self.rewards) for g in sample_of_groups(groups, config.log_completions)]
+        for group in shown:
+            self.completions_file.write({"step": step, **group})
+        for tracker in self.trackers:
+            tracker.log(step, row, shown)
         skipped = 0 if self.unfinished is None else self.unfinished.skipped
         self.state, self.unfinished = TrainState(step, self.state.skipped + skipped), None
         if config.save_steps and step % config.save_steps == 0:
@@ -272,6 +277,8 @@ class Run:
         """Close the run's files."""
         for file in (self.metrics_file, self.completions_file, self.evaluations_file):
             file.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:

@@ -1,0 +1,126 @@
+"""Sends a run's metrics to where people watch runs, each through its own package. metrics.jsonl is written in any case."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+TRACKERS = ("tensorboard", "trackio", "wandb", "swanlab")
+SHOWN = 2000  # characters of a completion in a table
+
+
+class Tracker(Protocol):
+    """Takes a step's metrics and some of its completions."""
+
+    def log(self, step: int, row: Mapping[str, float], groups: Sequence[Mapping[str, Any]]) -> None:
+        """`groups` are lines of completions.jsonl."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
+class TensorBoard:
+    """Scalars and a text table of completions, as event files in the run's tensorboard/."""
+
+    def __init__(self, output: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What an interrupted run had logged after its checkpoint is not shown.
+        purge = first_step + 1 if first_step else None
+        self.writer = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
+
+    def log(self, step: int, row: Mapping[str, float], groups: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker.log`."""
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, step)
+        if groups:
+            lines = ["| reward | completion |", "|---|---|"]
+            lines += [f"| {reward} | {_cell(text)} |" for _, text, reward in table(groups)]
+            self.writer.add_text("completions", "\n".join(lines), step)
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        self.writer.close()
+
+
+class Logged:
+    """Trackio, Weights & Biases and SwanLab: init, log and finish are called alike in all three."""
+
+    def __init__(
+        self, module: Any, project: str, name: str, config: Mapping[str, Any], first_step: int, output: Path
+    ) -> None:
+        self.module = module
+        options: dict[str, Any] = {"project": project, "config": dict(config)}
+        if module.__name__ == "swanlab":
+            options |= {"experiment_name": name, "logdir": str(output / "swanlab")}
+        else:
+            options["name"] = name
+            if first_step:
+                options["resume"] = "allow"
+        if module.__name__ == "wandb":
+            options |= {"dir": str(output), "id": name}
+        module.init(**options)
+
+    def log(self, step: int, row: Mapping[str, float], groups: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker.log`."""
+        found: dict[str, Any] = dict(row)
+        kind = getattr(self.module, "Table", None)
+        if groups and kind is not None:
+            names = ["prompt", "completion", "reward"]
+            rows = [[str(prompt), text, reward] for prompt, text, reward in table(groups)]
+            found["completions"] = _table_of(self.module, kind, names, rows)
+        self.module.log(found, step=step)
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        self.module.finish()
+
+
+def start_trackers(
+    names: Sequence[str],
+    *,
+    project: str,
+    run_name: str,
+    config: Mapping[str, Any],
+    first_step: int,
+    output: Path,
+) -> list[Tracker]:
+    """The trackers that --report_to names. Raises ValueError where one isn't installed, and says how to install it."""
+    found: list[Tracker] = []
+    for name in names:
+        try:
+            if name == "tensorboard":
+                found.append(TensorBoard(output, first_step))
+            else:
+                module = importlib.import_module(name)
+                found.append(Logged(module, project, run_name, config, first_step, output))
+        except ImportError as error:
+            raise ValueError(
+                f"--report_to {name}: is not installed ({error}); pip install grpokit[{name}]"
+            ) from error
+    return found
+
+
+def table(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str, float | None]]:
+    """(prompt, completion, reward) of each completion of some lines of completions.jsonl, long texts cut."""
+    return [
+        (group["prompt"], text[:SHOWN] + ("…" if len(text) > SHOWN else ""), reward)
+        for group in groups
+        for text, reward in zip(group["completions"], group["reward"], strict=True)
+    ]
+
+
+def _table_of(module: Any, kind: Any, names: list[str], rows: list[list[Any]]) -> Any:
+    if module.__name__ == "wandb":
+        return kind(columns=names, data=rows)
+    import pandas
+
+    return kind(dataframe=pandas.DataFrame(rows, columns=names))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
