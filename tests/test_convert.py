@@ -51,7 +51,10 @@ def test_trls_batch_and_steps():
     assert (config.model, config.dataset, config.dataset_split) == ("org/model", "org/data", "train")
     assert (config.loss_type, config.epsilon_high, config.scale_rewards) == ("dapo", 0.28, "none")
     assert (config.dtype, config.sampler, config.vllm_url) == ("bfloat16", "vllm", "http://10.0.0.2:8123")
-    assert (config.correction_mode, config.mask_truncated_completions) == ("truncate", True)
+    assert config.mask_truncated_completions
+    assert config.lr_scheduler_type == "linear"  # TRL's default, which isn't ours
+    assert (config.correction_mode, config.correction_level) == ("mask", "sequence_product")
+    assert (config.correction_low, config.correction_high) == (0.0, 3.0)
     assert "some_new_flag: 3 has no counterpart; left out" in said
     assert config.report_to == ("wandb",)
     assert any(sentence.startswith("optim: not needed") for sentence in said)
@@ -83,8 +86,46 @@ def test_ms_swifts_names():
     assert (config.dtype, config.attn_implementation) == ("bfloat16", "flash_attention_2")
     assert "dataset: one dataset at a time; train.jsonl is taken, more.jsonl left out" in said
     assert any(sentence.startswith("train_type: LoRA") for sentence in said)
-    without = convert(theirs | {"dynamic_sample": False})[0]
-    assert "max_resample_times" not in without
+    assert "correction_mode" not in ours
+    for unset in ({"dynamic_sample": False}, {"dynamic_sample": None}):
+        assert "max_resample_times" not in convert(theirs | unset)[0]
+    assert convert({"dynamic_sample": True})[0]["max_resample_times"] == 3
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (
+            {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_cap": 2.5},
+            {"correction_mode": "truncate", "correction_level": "token", "correction_cap": 2.5},
+        ),
+        (
+            {"vllm_importance_sampling_mode": "token_mask", "vllm_importance_sampling_clip_min": 0.5},
+            {
+                "correction_mode": "mask",
+                "correction_level": "token",
+                "correction_low": 0.5,
+                "correction_high": 3.0,
+            },
+        ),
+        ({"vllm_importance_sampling_correction": False}, {}),
+    ],
+)
+def test_corrections(theirs, ours):
+    found, _ = convert({"use_vllm": True, **theirs})
+    assert {name: value for name, value in found.items() if name.startswith("correction")} == ours
+    without, _ = convert(theirs)  # without vLLM nothing is corrected
+    assert not any(name.startswith("correction") for name in without)
+
+
+def test_counts_and_steps():
+    ours, _ = convert({"gradient_accumulation_steps": 4, "num_generations": 8})
+    assert ours["prompts_per_step"] == 4  # 8 completions of a device, TRL's default, × 4
+    ours, said = convert({"max_steps": -1, "num_train_epochs": 2})
+    assert "max_steps" not in ours
+    assert any(sentence.startswith("max_steps: -1: is by epochs") for sentence in said)
+    with pytest.raises(ValueError, match=r"save_steps 0\.1: is a share of the run"):
+        convert({"save_steps": 0.1})
 
 
 def test_every_name_leads_somewhere():

@@ -60,6 +60,17 @@ def test_a_reward_that_does_not_apply_is_no_spread():
     assert metrics["resampled_groups"].value == 1
 
 
+def test_functions_that_differ_are_spread_even_where_their_sum_is_equal():
+    """gdpo learns from each function by itself."""
+    from dataclasses import replace
+
+    rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    group = replace(group_of([1.0, 1.0]), rewards=rewards)
+    groups, metrics = with_spread(lambda s, n: [], lambda p: [group], step=0, size=1, max_resample_times=1)
+    assert groups == [group]
+    assert metrics["resampled_groups"].value == 0
+
+
 def test_truncated_completions_leave_the_loss_and_its_denominators_but_not_the_baseline():
     group = group_of([0.0, 1.0, 5.0], [2, 3, 4])
     cut = replace(group.rollouts[2], finish_reason="length")

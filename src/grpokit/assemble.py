@@ -30,7 +30,7 @@ from .rollouts import Sampler
 from .rollouts.transformers import TransformersSampler
 from .rows import read_rows, recognised
 from .run import Run
-from .rundir import changed_options, claim, find_checkpoint, set_aside
+from .rundir import changed_options, claim, find_checkpoint, set_aside, set_best_aside
 from .signals import StopRequest
 from .trackers import Tracker, start_trackers
 from .types import Prompt, RolloutGroup
@@ -238,7 +238,7 @@ def open_directory(config: TrainConfig, output: Path, world: World) -> Path | No
             if checkpoint:
                 said = [f"changed since: {change}" for change in changed_options(config, checkpoint)]
             claim(output)
-            for path in set_aside(checkpoint, output) if checkpoint else []:
+            for path in set_aside(checkpoint, output) if checkpoint else set_best_aside(output, -1):
                 said.append(f"set aside: {path} (newer than what this run goes on from)")
     found = world.from_main(str(checkpoint) if checkpoint else None)
     if found:

@@ -83,14 +83,16 @@ def save_checkpoint(
     *,
     config: str = "",
     world: World = ALONE,
+    random_state: RandomState | None = None,
 ) -> None:
     """Write a checkpoint directory to `path`: the model, and all that an exact resume needs.
 
-    All ranks must call it; the main one writes. Raises OSError, with nothing changed, where it can't be written.
+    All ranks must call it; the main one writes. `random_state` is this rank's, where it isn't the
+    present one. Raises OSError, with nothing changed, where it can't be written.
     """
     weights = _whole(policy.model.state_dict(keep_vars=True), world)
     moments = _whole(_optimizer_tensors(policy, optimizer), world)
-    noise, pythons = _random_states(world)
+    noise, pythons = _random_states(world, random_state or random_state_now())
     if not world.is_main:
         return
 
@@ -261,14 +263,22 @@ def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict
     }
 
 
-def _random_states(world: World) -> tuple[dict[str, Tensor], list[Any]]:
-    """Of every rank: numpy's and torch's as tensors, Python's and the rest of numpy's as JSON."""
+RandomState = tuple[dict[str, Tensor], list[Any]]
+
+
+def random_state_now() -> RandomState:
+    """This rank's generators, which reward functions may draw from: tensors, and what JSON can hold."""
     numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
-    mine = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
+    return tensors, [random.getstate(), [numpy_state[0], *numpy_state[2:]]]
+
+
+def _random_states(world: World, mine: RandomState) -> tuple[dict[str, Tensor], list[Any]]:
+    """Of every rank: numpy's and torch's as tensors, Python's and the rest of numpy's as JSON."""
     noise = {
-        f"{name}/{r}": v for r, part in enumerate(world.gather_tensors(mine)) for name, v in part.items()
+        f"{name}/{r}": v for r, part in enumerate(world.gather_tensors(mine[0])) for name, v in part.items()
     }
-    return noise, world.gather_json([random.getstate(), [numpy_state[0], *numpy_state[2:]]])
+    return noise, world.gather_json(mine[1])
 
 
 def _write_progress(file: Path, step: Progress) -> dict[str, Any]:

@@ -30,8 +30,6 @@ RENAMED = {
     "sapo_temperature_neg": "tau_neg",
     "vllm_server_base_url": "vllm_url",
     "vllm_server_timeout": "vllm_timeout",
-    "vllm_importance_sampling_cap": "correction_cap",
-    "vllm_importance_sampling_clip_max": "correction_cap",
     "max_length": "max_prompt_length",
 }
 # What needs no counterpart here, and why.
@@ -51,6 +49,15 @@ NOT_NEEDED = {
     "push_to_hub": "the model is in final/",
     "vllm_mode": "a running server",
 }
+# Defaults of TRL 1.16 that are not grpokit's.
+TRL_DEFAULTS = {"loss_type": "dapo", "lr_scheduler_type": "linear"}
+# Options that only ms-swift has; and those whose defaults there are its own.
+SWIFT = {
+    *("rlhf_type", "train_type", "tuner_type", "torch_dtype", "attn_impl", "system", "dynamic_sample"),
+    *("overlong_filter", "soft_cache_length", "val_dataset", "external_plugins"),
+}
+ASK = ("loss_type", "beta", "learning_rate", "lr_scheduler_type", "temperature", "max_completion_length")
+LEVELS = {"token": "token", "sequence": "sequence_product"}
 COUNTED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -68,11 +75,24 @@ def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, An
     left = {str(key).lstrip("-"): value for key, value in theirs.items() if value is not None}
     ours: dict[str, Any] = {}
     said: list[str] = []
+    if SWIFT & left.keys():
+        said.append(
+            f"ms-swift's own defaults are not carried over; state {', '.join(ASK)} where the file does not"
+        )
+    else:
+        for name in TRL_DEFAULTS.keys() - left.keys():
+            left[name] = TRL_DEFAULTS[name]
+            said.append(f"{name}: {TRL_DEFAULTS[name]}, TRL's default")
     known = TrainConfig.__dataclass_fields__
     updates = _batch(left, processes, ours, said) * int(left.get("num_iterations", 1))
     for name in IN_OPTIMIZER_STEPS:
         if name in left:
             value = left.pop(name)
+            if value < 0:  # as many as the epochs give
+                said.append(f"{name}: {value}: is by epochs there; state a number of steps (--{name})")
+                continue
+            if 0 < value < 1:
+                raise ValueError(f"{name} {value}: is a share of the run there; expected a number of steps")
             ours[name] = max(1, round(value / updates)) if value > 0 else 0
             if updates > 1:
                 said.append(f"{name}: {value} optimizer steps are {ours[name]} steps of {updates}")
@@ -89,9 +109,9 @@ def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, An
 
 def _batch(left: dict[str, Any], processes: int, ours: dict[str, Any], said: list[str]) -> int:
     """prompts_per_step and updates_per_step from their counts; returns the updates."""
-    device, accumulation, steps, batch = (left.pop(name, None) for name in COUNTED)
-    if device is None and batch is None:
+    if not left.keys() & set(COUNTED):
         return 1
+    device, accumulation, steps, batch = (left.pop(name, None) for name in COUNTED)
     accumulation = accumulation or 1
     update = (device or 8) * accumulation * processes
     batch = batch or (device or 8) * processes * (steps or accumulation)
@@ -117,10 +137,7 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
         ours["dtype"] = "bfloat16"
     if left.pop("fp16", False):
         said.append("fp16: has no counterpart; dtype auto is bfloat16 on a GPU")
-    if left.pop("use_vllm", False):
-        ours["sampler"] = "vllm"
-        if left.pop("vllm_importance_sampling_correction", True):
-            ours["correction_mode"] = "truncate"
+    _vllm(left, ours, said)
     host, port = left.pop("vllm_server_host", None), left.pop("vllm_server_port", 8000)
     if host is not None:
         ours["vllm_url"] = f"http://{host}:{port}"
@@ -143,8 +160,38 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
         ours["report_to"] = kept
     if isinstance(left.get("log_completions"), bool):  # ours is a number; completions.jsonl is always written
         left.pop("log_completions")
-    if not left.pop("dynamic_sample", True):
-        left.pop("max_resample_times", None)
+    times = left.pop("max_resample_times", 3)  # ms-swift's default, which acts with dynamic_sample alone
+    if left.pop("dynamic_sample", False):
+        ours["max_resample_times"] = times
+
+
+def _vllm(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
+    """The engine, and TRL's correction for it: on by default, a mask of whole sequences above 3."""
+    uses, swift = left.pop("use_vllm", False), bool(SWIFT & left.keys())
+    corrects = left.pop("vllm_importance_sampling_correction", not swift)
+    mode = left.pop("vllm_importance_sampling_mode", "sequence_mask")
+    caps = [left.pop(f"vllm_importance_sampling_{name}", None) for name in ("cap", "clip_max")]
+    low = left.pop("vllm_importance_sampling_clip_min", None)
+    if not uses:
+        return
+    ours["sampler"] = "vllm"
+    if not corrects:
+        return
+    level, _, kind = mode.partition("_")
+    if level not in LEVELS or kind not in ("mask", "truncate"):
+        raise ValueError(
+            f"vllm_importance_sampling_mode {mode}: expected token_ or sequence_, mask or truncate"
+        )
+    high = next((cap for cap in caps if cap is not None), 3.0)
+    ours |= {"correction_mode": kind, "correction_level": LEVELS[level]}
+    ours |= (
+        {"correction_cap": high}
+        if kind == "truncate"
+        else {"correction_low": low or 0.0, "correction_high": high}
+    )
+    said.append(
+        f"correction_mode: {kind} at {high:g}, {LEVELS[level]}: what vllm_importance_sampling_mode {mode} does"
+    )
 
 
 def convert_file(config: ConvertConfig) -> tuple[str, list[str]]:

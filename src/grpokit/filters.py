@@ -50,9 +50,12 @@ def _divided(groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], list[R
 
 
 def _has_spread(group: RolloutGroup) -> bool:
+    """Of the reward, or of any one of its functions: gdpo learns from each by itself."""
     assert group.reward is not None  # scored
-    values = group.reward[~group.reward.isnan()]
-    return len(values) > 1 and bool(values.max() > values.min())
+    assert group.rewards is not None
+    columns = [group.reward, *group.rewards.unbind(1)]
+    present = [column[~column.isnan()] for column in columns]
+    return any(len(values) > 1 and bool(values.max() > values.min()) for values in present)
 
 
 def without_truncated(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:

@@ -151,7 +151,9 @@ def load_policy(
             # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
             # run would differ in the last bit.
             parameter.data = parameter.data.clone()
-    policy.packs, policy.shares_not = _probe_forms(policy)
+    said = world.gather_json(_probe_forms(policy))  # what one rank can't, none does: they must cut alike
+    policy.packs = all(packs for packs, _ in said)
+    policy.shares_not = next((why for _, why in said if why is not None), None)
     if gradient_checkpointing:  # each computation of a layer would append to the cache
         policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
     if probe:

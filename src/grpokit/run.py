@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import TrainState, prune, save_checkpoint, save_model
+from .checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint, save_model
 from .config import TrainConfig
 from .console import before_after, console, counting, say
 from .cutting import Sharing
@@ -66,6 +67,7 @@ class Run:
     stop: StopRequest
     trackers: list[Tracker] = field(default_factory=list)
     unfinished: Progress | None = None  # the step that is under way
+    random_state: RandomState = field(default_factory=random_state_now)  # where the present step began
 
     @property
     def reward_weights(self) -> list[float]:
@@ -159,6 +161,11 @@ class Run:
         best = max((row.get("eval/reward", -math.inf) for row in self.evaluations), default=math.inf)
         if figures.get("eval/reward", -math.inf) > best:
             save_model(self.output / "best", self.policy, self.tokenizer, self.config.save_dtype, self.world)
+            if self.world.is_main:
+                record = {"step": step, "eval/reward": figures["eval/reward"]}
+                (self.output / "best" / "evaluation.json").write_text(
+                    json.dumps(record) + "\n", encoding="utf-8"
+                )
             say(f"best so far by eval/reward: {self.output / 'best'}")
         self.evaluations.append({"step": step, **figures})
         self.evaluations_file.write(self.evaluations[-1])
@@ -187,6 +194,7 @@ class Run:
             tracker.log(step, row, shown)
         skipped = 0 if self.unfinished is None else self.unfinished.skipped
         self.state, self.unfinished = TrainState(step, self.state.skipped + skipped), None
+        self.random_state = random_state_now()
         if config.save_steps and step % config.save_steps == 0:
             self.save()
         return row
@@ -228,6 +236,8 @@ class Run:
             self.config.save_dtype,
             config=to_yaml(self.config),
             world=self.world,
+            # Rewards that were drawn before a stop in a step's sampling are drawn again.
+            random_state=self.random_state if self.unfinished is None else None,
         )
         if self.world.is_main:
             prune(self.output, self.config.save_total_limit, path)

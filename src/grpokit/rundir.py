@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 from .checkpoint import checkpoints, read_record, verify
@@ -20,6 +21,7 @@ BEGUN = {
     "batches",
     "nonfinite",
     "vllm",
+    "best",
     "tensorboard",
     "wandb",
     "swanlab",
@@ -99,14 +101,25 @@ def _refuse_used(output: Path, has_checkpoint: bool) -> None:
 
 
 def set_aside(checkpoint: Path, output: Path) -> list[Path]:
-    """Rename the run's checkpoints that are newer than the one it resumes from: they're of a way not taken.
+    """Rename the run's checkpoints, and its best model, that are newer than the one it resumes from: of a way not taken.
 
     Returns their new names. Otherwise `auto` would find them again, and the steps between would be missing.
     """
     found = checkpoints(output.resolve())
     here = checkpoint.resolve()
     newer = found[found.index(here) + 1 :] if here in found else []
-    return [path.rename(_free_name(path)) for path in newer]
+    return [path.rename(_free_name(path)) for path in newer] + set_best_aside(
+        output, read_record(here)["step"]
+    )
+
+
+def set_best_aside(output: Path, step: int) -> list[Path]:
+    """Rename the best model where its step is after `step`; -1: whatever its step. Returns its new name."""
+    best = output.resolve() / "best"
+    written = best / "evaluation.json"
+    if not best.is_dir() or (written.is_file() and json.loads(written.read_text())["step"] <= step):
+        return []
+    return [best.rename(_free_name(best))]
 
 
 def _free_name(path: Path) -> Path:

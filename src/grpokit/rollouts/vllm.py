@@ -8,6 +8,7 @@ started anew, with its first weights, is found out and loaded again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,8 +73,12 @@ class Completion:
 class Engine(Protocol):
     """Something that runs vLLM."""
 
-    def load(self, directory: Path, tag: str) -> None:
-        """Take the weights in `directory`, known as `tag` from now on."""
+    def load(self, directory: Path, tag: str, stop: Callable[[], bool]) -> None:
+        """Take the weights in `directory`, known as `tag` from now on. Raises SamplingStopped once `stop()`."""
+        ...
+
+    def expect(self, directory: Path, tag: str) -> None:
+        """Know that another rank has made it take them."""
         ...
 
     def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
@@ -105,13 +110,18 @@ class Weights:
         """
         if self.version == self.policy.version:
             return
-        save_model(self.directory, self.policy, self.tokenizer, None, self.world)
-        tag = digest(self.directory) if self.world.is_main else ""
+        tag = ""
+        with self.world.together():
+            save_model(self.directory, self.policy, self.tokenizer, None, self.world)
+            tag = digest(self.directory) if self.world.is_main else ""
         tag = self.world.from_main(tag)
         with self.world.together():
-            self.engine.load(self.directory, tag)
-        self.version = self.policy.version
+            if self.world.is_main:
+                self.engine.load(self.directory, tag, lambda: False)
+            else:
+                self.engine.expect(self.directory, tag)
         self.probe(probe_ids)
+        self.version = self.policy.version
 
     def probe(self, prompt_ids: tuple[int, ...]) -> None:
         """Score some sampled tokens on both sides. Raises ValueError where they differ by more than `max_gap`."""
@@ -119,8 +129,12 @@ class Weights:
             Request(prompt_ids, PROBE_TOKENS, 0, self.policy.temperature, seed, self.eos_ids, f"probe {seed}")
             for seed in range(PROBES)
         ]
-        with self.world.together():
-            found = self.engine.complete(requests, lambda: False)
+        asked: list[Any] = []
+        with self.world.together():  # one rank asks: all must score the same tokens
+            if self.world.is_main:
+                answers = self.engine.complete(requests, lambda: False)
+                asked = [[answer.token_ids, answer.logps, answer.finish_reason] for answer in answers]
+        found = [Completion(*answer) for answer in self.world.from_main(asked)]
         rows = [
             Row(
                 index=index,
@@ -138,7 +152,9 @@ class Weights:
         ours = score(self.policy, rows, Learning(world=self.world))
         gaps = torch.cat([(ours[row.index].cpu() - row.sampler_logps).abs() for row in rows])
         mean, largest = float(gaps.mean()), float(gaps.max())
-        if not mean <= self.max_gap:
+        if mean <= self.max_gap:
+            return
+        with self.world.together():
             raise ValueError(
                 f"--vllm_max_gap {self.max_gap:g}: after loading the weights of optimizer step {self.policy.version}, the "
                 f"log-probs of vLLM and of the trainer differ by {mean:.3g} in the mean of {len(gaps)} tokens, and by "
@@ -167,22 +183,26 @@ class VLLMSampler:
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
         """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
-        self.probe_ids = self.probe_ids or self.weights.world.from_main(
-            list(prompts[0].ids) if prompts else []
-        )
+        world = self.weights.world
+        if not self.probe_ids:  # of the first rank that has a prompt
+            known = world.gather_json(list(prompts[0].ids) if prompts else [])
+            self.probe_ids = next((tuple(ids) for ids in known if ids), ())
         self.sync()
         jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
         requests = [self._request(prompt, g, greedy) for prompt, g in jobs]
-        if self.stop():
-            raise SamplingStopped("stopped before the first completion")
-        rollouts = [self._rollout(answer) for answer in self.weights.engine.complete(requests, self.stop)]
+        answers: list[Completion] | None = None
+        with world.together(), contextlib.suppress(SamplingStopped):
+            answers = self.weights.engine.complete(requests, self.stop) if requests else []
+        if answers is None:
+            raise SamplingStopped("stopped while vLLM was sampling")
+        rollouts = [self._rollout(answer) for answer in answers]
         size = num_generations
         return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
 
     def sync(self) -> None:
         """Load the policy's present weights into the engine."""
         if self.probe_ids:
-            self.weights.sync(tuple(self.probe_ids))
+            self.weights.sync(self.probe_ids)
 
     def _request(self, prompt: Prompt, generation: int, greedy: bool) -> Request:
         return Request(

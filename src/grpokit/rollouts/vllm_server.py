@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +21,8 @@ START = "start one with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --host 127.0.0.
 CONNECTIONS = 256  # requests under way at once; the server batches them as it likes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
 LOOK_EVERY = 0.2  # seconds between two looks at `stop`
-RESTARTS = 3  # of the server that one batch survives
+RESTARTS = 5  # of the server that one batch survives
+HELLO = 30.0  # seconds for an answer that needs no work
 
 
 class Unreachable(Exception):
@@ -27,7 +30,7 @@ class Unreachable(Exception):
 
 
 class Server:
-    """The engine behind `--sampler vllm --vllm_mode server`. `timeout` seconds bound every request, tries included."""
+    """The engine behind `--sampler vllm`. It is given up after `timeout` seconds in which it serves nothing."""
 
     def __init__(self, url: str, timeout: float) -> None:
         """Raises ValueError where no vLLM server answers, or one that can't be given weights."""
@@ -35,37 +38,40 @@ class Server:
         self.loaded: tuple[Path, str] | None = None  # directory and tag of the weights that it should have
         self.model = self._run(self._introduce)
 
-    def load(self, directory: Path, tag: str) -> None:
+    def load(self, directory: Path, tag: str, stop: Callable[[], bool]) -> None:
         """See `Engine.load`. Raises ValueError where the server cannot read the directory."""
+        self.expect(directory, tag)
+        self._run(lambda client: _unless(stop, self._weights(client)))
+
+    def expect(self, directory: Path, tag: str) -> None:
+        """See `Engine.expect`."""
         self.loaded = directory, tag
-
-        async def once(client: httpx.AsyncClient) -> None:
-            await self._persist(f"loading {directory}", lambda: self._ensure_weights(client))
-
-        self._run(once)
 
     def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
         """See `Engine.complete`. Raises ValueError naming the request that the server refuses or doesn't answer."""
 
         async def all_of_them(client: httpx.AsyncClient) -> list[Completion]:
             for _ in range(RESTARTS + 1):
-                reloaded = await self._persist("the weights", lambda: self._ensure_weights(client))
-                found = await _unless(stop, self._batch(client, requests))
-                # Whatever came between a restart and its discovery is of other weights: ask again, by the same seeds.
-                reloaded = await self._persist("the weights", lambda: self._ensure_weights(client))
-                if not reloaded:
+                before = await self._weights(client)
+                found = await self._batch(client, requests)
+                # What came between a restart and its discovery, by whichever rank, is of other weights: ask again, by
+                # the same seeds.
+                if await self._weights(client) == before:
                     return found
             raise ValueError(
                 f"--vllm_url {self.url}: the server was started anew {RESTARTS} times in one batch"
             )
 
-        return self._run(all_of_them)
+        return self._run(lambda client: _unless(stop, all_of_them(client)))
 
     # ------------------------------------------------------------------- requests
 
     async def _batch(self, client: httpx.AsyncClient, requests: Sequence[Request]) -> list[Completion]:
+        places = asyncio.Semaphore(CONNECTIONS)
+
         async def one(request: Request) -> Completion:
-            return await self._persist(request.name, lambda: self._complete(client, request))
+            async with places:
+                return await self._persist(request.name, lambda: self._complete(client, request))
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(request)) for request in requests]
@@ -94,12 +100,14 @@ class Server:
 
     async def _introduce(self, client: httpx.AsyncClient) -> str:
         try:
-            models = await self._send(client, "GET", "/v1/models")
-            name = models["data"][0]["id"]
-            await self._send(client, "GET", "/weight_info")
-        except Unreachable as error:
+            async with asyncio.timeout(min(self.timeout, HELLO)):
+                models = await self._send(client, "GET", "/v1/models")
+                name = models["data"][0]["id"]
+                await self._send(client, "GET", "/weight_info")
+        except (Unreachable, TimeoutError) as error:
+            why = str(error) or "it accepts, and says nothing"
             raise ValueError(
-                f"--vllm_url {self.url}: no vLLM server answers there ({error}); {START}"
+                f"--vllm_url {self.url}: no vLLM server answers there ({why}); {START}"
             ) from error
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
@@ -107,22 +115,32 @@ class Server:
             ) from error
         return name
 
-    async def _ensure_weights(self, client: httpx.AsyncClient) -> bool:
-        """Load the weights unless it has them; whether it had to."""
+    async def _weights(self, client: httpx.AsyncClient) -> str:
+        """The name of the load that the server's weights come from; they are loaded first where it has others."""
+        return await self._persist("the weights", lambda: self._ensure_weights(client))
+
+    async def _ensure_weights(self, client: httpx.AsyncClient) -> str:
         assert self.loaded is not None
         directory, tag = self.loaded
-        has = (await self._send(client, "GET", "/weight_info")).get("weight_version")
-        if has == tag:
-            return False
+        has = str((await self._send(client, "GET", "/weight_info")).get("weight_version"))
+        if has.startswith(tag + "-"):
+            return has
         path = {"weights_path": str(directory.resolve())}
         await self._send(client, "POST", "/pause?mode=wait")
         try:
             await self._send(client, "POST", "/collective_rpc", {"method": "reload_weights", "kwargs": path})
             await self._send(client, "POST", "/reset_prefix_cache")
-            await self._send(client, "POST", "/update_weight_version", {"new_version": tag})
-        finally:
-            await self._send(client, "POST", "/resume")
-        return True
+        except BaseException:
+            with contextlib.suppress(Unreachable, TimeoutError):  # the first error is the one to tell
+                async with asyncio.timeout(HELLO):
+                    await self._send(client, "POST", "/resume")
+            raise
+        await self._send(client, "POST", "/resume")
+        # Last: a load that broke off anywhere has no name, and is done again. Each load has its own, so that one after
+        # a restart shows, even if another rank was first to do it.
+        name = f"{tag}-{uuid.uuid4().hex[:8]}"
+        await self._send(client, "POST", "/update_weight_version", {"new_version": name})
+        return name
 
     # ------------------------------------------------------------------- transport
 
@@ -146,25 +164,40 @@ class Server:
             raise Unreachable(f"an answer that is no JSON: {answer.text[:100]!r}") from error
 
     async def _persist(self, name: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Until it succeeds, with growing pauses. Raises ValueError naming the request when its time is over."""
-        deadline, pause = time.monotonic() + self.timeout, FIRST_PAUSE
+        """Until it succeeds, with growing pauses.
+
+        Raises ValueError naming the request where `timeout` seconds pass in which nothing at all succeeds: a long
+        batch on a server that works takes as long as it takes.
+        """
+        pause = FIRST_PAUSE
         while True:
+            task = asyncio.ensure_future(attempt())
             try:
-                async with asyncio.timeout_at(
-                    asyncio.get_running_loop().time() + deadline - time.monotonic()
-                ):
-                    return await attempt()
+                while not task.done():
+                    if self._left() <= 0:
+                        raise TimeoutError("no answer")
+                    await asyncio.wait([task], timeout=self._left())
+                found = task.result()
             except (Unreachable, TimeoutError) as error:
-                if time.monotonic() + pause >= deadline:
-                    why = str(error) or "no answer"
+                if self._left() <= pause:
                     raise ValueError(
                         f"--vllm_timeout {self.timeout:g}: {self.url} did not serve {name} in that time (the last "
-                        f"try: {why}); is the server still running?"
+                        f"try: {error}); is the server still running?"
                     ) from error
+            else:
+                self.alive = time.monotonic()
+                return found
+            finally:
+                task.cancel()
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
+    def _left(self) -> float:
+        return self.alive + self.timeout - time.monotonic()
+
     def _run(self, work: Callable[[httpx.AsyncClient], Coroutine[Any, Any, T]]) -> T:
+        self.alive = time.monotonic()  # when the server last served anything
+
         async def inside() -> T:
             limits = httpx.Limits(max_connections=CONNECTIONS)
             async with httpx.AsyncClient(timeout=httpx.Timeout(None), limits=limits) as client:
