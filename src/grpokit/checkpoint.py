@@ -52,7 +52,7 @@ FORMAT = 2  # of the trainer directory; raised when its contents change
 class TrainState:
     """Where a run stands: between two steps, or in the midst of one."""
 
-    step: int = 0  # steps done; also the position in the prompt order, in units of prompts_per_step
+    step: int = 0  # steps done; it also says where the next one begins in the prompt order
     skipped: int = 0  # updates of those steps that were skipped because their numbers went wrong
     unfinished: Progress | None = None  # of the next step
 

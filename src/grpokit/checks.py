@@ -93,7 +93,8 @@ def check_train_config(config: TrainConfig) -> None:
         "is for speed, and --dtype float64 for proofs; leave one of them out",
     )
     url = config.vllm_url
-    _require(url.startswith(("http://", "https://")), "vllm_url", url, "must begin with http:// or https://")
+    known = "://" not in url or url.startswith(("http://", "https://"))
+    _require(url != "" and known, "vllm_url", url, "must be HOST:PORT, or begin with http:// or https://")
 
 
 def _check_batch(config: TrainConfig) -> None:

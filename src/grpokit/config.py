@@ -142,10 +142,10 @@ class TrainConfig(ModelConfig):
     # the engine that samples
     sampler: Literal["transformers", "vllm"] = "transformers"
     """What samples: the policy itself (transformers), or vLLM, which is given its weights after each step."""
-    vllm_url: str = "http://127.0.0.1:8000"
-    """--sampler vllm: the running server."""
+    vllm_url: str = "127.0.0.1:8000"
+    """--sampler vllm: the running server, HOST:PORT or a URL."""
     vllm_timeout: float = 300.0
-    """--sampler vllm: seconds that a request may take, tries included (a server may be started anew meanwhile)."""
+    """--sampler vllm: seconds without any answer from the server before the run stops (it may be started anew meanwhile)."""
     vllm_max_gap: float = 0.05
     """--sampler vllm: largest mean difference of log-probs to the trainer's after a sync; beyond it the run stops."""
 

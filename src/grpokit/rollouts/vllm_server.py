@@ -34,7 +34,8 @@ class Server:
 
     def __init__(self, url: str, timeout: float) -> None:
         """Raises ValueError where no vLLM server answers, or one that can't be given weights."""
-        self.url, self.timeout = url.rstrip("/"), timeout
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self.timeout = timeout
         self.loaded: tuple[Path, str] | None = None  # directory and tag of the weights that it should have
         self.model = self._run(self._introduce)
 
