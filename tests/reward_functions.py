@@ -10,7 +10,8 @@ import time
 
 def digits_in_order(completions, **kwargs):
     """Share of neighbouring characters that are in order: varies between completions of any model."""
-    return [sum(a <= b for a, b in itertools.pairwise(c)) / max(1, len(c)) for c in completions]
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]  # a chat's are messages
+    return [sum(a <= b for a, b in itertools.pairwise(text)) / max(1, len(text)) for text in texts]
 
 
 def raises(completions):
