@@ -43,7 +43,8 @@ def main() -> None:
         (wheel,) = Path(folder).glob("*.whl")
         unpacked = Path(folder) / "unpacked"
         subprocess.run([python, "-m", "zipfile", "-e", str(wheel), str(unpacked)], check=True)
-        subprocess.run([*pip, "install", "torch==2.13.0"], check=True)  # alone first: the others take this build
+        # torch alone first: the others then take this build.
+        subprocess.run([*pip, "install", "torch==2.13.0"], check=True)
         subprocess.run([*pip, "install", *requirements(unpacked)], check=True)
         subprocess.run([*pip, "install", "--no-deps", str(wheel)], check=True)
     ready.touch()
