@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tiny import group_of
 
 from grpokit.advantages import with_advantages
-from grpokit.assemble import load_models
+from grpokit.assemble.models import load_models
 from grpokit.batching import plan_step
 from grpokit.config import PlanConfig
 from grpokit.configured import loss_of

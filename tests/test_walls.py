@@ -47,7 +47,7 @@ def test_walls(path):
                 "model.py",
                 "architecture.py",
                 "prompts.py",
-                "checkpoint.py",
+                "export.py",
                 "tasks/",
                 "cli.py",
                 "rewards/model.py",

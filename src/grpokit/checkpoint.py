@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -28,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .export import atomically, saved_dtype, whole, write_model
 from .flat import (
     groups_from_tensors,
     groups_to_tensors,
@@ -40,8 +40,8 @@ from .flat import (
     updates_from_tensors,
     updates_to_tensors,
 )
-from .model import DTYPES, Policy
-from .parallel import ALONE, World, full, like
+from .model import Policy
+from .parallel import ALONE, World, like
 from .step import Progress
 from .types import Metric, Prompt
 
@@ -64,15 +64,6 @@ class TrainState:
         )
 
 
-def save_model(
-    path: Path, policy: Policy, tokenizer: Any, save_dtype: str | None, world: World = ALONE
-) -> None:
-    """Write a Hugging Face directory to `path` (made, or replaced whole). Raises OSError where it can't be written."""
-    weights = _whole(policy.model.state_dict(keep_vars=True), world)
-    if world.is_main:
-        _atomically(path, lambda directory: _write_model(directory, weights, policy, tokenizer, save_dtype))
-
-
 def save_checkpoint(
     path: Path,
     state: TrainState,
@@ -90,14 +81,14 @@ def save_checkpoint(
     All ranks must call it; the main one writes. `random_state` is this rank's, where it isn't the
     present one. Raises OSError, with nothing changed, where it can't be written.
     """
-    weights = _whole(policy.model.state_dict(keep_vars=True), world)
-    moments = _whole(_optimizer_tensors(policy, optimizer), world)
+    weights = whole(policy.model.state_dict(keep_vars=True), world)
+    moments = whole(_optimizer_tensors(policy, optimizer), world)
     noise, pythons = _random_states(world, random_state or random_state_now())
     if not world.is_main:
         return
 
     def write(directory: Path) -> None:
-        _write_model(directory, weights, policy, tokenizer, save_dtype)
+        write_model(directory, weights, policy, tokenizer, save_dtype)
         trainer = directory / "trainer"
         trainer.mkdir()
         names = dict(policy.model.named_parameters())
@@ -121,7 +112,11 @@ def save_checkpoint(
         record["files"] = {str(f.relative_to(directory)): [f.stat().st_size, _digest(f)] for f in files}
         (trainer / "state.json").write_text(json.dumps(record), encoding="utf-8")
 
-    _atomically(path, write)
+    try:
+        atomically(path, write)
+    except OSError as error:
+        others = checkpoints(path.parent)
+        raise OSError(f"{error}; the newest checkpoint is {others[-1]}" if others else str(error)) from error
 
 
 def load_checkpoint(
@@ -219,42 +214,6 @@ def prune(output_dir: Path, limit: int, written: Path | None = None) -> None:
                 shutil.rmtree(path)
 
 
-def saved_dtype(policy: Policy, save_dtype: str | None) -> torch.dtype:
-    """Type of saved weights: as asked for, else as loaded; a float64 run keeps float64."""
-    if save_dtype is not None:
-        return DTYPES[save_dtype]
-    return torch.float64 if policy.compute_dtype == torch.float64 else policy.stored_dtype
-
-
-def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Tensors whole and on the CPU, on the main rank only: one at a time, so that no other holds more than that."""
-    found: dict[int, Tensor] = {}  # tied weights are one tensor with two names
-    for tensor in tensors.values():
-        if id(tensor) not in found:
-            whole = full(tensor.detach())
-            found[id(tensor)] = whole.cpu().contiguous() if world.is_main else whole.new_empty(0)
-    return {name: found[id(tensor)] for name, tensor in tensors.items()}
-
-
-def _write_model(
-    directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, save_dtype: str | None
-) -> None:
-    model, dtype = policy.model, saved_dtype(policy, save_dtype)
-    narrowed: dict[int, Tensor] = {
-        id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
-    }
-    shown, model.config.dtype = model.config.dtype, dtype
-    try:
-        model.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
-    finally:
-        model.config.dtype = shown
-    # save_pretrained writes the parameters' type; the weights beside it are of this one, and a resumed run saves them so.
-    described = directory / "config.json"
-    record = json.loads(described.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
-    described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(directory)
-
-
 def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"{slot}/{name}": value
@@ -303,44 +262,9 @@ def _read_progress(file: Path, record: dict[str, Any], prompt_at: Callable[[int]
     )
 
 
-def _atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """A directory under a temporary name, synced, read again, renamed. Raises OSError with nothing left behind."""
-    temporary, old = (path.with_name(f".{path.name}.{what}") for what in ("writing", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        for file in [*temporary.rglob("*"), temporary]:
-            _sync(file)
-            if file.suffix == ".safetensors":
-                with safe_open(file, "np") as readable:  # its header must fit its length
-                    readable.keys()
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        temporary.rename(path)
-        _sync(path.parent)
-    except Exception as error:  # the tokenizers library has no class for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not (isinstance(error, OSError | SafetensorError) or "os error" in str(error)):
-            raise
-        others = checkpoints(path.parent)
-        kept = f"; the newest checkpoint is {others[-1]}" if others else ""
-        raise OSError(f"{path}: could not be written: {error}{kept}") from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _tuples(value: Any) -> Any:

@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import tyro
 
 from .checks import check_model_config, check_train_config
-from .config import (
+from .commands import (
     CompareConfig,
     ConvertConfig,
-    EvalConfig,
     InspectConfig,
     LossesConfig,
-    PlanConfig,
     ReplayConfig,
     ReportConfig,
     TaskConfig,
-    TrainConfig,
 )
+from .config import EvalConfig, PlanConfig, TrainConfig
 from .overlay import load_yaml, to_yaml
 
 if TYPE_CHECKING:
@@ -165,7 +163,7 @@ def _fail_among_ranks(error: Exception, world: World) -> int:
 def evaluate(config: EvalConfig) -> int:
     """`grpokit eval`."""
     check_model_config(config)
-    from .assemble import run_evaluation
+    from .assemble.evaluation import run_evaluation
 
     _quiet()
     run_evaluation(config)

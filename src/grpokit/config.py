@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import tyro
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -262,95 +260,3 @@ class EvalConfig(ModelConfig):
     """Values of k to report (default: 1 and --num_generations)."""
     output_file: str = ""
     """Also write the figures to this JSON file."""
-
-
-@dataclass(frozen=True)
-class InspectConfig:
-    """Look at a dataset: its rows as the model will see them, lengths, columns, and what is wrong with it."""
-
-    file: tyro.conf.Positional[str]
-    """What --dataset takes: a file, a folder, or org/name[:config]."""
-    model: str = ""
-    """Directory of the model: its tokenizer and chat template make the prompts (default: rows as they are read)."""
-    dataset_split: str = ""
-    """Split of a folder or a Hub dataset (default: train, or the only one)."""
-    max_samples: int = 0
-    """Read only this many rows, the first ones (0: all)."""
-    system_prompt: str = ""
-    """System message before every chat prompt that doesn't have one."""
-    max_prompt_length: int | None = None
-    """Also say which prompts are longer than this many tokens."""
-    rows: int = 2
-    """Rows to show."""
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Make report.html from what a run has written so far."""
-
-    run: tyro.conf.Positional[str]
-    """The run's --output_dir."""
-    output: str = ""
-    """Where to write the page (default: report.html in the run)."""
-
-
-@dataclass(frozen=True)
-class LossesConfig:
-    """List the losses, show one, or plot some."""
-
-    action: tyro.conf.Positional[Literal["list", "show", "plot"]]
-    """list: the table. show: formula, parts, defaults, metrics, traps. plot: pictures."""
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names of losses (plot: all of them by default)."""
-    output: str = "losses.png"
-    """plot: where to write; .png, .svg or .html."""
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Send one recorded batch through any set of losses and compare what they do to it."""
-
-    file: tyro.conf.Positional[str]
-    """A batch from `train --record_batches K`, or an .npz of LossBatch fields."""
-    losses: tuple[str, ...] = ()
-    """Losses to compare (default: all)."""
-    output: str = ""
-    """Also draw the comparison to this .png, .svg or .pdf."""
-    max_completion_length: int | None = None
-    """For losses that divide by it (default: the longest completion of the batch)."""
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """Run a micro-batch again whose loss or gradient was NaN or infinite, and show where that begins."""
-
-    file: tyro.conf.Positional[str]
-    """A dump from a run's nonfinite/ directory."""
-    model: str = ""
-    """Weights to use (default: the run's checkpoint of that moment, or the newest one before it)."""
-    dtype: Literal["", "auto", "float32", "bfloat16", "float64"] = ""
-    """Another compute type than the run's, to see whether that mends it."""
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Turn a YAML configuration of TRL's GRPOTrainer or of ms-swift into one for `grpokit train`."""
-
-    file: tyro.conf.Positional[str]
-    """Their YAML file."""
-    num_processes: int = 1
-    """Processes that it was meant for: their batch is counted in those."""
-    output: str = ""
-    """Where to write the result (default: print it)."""
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """Make an offline task: a tiny model, training and evaluation prompts."""
-
-    name: tyro.conf.Positional[str]
-    """The task: sort_digits."""
-    output_dir: str = ""
-    """Where to write model/, train.jsonl and eval.jsonl (default: runs/NAME)."""
-    seed: int = 42
-    """Seed of the prompts, the model and its warm-up."""

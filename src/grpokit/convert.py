@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import ConvertConfig, TrainConfig
+from .commands import ConvertConfig
+from .config import TrainConfig
 from .overlay import from_yaml
 from .trackers import TRACKERS
 

@@ -203,9 +203,8 @@ def _begins_with(mark: bytes, path: Path, flag: str) -> bool:
 
 def _csv_rows(path: Path, flag: str, delimiter: str) -> Iterator[RawRow]:
     """A row may go over several lines; its place is the first of them."""
-    limit = csv.field_size_limit(
-        sys.maxsize
-    )  # a prompt may be longer than the 131,072 characters of the default
+    # A prompt may be longer than the 131,072 characters of the default.
+    limit = csv.field_size_limit(sys.maxsize)
     try:
         reader = csv.reader(_decoded(path, flag), delimiter=delimiter, strict=True)
         names = next(reader, None)

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from grpokit.config import InspectConfig
+from grpokit.commands import InspectConfig
 from grpokit.console import console, say
 from grpokit.dataset_files import open_dataset
 from grpokit.loading import one_line

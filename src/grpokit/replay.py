@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .batching import collate
 from .checkpoint import checkpoints, load_parameters, read_record
-from .config import ReplayConfig, TrainConfig
+from .commands import ReplayConfig
+from .config import TrainConfig
 from .console import console, say
 from .flat import prefixed, rows_from_tensors, rows_to_tensors, stats_from_tensors, stats_to_tensors, under
 from .losses import Loss, Stats

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from .checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint, save_model
+from .checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
 from .config import TrainConfig
 from .console import before_after, console, counting, say
 from .cutting import Sharing
 from .evaluate import evaluate
+from .export import save_model
 from .flat import groups_from_tensors, groups_to_tensors
 from .losses import Loss
 from .losses.lint import notes
@@ -27,6 +28,7 @@ from .overlay import to_yaml
 from .parallel import Together, World
 from .prompts import Prompts
 from .recorded import write_batch
+from .records import group_record, sample_of_groups
 from .replay import write_offender
 from .rewards import Reward, score
 from .rollouts import Sampler, SamplingStopped
@@ -289,37 +291,3 @@ class Run:
             file.close()
         for tracker in self.trackers:
             tracker.close()
-
-
-def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
-    """At most `count` groups to write down: the best and the worst by mean reward, then the first others."""
-
-    def mean(i: int) -> float:
-        reward = groups[i].reward
-        return 0.0 if reward is None or reward.isnan().all() else float(reward.nanmean())
-
-    order = sorted(range(len(groups)), key=mean)
-    picked = list(dict.fromkeys([*order[-1:], *order[:1], *range(len(groups))]))[:count]
-    return [groups[i] for i in sorted(picked)]
-
-
-def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, Any]:
-    """A group as a line of completions.jsonl."""
-
-    def numbers(column: torch.Tensor | None) -> list[float | None]:
-        return [] if column is None else [None if math.isnan(x) else x for x in column.tolist()]
-
-    table = group.rewards
-    return {
-        "prompt": group.prompt.content,
-        "source": group.prompt.source,
-        "columns": {
-            k: v if isinstance(v, str | int | float | bool | None) else str(v)
-            for k, v in group.prompt.columns.items()
-        },
-        "completions": [rollout.text for rollout in group.rollouts],
-        "finish_reasons": [rollout.finish_reason for rollout in group.rollouts],
-        "rewards": {r.name: numbers(None if table is None else table[:, f]) for f, r in enumerate(rewards)},
-        "reward": numbers(group.reward),
-        "advantages": numbers(group.advantages),
-    }

@@ -59,9 +59,8 @@ def label_lines(axes: Axes, lines: Sequence[tuple[str, Any, Any, str]]) -> None:
     `x` and `y` are arrays; places are looked for on the line itself, within the axes. Call it when the limits are set.
     """
     shown = [(label, _to_axes(axes, x, y), colour) for label, x, y, colour in lines]
-    zero = _to_axes(
-        axes, np.array(axes.get_xlim()).repeat(100), np.zeros(200)
-    )  # the line g = 0 is in the way too
+    # The line g = 0 is in the way too.
+    zero = _to_axes(axes, np.array(axes.get_xlim()).repeat(100), np.zeros(200))
     zero = (np.linspace(0, 1, 200), zero[1])
     placed: list[Box] = []
     for number, (label, own, colour) in enumerate(shown):

@@ -105,9 +105,8 @@ def _log_ratio(loss: Loss, batch: LossBatch, d: Tensor, stats: Stats | None) -> 
         return d
     value = _looked_up("log_ratio", batch, stats)
     if loss.correction is not None and loss.surrogate.correction_inside:
-        value = value + _looked_up(
-            "inside", batch, stats
-        )  # before the clamp: only their sum has to be in range
+        # Before the clamp: only their sum has to be in range.
+        value = value + _looked_up("inside", batch, stats)
     return loss.level.apply(d, value, _looked_up("length", batch, stats))
 
 

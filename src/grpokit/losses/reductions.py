@@ -44,9 +44,8 @@ class Counts:
     tokens: int  # trainable tokens over all ranks
     rank_tokens: int  # trainable tokens of this rank
     ranks: int = 1  # P, ranks without a token included
-    group_tokens: Mapping[int, int] = field(
-        default_factory=dict
-    )  # trainable tokens of each group that has any
+    # Trainable tokens of each group that has any.
+    group_tokens: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lengths: Tensor, group_ids: Tensor | None = None) -> Counts:
@@ -171,9 +170,8 @@ def sequence_weights(
             "counts must be of the whole update, before it is cut"
         )
     weights = torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
-    real = (
-        lengths > 0
-    )  # a sequence without a trainable token is not a sample: it has no weight and isn't counted
+    # A sequence without a trainable token is not a sample: it has no weight and isn't counted.
+    real = lengths > 0
     if real.any():
         ids = None if group_ids is None else group_ids[real]
         weights[real] = REDUCTIONS[loss.reduction](lengths[real].double(), counts, loss, ids)

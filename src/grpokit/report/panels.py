@@ -36,9 +36,8 @@ class Panel:
     percent: bool = False  # the values are shares
     from_zero: bool = False  # the axis starts at 0
     trend: bool = True  # a long series gets a rolling mean
-    log_over: float = (
-        math.inf
-    )  # the axis is logarithmic where the largest value is this many times the smallest
+    # The axis is logarithmic where the largest value is this many times the smallest.
+    log_over: float = math.inf
     size: Literal["normal", "small"] = "normal"
 
 

@@ -93,9 +93,8 @@ def serve(requests: Iterator[dict], reply) -> None:
     from math_verify import verify
 
     for request in requests:
-        signal.setitimer(
-            signal.ITIMER_REAL, request["seconds"]
-        )  # the kernel ends this process, whatever it is in
+        # The kernel then ends this process, whatever it is in.
+        signal.setitimer(signal.ITIMER_REAL, request["seconds"])
         gold = list(reference(request["reference"]))
         reply({"reference": bool(gold)})
         right = bool(gold) and verify(gold, extract(request["answer"], False), timeout_seconds=0)

@@ -34,10 +34,8 @@ class TokenPicker:
         min_length: int,
         dtype: torch.dtype,
     ) -> None:
-        self.prompts, self.generations = (
-            prompts,
-            generations,
-        )  # [B] each: with seed and position, keys of the noise
+        # [B] each: with seed and position, keys of the noise
+        self.prompts, self.generations = prompts, generations
         self.seed, self.temperature, self.greedy = seed, temperature, greedy
         self.eos, self.min_length = eos, min_length
         shape, device = (max_length, len(prompts)), prompts.device

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from grpokit.checkpoint import save_model
+from grpokit.export import save_model
 from grpokit.model import Policy
 from grpokit.noise import keyed_hash
 from grpokit.parallel import ALONE, World

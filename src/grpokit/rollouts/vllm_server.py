@@ -84,10 +84,8 @@ class Server:
         try:
             (choice,) = answer["choices"]
             ids, logps = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-            if choice["finish_reason"] not in (
-                "stop",
-                "length",
-            ):  # given up by the server: it was paused, say
+            # Anything else was given up by the server: it was paused, say.
+            if choice["finish_reason"] not in ("stop", "length"):
                 raise Unreachable(f"finish_reason {choice['finish_reason']}")
             if len(ids) != len(logps) or not ids:
                 raise ValueError(f"{len(ids)} tokens and {len(logps)} log-probs")

@@ -1,0 +1,52 @@
+"""`grpokit eval`: a model, a dataset and rewards, and nothing that trains."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpokit.config import EvalConfig
+from grpokit.console import console, counting, figures_table, say, waiting
+from grpokit.evaluate import evaluate
+from grpokit.model import default_device, load_policy, load_tokenizer
+from grpokit.rewards import recognised as recognised_rewards
+from grpokit.rewards import score
+from grpokit.types import Prompt, RolloutGroup
+
+from .data import load_prompts, rewards_of
+from .models import context_of, set_threads
+from .samplers import make_sampler
+
+
+def run_evaluation(config: EvalConfig) -> dict[str, float]:
+    """`grpokit eval`: load, evaluate, print a table, and write it where --output_file says."""
+    n = config.num_generations
+    wanted = config.pass_at_k or tuple(sorted({1, n}))
+    if n < 1 or not all(1 <= k <= n for k in wanted):
+        raise ValueError(
+            f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
+        )
+    with waiting("loading torch and the model"):
+        tokenizer = load_tokenizer(config.model)
+        policy = load_policy(
+            config.model, dtype=config.dtype, temperature=config.temperature, device=default_device()
+        )
+        set_threads(config, policy)
+        prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
+        rewards = rewards_of(config, prompts.columns)
+        say(recognised_rewards(rewards))
+        sampler = make_sampler(config, policy, tokenizer, config.seed)
+
+    def completed(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
+        return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)
+
+    chosen = prompts.in_order()
+    with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
+        figures = evaluate(completed, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
+    console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))
+    if config.output_file:
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        Path(config.output_file).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    return figures

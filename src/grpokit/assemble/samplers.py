@@ -1,0 +1,50 @@
+"""The engine that samples for a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grpokit.config import ModelConfig, TrainConfig
+from grpokit.model import Policy
+from grpokit.parallel import World
+from grpokit.rollouts import Sampler
+from grpokit.rollouts.transformers import TransformersSampler
+
+
+def make_sampler(
+    config: ModelConfig, policy: Policy, tokenizer: Any, seed: int, stop: Callable[[], bool] = lambda: False
+) -> TransformersSampler:
+    """The sampler of a configuration."""
+    return TransformersSampler(
+        policy,
+        tokenizer,
+        seed=seed,
+        max_completion_length=config.max_completion_length,
+        min_completion_length=config.min_completion_length,
+        rollout_batch_size=config.rollout_batch_size,
+        decode=config.decode,
+        share_prefill=config.share_prefill,
+        stop=stop,
+    )
+
+
+def samplers(
+    config: TrainConfig, policy: Policy, tokenizer: Any, stop: Callable[[], bool], world: World
+) -> Callable[[int], Sampler]:
+    """Seed → a sampler of the run's engine. Raises ValueError where --sampler vllm finds no server."""
+    if config.sampler == "transformers":
+        return lambda seed: make_sampler(config, policy, tokenizer, seed, stop)
+    from grpokit.rollouts.vllm import VLLMSampler, Weights
+    from grpokit.rollouts.vllm_server import Server
+
+    engine = Server(config.vllm_url, config.vllm_timeout)
+    weights = Weights(engine, policy, tokenizer, Path(config.output_dir) / "vllm", config.vllm_max_gap, world)
+    return lambda seed: VLLMSampler(
+        weights,
+        seed=seed,
+        max_completion_length=config.max_completion_length,
+        min_completion_length=config.min_completion_length,
+        stop=stop,
+    )

@@ -1,0 +1,96 @@
+"""The policy as a Hugging Face directory, which from_pretrained and vLLM load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .model import DTYPES, Policy
+from .parallel import ALONE, World, full
+
+
+def save_model(
+    path: Path, policy: Policy, tokenizer: Any, save_dtype: str | None, world: World = ALONE
+) -> None:
+    """Write a Hugging Face directory to `path` (made, or replaced whole). Raises OSError where it can't be written."""
+    weights = whole(policy.model.state_dict(keep_vars=True), world)
+    if world.is_main:
+        atomically(path, lambda directory: write_model(directory, weights, policy, tokenizer, save_dtype))
+
+
+def write_model(
+    directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, save_dtype: str | None
+) -> None:
+    """Write whole weights, as `whole` gathers them, with the model's config and tokenizer into an empty directory."""
+    model, dtype = policy.model, saved_dtype(policy, save_dtype)
+    narrowed: dict[int, Tensor] = {
+        id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
+    }
+    shown, model.config.dtype = model.config.dtype, dtype
+    try:
+        model.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
+    finally:
+        model.config.dtype = shown
+    # save_pretrained writes the parameters' type; the weights beside it are of this one, and a resumed run saves them so.
+    described = directory / "config.json"
+    record = json.loads(described.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+    described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(directory)
+
+
+def saved_dtype(policy: Policy, save_dtype: str | None) -> torch.dtype:
+    """Type of saved weights: as asked for, else as loaded; a float64 run keeps float64."""
+    if save_dtype is not None:
+        return DTYPES[save_dtype]
+    return torch.float64 if policy.compute_dtype == torch.float64 else policy.stored_dtype
+
+
+def whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Tensors whole and on the CPU, on the main rank only: one at a time, so that no other holds more than that."""
+    found: dict[int, Tensor] = {}  # tied weights are one tensor with two names
+    for tensor in tensors.values():
+        if id(tensor) not in found:
+            whole = full(tensor.detach())
+            found[id(tensor)] = whole.cpu().contiguous() if world.is_main else whole.new_empty(0)
+    return {name: found[id(tensor)] for name, tensor in tensors.items()}
+
+
+def atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """A directory under a temporary name, synced, read again, renamed. Raises OSError with nothing left behind."""
+    temporary, old = (path.with_name(f".{path.name}.{what}") for what in ("writing", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in [*temporary.rglob("*"), temporary]:
+            _sync(file)
+            if file.suffix == ".safetensors":
+                with safe_open(file, "np") as readable:  # its header must fit its length
+                    readable.keys()
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+    except Exception as error:  # the tokenizers library has no class for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not (isinstance(error, OSError | SafetensorError) or "os error" in str(error)):
+            raise
+        raise OSError(f"{path}: could not be written: {error}") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
