@@ -12,7 +12,7 @@ import threading
 
 import torch
 
-import grpokit.checkpoint
+import grpokit.export
 from grpokit import cli
 from grpokit.model import Policy
 from grpokit.rollouts import picking
@@ -55,13 +55,13 @@ def arm(phase: str, count: float) -> None:
 
         Policy.forward = watched
     elif phase == "write":  # some files of a checkpoint are there
-        tick, sync = after(int(count), kill), grpokit.checkpoint._sync
+        tick, sync = after(int(count), kill), grpokit.export._sync
 
         def synced(path):
             tick()
             sync(path)
 
-        grpokit.checkpoint._sync = synced
+        grpokit.export._sync = synced
     else:
         timer = threading.Timer(count, kill)
         timer.daemon = True

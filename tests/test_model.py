@@ -149,17 +149,17 @@ def test_a_directory_that_is_no_model(tmp_path):
     ("asked", "small", "want"), [(0, True, 1), (0, False, 2), (3, True, 3), (3, False, 3)]
 )
 def test_a_small_model_gets_one_thread_unless_asked_otherwise(tmp_path, monkeypatch, asked, small, want):
-    from grpokit import assemble
+    from grpokit.assemble import models
     from grpokit.config import ModelConfig
 
     policy = load_policy(
         str(make_model_dir(tmp_path / "model")), dtype="float32", temperature=1.0, device=CPU
     )
-    monkeypatch.setattr(assemble, "SMALL", 10**6 if small else 10)
+    monkeypatch.setattr(models, "SMALL", 10**6 if small else 10)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assemble.set_threads(ModelConfig(num_threads=asked), policy)
+        models.set_threads(ModelConfig(num_threads=asked), policy)
         assert torch.get_num_threads() == want
     finally:
         torch.set_num_threads(before)
