@@ -28,6 +28,7 @@ LOSSES: dict[str, dict] = {
     "gspo": {"correction_mode": "truncate"},
     "clip_cov": {"loss_kwargs": ("cov_low=0.001", "cov_high=1e9", "cov_ratio=0.3")},
     "fipo": {"top_entropy_quantile": 0.5},
+    "lora": {"loss_type": "dapo", "lora_r": 4, "beta": 0.04, "learning_rate": 1e-2, "updates_per_step": 2},
 }
 CUTS = {
     "padded-10000": {"share_prompts": "never"},
@@ -55,15 +56,10 @@ def main(directory: Path, layout: str) -> None:
             held_out = (
                 {"eval_dataset": str(directory / "train.jsonl")} if "eval_steps" in LOSSES[loss] else {}
             )
-            config = tiny_config(
-                directory,
-                **held_out,
-                loss_type=loss,
-                output_dir=str(directory / layout / f"{loss}-{cut}"),
-                max_steps=6,
-                log_completions=2,
-                **(LOSSES[loss] | (CUTS | SHARDS)[cut]),
-            )
+            output = str(directory / layout / f"{loss}-{cut}")
+            settings = {"loss_type": loss, "output_dir": output, "max_steps": 6, "log_completions": 2}
+            settings |= held_out | LOSSES[loss] | (CUTS | SHARDS)[cut]
+            config = tiny_config(directory, **settings)
             run = start(config, world)
             train(run)
             run.close()

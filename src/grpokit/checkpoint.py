@@ -5,7 +5,7 @@
         trainer/state.json             steps done, optimizer steps, every other file's size and SHA-256; written last
         trainer/config.yaml            the configuration it was trained with
         trainer/optimizer.safetensors  AdamW's moments, by parameter name
-        trainer/parameters.safetensors the parameters in full precision, where the model is saved in less
+        trainer/parameters.safetensors the trained parameters in full precision, where the model has them otherwise
         trainer/random.safetensors     the random state of numpy and torch on each rank (a reward function may use it)
         trainer/step.safetensors       of a step in its midst: its rollouts, their log-probs, and where it stands
 
@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .export import atomically, saved_dtype, whole, write_model
+from .export import Form, atomically, saved_dtype, whole, whole_weights, write_model
 from .flat import (
     groups_from_tensors,
     groups_to_tensors,
@@ -70,7 +70,7 @@ def save_checkpoint(
     policy: Policy,
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
-    save_dtype: str | None,
+    form: Form,
     *,
     config: str = "",
     world: World = ALONE,
@@ -81,21 +81,20 @@ def save_checkpoint(
     All ranks must call it; the main one writes. `random_state` is this rank's, where it isn't the
     present one. Raises OSError, with nothing changed, where it can't be written.
     """
-    weights = whole(policy.model.state_dict(keep_vars=True), world)
+    weights = whole_weights(policy, form, world)
     moments = whole(_optimizer_tensors(policy, optimizer), world)
     noise, pythons = _random_states(world, random_state or random_state_now())
     if not world.is_main:
         return
 
     def write(directory: Path) -> None:
-        write_model(directory, weights, policy, tokenizer, save_dtype)
+        write_model(directory, weights, policy, tokenizer, form)
         trainer = directory / "trainer"
         trainer.mkdir()
-        names = dict(policy.model.named_parameters())
-        if saved_dtype(policy, save_dtype) != next(iter(names.values())).dtype:
-            save_file(
-                {name: weights[name].contiguous() for name in names}, trainer / "parameters.safetensors"
-            )
+        trained = {name: p.dtype for name, p in policy.model.named_parameters() if p.requires_grad}
+        if policy.lora is not None or saved_dtype(policy, form) not in trained.values():
+            precise = {name: weights[name].contiguous() for name in trained}
+            save_file(precise, trainer / "parameters.safetensors")
         save_file(moments, trainer / "optimizer.safetensors")
         save_file(noise, trainer / "random.safetensors")
         (trainer / "config.yaml").write_text(config, encoding="utf-8")

@@ -23,7 +23,8 @@ def check_model_config(config: ModelConfig) -> None:
         found = Path(value).exists() or (flag == "dataset" and is_hub_name(value))
         _require(found, flag, value, "no such file or directory")
     _require(Path(config.model).is_dir(), "model", config.model, "must be a directory with a config.json")
-    _require((Path(config.model) / "config.json").is_file(), "model", config.model, "has no config.json")
+    described = any((Path(config.model) / name).is_file() for name in ("config.json", "adapter_config.json"))
+    _require(described, "model", config.model, "has no config.json")
     _require(
         len(config.reward_funcs) > 0, "reward_funcs", "(missing)", "at least one is required; see --help"
     )
@@ -83,6 +84,7 @@ def check_train_config(config: TrainConfig) -> None:
         _require(0 <= value < 1, flag, value, "must be at least 0 and below 1")
     for flag in ("ddp_timeout", "vllm_timeout", "vllm_max_gap"):
         _require(getattr(config, flag) > 0, flag, getattr(config, flag), "must be above 0")
+    _check_lora(config)
     _check_batch(config)
     _check_loss(config)
     _check_sharing(config)
@@ -95,6 +97,27 @@ def check_train_config(config: TrainConfig) -> None:
     url = config.vllm_url
     known = "://" not in url or url.startswith(("http://", "https://"))
     _require(url != "" and known, "vllm_url", url, "must be HOST:PORT, or begin with http:// or https://")
+
+
+def _check_lora(config: TrainConfig) -> None:
+    _require(config.lora_r >= 0, "lora_r", config.lora_r, "must be 0 (no adapter) or more; 16 is usual")
+    _require(
+        config.lora_alpha > 0, "lora_alpha", config.lora_alpha, "must be above 0; twice --lora_r is usual"
+    )
+    targets = config.lora_target_modules
+    _require(len(targets) > 0, "lora_target_modules", "(empty)", "name some modules, or all-linear")
+    _require(
+        "all-linear" not in targets or len(targets) == 1,
+        "lora_target_modules",
+        " ".join(targets),
+        "all-linear stands alone",
+    )
+    _require(
+        config.lora_save == "merged" or config.lora_r > 0,
+        "lora_save",
+        config.lora_save,
+        "there is no adapter to save with --lora_r 0; set --lora_r (16 is usual) or leave it out",
+    )
 
 
 def _check_batch(config: TrainConfig) -> None:

@@ -192,12 +192,9 @@ def plan(config: PlanConfig) -> int:
         from .plan_tables import tables
     check_plan_config(config)
     with waiting("running the model's forward on shapes alone"):
-        reference = (
-            skeleton(config.ref_model, "--ref_model", config.attn_implementation)
-            if config.ref_model
-            else None
-        )
-        planned = make_plan(config, skeleton(config.model, "--model", config.attn_implementation), reference)
+        how = config.attn_implementation, config.trust_remote_code
+        reference = skeleton(config.ref_model, "--ref_model", *how) if config.ref_model else None
+        planned = make_plan(config, skeleton(config.model, "--model", *how), reference)
     console.print(*tables(planned), sep="\n")
     return 0
 

@@ -66,6 +66,8 @@ class ModelConfig:
     """Compute type; parameters stay float32. auto: bfloat16 on a GPU, float32 on a CPU. float64: throughout."""
     attn_implementation: str | None = None
     """Attention of transformers: sdpa, eager, flash_attention_2, flex_attention (default: the model's)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model's directory. Off unless asked for: it may do anything."""
     num_threads: int = 0
     """CPU threads for torch (0: 1 for a model under a million parameters, which is fastest so; else torch's choice)."""
 
@@ -136,6 +138,16 @@ class TrainConfig(ModelConfig):
     """How rewards become advantages; group: against the group's mean, rloo: against the mean of the others."""
     scale_rewards: Literal["group", "batch", "none"] | None = None
     """What `group` advantages are divided by (default: the loss's own; none for dr_grpo, else group)."""
+
+    # a LoRA adapter instead of all weights
+    lora_r: int = 0
+    """Rank of a LoRA adapter, which alone is trained (0: none, all weights are). Its reference is the model without it."""
+    lora_alpha: float = 32.0
+    """The adapter's part is multiplied by lora_alpha / lora_r."""
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter, by the ends of their names (q_proj v_proj ...); all-linear: all but the head."""
+    lora_save: Literal["merged", "adapter"] = "merged"
+    """What checkpoints, final/ and best/ hold: a model with the adapter in its weights, or the adapter alone."""
 
     # the engine that samples
     sampler: Literal["transformers", "vllm"] = "transformers"

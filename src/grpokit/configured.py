@@ -1,10 +1,11 @@
-"""A configuration → its loss."""
+"""A configuration → its loss, and its adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from .adapter import Lora
 from .config import TrainConfig
 from .losses import Loss, loss_options, make_loss
 from .losses.family import COMMON_OPTIONS
@@ -36,6 +37,13 @@ def loss_of(config: TrainConfig) -> Loss:
         return make_loss(config.loss_type, **options, **kwargs)
     except ValueError as error:
         raise ValueError(f"--{error}") from error  # its messages begin with the option's name
+
+
+def lora_of(config: TrainConfig) -> Lora | None:
+    """The configured adapter; None where all weights are trained."""
+    if not config.lora_r:
+        return None
+    return Lora(config.lora_r, config.lora_alpha, config.lora_target_modules, config.model, config.seed)
 
 
 def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,45 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .adapter import merged, write_adapter
 from .model import DTYPES, Policy
 from .parallel import ALONE, World, full
 
 
-def save_model(
-    path: Path, policy: Policy, tokenizer: Any, save_dtype: str | None, world: World = ALONE
-) -> None:
+@dataclass(frozen=True)
+class Form:
+    """How a policy is saved."""
+
+    dtype: str | None = None  # as loaded; of an adapter, as it is trained
+    only_adapter: bool = False  # else an adapter is added to the weights that it stands beside
+
+
+def save_model(path: Path, policy: Policy, tokenizer: Any, form: Form, world: World = ALONE) -> None:
     """Write a Hugging Face directory to `path` (made, or replaced whole). Raises OSError where it can't be written."""
-    weights = whole(policy.model.state_dict(keep_vars=True), world)
+    weights = whole_weights(policy, form, world)
     if world.is_main:
-        atomically(path, lambda directory: write_model(directory, weights, policy, tokenizer, save_dtype))
+        atomically(path, lambda directory: write_model(directory, weights, policy, tokenizer, form))
+
+
+def whole_weights(policy: Policy, form: Form, world: World) -> dict[str, Tensor]:
+    """The part of the policy's state dict that `form` needs, gathered on the main rank. All ranks call it."""
+    weights = policy.model.state_dict(keep_vars=True)
+    if form.only_adapter:
+        weights = {name: tensor for name, tensor in weights.items() if tensor.requires_grad}
+    return whole(weights, world)
 
 
 def write_model(
-    directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, save_dtype: str | None
+    directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, form: Form
 ) -> None:
-    """Write whole weights, as `whole` gathers them, with the model's config and tokenizer into an empty directory."""
-    model, dtype = policy.model, saved_dtype(policy, save_dtype)
+    """Write weights that `whole_weights` gave, with the model's config and tokenizer, into an empty directory."""
+    model, dtype = policy.model, saved_dtype(policy, form)
+    tokenizer.save_pretrained(directory)
+    if form.only_adapter:
+        assert policy.lora is not None
+        return write_adapter(directory, weights, policy.lora, dtype)
+    if policy.lora is not None:
+        weights = merged(weights, model)
     narrowed: dict[int, Tensor] = {
         id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
     }
@@ -43,14 +65,15 @@ def write_model(
     described = directory / "config.json"
     record = json.loads(described.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(directory)
 
 
-def saved_dtype(policy: Policy, save_dtype: str | None) -> torch.dtype:
-    """Type of saved weights: as asked for, else as loaded; a float64 run keeps float64."""
-    if save_dtype is not None:
-        return DTYPES[save_dtype]
-    return torch.float64 if policy.compute_dtype == torch.float64 else policy.stored_dtype
+def saved_dtype(policy: Policy, form: Form) -> torch.dtype:
+    """Type of saved weights: as asked for, else as loaded; a float64 run keeps float64, an adapter what it's trained in."""
+    if form.dtype is not None:
+        return DTYPES[form.dtype]
+    if policy.compute_dtype == torch.float64:
+        return torch.float64
+    return torch.float32 if form.only_adapter else policy.stored_dtype
 
 
 def whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from .architecture import obstacle
 from .config import TrainConfig
 from .cutting import Sharing
 from .model import Policy
+from .reference import AdapterOff, Reference
 
 
 def packs(config: TrainConfig, policy: Policy) -> bool:
@@ -20,7 +21,7 @@ def packs(config: TrainConfig, policy: Policy) -> bool:
 
 
 def sharing(
-    config: TrainConfig, policy: Policy, reference: Policy | None, longest: int
+    config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
 ) -> tuple[Sharing, str | None]:
     """Whether completions of up to `longest` tokens, prompt included, share their prompts; and if not, why.
 
@@ -28,9 +29,10 @@ def sharing(
     """
     if config.share_prompts == "never":
         return "never", None
-    for of in (policy, reference):
-        reason = None if of is None else obstacle(of.model, longest) or of.shares_not
-        if of is not None and reason is not None:
+    others = [] if reference is None or isinstance(reference, AdapterOff) else [reference]
+    for of in (policy, *others):
+        reason = obstacle(of.model, longest) or of.shares_not
+        if reason is not None:
             why = f"{type(of.model).__name__}: {reason}"
             if config.share_prompts == "always":
                 raise ValueError(f"--share_prompts always: cannot be for {why}; use auto or never")

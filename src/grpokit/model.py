@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .adapter import Lora, attach, base_of, merge_into
 from .architecture import backbone, head, hidden_states, layers, obstacle
 from .batching import collate, loss_batch
 from .logprobs import family_loss, linear_logprob, linear_policy_loss
@@ -51,6 +52,7 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.compute_dtype = dtype
         self.stored_dtype = stored_dtype  # of the directory it was loaded from
+        self.lora: Lora | None = None  # what is trained beside frozen weights
         self.version = 0  # optimizer steps behind the weights
         # Found out at load: rows may stand one after the other in a forward; why completions may not share a prompt.
         self.packs = False
@@ -113,39 +115,36 @@ def load_policy(
     shard_size: int = 0,
     gradient_checkpointing: bool = False,
     attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    lora: Lora | None = None,
     probe: bool = True,
 ) -> Policy:
     """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout, sharded over `world`.
 
-    Raises ValueError naming the directory where it cannot be loaded as a causal language model, and with `probe` where its
-    logits are no numbers or its head does something that the log-prob head doesn't know.
+    With `lora`, those of its adapter alone are so, and trained; the others are in the compute type. Raises ValueError
+    naming the directory where it cannot be loaded as a causal language model, and with `probe` where its logits are no
+    numbers or its head does something that the log-prob head doesn't know.
     """
     compute = resolve_dtype(dtype, device)
-    from transformers import AutoModelForCausalLM
-
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", local_files_only=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ValueError(
-            f"--model {path}: cannot be loaded as a causal language model: {_first_line(error)}"
-        ) from error
+    model, stored = _load(path, attn_implementation, trust_remote_code)
     model.config.use_cache = True
     dropped = remove_dropout(model)
     if dropped and world.is_main:
         log.warning("dropout is off: %d modules of %s had one; log-probs must be repeatable", dropped, path)
-    policy = Policy(model, temperature, compute, stored_dtype=model.dtype)
+    policy = Policy(model, temperature, compute, stored_dtype=stored)
     if gradient_checkpointing:  # what is computed again in the backward must be computed in the same type
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
         model.gradient_checkpointing_enable(again)
     master = torch.float64 if compute == torch.float64 else torch.float32
+    if lora is not None:
+        policy.lora = lora
+        attach(model, lora, frozen=compute, trained=master)
     if world.size == 1:
         policy.to(device)
     # Sharded as stored and widened afterwards: no rank ever holds the whole model in full precision.
     shard(policy, layers(model), world, shard_size, compute, master)
-    policy.to(master)
+    if lora is None:
+        policy.to(master)
     if world.size == 1:
         for parameter in policy.parameters():
             # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
@@ -161,6 +160,24 @@ def load_policy(
     return policy
 
 
+def _load(path: str, attn_implementation: str | None, trust_remote_code: bool) -> tuple[Any, torch.dtype]:
+    """The model in directory `path`, and the type of its weights there. An adapter is added to the model it belongs to."""
+    from transformers import AutoModelForCausalLM
+
+    base = base_of(path)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(base or path, dtype="auto", **options)
+        stored = model.dtype
+        return (model if base is None else merge_into(model, path)), stored
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"--model {path}: cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from error
+
+
 def compile_layers(policy: Policy) -> None:
     """torch.compile each layer, for rows of any number and length. Sampling leaves them as they are.
 
@@ -172,7 +189,7 @@ def compile_layers(policy: Policy) -> None:
     policy.shares_not = "with --compile, going on from a cache would be compiled for every layer anew"
 
 
-def skeleton(path: str, flag: str, attn_implementation: str | None) -> Any:
+def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote_code: bool = False) -> Any:
     """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
 
     Raises ValueError naming the flag where its config.json describes none.
@@ -183,9 +200,10 @@ def skeleton(path: str, flag: str, attn_implementation: str | None) -> Any:
     # A kernel for packed rows keeps what sdpa keeps, and may not be installed where a run is planned.
     attention = "eager" if attn_implementation == "eager" else "sdpa"
     try:
-        described = AutoConfig.from_pretrained(path, local_files_only=True)
+        trust = {"trust_remote_code": trust_remote_code}
+        described = AutoConfig.from_pretrained(base_of(path) or path, local_files_only=True, **trust)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(described, attn_implementation=attention)
+            return AutoModelForCausalLM.from_config(described, attn_implementation=attention, **trust)
     except (
         OSError,
         ValueError,
@@ -202,12 +220,12 @@ def skeleton(path: str, flag: str, attn_implementation: str | None) -> Any:
         ) from error
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer in directory `path`. Raises ValueError naming the directory."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"--model {path}: has no tokenizer that can be loaded: {_first_line(error)}"

@@ -19,6 +19,7 @@ from .batching import collate
 from .checkpoint import checkpoints, load_parameters, read_record
 from .commands import ReplayConfig
 from .config import TrainConfig
+from .configured import lora_of
 from .console import console, say
 from .flat import prefixed, rows_from_tensors, rows_to_tensors, stats_from_tensors, stats_to_tensors, under
 from .losses import Loss, Stats
@@ -107,12 +108,15 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
         f"{file}: {dumped.what} not finite after {dumped.policy_version} optimizer steps (step {dumped.step + 1})"
     )
     say(f"weights: {weights} ({how_near})")
+    lora = lora_of(c)
     policy = load_policy(
-        str(weights),
+        str(weights) if lora is None else c.model,
         dtype=config.dtype or c.dtype,
         temperature=c.temperature,
         device=default_device(),
         attn_implementation=c.attn_implementation,
+        trust_remote_code=c.trust_remote_code,
+        lora=lora,
         probe=False,  # weights that are wrong are what it's about
     )
     load_parameters(weights, policy)

@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .console import before_after, console, counting, say
 from .cutting import Sharing
 from .evaluate import evaluate
-from .export import save_model
+from .export import Form, save_model
 from .flat import groups_from_tensors, groups_to_tensors
 from .losses import Loss
 from .losses.lint import notes
@@ -29,6 +29,7 @@ from .parallel import Together, World
 from .prompts import Prompts
 from .recorded import write_batch
 from .records import group_record, sample_of_groups
+from .reference import Reference
 from .replay import write_offender
 from .rewards import Reward, score
 from .rollouts import Sampler, SamplingStopped
@@ -46,7 +47,7 @@ class Run:
     config: TrainConfig
     loss: Loss
     policy: Policy
-    reference: Policy | None
+    reference: Reference | None
     tokenizer: Any
     prompts: Prompts
     eval_prompts: list[Prompt]
@@ -75,6 +76,11 @@ class Run:
     def reward_weights(self) -> list[float]:
         """One for each reward function."""
         return [reward.weight for reward in self.rewards]
+
+    @property
+    def form(self) -> Form:
+        """How the model is saved."""
+        return Form(self.config.save_dtype, only_adapter=self.config.lora_save == "adapter")
 
     @property
     def notes(self) -> list[str]:
@@ -162,7 +168,7 @@ class Run:
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
         best = max((row.get("eval/reward", -math.inf) for row in self.evaluations), default=math.inf)
         if figures.get("eval/reward", -math.inf) > best:
-            save_model(self.output / "best", self.policy, self.tokenizer, self.config.save_dtype, self.world)
+            save_model(self.output / "best", self.policy, self.tokenizer, self.form, self.world)
             if self.world.is_main:
                 record = {"step": step, "eval/reward": figures["eval/reward"]}
                 (self.output / "best" / "evaluation.json").write_text(
@@ -235,7 +241,7 @@ class Run:
             self.policy,
             self.tokenizer,
             self.optimizer,
-            self.config.save_dtype,
+            self.form,
             config=to_yaml(self.config),
             world=self.world,
             # Rewards that were drawn before a stop in a step's sampling are drawn again.
@@ -277,7 +283,7 @@ class Run:
         from .report import write_report
 
         final = self.output / "final"
-        save_model(final, self.policy, self.tokenizer, self.config.save_dtype, self.world)
+        save_model(final, self.policy, self.tokenizer, self.form, self.world)
         if not self.world.is_main:
             return
         page = write_report(self.output, formula=self.loss.formula)

@@ -17,6 +17,7 @@ from .losses.correction import Correction, diagnostics
 from .losses.ratio import clamp_log_ratio
 from .model import Policy
 from .parallel import ALONE, World, full, reshard
+from .reference import Reference
 from .types import Form, Metric, Metrics, MicroBatch, RolloutGroup, Row, StepBatch, TokenScores, join_metrics
 
 
@@ -69,7 +70,7 @@ class Progress:
 
 def learn(
     policy: Policy,
-    reference: Policy | None,
+    reference: Reference | None,
     step: Progress,
     loss: Loss,
     optimizer: torch.optim.Optimizer,
@@ -105,7 +106,7 @@ def learn(
     return step.metrics
 
 
-def prepare(policy: Policy, reference: Policy | None, step: Progress, loss: Loss, how: Learning) -> None:
+def prepare(policy: Policy, reference: Reference | None, step: Progress, loss: Loss, how: Learning) -> None:
     """Before the weights move: the log-probs that are of the step's start, and what they reject."""
     updates, metrics = list(step.updates), step.metrics
     if loss.rejected_tokens == "drop":
@@ -169,7 +170,7 @@ def cut_of(rows: Iterable[Row], how: Learning) -> Cut:
     return cut_rows(rows, how.micro_batch_tokens, packed=how.packed, share=how.share, ranks=how.world.size)
 
 
-def collated(cut: Cut, how: Learning, policy: Policy) -> Iterator[MicroBatch]:
+def collated(cut: Cut, how: Learning, policy: Reference) -> Iterator[MicroBatch]:
     """This rank's micro-batches, with a pause before each."""
     for rows in cut.parts[how.world.rank]:
         if how.pause is not None:
@@ -286,7 +287,7 @@ def log_weights(row: Row, old: Mapping[int, Tensor], correction: Correction) -> 
 
 def zero_gradients(policy: Policy) -> None:
     """Zeros, not None: AdamW skips None but moves on zeros, so an update of dead rows does the same either way."""
-    for parameter in policy.parameters():
+    for parameter in filter(lambda p: p.requires_grad, policy.parameters()):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         else:
@@ -295,7 +296,7 @@ def zero_gradients(policy: Policy) -> None:
 
 @torch.no_grad()
 def scored(
-    policy: Policy, rows: Iterable[Row], how: Learning, with_entropy: bool = False
+    policy: Reference, rows: Iterable[Row], how: Learning, with_entropy: bool = False
 ) -> Iterator[tuple[MicroBatch, TokenScores]]:
     """This rank's micro-batches of `rows`, with what a forward without gradient says of them."""
     for micro in collated(cut_of(rows, how), how, policy):
@@ -304,7 +305,7 @@ def scored(
 
 
 @torch.no_grad()
-def score(policy: Policy, rows: Iterable[Row], how: Learning) -> dict[int, Tensor]:
+def score(policy: Reference, rows: Iterable[Row], how: Learning) -> dict[int, Tensor]:
     """Log-probs of the rows' trainable tokens under `policy`, all ranks' together: row index → [T_i]. No gradient."""
     found: dict[int, Tensor] = {}
     for micro, scores in scored(policy, rows, how):

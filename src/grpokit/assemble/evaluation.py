@@ -29,9 +29,14 @@ def run_evaluation(config: EvalConfig) -> dict[str, float]:
             f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
         )
     with waiting("loading torch and the model"):
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model, config.trust_remote_code)
         policy = load_policy(
-            config.model, dtype=config.dtype, temperature=config.temperature, device=default_device()
+            config.model,
+            dtype=config.dtype,
+            temperature=config.temperature,
+            device=default_device(),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
         )
         set_threads(config, policy)
         prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from grpokit.adapter import Lora, adapted
 from grpokit.config import ModelConfig, TrainConfig
+from grpokit.configured import lora_of
 from grpokit.console import say
 from grpokit.model import Policy, compile_layers, default_device, load_policy
 from grpokit.parallel import World
+from grpokit.reference import AdapterOff, Reference
 
 SMALL = 1_000_000  # parameters; below, handing work to a second thread takes longer than the work
 
 
-def load_models(config: TrainConfig, path: str, world: World) -> tuple[Policy, Policy | None]:
-    """The policy, and the reference where there is a KL penalty to it."""
+def load_models(
+    config: TrainConfig, checkpoint: Path | None, world: World
+) -> tuple[Policy, Reference | None]:
+    """The policy, as the run began or as `checkpoint` has it, and the reference where there is a KL penalty to it.
 
-    def load(path: str, gradient_checkpointing: bool) -> Policy:
+    Of a LoRA run, it is as the run began in any case: what a checkpoint has beside that is in its trainer/.
+    """
+    lora = lora_of(config)
+
+    def load(path: str, gradient_checkpointing: bool, lora: Lora | None = None) -> Policy:
         policy = load_policy(
             path,
             dtype=config.dtype,
@@ -25,14 +36,27 @@ def load_models(config: TrainConfig, path: str, world: World) -> tuple[Policy, P
             shard_size=config.shard_size,
             gradient_checkpointing=gradient_checkpointing,
             attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            lora=lora,
         )
         if config.compile:
             compile_layers(policy)
         return policy
 
-    policy = load(path, config.gradient_checkpointing)
+    path = str(checkpoint) if checkpoint and lora is None else config.model
+    policy = load(path, config.gradient_checkpointing, lora)
+    if lora is not None:
+        trained, total = (
+            sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (False, True)
+        )
+        say(
+            f"LoRA: {len(adapted(policy.model))} modules have an adapter of rank {lora.r}; {trained:,} of {total:,} "
+            f"parameters are trained ({trained / total:.2%})"
+        )
     if not config.beta:
         return policy, None
+    if lora is not None and not config.ref_model:
+        return policy, AdapterOff(policy)
     reference = load(config.ref_model or config.model, False).requires_grad_(False)
     check_reference(policy, reference, config.ref_model or config.model)
     return policy, reference

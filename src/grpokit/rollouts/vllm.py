@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from grpokit.export import save_model
+from grpokit.export import Form, save_model
 from grpokit.model import Policy
 from grpokit.noise import keyed_hash
 from grpokit.parallel import ALONE, World
@@ -112,7 +112,7 @@ class Weights:
             return
         tag = ""
         with self.world.together():
-            save_model(self.directory, self.policy, self.tokenizer, None, self.world)
+            save_model(self.directory, self.policy, self.tokenizer, Form(), self.world)
             tag = digest(self.directory) if self.world.is_main else ""
         tag = self.world.from_main(tag)
         with self.world.together():

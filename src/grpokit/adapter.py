@@ -1,0 +1,169 @@
+"""LoRA (arXiv 2106.09685) by peft: W + (alpha / r)·B·A in the place of W, and A and B alone are trained.
+
+The adapter is put into the model in place. So the model stays the class that it was: its parts, its cache and its head
+are found as ever, and with the adapter switched off it is the model that the run began with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+NAME = "default"  # of the adapter, as peft calls a model's only one
+DESCRIPTION = "adapter_config.json"  # marks a directory that holds an adapter
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA adapter to be trained: Lora(r=16, alpha=32, target_modules=("all-linear",), base="models/Qwen", seed=42)."""
+
+    r: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    base: str  # directory of the model that it stands beside
+    seed: int  # of A's first values; B's are 0
+
+    def config(self) -> Any:
+        """As peft has it. No dropout: log-probs must be repeatable."""
+        _require_peft("--lora_r")
+        from peft import LoraConfig
+
+        targets = self.target_modules
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] - a float serves as well
+            target_modules=targets[0] if targets == ("all-linear",) else list(targets),
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=str(Path(self.base).resolve()),
+        )
+
+
+def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) -> None:
+    """Put the adapter into `model`: its parameters in type `trained`, the others frozen in type `frozen`.
+
+    Raises ValueError naming --lora_target_modules where it names no module, or one that log-probs don't go through
+    by a plain product: embeddings and the head.
+    """
+    config = lora.config()
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import Linear
+
+    named = " ".join(lora.target_modules)
+    model.to(frozen)
+    try:
+        # On every rank the same, and no other draw of the run is another for it.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(lora.seed)
+            inject_adapter_in_model(config, model)
+    except ValueError as error:
+        modules = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+        raise ValueError(
+            f"--lora_target_modules {named}: cannot be put into {type(model).__name__}: expected all-linear, or some of "
+            f"{', '.join(sorted(modules))}"
+        ) from error
+    for name, layer in adapted(model).items():
+        if not isinstance(layer, Linear) or layer is model.get_output_embeddings():
+            raise ValueError(
+                f"--lora_target_modules {named}: {name} is an embedding, the head, or no plain linear layer; leave it out"
+            )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(trained)
+
+
+def adapted(model: nn.Module) -> dict[str, Any]:
+    """The modules that have an adapter beside their weight, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Within it, the model is what it was before the adapter came."""
+    layers = adapted(model).values()
+    # Not by peft's enable_adapters, which also turns requires_grad off, and FSDP2 has copied that already.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def merged(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict with the adapter → the one of a model without: W + (alpha / r)·B·A under W's own name.
+
+    The sum is taken in float32, or in W's type where that is wider; the model's own weights stay as they are.
+    """
+    layers = adapted(model)
+    found: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if ".lora_" in name:
+            continue
+        place, _, kind = name.rpartition(".base_layer.")
+        if place in layers and kind == "weight":
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            a, b = (weights[f"{place}.lora_{half}.{NAME}.weight"].to(wide) for half in "AB")
+            product = layers[place].scaling[NAME] * (b @ a)
+            # GPT-2's layers keep their weights the other way round.
+            weight = weight.to(wide) + (product.T if layers[place].fan_in_fan_out else product)
+        found[name.replace(".base_layer.", ".")] = weight
+    return found
+
+
+def write_adapter(directory: Path, weights: dict[str, Tensor], lora: Lora, dtype: torch.dtype) -> None:
+    """Write the adapter alone, from a state dict that has it: a directory that peft, transformers and vLLM load."""
+    mine = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.to(dtype).contiguous()
+        for name, tensor in weights.items()
+        if ".lora_" in name
+    }
+    save_file(mine, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora.config().save_pretrained(directory)
+
+
+def base_of(path: str) -> str | None:
+    """The model that the adapter in directory `path` stands beside; None where the directory holds no adapter.
+
+    Raises ValueError naming the directory where its description says none that is here.
+    """
+    file = Path(path) / DESCRIPTION
+    if (Path(path) / "config.json").is_file() or not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--model {path}: {DESCRIPTION} cannot be read: {error}") from error
+    if not (Path(str(base)) / "config.json").is_file():
+        raise ValueError(
+            f"--model {path}: is an adapter of {base}, which is no directory with a config.json; correct "
+            f"base_model_name_or_path in its {DESCRIPTION}"
+        )
+    return str(base)
+
+
+def merge_into(model: Any, path: str) -> Any:
+    """`model` with the adapter in directory `path` added to its weights, in float32."""
+    _require_peft(f"--model {path}")
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model.float(), path, local_files_only=True).merge_and_unload()
+
+
+def _require_peft(wanted_by: str) -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"{wanted_by}: needs peft, which is not installed; pip install grpokit[peft]"
+        ) from error

@@ -1,0 +1,297 @@
+"""LoRA: what is trained, what the reference is, what is saved, and that it comes back to the byte."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from launch import rows
+from safetensors.torch import load_file
+from test_resume import STOPPED, in_update, stop_when
+from tiny import make_model_dir, tiny_config
+
+from grpokit.adapter import Lora, adapted
+from grpokit.assemble import start
+from grpokit.assemble.evaluation import run_evaluation
+from grpokit.batching import collate
+from grpokit.cli import main
+from grpokit.config import EvalConfig
+from grpokit.export import Form, save_model
+from grpokit.loop import train
+from grpokit.losses import make_loss
+from grpokit.model import Float64Throughout, load_policy, load_tokenizer
+from grpokit.overlay import to_yaml
+from grpokit.reference import AdapterOff
+from grpokit.types import Row
+
+CPU = torch.device("cpu")
+SCALE = 8.0 / 4
+
+
+def lora_for(directory: Path, *targets: str) -> Lora:
+    return Lora(r=4, alpha=8.0, target_modules=targets or ("all-linear",), base=str(directory), seed=1)
+
+
+def policy_of(directory: Path, *targets: str, dtype: str = "float64"):
+    lora = lora_for(directory, *targets)
+    return load_policy(str(directory), dtype=dtype, temperature=0.8, device=CPU, lora=lora)
+
+
+@torch.no_grad()
+def move(policy) -> None:
+    """B is 0 at first, so that the adapter does nothing: give it something to do."""
+    torch.manual_seed(5)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+
+
+def some_rows() -> list[Row]:
+    found = []
+    for index in range(4):
+        ids = (torch.arange(3 + index) * 5 + index) % 16
+        ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.float64)
+        found.append(Row(index, index // 2, (1, 2, 3), ids, ones, (-1.0) ** index, 0.1, len(ids), zeros))
+    return found
+
+
+def gradients(policy) -> dict[str, torch.Tensor]:
+    loss = make_loss("dapo")
+    _, output = policy(collate(some_rows(), "padded", CPU), loss)
+    output.loss.backward()
+    return {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    with Float64Throughout():
+        return model(input_ids=torch.arange(6)[None]).logits
+
+
+def test_at_first_it_is_the_model_and_only_the_adapter_is_trained(tmp_path):
+    directory = make_model_dir(tmp_path / "model", layers=2)
+    plain = load_policy(str(directory), dtype="float64", temperature=0.8, device=CPU)
+    policy = policy_of(directory)
+    micro = collate(some_rows(), "padded", CPU)
+    assert torch.equal(policy(micro)[0].logps, plain(micro)[0].logps)
+    trained = {name for name, p in policy.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * len(adapted(policy.model)) == 2 * 2 * 7
+    assert all("lora_A.default" in name or "lora_B.default" in name for name in trained)
+    assert not any("lora" in name for name, _ in plain.model.named_parameters())
+
+
+def test_the_seed_draws_the_adapter_and_disturbs_no_other_draw(tmp_path):
+    directory = make_model_dir(tmp_path / "model")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, two = (dict(policy_of(directory).named_parameters()) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("form", ["padded", "packed", "shared"])
+def test_its_gradient_is_the_whole_models_through_the_product(tmp_path, form):
+    """By the chain rule, of W + s·B·A: dL/dA = s·Bᵀ·dL/dW and dL/dB = s·dL/dW·Aᵀ, with dL/dW of the merged model."""
+    directory = make_model_dir(tmp_path / "model", layers=2)
+    policy = policy_of(directory)
+    move(policy)
+    save_model(tmp_path / "merged", policy, load_tokenizer(str(directory)), Form())
+    whole = load_policy(str(tmp_path / "merged"), dtype="float64", temperature=0.8, device=CPU)
+    micro = collate(some_rows(), form, CPU)
+    torch.testing.assert_close(policy(micro)[0].logps, whole(micro)[0].logps, rtol=0, atol=1e-12)
+    ours, theirs = gradients(policy), gradients(whole)
+    parameters = dict(policy.model.named_parameters())
+    assert len(ours) == 2 * 14
+    for place in adapted(policy.model):
+        a, b = (f"{place}.lora_{half}.default.weight" for half in "AB")
+        of_w = theirs[f"{place}.weight"]
+        torch.testing.assert_close(ours[a], SCALE * parameters[b].T @ of_w, rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(ours[b], SCALE * of_w @ parameters[a].T, rtol=1e-9, atol=1e-13)
+
+
+def test_switched_off_it_is_the_first_model_again(tmp_path):
+    directory = make_model_dir(tmp_path / "model")
+    policy = policy_of(directory)
+    micro = collate(some_rows(), "padded", CPU)
+    first = policy(micro)[0].logps
+    move(policy)
+    moved = policy(micro)[0].logps
+    assert not torch.allclose(moved, first)
+    assert torch.equal(AdapterOff(policy)(micro)[0].logps, first)
+    assert torch.equal(policy(micro)[0].logps, moved)
+    assert all(p.requires_grad for name, p in policy.named_parameters() if "lora_" in name)
+
+
+def test_the_reference_costs_nothing_and_is_the_same(tmp_path):
+    """A KL penalty to the policy without its adapter, against one to the first model loaded once more."""
+    settings = {"lora_r": 4, "beta": 0.3, "learning_rate": 1e-2}
+    for name, ref_model in (("off", ""), ("loaded", str(tmp_path / "model"))):
+        config = tiny_config(tmp_path, **settings, ref_model=ref_model, output_dir=str(tmp_path / name))
+        run = start(config)
+        assert isinstance(run.reference, AdapterOff) == (ref_model == "")
+        train(run)
+        run.close()
+    ours, theirs = (rows(tmp_path / name, "metrics.jsonl") for name in ("off", "loaded"))
+    assert ours == theirs
+    assert ours[-1]["kl"] > 1e-4
+
+
+@pytest.mark.parametrize("lora_save", ["merged", "adapter"])
+def test_what_is_saved_is_what_was_trained(tmp_path, lora_save):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config(tmp_path, lora_r=4, lora_save=lora_save, learning_rate=1e-2, save_steps=3)
+    run = start(config)
+    train(run)
+    run.close()
+    want = logits(run.policy.model)
+    for name in ("final", "checkpoint-3"):
+        directory = tmp_path / "run" / name
+        # Its rotary angles are rounded to float32, and an adapter is added to its model in that type.
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+        torch.testing.assert_close(logits(model), want, rtol=0, atol=1e-5)
+        again = load_policy(str(directory), dtype="float64", temperature=1.0, device=CPU)
+        exact = 1e-12 if lora_save == "merged" else 1e-5
+        torch.testing.assert_close(logits(again.model), want, rtol=0, atol=exact)
+    names = {path.name for path in (tmp_path / "run" / "final").iterdir()}
+    assert "tokenizer.json" in names
+    if lora_save == "merged":
+        assert "model.safetensors" in names
+        kept = load_file(tmp_path / "run" / "final" / "model.safetensors")
+        assert kept.keys() == load_file(tmp_path / "model" / "model.safetensors").keys()
+        return
+    assert names >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert "model.safetensors" not in names
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)
+    beside = PeftModel.from_pretrained(base, tmp_path / "run" / "final")
+    torch.testing.assert_close(logits(beside), want, rtol=0, atol=1e-5)
+    described = json.loads((tmp_path / "run" / "final" / "adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == str((tmp_path / "model").resolve())
+    assert (described["r"], described["lora_alpha"]) == (4, 32.0)
+
+
+def test_an_adapter_of_a_run_evaluates_as_its_merged_model(tmp_path):
+    found = {}
+    for lora_save in ("merged", "adapter"):
+        output = str(tmp_path / lora_save)
+        config = tiny_config(
+            tmp_path, lora_r=4, lora_save=lora_save, learning_rate=1e-2, output_dir=output, dtype="float32"
+        )
+        run = start(config)
+        train(run)
+        run.close()
+        evaluated = EvalConfig(
+            model=f"{output}/final", dataset=config.dataset, reward_funcs=config.reward_funcs, dtype="float32"
+        )
+        found[lora_save] = run_evaluation(replace(evaluated, max_completion_length=6, num_generations=4))
+    assert found["merged"] == pytest.approx(found["adapter"])
+
+
+@pytest.mark.parametrize("lora_save", ["merged", "adapter"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_is_resumed_to_the_byte_from_the_midst_of_a_step(tmp_path, monkeypatch, lora_save, dtype):
+    config = tiny_config(
+        tmp_path,
+        lora_r=4,
+        lora_save=lora_save,
+        updates_per_step=2,
+        beta=0.1,
+        dtype=dtype,
+        save_dtype="bfloat16",
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    command = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir"]
+    assert main([*command, str(tmp_path / "expected")]) == 0
+    stop_when(monkeypatch, in_update(3, step=1))
+    assert main([*command, str(tmp_path / "run")]) == STOPPED
+    monkeypatch.undo()
+    assert main([*command, str(tmp_path / "run"), "--resume_from_checkpoint", "auto"]) == 0
+    file = "model.safetensors" if lora_save == "merged" else "adapter_model.safetensors"
+    ours, theirs = ((tmp_path / name / "final" / file).read_bytes() for name in ("run", "expected"))
+    assert ours == theirs
+    assert rows(tmp_path / "run", "metrics.jsonl") == rows(tmp_path / "expected", "metrics.jsonl")
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
+@pytest.mark.parametrize("change", ["gradient_checkpointing", "compile"])
+def test_savings_change_nothing(tmp_path, change):
+    settings = {"lora_r": 4, "learning_rate": 1e-2, "dtype": "float32", "max_steps": 2}
+    plain = tiny_config(tmp_path, **settings, output_dir=str(tmp_path / "plain"))
+    other = tiny_config(tmp_path, **settings, output_dir=str(tmp_path / "other"), **{change: True})
+    for config in (plain, other):
+        run = start(config)
+        train(run)
+        run.close()
+    ours, theirs = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("other", "plain"))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-5)
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    directory = make_model_dir(tmp_path / "model", tied=True)
+    policy = policy_of(directory)
+    move(policy)
+    save_model(tmp_path / "merged", policy, load_tokenizer(str(directory)), Form())
+    kept = load_file(tmp_path / "merged" / "model.safetensors")
+    assert kept.keys() == load_file(directory / "model.safetensors").keys()
+    assert "lm_head.weight" not in kept
+
+
+@pytest.mark.parametrize("targets", [("nowhere",), ("lm_head",), ("embed_tokens",), ("q_proj", "lm_head")])
+def test_modules_that_cannot_have_one(tmp_path, targets):
+    directory = make_model_dir(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"--lora_target_modules {' '.join(targets)}: .*"):
+        policy_of(directory, *targets)
+
+
+def test_some_modules_alone(tmp_path):
+    policy = policy_of(make_model_dir(tmp_path / "model"), "q_proj", "v_proj")
+    assert {name.rpartition(".")[2] for name in adapted(policy.model)} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_r": -1}, "--lora_r -1: must be 0"),
+        ({"lora_r": 4, "lora_alpha": 0.0}, "--lora_alpha 0.0: must be above 0"),
+        ({"lora_save": "adapter"}, "--lora_save adapter: there is no adapter to save with --lora_r 0"),
+        ({"lora_r": 4, "lora_target_modules": ("all-linear", "q_proj")}, "all-linear stands alone"),
+        ({"lora_r": 4, "lora_target_modules": ()}, "name some modules"),
+    ],
+)
+def test_flags_that_cannot_work(tmp_path, changes, message):
+    from grpokit.checks import check_train_config
+
+    with pytest.raises(ValueError, match=message):
+        check_train_config(tiny_config(tmp_path, **changes))
+
+
+def test_without_peft_it_says_what_to_install(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "peft":
+            raise ImportError("No module named 'peft'")
+        return real(name, *args, **kwargs)
+
+    directory = make_model_dir(tmp_path / "model")
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"--lora_r: needs peft.*pip install grpokit\[peft\]"):
+        policy_of(directory)
+
+
+def test_an_adapter_whose_model_is_gone(tmp_path):
+    directory = make_model_dir(tmp_path / "model")
+    policy = policy_of(directory)
+    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), Form(only_adapter=True))
+    shutil.rmtree(directory)
+    with pytest.raises(
+        ValueError, match=r"adapter: is an adapter of .*model, which is no directory with a config"
+    ):
+        load_policy(str(tmp_path / "adapter"), dtype="float32", temperature=1.0, device=CPU)
