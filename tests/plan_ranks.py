@@ -21,6 +21,7 @@ from grpokit.assemble.models import load_models
 from grpokit.batching import plan_step
 from grpokit.config import PlanConfig
 from grpokit.configured import loss_of
+from grpokit.model import Policy
 from grpokit.optimizer import make_optimizer
 from grpokit.parallel import World, joined_world, whole_weights
 from grpokit.step import Learning, Progress, learn
@@ -43,6 +44,7 @@ CASES: dict[str, dict] = {
     "reference": {"beta": 0.1, "num_iterations": 2},
     "updates": {"updates_per_step": 2, "num_iterations": 2},
     "coupled": {"loss_type": "clip_cov", "loss_kwargs": ("cov_low=0.001", "cov_high=1e9", "cov_ratio=0.3")},
+    "lora": {"lora_r": 8, "beta": 0.1, "dtype": "bfloat16"},
     "hybrid": {"shard_size": 2},
 }
 
@@ -73,7 +75,7 @@ def count_bytes(received: Counter) -> None:
 
 
 def run(config: PlanConfig, world: World, received: Counter) -> dict:
-    policy, reference = load_models(config, config.model, world)
+    policy, reference = load_models(config, None, world)
     optimizer = make_optimizer(policy, config)
     loss = loss_of(config)
     generator = torch.Generator().manual_seed(0)
@@ -99,9 +101,9 @@ def run(config: PlanConfig, world: World, received: Counter) -> dict:
     return {
         "received": dict(received),
         "parameters": held(policy.parameters()),
-        "gradients": held(p.grad for p in policy.parameters()),
+        "gradients": held(p.grad for p in policy.parameters() if p.requires_grad),
         "moments": held(moments),
-        "reference": 0 if reference is None else held(reference.parameters()),
+        "reference": held(reference.parameters()) if isinstance(reference, Policy) else 0,
     }
 
 

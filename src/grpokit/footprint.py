@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,12 @@ class Group:
     """Parameters that are gathered together: a layer's, or those of the root (embedding, final norm, head)."""
 
     shapes: tuple[tuple[int, ...], ...]
+    learns: tuple[bool, ...]  # of each, whether it is trained
+
+    @property
+    def trained(self) -> Group:
+        """Those that are trained."""
+        return Group(tuple(itertools.compress(self.shapes, self.learns)), tuple(filter(None, self.learns)))
 
     @property
     def numel(self) -> int:
@@ -47,6 +54,11 @@ class Sizes:
     layers: tuple[Group, ...]
     vocabulary: int
     hidden: int
+
+    @property
+    def trained(self) -> Sizes:
+        """Its parameters that are trained: all of them, or an adapter's."""
+        return replace(self, root=self.root.trained, layers=tuple(layer.trained for layer in self.layers))
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -105,7 +117,7 @@ def sizes_of(model: Any) -> Sizes:
     def group(module: nn.Module) -> Group:
         new = [p for p in module.parameters() if id(p) not in taken]
         taken.update(id(p) for p in new)
-        return Group(tuple(tuple(p.shape) for p in new))
+        return Group(tuple(tuple(p.shape) for p in new), tuple(p.requires_grad for p in new))
 
     parts = tuple(group(layer) for layer in layers(model))
     vocabulary, hidden = model.get_output_embeddings().weight.shape
@@ -124,7 +136,7 @@ def activations_of(
     model = copy.deepcopy(model)
     remove_dropout(model)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(master)
+        parameter.data = parameter.data.to(master if parameter.requires_grad else compute)
     for layer in layers(model):
         layer.to(compute)
     policy = Policy(model, 1.0, compute, compute)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from .adapter import attach
 from .checks import check_train_config
 from .config import PlanConfig
-from .configured import loss_of
-from .footprint import Activations, Sizes, activations_of, sizes_of
+from .configured import lora_of, loss_of
+from .footprint import Activations, Group, Sizes, activations_of, sizes_of
 from .logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
 from .losses import Loss
 from .model import DTYPES, resolve_dtype
@@ -45,11 +46,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Types:
-    """Of what is computed in, of parameters and optimizer state, and of saved weights."""
+    """Of what is computed in, and of frozen parameters; of trained ones and optimizer state; and of saved weights."""
 
     compute: torch.dtype
     master: torch.dtype
     saved: torch.dtype
+
+    def bytes(self, part: Group | Sizes, ranks: int = 1) -> int:
+        """What one of `ranks` ranks keeps of some parameters."""
+        trained = part.trained.shard(ranks)
+        return (part.shard(ranks) - trained) * self.compute.itemsize + trained * self.master.itemsize
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,9 @@ def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
     compute = resolve_dtype(config.dtype, torch.device(config.device))
     master = torch.float64 if compute == torch.float64 else torch.float32
     stored = DTYPES[config.save_dtype] if config.save_dtype else model.dtype
+    lora = lora_of(config)
+    if lora is not None:
+        attach(model, lora, frozen=compute, trained=master)
     activations = activations_of(model, *fullest(config), compute, master)
     sizes = sizes_of(model)
     other = sizes if reference is None else sizes_of(reference)
@@ -192,32 +201,42 @@ def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activ
         batch=batch,
         memory=tuple(part for part in parts if part.bytes),
         traffic=_traffic(config, sizes, reference, batch, types, loss_of(config)),
-        host=sizes.numel * (3 * types.master.itemsize + types.saved.itemsize),
+        host=_host(config, sizes, types),
     )
+
+
+def _host(config: PlanConfig, sizes: Sizes, types: Types) -> float:
+    """Bytes of weights and moments that rank 0's host holds while it writes a checkpoint."""
+    trained = sizes.trained.numel * (3 * types.master.itemsize)
+    if config.lora_save == "adapter":
+        return trained
+    # Beside the weights as they are gathered, and as they are written, those that have an adapter in its type.
+    frozen = sizes.numel - sizes.trained.numel
+    added = types.master.itemsize if frozen else 0
+    return trained + frozen * (types.compute.itemsize + added) + sizes.numel * types.saved.itemsize
 
 
 def _state(config: PlanConfig, sizes: Sizes, reference: Sizes, types: Types) -> Iterator[Part]:
     """What is there from the first update to the last."""
     ranks, size = config.shard_size or config.ranks, types.master.itemsize
-    shard = sizes.shard(ranks)
-    yield Part(ALWAYS, "parameters", shard * size)
+    shard = sizes.trained.shard(ranks)
+    loaded = config.beta and (config.ref_model or not config.lora_r)  # else the policy without its adapter
+    yield Part(ALWAYS, "parameters", types.bytes(sizes, ranks))
     yield Part(ALWAYS, "gradients", shard * size)
     yield Part(ALWAYS, "AdamW's two moments", 2 * shard * size)
-    yield Part(ALWAYS, "reference", reference.shard(ranks) * size if config.beta else 0)
+    yield Part(ALWAYS, "reference", reference.shard(ranks) * size if loaded else 0)
     yield Part(STEPPING, "square roots of the second moments", shard * size)
 
 
 def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types: Types) -> Iterator[Part]:
     """While completions are sampled: all weights at once, or copies in the compute type where one rank has them already."""
     sharded = config.ranks > 1
-    whole = _layers(sizes, types) if sharded or types.compute != types.master else 0
+    whole = _layers(sizes, types) if sharded else _copies(sizes, types)
     together = min(
         config.rollout_batch_size, -(-config.prompts_per_step // config.ranks) * config.num_generations
     )
     prefill = activations.scaled(together, config.prompt_tokens)
-    yield Part(
-        SAMPLING, "whole weights", whole + (sizes.root.numel * types.master.itemsize if sharded else 0)
-    )
+    yield Part(SAMPLING, "whole weights", whole + (types.bytes(sizes.root) if sharded else 0))
     tokens = together * (config.prompt_tokens + config.max_completion_length)
     yield Part(SAMPLING, f"key-value cache of {together} completions", tokens * activations.cache)
     yield Part(SAMPLING, "their prompts in one layer", max(prefill.layers, default=0))
@@ -229,23 +248,30 @@ def _layers(sizes: Sizes, types: Types) -> int:
     return sum(group.numel for group in sizes.layers) * types.compute.itemsize
 
 
+def _copies(sizes: Sizes, types: Types) -> int:
+    """Bytes of the copies in the compute type that autocast makes of layers which have another."""
+    return _layers(sizes.trained, types) if types.compute != types.master else 0
+
+
 def _learning(config: PlanConfig, sizes: Sizes, activations: Activations, types: Types) -> Iterator[Part]:
     """While a micro-batch is learned from: its activations are largest when the head is, the root's gradients at the end."""
     layer, size = sizes.largest_layer, types.master.itemsize
-    root, tokens = sizes.root.numel * size, activations.rows * activations.length
+    root, tokens = types.bytes(sizes.root), activations.rows * activations.length
+    trained = sizes.trained
     rows = max(CHUNK_ROWS, CHUNK_BYTES[config.device] // (sizes.vocabulary * size))
     if config.ranks > 1:
         yield Part(
             LEARNING, "gathered: root, and a layer and the next", root + 2 * layer * types.compute.itemsize
         )
-        yield Part(LEARNING, "a layer's gradients, whole and to be sent", 2 * layer * size)
+        yield Part(LEARNING, "a layer's gradients, whole and to be sent", 2 * trained.largest_layer * size)
         yield Part(REDUCING, "gathered root", root)
-        yield Part(REDUCING, "the root's gradients, whole and to be sent", 2 * root)
-    elif types.compute != types.master:
-        yield Part(LEARNING, "autocast's copies of the layers' weights", _layers(sizes, types))
+        yield Part(REDUCING, "the root's gradients, whole and to be sent", 2 * trained.root.numel * size)
+    else:
+        yield Part(LEARNING, "autocast's copies of the layers' weights", _copies(sizes, types))
     yield Part(LEARNING, "activations", activations.kept(config.gradient_checkpointing))
     yield Part(LEARNING, "head: a chunk of logits", min(rows, tokens) * sizes.vocabulary * size)
-    gradients = (sizes.vocabulary + 2 * tokens) * sizes.hidden * size
+    head = sizes.vocabulary if trained.root.numel else 0  # an adapter has no part in the head
+    gradients = (head + 2 * tokens) * sizes.hidden * size
     yield Part(LEARNING, "head: weight's gradient, inputs and theirs", gradients)
 
 
@@ -262,9 +288,9 @@ def _traffic(
 
     def gathered(part: Sizes, layers: int, roots: int) -> float:
         inside = sum(group.shard(ranks) for group in part.layers) * types.compute.itemsize
-        return (ranks - 1) * (layers * inside + roots * part.root.shard(ranks) * size)
+        return (ranks - 1) * (layers * inside + roots * types.bytes(part.root, ranks))
 
-    shard = sizes.shard(ranks) * size
+    shard = sizes.trained.shard(ranks) * size
     of_step = config.prompts_per_step * config.num_generations * completion_tokens(config)
     logps = updates - 1 + bool(config.num_iterations > 1) + (updates if config.beta else 0)
     logps += updates if loss.rejected_tokens == "drop" else 0

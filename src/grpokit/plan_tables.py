@@ -62,6 +62,8 @@ def _summary(plan: Plan) -> Table:
     completions = f"{config.prompts_per_step} prompts × {config.num_generations}"
     table = _table(f"{config.model} on {_several(config.ranks, 'rank')}{held}", "left")
     table.add_row("parameters", f"{_count(sizes.numel)}, {_several(len(sizes.layers), 'layer')}")
+    if plan.config.lora_r:
+        table.add_row("  trained", f"{_count(sizes.trained.numel)}, an adapter of rank {plan.config.lora_r}")
     table.add_row("  a layer", most + _count(sizes.largest_layer))
     table.add_row("  embedding, norm, head", _count(sizes.root.numel))
     table.add_row("computes in", f"{compute}; parameters and optimizer {master}")
