@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 LENGTHS = [1, 9, 4, 4, 1, 6, 9, 2]
 PROMPTS = [
     Prompt(i, tuple((3 * i + j) % 11 + 3 for j in range(n)), "", {}, "") for i, n in enumerate(LENGTHS)
@@ -74,13 +77,13 @@ DETOURS = {
 }
 
 
-def save(path, name, settings):
-    """A model of that configuration in `path`, with the tokenizer of the tests."""
+def save(path, name, settings, tokenizer=None):
+    """A model of that configuration in `path`, with the tokenizer of the tests if no other is given."""
     import transformers
 
     from grpokit.tasks import sort_digits
 
-    tokenizer = sort_digits.make_tokenizer()
+    tokenizer = tokenizer or sort_digits.make_tokenizer()
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = getattr(transformers, name)(**({"vocab_size": len(tokenizer)} | ids | settings))
     with torch.random.fork_rng():
@@ -330,3 +333,45 @@ def test_the_picker_against_its_definition(vocabulary, dtype, monkeypatch):
             kept = torch.tensor([0, 2, 3]) if position == 20 else torch.tensor([1, 2])
             rows = rows[kept]
             picker.keep(kept)
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory):
+    """A model whose tokens are pieces of words."""
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "make_tiny_chat_model.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    tokenizer = example.make_tokenizer(example.make_rows(0, 20, 0)[0])
+    return save(tmp_path_factory.mktemp("m") / "worded", "Qwen3Config", SIZES, tokenizer)
+
+
+@pytest.mark.parametrize("min_length", [0, 5])
+@pytest.mark.parametrize("decode", ["loop", "generate"])
+def test_strings_that_end(worded, decode, min_length):
+    """A completion is the one without stop strings, cut behind the first that is in it, inside a token or over several."""
+    policy, tokenizer = policy_of(worded), load_tokenizer(str(worded))
+    options = {"decode": decode, "min_completion_length": min_length}
+    whole = sampler_of(policy, worded, **options).sample(PROMPTS, 24)
+    strings = ["tt", "e", "1", " s"]
+    cut = sampler_of(policy, worded, stop_strings=strings, **options).sample(PROMPTS, 24)
+
+    def ends(ids: list[int]) -> str | None:
+        """The string that ends in the last token."""
+        before, after = (tokenizer.decode(part) for part in (ids[:-1], ids))
+        return next((s for s in strings if s in after[max(0, len(before) - len(s) + 1) :]), None)
+
+    ended = set()
+    pairs = zip(*([r for g in groups for r in g.rollouts] for groups in (whole, cut)), strict=True)
+    for without, with_ in pairs:
+        ids = without.completion_ids.tolist()
+        n = next((n for n in range(min_length + 1, len(ids) + 1) if ends(ids[:n])), None)
+        assert with_.completion_ids.tolist() == ids[:n]
+        assert with_.finish_reason == (without.finish_reason if n is None else "stop")
+        torch.testing.assert_close(with_.logps, without.logps[:n], rtol=0, atol=1e-12)
+        ended.add(n and ends(ids[:n]))
+    assert len(ended) >= 4  # of five: it is chance which
+
+
+def test_a_tokenizer_that_cannot_be_searched(qwen):
+    with pytest.raises(ValueError, match=r"--stop 5: the tokens of .* cannot be searched for strings"):
+        sampler_of(policy_of(qwen), qwen, stop_strings=["5"])

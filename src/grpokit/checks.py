@@ -40,6 +40,7 @@ def check_model_config(config: ModelConfig) -> None:
     _require(
         0 <= low <= high, "min_completion_length", low, f"must be between 0 and max_completion_length, {high}"
     )
+    _require("" not in config.stop, "stop", "''", "is in every completion; name a string, or leave it out")
     _require(
         config.temperature > 0, "temperature", config.temperature, "must be above 0 (evaluation adds greedy)"
     )

@@ -52,6 +52,8 @@ class ModelConfig:
     """Longest completion in tokens; sampling stops there."""
     min_completion_length: int = 0
     """End-of-sequence is not sampled before this many tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion, besides the model's end-of-sequence tokens; they stay in it."""
     temperature: float = 1.0
     """Sampling temperature. Log-probabilities everywhere are of this tempered distribution."""
     rollout_batch_size: int = 256

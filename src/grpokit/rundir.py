@@ -38,8 +38,8 @@ FREE = frozenset(
 # These change how it goes on from there, but not what is behind it; the run says so:
 STEERING = frozenset(
     "max_steps reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
-    "max_grad_norm temperature sampler max_completion_length min_completion_length reward_funcs answer_column format_pattern "
-    "soft_cache_length repetition_n_grams repetition_max_penalty "
+    "max_grad_norm temperature sampler max_completion_length min_completion_length stop reward_funcs answer_column "
+    "format_pattern soft_cache_length repetition_n_grams repetition_max_penalty "
     "loss_type surrogate reduction ratio_level importance_sampling_level loss_kwargs beta ref_model epsilon "
     "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
     "top_entropy_quantile correction_mode correction_level correction_cap correction_low correction_high "

@@ -23,6 +23,7 @@ def make_sampler(
         seed=seed,
         max_completion_length=config.max_completion_length,
         min_completion_length=config.min_completion_length,
+        stop_strings=config.stop,
         rollout_batch_size=config.rollout_batch_size,
         decode=config.decode,
         share_prefill=config.share_prefill,
@@ -46,5 +47,6 @@ def samplers(
         seed=seed,
         max_completion_length=config.max_completion_length,
         min_completion_length=config.min_completion_length,
+        stop_strings=config.stop,
         stop=stop,
     )

@@ -135,15 +135,14 @@ def decode(
     look_every = 1 if rows.device.type == "cpu" else SYNC_EVERY
     running = Completing(model)
     logits = running.start(*prompts, rows, max_length)
-    unfinished = torch.ones_like(rows, dtype=torch.bool)
     for t in range(1, max_length + 1):
         tokens = picker.pick(logits)  # [b]
-        unfinished &= ~torch.isin(tokens, picker.eos)
         if t == max_length:
             return
         if t % STOP_EVERY == 0 and stop():
             raise SamplingStopped(f"stopped after {t} tokens of a batch")
         if t % look_every == 0:
+            unfinished = ~picker.ended
             left = int(unfinished.sum())
             if left == 0:
                 return
@@ -151,5 +150,5 @@ def decode(
                 kept = unfinished.nonzero()[:, 0]
                 picker.keep(kept)
                 running.keep(kept)
-                tokens, unfinished = tokens[kept], unfinished[kept]
+                tokens = tokens[kept]
         logits = running.step(tokens)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteria
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from grpokit.noise import keyed_uniform
 
@@ -18,7 +19,8 @@ NOISE_AHEAD = 64  # positions whose noise is drawn at once
 class TokenPicker:
     """Picks the tokens of B completions, one position after the other, and records what it picked.
 
-    `tokens`, `logps` and `entropies` are [T, B]; what stands behind a completion's end-of-sequence means nothing.
+    `tokens`, `logps` and `entropies` are [T, B]; what stands behind a completion's end means nothing. That is an `eos`
+    token, or one that completes a string which `strings` finds; `lengths` [B] is 0 until then.
     """
 
     def __init__(
@@ -33,15 +35,17 @@ class TokenPicker:
         eos: Tensor,
         min_length: int,
         dtype: torch.dtype,
+        strings: StopStringCriteria | None = None,
     ) -> None:
         # [B] each: with seed and position, keys of the noise
         self.prompts, self.generations = prompts, generations
         self.seed, self.temperature, self.greedy = seed, temperature, greedy
-        self.eos, self.min_length = eos, min_length
+        self.eos, self.min_length, self.strings = eos, min_length, strings
         shape, device = (max_length, len(prompts)), prompts.device
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self.logps = torch.zeros(shape, dtype=dtype, device=device)
         self.entropies = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
         self.position = 0
         self.rows: Tensor | None = None  # [b] the completions that are still here; None: all of them
 
@@ -60,7 +64,18 @@ class TokenPicker:
         here = (self.position, slice(None) if self.rows is None else self.rows)
         self.tokens[here], self.logps[here], self.entropies[here] = tokens, logps, entropies
         self.position += 1
+        ends = torch.isin(tokens, self.eos)
+        if self.strings is not None and self.position > self.min_length:
+            sofar = self.tokens[: self.position, here[1]].T
+            ends |= self.strings(sofar, torch.empty(0))  # pyright: ignore[reportArgumentType] - [b] of bool
+        now = self.lengths[here[1]]
+        self.lengths[here[1]] = torch.where(ends & (now == 0), self.position, now)
         return tokens
+
+    @property
+    def ended(self) -> Tensor:
+        """[b] Which of the completions that are still here have come to their end."""
+        return (self.lengths if self.rows is None else self.lengths[self.rows]) > 0
 
     def keep(self, kept: Tensor) -> None:
         """Go on with the completions `kept` [b'], of the b that were still here."""
@@ -94,6 +109,17 @@ class KeyedSampling(LogitsProcessor):
         """scores [B, V], raw → [B, V] with 0 for the picked token and −inf elsewhere."""
         token = self.picker.pick(scores)[:, None]
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
+class Ended(StoppingCriteria):
+    """Tells `generate` which completions a `TokenPicker` has seen the end of."""
+
+    def __init__(self, picker: TokenPicker) -> None:
+        self.picker = picker
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """[B] of bool."""
+        return self.picker.ended
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from grpokit.architecture import obstacle
 from grpokit.model import Policy
@@ -19,7 +20,7 @@ from grpokit.types import Prompt, Rollout, RolloutGroup
 from . import SamplingStopped
 from .attention import light
 from .decode import decode
-from .picking import KeyedSampling, TokenPicker
+from .picking import Ended, KeyedSampling, TokenPicker
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,11 @@ _said: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose detour thr
 class TransformersSampler:
     """A `Sampler` that runs the policy itself, `rollout_batch_size` completions at a time.
 
-    `decode` chooses how: "loop" is a loop of our own, "generate" the library's, and "auto" is the loop wherever it
-    serves the model; the tokens are the same. With `share_prefill`, the loop runs a prompt once for all its
-    completions. `stop` is asked between batches, and now and then within one by the loop; once it says True,
-    `sample` raises SamplingStopped. Raises ValueError where `decode="loop"` cannot serve the model.
+    A completion ends with the model's end-of-sequence, or with the first of `stop_strings` in it after
+    `min_completion_length` tokens. `decode` chooses how: "loop" is a loop of our own, "generate" the library's, and
+    "auto" is the loop wherever it serves the model; the tokens are the same. With `share_prefill`, the loop runs a
+    prompt once for all its completions. `stop` is asked between batches, and now and then within one by the loop; once
+    it says True, `sample` raises SamplingStopped. Raises ValueError where `decode="loop"` cannot serve the model.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class TransformersSampler:
         seed: int,
         max_completion_length: int,
         min_completion_length: int = 0,
+        stop_strings: Sequence[str] = (),
         rollout_batch_size: int = 256,
         decode: Literal["auto", "loop", "generate"] = "auto",
         share_prefill: bool = True,
@@ -54,6 +57,7 @@ class TransformersSampler:
         self.max_length, self.min_length = max_completion_length, min_completion_length
         self.batch_size = rollout_batch_size
         self.decode, self.share_prefill, self.stop = decode, share_prefill, stop
+        self.strings = string_finder(tokenizer, stop_strings) if stop_strings else None
         self.eos_ids = eos_token_ids(policy.model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad is None else pad
@@ -115,6 +119,7 @@ class TransformersSampler:
             eos=torch.tensor(self.eos_ids, device=device),
             min_length=self.min_length,
             dtype=torch.promote_types(policy.compute_dtype, torch.float32),
+            strings=self.strings,
         )
         with policy.computing():
             run(jobs, picker)
@@ -159,6 +164,7 @@ class TransformersSampler:
                 attention_mask=mask.to(device),
                 generation_config=ours,
                 logits_processor=LogitsProcessorList([KeyedSampling(picker)]),
+                stopping_criteria=StoppingCriteriaList([Ended(picker)]),
                 synced_gpus=False,  # the weights are here: no rank waits for another's completions
             )
         finally:
@@ -173,9 +179,9 @@ class TransformersSampler:
                 f"sampling after {self.policy.version} optimizer steps: the model's logits are NaN or infinite; the weights "
                 "went wrong in training (a lower --learning_rate?) or were damaged before"
             )
-        ends = torch.isin(tokens, torch.tensor(self.eos_ids))
-        stopped = ends.any(-1)
-        lengths = torch.where(stopped, ends.int().argmax(-1) + 1, tokens.shape[1]).tolist()
+        ends = picker.lengths.cpu()
+        stopped = ends > 0
+        lengths = torch.where(stopped, ends, tokens.shape[1]).tolist()
         ids = [row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [
@@ -190,6 +196,17 @@ class TransformersSampler:
             )
             for i, n in enumerate(lengths)
         ]
+
+
+def string_finder(tokenizer: Any, strings: Sequence[str]) -> StopStringCriteria:
+    """Finds strings that end within the last of some tokens. Raises ValueError where the tokenizer's can't be searched."""
+    try:
+        return StopStringCriteria(tokenizer, list(strings))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--stop {' '.join(strings)}: the tokens of {type(tokenizer).__name__} in {tokenizer.name_or_path} cannot be "
+            f"searched for strings ({error}); use --sampler vllm, or leave it out"
+        ) from error
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ class Request:
     temperature: float
     seed: int
     stop_token_ids: tuple[int, ...]
+    stop: tuple[str, ...]
     name: str  # for messages: the row of the dataset, and the number of the generation
 
     def parameters(self) -> dict[str, Any]:
@@ -50,6 +51,8 @@ class Request:
             "temperature": self.temperature,
             "seed": self.seed,
             "stop_token_ids": list(self.stop_token_ids),
+            "stop": list(self.stop),
+            "include_stop_str_in_output": True,
             "top_k": -1,
             "top_p": 1.0,
             "min_p": 0.0,
@@ -126,7 +129,9 @@ class Weights:
     def probe(self, prompt_ids: tuple[int, ...]) -> None:
         """Score some sampled tokens on both sides. Raises ValueError where they differ by more than `max_gap`."""
         requests = [
-            Request(prompt_ids, PROBE_TOKENS, 0, self.policy.temperature, seed, self.eos_ids, f"probe {seed}")
+            Request(
+                prompt_ids, PROBE_TOKENS, 0, self.policy.temperature, seed, self.eos_ids, (), f"probe {seed}"
+            )
             for seed in range(PROBES)
         ]
         asked: list[Any] = []
@@ -173,10 +178,12 @@ class VLLMSampler:
         seed: int,
         max_completion_length: int,
         min_completion_length: int = 0,
+        stop_strings: Sequence[str] = (),
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.weights, self.seed, self.stop = weights, seed, stop
         self.max_length, self.min_length = max_completion_length, min_completion_length
+        self.stop_strings = tuple(stop_strings)
         self.probe_ids: tuple[int, ...] = ()
 
     def sample(
@@ -212,6 +219,7 @@ class VLLMSampler:
             0.0 if greedy else self.weights.policy.temperature,
             int(keyed_hash(self.seed, prompt.position, generation)) & (2**31 - 1),
             self.weights.eos_ids,
+            self.stop_strings,
             f"{prompt.source}, generation {generation + 1}",
         )
 
