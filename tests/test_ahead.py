@@ -27,6 +27,7 @@ from grpokit.config import TrainConfig
 from grpokit.configured import correction_note, loss_of
 from grpokit.flat import groups_from_tensors, groups_to_tensors
 from grpokit.overlay import from_yaml, to_yaml
+from grpokit.parallel import World
 from grpokit.rollouts.ahead import Ahead
 from grpokit.run import Run
 
@@ -331,6 +332,33 @@ def test_an_error_of_the_engine_is_the_runs_at_the_next_wait(undisturbed, tmp_pa
     BEFORE.clear()
     assert resume(undisturbed, run) == 0
     assert [row["step"] for row in rows(run, "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_what_another_rank_has_lost_is_lost_here_too():
+    """Else one rank would train on what came, and another would ask the engine."""
+
+    class Come:
+        def work(self): ...
+        def groups(self):
+            return [group_of([0.0, 1.0])]
+
+    class Sampler:
+        def start(self, *_):
+            return Come()
+
+    class Others(World):
+        lost = False
+
+        def any(self, flag: bool) -> bool:
+            return flag or self.lost
+
+    for lost in (False, True):
+        world = Others()
+        object.__setattr__(world, "lost", lost)
+        ahead = Ahead(Sampler(), world)
+        ahead.begin([], 2)
+        ahead.wait()
+        assert (ahead.ready is None) == lost
 
 
 def test_groups_that_are_not_scored_survive_the_way_to_disk():
