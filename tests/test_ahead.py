@@ -334,6 +334,37 @@ def test_an_error_of_the_engine_is_the_runs_at_the_next_wait(undisturbed, tmp_pa
     assert [row["step"] for row in rows(run, "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_nothing_else_is_asked_for_while_the_engine_is_under_way():
+    order = []
+
+    class Slow:
+        def work(self):
+            time.sleep(0.3)
+            order.append("came")
+
+        def groups(self):
+            return []
+
+    class Sampler:
+        def start(self, *_):
+            return Slow()
+
+        def sample(self, *_, greedy=False):
+            order.append("asked")
+
+        def sync(self):
+            order.append("synced")
+
+    ahead = Ahead(Sampler())
+    ahead.begin([], 2)
+    ahead.begin([], 2)  # once is enough
+    ahead.sample([], 2)
+    ahead.sync()
+    ahead.begin([], 2)
+    ahead.sync()
+    assert order == ["came", "asked", "synced", "came", "synced"]
+
+
 def test_what_another_rank_has_lost_is_lost_here_too():
     """Else one rank would train on what came, and another would ask the engine."""
 

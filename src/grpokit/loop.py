@@ -43,7 +43,7 @@ def train(run: Run) -> None:
                     # The weights are fixed here.
                     updates = plan_step(groups, run.loss, config.updates_per_step, ranks)
                     run.unfinished = Progress(updates, groups, metrics=filtered | run.staleness(groups))
-                run.sample_ahead()
+                run.sample_ahead()  # with --async_depth 1, the next step's
                 rate = set_learning_rate(run.optimizer, learning_rate(config, step))
                 with clock("learn"), run.recording(step, run.unfinished):
                     learned = learn(
