@@ -49,10 +49,26 @@ def kills(completions):
     return digits_in_order(completions)
 
 
+def terminates(completions):
+    """SIGTERM to its own process at the call that TERM_AT names, if any does; its reward prefers short words."""
+    terminates.calls = getattr(terminates, "calls", 0) + 1
+    if terminates.calls == int(os.environ.get("TERM_AT", "0")):
+        os.kill(os.getpid(), signal.SIGTERM)
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [text.count(" ") / max(1, len(text)) for text in texts]
+
+
 def slow_digits_in_order(completions):
     """The same, and slow enough for a run to be disturbed."""
     time.sleep(0.2)
     return digits_in_order(completions)
+
+
+def equal_every_other_time(completions):
+    """The first of each two calls learns nothing."""
+    equal_every_other_time.calls = getattr(equal_every_other_time, "calls", 0) + 1
+    odd = equal_every_other_time.calls % 2
+    return [0.0 if odd else float(place) for place in range(len(completions))]
 
 
 _calls = 0

@@ -17,12 +17,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ENVIRONMENT, HERE
+from launch import ENVIRONMENT, HERE, torchrun
+from safetensors.torch import load_file
 
 from grpokit.assemble import start
 from grpokit.cli import main
 from grpokit.config import TrainConfig
+from grpokit.loop import train as loop
+from grpokit.rollouts.vllm import VLLMPending
 from grpokit.rollouts.vllm_server import Server
+from grpokit.run import Run
 from grpokit.step import Learning, score
 from grpokit.types import Row
 
@@ -236,6 +240,172 @@ def test_a_tied_head_that_stays_behind_is_found_out(task, tmp_path, capsys):
         assert "tied embeddings" in said
     finally:
         running.kill()
+
+
+# --------------------------------------------------------------------------- one step ahead
+
+
+def ahead_config(task: Path, output: Path, url: str, **changes) -> TrainConfig:
+    settings = {"async_depth": 1, "correction_mode": None, "max_steps": 6, "log_completions": 4}
+    reward = (f"{HERE / 'reward_functions.py'}:terminates",)
+    return config_for(task, output, url, **(settings | {"reward_funcs": reward} | changes))
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, monkeypatch):
+    spans: dict[str, list[tuple[float, float]]] = {"ahead": [], "step": []}
+
+    def timed(function, name, due=lambda: True):
+        def timing(*arguments):
+            began = time.monotonic()
+            found = function(*arguments)
+            if due():
+                spans[name].append((began, time.monotonic()))
+            return found
+
+        return timing
+
+    monkeypatch.setattr(
+        VLLMPending,
+        "work",
+        timed(VLLMPending.work, "ahead", lambda: threading.current_thread().name == "sampling ahead"),
+    )
+    monkeypatch.setattr(Run, "score", timed(Run.score, "step"))
+    run = start(ahead_config(task, tmp_path / "run", server.url, max_steps=8))
+    versions = []
+    monkeypatch.setattr(
+        Run, "staleness", lambda self, groups: versions.append(ages(self, groups)) or staleness(self, groups)
+    )
+    loop(run)
+    run.close()
+    rows = metrics_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert [row["sampler/staleness"] for row in rows] == [0, *[1] * 7]
+    assert versions == [{0}, *[{1}] * 7]  # of every completion
+    assert rows[0]["sampler/logp_diff_max"] < 1e-3
+    for row in rows[1:]:  # by default corrected, so measured
+        assert row["sampler/logp_diff_max"] > 1e-3
+        assert row["sampler_kl"] > 0
+        assert row["sampler/chi2"] != 0
+        assert 0 < row["sampler/ess"] < 1
+        assert row["grad_norm"] > 0
+        assert "sampler/truncated" in row
+    # What was sampled ahead of a step began before the step before it was scored to its end, and ended after the
+    # scoring had begun.
+    assert len(spans["ahead"]) == 7
+    for (began, ended), (scoring, scored) in zip(spans["ahead"], spans["step"][:-1], strict=True):
+        assert began < scored
+        assert scoring < ended
+
+
+staleness = Run.staleness
+
+
+def ages(run: Run, groups) -> set[int]:
+    return {run.policy.version - rollout.policy_version for group in groups for rollout in group.rollouts}
+
+
+@pytest.fixture(scope="module")
+def a_step_ahead(task, server, tmp_path_factory):
+    """A run of six steps that nothing happens to."""
+    run = tmp_path_factory.mktemp("ahead") / "run"
+    process = train(ahead_config(task, run, server.url, save_steps=2))
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert "note: correction_mode truncate, correction_level token, correction_cap 2: the default" in said
+    return run
+
+
+def completions_of(run: Path) -> dict[int, list[tuple]]:
+    """Step → its groups' prompts and completions."""
+    found: dict[int, list[tuple]] = {}
+    for line in (run / "completions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["step"], []).append((row["prompt"], row["completions"]))
+    return found
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_resumed_run_trains_on_what_was_sampled_ahead(task, server, a_step_ahead, tmp_path):
+    config = ahead_config(
+        task,
+        tmp_path / "run",
+        server.url,
+        max_steps=4,
+        resume_from_checkpoint=str(a_step_ahead / "checkpoint-2"),
+    )
+    said, _ = train(config).communicate(timeout=400)
+    rows, completions = metrics_of(tmp_path / "run"), completions_of(tmp_path / "run")
+    assert [row["sampler/staleness"] for row in rows] == [1, 1], said
+    assert completions[3] == completions_of(a_step_ahead)[3]
+    assert completions[4] == completions_of(a_step_ahead)[4]
+    for ours, theirs in zip(rows, metrics_of(a_step_ahead)[2:4], strict=True):
+        assert ours["sampler/logp_diff_max"] == pytest.approx(theirs["sampler/logp_diff_max"], rel=1e-3)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_sigterm_stops_the_sampling_ahead_and_the_run_goes_on(
+    task, server, a_step_ahead, tmp_path, monkeypatch
+):
+    """It comes while step 4 is scored and step 5 is sampled: that sampling is lost, and done again."""
+    monkeypatch.setitem(ENVIRONMENT, "TERM_AT", "4")
+    config = ahead_config(task, tmp_path / "run", server.url)
+    process = train(config)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "stopped by SIGTERM" in said
+    assert "checkpoint-3-update-0" in said
+    monkeypatch.delitem(ENVIRONMENT, "TERM_AT")
+    from dataclasses import replace
+
+    process = train(replace(config, resume_from_checkpoint="auto"))
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert completions_of(tmp_path / "run") == completions_of(a_step_ahead)
+    assert [row["sampler/staleness"] for row in metrics_of(tmp_path / "run")] == [0, *[1] * 5]
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_two_ranks_a_step_ahead(task, server, a_step_ahead, tmp_path):
+    from grpokit.overlay import to_yaml
+
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(ahead_config(task, tmp_path / "run", server.url, max_steps=3, save_steps=1)))
+    done = torchrun(2, "-m", "grpokit", "train", "--config", str(file))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [row["sampler/staleness"] for row in metrics_of(tmp_path / "run")] == [0, 1, 1]
+    ours, theirs = completions_of(tmp_path / "run"), completions_of(a_step_ahead)
+    assert (ours[1], ours[2]) == (theirs[1], theirs[2])  # both of the first weights
+    saved = load_file(tmp_path / "run" / "checkpoint-2" / "trainer" / "ahead.safetensors")
+    assert saved["position"].tolist() == [8, 9, 10, 11]  # of both ranks
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_server_that_is_gone_for_good_stops_the_run(task, server, tmp_path, depth):
+    """The same message, code and promise, whichever thread was asking."""
+    run = tmp_path / "run"
+    process = train(ahead_config(task, run, server.url, async_depth=depth, vllm_timeout=5.0), slowly=True)
+    deadline = time.monotonic() + 300
+    try:
+        while not ((run / "metrics.jsonl").exists() and len(metrics_of(run)) >= 2):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.kill()
+        said, _ = process.communicate(timeout=120)
+    finally:
+        server.start()
+        server.wait()
+    assert process.returncode == 2, said
+    assert f"--vllm_timeout 5: {server.url} did not serve" in said
+    assert "continue with --resume_from_checkpoint auto" in said
 
 
 class Broken(http.server.BaseHTTPRequestHandler):

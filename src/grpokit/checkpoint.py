@@ -8,6 +8,7 @@
         trainer/parameters.safetensors the trained parameters in full precision, where the model has them otherwise
         trainer/random.safetensors     the random state of numpy and torch on each rank (a reward function may use it)
         trainer/step.safetensors       of a step in its midst: its rollouts, their log-probs, and where it stands
+        trainer/ahead.safetensors      between two steps: the rollouts that were sampled ahead for the next one
 
 A directory is written under a temporary name, synced, read again, and renamed, so a name that exists is whole. What is
 sharded is gathered first, so that any number of ranks can go on from it.
@@ -20,7 +21,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ from .flat import (
 from .model import Policy
 from .parallel import ALONE, World, like
 from .step import Progress
-from .types import Metric, Prompt
+from .types import Metric, Prompt, RolloutGroup
 
 FORMAT = 2  # of the trainer directory; raised when its contents change
+AHEAD = "ahead.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class TrainState:
     step: int = 0  # steps done; it also says where the next one begins in the prompt order
     skipped: int = 0  # updates of those steps that were skipped because their numbers went wrong
     unfinished: Progress | None = None  # of the next step
+    ahead: Sequence[
+        RolloutGroup
+    ] = ()  # of the next step: all ranks' rollouts that were sampled ahead, not scored
 
     @property
     def name(self) -> str:
@@ -107,6 +112,8 @@ def save_checkpoint(
         }
         if state.unfinished is not None:
             record["unfinished"] = _write_progress(trainer / "step.safetensors", state.unfinished)
+        if state.ahead:
+            save_file(groups_to_tensors(state.ahead), trainer / AHEAD)
         files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
         record["files"] = {str(f.relative_to(directory)): [f.stat().st_size, _digest(f)] for f in files}
         (trainer / "state.json").write_text(json.dumps(record), encoding="utf-8")
@@ -125,7 +132,7 @@ def load_checkpoint(
     prompt_at: Callable[[int], Prompt],
     world: World = ALONE,
 ) -> TrainState:
-    """Bring optimizer, full-precision parameters, random state and an unfinished step back; the model is loaded already.
+    """Bring optimizer, full-precision parameters, random state and a step's rollouts back; the model is loaded already.
 
     Raises ValueError naming the file where it is missing or not this format's.
     """
@@ -138,6 +145,9 @@ def load_checkpoint(
         unfinished = None
         if "unfinished" in record:
             unfinished = _read_progress(trainer / "step.safetensors", record["unfinished"], prompt_at)
+        ahead: Sequence[RolloutGroup] = ()
+        if f"trainer/{AHEAD}" in record["files"]:
+            ahead = groups_from_tensors(load_file(trainer / AHEAD), prompt_at)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"--resume_from_checkpoint {path}: cannot be resumed from: {error}") from error
     for name, parameter in policy.model.named_parameters():
@@ -152,7 +162,7 @@ def load_checkpoint(
         random.setstate(_tuples(python_state))
         np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
         torch.set_rng_state(noise[f"torch/{world.rank}"])
-    return TrainState(record["step"], record["skipped"], unfinished)
+    return TrainState(record["step"], record["skipped"], unfinished, ahead)
 
 
 @torch.no_grad()

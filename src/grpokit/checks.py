@@ -95,6 +95,16 @@ def check_train_config(config: TrainConfig) -> None:
         config.compile,
         "is for speed, and --dtype float64 for proofs; leave one of them out",
     )
+    _check_sampler(config)
+
+
+def _check_sampler(config: TrainConfig) -> None:
+    _require(
+        config.async_depth == 0 or config.sampler == "vllm",
+        "async_depth",
+        config.async_depth,
+        "needs an engine that samples while the model trains; add --sampler vllm with a server, or leave it out",
+    )
     url = config.vllm_url
     known = "://" not in url or url.startswith(("http://", "https://"))
     _require(url != "" and known, "vllm_url", url, "must be HOST:PORT, or begin with http:// or https://")

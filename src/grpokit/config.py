@@ -120,8 +120,9 @@ class TrainConfig(ModelConfig):
     """Coefficient of an entropy bonus."""
     top_entropy_quantile: float | None = None
     """Only this share of the update's tokens, those of highest entropy, carry the policy term."""
-    correction_mode: Literal["truncate", "mask"] | None = None
-    """Correct for a sampler that isn't the trainer, by c = old/sampler: min(c, cap), or 0 outside a range."""
+    correction_mode: Literal["truncate", "mask", "none"] | None = None
+    """Correct for a sampler that isn't the trainer, by c = old/sampler: min(c, cap), or 0 outside a range.
+    Default: none; truncate with --async_depth 1."""
     correction_level: Literal["token", "sequence_product", "sequence_geometric"] | None = None
     """What c is taken over (default: token)."""
     correction_cap: float | None = None
@@ -160,6 +161,8 @@ class TrainConfig(ModelConfig):
     """--sampler vllm: seconds without any answer from the server before the run stops (it may be started anew meanwhile)."""
     vllm_max_gap: float = 0.05
     """--sampler vllm: largest mean difference of log-probs to the trainer's after a sync; beyond it the run stops."""
+    async_depth: Literal[0, 1] = 0
+    """--sampler vllm: 1 samples the next step's completions while this one trains; they are then one step old."""
 
     # the batch
     prompts_per_step: int = 8

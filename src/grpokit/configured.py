@@ -8,7 +8,7 @@ from typing import Any
 from .adapter import Lora
 from .config import TrainConfig
 from .losses import Loss, loss_options, make_loss
-from .losses.family import COMMON_OPTIONS
+from .losses.family import COMMON_OPTIONS, follows_sampler
 
 # What `make_loss` takes beside the loss's name; None means "the loss's own default", and it refuses what isn't used.
 LOSS_OPTIONS = (
@@ -27,13 +27,21 @@ LOSS_OPTIONS = (
 
 
 def loss_of(config: TrainConfig) -> Loss:
-    """The configured loss. Raises ValueError where an option is given that it does not use."""
+    """The configured loss. Raises ValueError where an option is given that it does not use.
+
+    Rollouts that are a step old are corrected by token truncation unless `correction_mode` says otherwise, or the
+    loss's ratio is to the sampler anyway.
+    """
     options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
     options["ratio_level"] = config.ratio_level or config.importance_sampling_level
     if "max_completion_length" in loss_options(config.loss_type, config.reduction):
         options["max_completion_length"] = config.max_completion_length
     kwargs = _loss_kwargs(config, options)
     try:
+        if config.correction_mode == "none":
+            options["correction_mode"] = None
+        elif config.async_depth and not follows_sampler(config.loss_type, config.surrogate):
+            options["correction_mode"] = config.correction_mode or "truncate"
         return make_loss(config.loss_type, **options, **kwargs)
     except ValueError as error:
         raise ValueError(f"--{error}") from error  # its messages begin with the option's name
@@ -44,6 +52,20 @@ def lora_of(config: TrainConfig) -> Lora | None:
     if not config.lora_r:
         return None
     return Lora(config.lora_r, config.lora_alpha, config.lora_target_modules, config.model, config.seed)
+
+
+def correction_note(config: TrainConfig, loss: Loss) -> str | None:
+    """With --async_depth 1: what makes up for the age of the rollouts, where the user has not chosen it."""
+    if config.async_depth == 0 or config.correction_mode in ("truncate", "mask"):
+        return None
+    if loss.surrogate.anchor == "sampler":
+        return f"no correction for rollouts of one step before: the ratio of {loss.name} is to their sampler already"
+    if loss.correction is None:
+        return "correction_mode none: nothing corrects for rollouts of one step before"
+    return (
+        f"correction_mode {loss.correction.mode}, correction_level {loss.correction.level}, correction_cap "
+        f"{loss.correction.cap:g}: the default with --async_depth {config.async_depth}, for rollouts of one step before"
+    )
 
 
 def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def with_spread(
     endless order to itself, used up or not: where a step begins depends on its number alone. `prompts_from(start, count)`
     gives prompts of that order, `complete` samples and scores them.
     """
-    start = step * size * (1 + max_resample_times)
+    start = first_position(step, size, max_resample_times)
     groups = complete(prompts_from(start, size))
     kept, flat = _divided(groups)
     for times in range(1, max_resample_times + 1):
@@ -38,6 +38,11 @@ def with_spread(
     in_vain = len(kept) + len(flat) - size
     chosen = sorted(kept + flat[: size - len(kept)], key=lambda group: group.prompt.position)
     return chosen, {"resampled_groups": Metric.sum(torch.tensor(float(in_vain)))}
+
+
+def first_position(step: int, size: int, max_resample_times: int) -> int:
+    """Where step `step`, counted from 0, begins in the endless order of prompts; its first round is `size` of them."""
+    return step * size * (1 + max_resample_times)
 
 
 def _divided(groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], list[RolloutGroup]]:

@@ -42,14 +42,14 @@ def train(run: Run) -> None:
                         groups = without_truncated(groups)
                     # The weights are fixed here.
                     updates = plan_step(groups, run.loss, config.updates_per_step, ranks)
-                    run.unfinished = Progress(updates, groups, metrics=filtered)
+                    run.unfinished = Progress(updates, groups, metrics=filtered | run.staleness(groups))
+                run.sample_ahead()  # with --async_depth 1, the next step's
                 rate = set_learning_rate(run.optimizer, learning_rate(config, step))
                 with clock("learn"), run.recording(step, run.unfinished):
                     learned = learn(
                         run.policy, run.reference, run.unfinished, run.loss, run.optimizer, run.how
                     )
-                with clock("sync"):
-                    run.sampler.sync()
+                run.sync(clock)
             groups = run.unfinished.groups
             tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
             found = reward_metrics(groups, run.rewards) | rollout_metrics(groups) | learned | rate

@@ -73,6 +73,11 @@ METRICS: dict[str, Declared] = {
     "sampler/chi2": Declared("mean", "χ² divergence, mean of c² − 1 with c = old/sampler"),
     "sampler/ess": Declared("derived", "effective sample size of the weights c, as a share of the tokens"),
     "sampler/truncated": Declared("mean", "share of tokens whose weight c was cut to the cap"),
+    "sampler/staleness": Declared(
+        "mean",
+        "optimizer steps between the weights that sampled a completion and those at the start of the step "
+        "(--async_depth 1)",
+    ),
     "sampler/masked": Declared("mean", "share of tokens whose weight c was outside the range"),
     "opsm/dropped": Declared("mean", "share of tokens in sequences that OPSM dropped"),
     "frac_tokens_dropped": Declared(
@@ -84,7 +89,9 @@ METRICS: dict[str, Declared] = {
     ),
     "num_tokens": Declared("sum", "tokens of prompts and completions in the step"),
     "time/step": Declared("max", "seconds of the whole step"),
-    "time/rollout": Declared("max", "seconds of sampling"),
+    "time/rollout": Declared(
+        "max", "seconds of sampling; with --async_depth 1 of waiting for it, before a step and at its end"
+    ),
     "time/reward": Declared("max", "seconds in the reward functions"),
     "time/learn": Declared("max", "seconds of forward, backward and optimizer steps"),
     "time/imbalance": Declared(
@@ -109,6 +116,12 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
         "entropy": Metric.mean(torch.cat([r.entropies for r in rollouts])),
         "num_tokens": Metric.sum(lengths.sum() + prompts),
     }
+
+
+def staleness(groups: Sequence[RolloutGroup], version: int) -> Metrics:
+    """How old a step's completions are; `version`: the optimizer steps behind the weights at the step's start."""
+    ages = [version - rollout.policy_version for group in groups for rollout in group.rollouts]
+    return {"sampler/staleness": Metric.mean(torch.tensor(ages, dtype=torch.float64))}
 
 
 class Clock:

@@ -64,8 +64,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         return _coerce(value, next(a for a in args if a is not type(None)), where)
     if origin is Literal:
         value = "none" if value is None and "none" in args else value
-        if value not in args:
-            raise ValueError(f"{where}: {value!r} is not one of {', '.join(args)}")
+        if not any(value == arg and type(value) is type(arg) for arg in args):  # True == 1
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list) else [value]

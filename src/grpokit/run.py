@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +15,16 @@ import torch
 
 from .checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
 from .config import TrainConfig
+from .configured import correction_note
 from .console import before_after, console, counting, say
 from .cutting import Sharing
 from .evaluate import evaluate
 from .export import Form, save_model
+from .filters import first_position
 from .flat import groups_from_tensors, groups_to_tensors
 from .losses import Loss
 from .losses.lint import notes
-from .metrics import Clock, JsonLines, values
+from .metrics import Clock, JsonLines, staleness, values
 from .model import Policy
 from .overlay import to_yaml
 from .parallel import Together, World
@@ -33,11 +35,12 @@ from .reference import Reference
 from .replay import write_offender
 from .rewards import Reward, score
 from .rollouts import Sampler, SamplingStopped
+from .rollouts.ahead import Ahead
 from .signals import Stopped, StopRequest
 from .step import Learning, NonFiniteError, Offender, Progress
 from .step import score as score_rows
 from .trackers import Tracker
-from .types import Metric, Prompt, RolloutGroup
+from .types import Metric, Metrics, Prompt, RolloutGroup
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Run:
     rewards: tuple[Reward, ...]
     sampler: Sampler
     eval_sampler: Sampler
+    ahead: Ahead | None  # the sampler, where it samples a step ahead
     optimizer: torch.optim.Optimizer
     state: TrainState
     output: Path
@@ -87,6 +91,7 @@ class Run:
         """What of the configuration would silently not act."""
         updates = self.config.num_iterations * self.config.updates_per_step
         found = notes(self.loss, updates, sampler_is_trainer=self.config.sampler == "transformers")
+        found += filter(None, [correction_note(self.config, self.loss)])
         if self.shares_not is not None:
             found.append(f"each completion's forward computes its prompt again: {self.shares_not}")
         return found
@@ -136,18 +141,46 @@ class Run:
         """
         with self.world.together():
             scored = score(groups, self.rewards, self.config.reward_timeout)
-        if self.world.size == 1:
-            return scored
         at = {prompt.position: prompt for prompt in prompts}
-        parts = self.world.gather_tensors(groups_to_tensors(scored))
-        return [group for part in parts for group in groups_from_tensors(part, at.__getitem__)]
+        return self.gathered(scored, at.__getitem__)
+
+    def gathered(
+        self, groups: Sequence[RolloutGroup], prompt_at: Callable[[int], Prompt]
+    ) -> list[RolloutGroup]:
+        """The groups of all ranks, from each rank's; `prompt_at` finds a prompt by its position."""
+        if self.world.size == 1:
+            return list(groups)
+        parts = self.world.gather_tensors(groups_to_tensors(groups))
+        return [group for part in parts for group in groups_from_tensors(part, prompt_at)]
 
     def complete(self, prompts: Sequence[Prompt], clock: Clock) -> list[RolloutGroup]:
         """The scored groups of a step's prompts."""
         with clock("rollout"):
             groups = self.sample(self.sampler, prompts, self.config.num_generations)
+        if self.config.max_resample_times == 0:  # else the step may need the engine once more
+            self.sample_ahead()
         with clock("reward"):
             return self.score(groups, prompts)
+
+    def sample_ahead(self) -> None:
+        """With --async_depth 1: begin the next step's rollouts, if there is one and they aren't begun. All ranks call it."""
+        config, following = self.config, self.state.step + 1
+        if self.ahead is not None and following < config.max_steps:
+            size = config.prompts_per_step
+            prompts = self.prompts.take(first_position(following, size, config.max_resample_times), size)
+            self.ahead.begin(self.world.share(prompts), config.num_generations)
+
+    def staleness(self, groups: Sequence[RolloutGroup]) -> Metrics:
+        """With --async_depth 1: how old a step's completions are at its start."""
+        return {} if self.ahead is None else staleness(groups, self.policy.version)
+
+    def sync(self, clock: Clock) -> None:
+        """The sampler gets the new weights, after what it samples ahead with the old ones."""
+        if self.ahead is not None:
+            with clock("rollout"):
+                self.ahead.wait()
+        with clock("sync"):
+            self.sampler.sync()
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluate after `step` steps, and write it down. Nothing without --eval_dataset."""
@@ -233,7 +266,10 @@ class Run:
 
     def save(self) -> Path:
         """Write the checkpoint of where the run stands. All ranks call it."""
-        state = replace(self.state, unfinished=self.unfinished)
+        ahead: Sequence[RolloutGroup] = ()
+        if self.ahead is not None and self.ahead.ready is not None and self.unfinished is None:
+            ahead = self.gathered(self.ahead.ready, self.prompts.at)
+        state = replace(self.state, unfinished=self.unfinished, ahead=ahead)
         path = self.output / state.name
         save_checkpoint(
             path,
@@ -292,7 +328,9 @@ class Run:
         say(f"model: {self.output / 'final'}\nreport: {page}")
 
     def close(self) -> None:
-        """Close the run's files."""
+        """End what is under way, and close the run's files."""
+        if self.ahead is not None:
+            self.ahead.close()
         for file in (self.metrics_file, self.completions_file, self.evaluations_file):
             file.close()
         for tracker in self.trackers:

@@ -38,8 +38,8 @@ FREE = frozenset(
 # These change how it goes on from there, but not what is behind it; the run says so:
 STEERING = frozenset(
     "max_steps reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
-    "max_grad_norm temperature sampler max_completion_length min_completion_length stop reward_funcs answer_column "
-    "format_pattern soft_cache_length repetition_n_grams repetition_max_penalty "
+    "max_grad_norm temperature sampler async_depth max_completion_length min_completion_length stop reward_funcs "
+    "answer_column format_pattern soft_cache_length repetition_n_grams repetition_max_penalty "
     "loss_type surrogate reduction ratio_level importance_sampling_level loss_kwargs beta ref_model epsilon "
     "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
     "top_entropy_quantile correction_mode correction_level correction_cap correction_low correction_high "
@@ -49,6 +49,10 @@ STEERING = frozenset(
 OF_OPTIMIZER = frozenset(
     "max_steps learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
     "max_grad_norm".split()
+)
+# Of these, what a rollout that was sampled ahead may not differ in:
+OF_ROLLOUTS = frozenset(
+    "sampler async_depth temperature max_completion_length min_completion_length num_generations".split()
 )
 # All others (model, dataset, seed, dtype, prompts_per_step, prompt lengths) say what the run is, and may not differ.
 
@@ -172,15 +176,7 @@ def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
         raise ValueError(
             f"--max_steps {config.max_steps}: {checkpoint} is in the midst of step {under_way}; use {under_way} or more"
         )
-    saved = checkpoint / "trainer" / "config.yaml"
-    if not saved.is_file() or not saved.read_text(encoding="utf-8").strip():
-        return []
-    before = load_yaml(TrainConfig, str(saved))
-    changes = {
-        name: f"{name}: {getattr(before, name)} → {getattr(config, name)}"
-        for name in vars(config)
-        if name not in FREE and getattr(before, name) != getattr(config, name)
-    }
+    changes = _changes(config, checkpoint)
     allowed = OF_OPTIMIZER if midst else STEERING
     for name, change in changes.items():
         if name not in allowed:
@@ -190,3 +186,21 @@ def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
                 f"with --model {checkpoint}"
             )
     return list(changes.values())
+
+
+def sampled_otherwise(config: TrainConfig, checkpoint: Path) -> bool:
+    """Whether the checkpoint's rollouts that were sampled ahead are not those that `config` asks for."""
+    return bool(OF_ROLLOUTS & _changes(config, checkpoint).keys())
+
+
+def _changes(config: TrainConfig, checkpoint: Path) -> dict[str, str]:
+    """Of the options that are not free, those that differ from the checkpoint's: name → `name: old → new`."""
+    saved = checkpoint / "trainer" / "config.yaml"
+    if not saved.is_file() or not saved.read_text(encoding="utf-8").strip():
+        return {}
+    before = load_yaml(TrainConfig, str(saved))
+    return {
+        name: f"{name}: {getattr(before, name)} → {getattr(config, name)}"
+        for name in vars(config)
+        if name not in FREE and getattr(before, name) != getattr(config, name)
+    }

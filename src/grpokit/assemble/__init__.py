@@ -24,7 +24,7 @@ from grpokit.types import Prompt
 
 from .data import load_prompts, rewards_of
 from .models import context_of, load_models, set_threads
-from .samplers import samplers
+from .samplers import one_step_ahead, samplers
 
 EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
 
@@ -58,6 +58,8 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
     if world.is_main:
         (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    sampler = sampler_of(config.seed)
+    ahead = one_step_ahead(config, sampler, state.ahead, checkpoint, world)
     trackers = trackers_of(config, output, state.step) if world.is_main else []
     evaluations_file = JsonLines(
         output / "evaluations.jsonl", state.step if checkpoint else -1, world.is_main
@@ -71,10 +73,11 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         prompts=prompts,
         eval_prompts=eval_prompts,
         rewards=rewards,
-        sampler=sampler_of(config.seed),
+        sampler=ahead or sampler,
         eval_sampler=sampler_of(config.seed + EVAL_SEED),
+        ahead=ahead,
         optimizer=optimizer,
-        state=replace(state, unfinished=None),
+        state=replace(state, unfinished=None, ahead=()),
         output=output,
         metrics_file=JsonLines(output / "metrics.jsonl", state.step, world.is_main),
         completions_file=JsonLines(output / "completions.jsonl", state.step, world.is_main),

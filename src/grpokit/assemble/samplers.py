@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpokit.config import ModelConfig, TrainConfig
+from grpokit.console import say
 from grpokit.model import Policy
 from grpokit.parallel import World
 from grpokit.rollouts import Sampler
+from grpokit.rollouts.ahead import Ahead
 from grpokit.rollouts.transformers import TransformersSampler
+from grpokit.rundir import sampled_otherwise
+from grpokit.types import RolloutGroup
 
 
 def make_sampler(
@@ -50,3 +54,21 @@ def samplers(
         stop_strings=config.stop,
         stop=stop,
     )
+
+
+def one_step_ahead(
+    config: TrainConfig,
+    sampler: Any,
+    saved: Sequence[RolloutGroup],
+    checkpoint: Path | None,
+    world: World,
+) -> Ahead | None:
+    """The run's sampler a step ahead, with --async_depth 1.
+
+    `saved` are the rollouts, of all ranks, that `checkpoint` has for the step that is next: trained on if they are what
+    the run would sample.
+    """
+    if saved and checkpoint and sampled_otherwise(config, checkpoint):
+        say("  sampled anew: the rollouts that the checkpoint has for its next step, for what changed since")
+        saved = ()
+    return Ahead(sampler, world, world.share(saved) if saved else None) if config.async_depth else None

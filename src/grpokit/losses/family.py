@@ -319,6 +319,12 @@ def loss_options(loss_type: str, reduction: str | None = None) -> frozenset[str]
     return frozenset({*SURROGATES[row.surrogate].options, *COMMON_OPTIONS, *length})
 
 
+def follows_sampler(loss_type: str, surrogate: str | None = None) -> bool:
+    """Whether the loss's ratio is to the sampler, so that a sampler that isn't the trainer needs no correction."""
+    row = _lookup("loss_type", loss_type, LOSSES)
+    return find_surrogate(surrogate or row.surrogate).anchor == "sampler"
+
+
 def _nearest(key: str, takes: list[str]) -> str:
     near = difflib.get_close_matches(key, takes, n=1, cutoff=0.8)
     return (f"did you mean {near[0]}? " if near else "leave it out; ") + f"it takes {', '.join(takes)}"

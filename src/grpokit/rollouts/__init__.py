@@ -28,3 +28,30 @@ class Sampler(Protocol):
     def sync(self) -> None:
         """Make the engine sample from the policy's present weights."""
         ...
+
+
+class Pending(Protocol):
+    """Rollouts that an engine is asked for, in two parts: `work` on any thread, then `groups` on the main one."""
+
+    def work(self) -> None:
+        """Have the engine sample. It talks to no other rank; an error is kept for `groups`."""
+        ...
+
+    def give_up(self) -> None:
+        """Ask `work`, on its thread, to end soon."""
+        ...
+
+    def groups(self) -> list[RolloutGroup]:
+        """What `work` has brought. All ranks call it.
+
+        Raises on all of them what `work` met on any, and SamplingStopped where it was stopped here.
+        """
+        ...
+
+
+class StartingSampler(Sampler, Protocol):
+    """A sampler whose engine does its work elsewhere, so that this process can do something else meanwhile."""
+
+    def start(self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False) -> Pending:
+        """Make ready what `sample` would do, with the policy's present weights. All ranks call it."""
+        ...

@@ -190,21 +190,19 @@ class VLLMSampler:
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
         """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
-        world = self.weights.world
+        pending = self.start(prompts, num_generations, greedy=greedy)
+        pending.work()
+        return pending.groups()
+
+    def start(self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False) -> VLLMPending:
+        """See `StartingSampler.start`."""
         if not self.probe_ids:  # of the first rank that has a prompt
-            known = world.gather_json(list(prompts[0].ids) if prompts else [])
+            known = self.weights.world.gather_json(list(prompts[0].ids) if prompts else [])
             self.probe_ids = next((tuple(ids) for ids in known if ids), ())
         self.sync()
         jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
         requests = [self._request(prompt, g, greedy) for prompt, g in jobs]
-        answers: list[Completion] | None = None
-        with world.together(), contextlib.suppress(SamplingStopped):
-            answers = self.weights.engine.complete(requests, self.stop) if requests else []
-        if answers is None:
-            raise SamplingStopped("stopped while vLLM was sampling")
-        rollouts = [self._rollout(answer) for answer in answers]
-        size = num_generations
-        return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+        return VLLMPending(self.weights, prompts, num_generations, requests, self.stop)
 
     def sync(self) -> None:
         """Load the policy's present weights into the engine."""
@@ -223,6 +221,53 @@ class VLLMSampler:
             f"{prompt.source}, generation {generation + 1}",
         )
 
+
+class VLLMPending:
+    """Completions that vLLM is asked for: see `Pending`. They are of the weights that it has when this is made."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        requests: Sequence[Request],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.weights, self.prompts, self.size = weights, prompts, num_generations
+        self.requests, self.stop = requests, stop
+        self.version = weights.policy.version
+        self.given_up = False
+        self.answers: list[Completion] | None = None
+        self.error: Exception | None = None
+
+    def work(self) -> None:
+        """See `Pending.work`: requests to the engine, and nothing of torch's or of a tokenizer's."""
+        try:
+            with contextlib.suppress(SamplingStopped):
+                self.answers = (
+                    self.weights.engine.complete(self.requests, lambda: self.given_up or self.stop())
+                    if self.requests
+                    else []
+                )
+        except Exception as error:  # noqa: BLE001 - raised by `groups`, on all ranks
+            self.error = error
+
+    def give_up(self) -> None:
+        """See `Pending.give_up`."""
+        self.given_up = True
+
+    def groups(self) -> list[RolloutGroup]:
+        """See `Pending.groups`."""
+        with self.weights.world.together():
+            if self.error is not None:
+                raise self.error
+        if self.answers is None:
+            raise SamplingStopped("stopped while vLLM was sampling")
+        rollouts, size = [self._rollout(answer) for answer in self.answers], self.size
+        return [
+            RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(self.prompts)
+        ]
+
     def _rollout(self, answer: Completion) -> Rollout:
         length = len(answer.token_ids)
         return Rollout(
@@ -231,7 +276,7 @@ class VLLMSampler:
             entropies=torch.full((length,), torch.nan),  # vLLM doesn't say; the metric is left out
             text=self.weights.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             finish_reason=answer.finish_reason,
-            policy_version=self.weights.policy.version,
+            policy_version=self.version,
             trainable=torch.ones(length, dtype=torch.bool),
         )
 
