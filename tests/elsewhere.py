@@ -110,7 +110,7 @@ class Engine:
         DIARY.append(("loads", self.version))
 
 
-def samplers_elsewhere(config, policy, tokenizer, stop, world):
+def samplers_elsewhere(config, policy, tokenizer, stop, world, longest):
     """In the place of `grpokit.assemble.samplers`: seed → a sampler whose engine is elsewhere."""
     engine = Engine(config, policy, tokenizer, world)
     return lambda seed: Elsewhere(engine, seed, stop)

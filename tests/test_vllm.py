@@ -5,20 +5,16 @@ from __future__ import annotations
 import http.server
 import json
 import math
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 from launch import ENVIRONMENT, HERE, torchrun
 from safetensors.torch import load_file
+from vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 from grpokit.assemble import start
 from grpokit.cli import main
@@ -30,79 +26,13 @@ from grpokit.run import Run
 from grpokit.step import Learning, score
 from grpokit.types import Row
 
-PYTHON = os.environ.get("GRPOKIT_VLLM_PYTHON", "")
 pytestmark = pytest.mark.xdist_group("vllm")
-needs_vllm = pytest.mark.skipif(
-    not PYTHON, reason="NOT TESTED: vLLM (`make test-vllm` has an environment for it)"
-)
-
-
-class RunningServer:
-    """A vLLM server on this machine, that can be killed and started again."""
-
-    def __init__(self, model: Path, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.model, self.log = model, log
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        flags = "--logprobs-mode processed_logprobs --dtype float32 --max-model-len 256 --enforce-eager"
-        command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
-        }
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(self.port), *flags.split()],
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self, seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(self.url + "/health", timeout=5):
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-                time.sleep(0.5)
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """A chat model with a BPE tokenizer, untied (model) and tied (tied), and 200 rows of GSM8K's columns."""
-    directory = tmp_path_factory.mktemp("chat")
-    script = [sys.executable, str(HERE.parent / "examples" / "make_tiny_chat_model.py"), "--steps", "60"]
-    done = subprocess.run(
-        [*script, "--output_dir", str(directory)], env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (directory / "model").rename(directory / "tied")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(directory / "tied")
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    model.save_pretrained(directory / "model")
-    AutoTokenizer.from_pretrained(directory / "tied").save_pretrained(directory / "model")
-    lines = (directory / "train.jsonl").read_text().splitlines(keepends=True)
-    (directory / "train.jsonl").write_text("".join(lines[:200]))
-    return directory
+    """See `make_task`."""
+    return make_task(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(scope="module")
@@ -113,48 +43,6 @@ def server(task):
         yield running
     finally:
         running.kill()
-
-
-def config_for(task: Path, output: Path, url: str, **changes) -> TrainConfig:
-    settings = {
-        "model": str(task / "model"),
-        "dataset": str(task / "train.jsonl"),
-        "reward_funcs": ("accuracy",),
-        "output_dir": str(output),
-        "sampler": "vllm",
-        "vllm_url": url,
-        "prompts_per_step": 4,
-        "num_generations": 4,
-        "max_completion_length": 24,
-        "temperature": 0.7,
-        "learning_rate": 1e-3,
-        "correction_mode": "truncate",
-        "max_steps": 10,
-        "num_threads": 1,
-    }
-    return TrainConfig(**(settings | changes))
-
-
-def train(config: TrainConfig, *, slowly: bool = False) -> subprocess.Popen:
-    """The real command. `slowly`: with a reward that takes a moment, so that there is something to disturb."""
-    reward = (f"{HERE / 'reward_functions.py'}:slow_digits_in_order",) if slowly else config.reward_funcs
-    from dataclasses import replace
-
-    from grpokit.overlay import to_yaml
-
-    file = Path(config.output_dir + ".yaml")
-    file.write_text(to_yaml(replace(config, reward_funcs=reward)))
-    return subprocess.Popen(
-        [sys.executable, "-m", "grpokit", "train", "--config", str(file)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def metrics_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @needs_vllm
@@ -420,14 +308,14 @@ class Broken(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_answers_500_is_an_error_within_a_moment():
+def test_a_server_that_answers_500_is_an_error_within_a_moment(tmp_path):
     server = http.server.HTTPServer(("127.0.0.1", 0), Broken)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
     try:
         with pytest.raises(ValueError, match=rf"--vllm_url {url}: no vLLM server answers there \(status 500"):
-            Server(url, timeout=3)
+            Server(url, timeout=3, directory=tmp_path)
     finally:
         server.shutdown()
         server.server_close()

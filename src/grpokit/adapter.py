@@ -7,7 +7,7 @@ are found as ever, and with the adapter switched off it is the model that the ru
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,25 +100,27 @@ def switched_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def merged(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict with the adapter → the one of a model without: W + (alpha / r)·B·A under W's own name.
+def without(
+    weights: Mapping[str, Tensor], model: nn.Module, whole: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """A state dict with the adapter → the one of a model without: W + (alpha / r)·B·A under W's own name, one by one.
 
-    The sum is taken in float32, or in W's type where that is wider; the model's own weights stay as they are.
+    `whole` is what is done to each tensor first. The sum is taken in float32, or in W's type where that is wider; the
+    model's own weights stay as they are.
     """
     layers = adapted(model)
-    found: dict[str, Tensor] = {}
-    for name, weight in weights.items():
+    for name, tensor in weights.items():
         if ".lora_" in name:
             continue
+        weight = whole(tensor)
         place, _, kind = name.rpartition(".base_layer.")
         if place in layers and kind == "weight":
             wide = torch.promote_types(weight.dtype, torch.float32)
-            a, b = (weights[f"{place}.lora_{half}.{NAME}.weight"].to(wide) for half in "AB")
+            a, b = (whole(weights[f"{place}.lora_{half}.{NAME}.weight"]).to(wide) for half in "AB")
             product = layers[place].scaling[NAME] * (b @ a)
             # GPT-2's layers keep their weights the other way round.
             weight = weight.to(wide) + (product.T if layers[place].fan_in_fan_out else product)
-        found[name.replace(".base_layer.", ".")] = weight
-    return found
+        yield name.replace(".base_layer.", "."), weight
 
 
 def write_adapter(directory: Path, weights: dict[str, Tensor], lora: Lora, dtype: torch.dtype) -> None:

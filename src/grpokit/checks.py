@@ -105,6 +105,39 @@ def _check_sampler(config: TrainConfig) -> None:
         config.async_depth,
         "needs an engine that samples while the model trains; add --sampler vllm with a server, or leave it out",
     )
+    uses_vllm, inside = config.sampler == "vllm", config.vllm_mode == "colocate"
+    _require(
+        not inside or uses_vllm,
+        "vllm_mode",
+        "colocate",
+        "is not used with --sampler transformers; add --sampler vllm",
+    )
+    _require(
+        not inside or config.async_depth == 0,
+        "async_depth",
+        config.async_depth,
+        "an engine in this process does not sample while it trains; use --vllm_mode server, or leave it out",
+    )
+    _require(
+        not inside or config.dtype != "float64",
+        "dtype",
+        config.dtype,
+        "vLLM does not compute in it; use float32, or --sampler transformers",
+    )
+    share = config.vllm_gpu_memory_utilization
+    _require(0 < share < 1, "vllm_gpu_memory_utilization", share, "must be above 0 and below 1")
+    _require(
+        config.vllm_sync == "files" or (uses_vllm and not inside),
+        "vllm_sync",
+        config.vllm_sync,
+        "is for a server; add --sampler vllm --vllm_mode server, or leave it out",
+    )
+    _require(
+        config.vllm_sync != "adapter" or config.lora_r > 0,
+        "vllm_sync",
+        "adapter",
+        "there is no adapter with --lora_r 0; set --lora_r (16 is usual), or use files",
+    )
     url = config.vllm_url
     known = "://" not in url or url.startswith(("http://", "https://"))
     _require(url != "" and known, "vllm_url", url, "must be HOST:PORT, or begin with http:// or https://")

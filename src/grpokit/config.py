@@ -155,10 +155,16 @@ class TrainConfig(ModelConfig):
     # the engine that samples
     sampler: Literal["transformers", "vllm"] = "transformers"
     """What samples: the policy itself (transformers), or vLLM, which is given its weights after each step."""
+    vllm_mode: Literal["server", "colocate"] = "server"
+    """--sampler vllm: a server that runs already, or an engine in the trainer's process (on each rank its own)."""
     vllm_url: str = "127.0.0.1:8000"
     """--sampler vllm: the running server, HOST:PORT or a URL."""
     vllm_timeout: float = 300.0
     """--sampler vllm: seconds without any answer from the server before the run stops (it may be started anew meanwhile)."""
+    vllm_sync: Literal["files", "adapter", "nccl"] = "files"
+    """--vllm_mode server: it loads files of the whole model, or of the LoRA adapter alone; or weights come over NCCL."""
+    vllm_gpu_memory_utilization: float = 0.3
+    """--vllm_mode colocate: share of the GPU's memory for vLLM, its copy of the weights included."""
     vllm_max_gap: float = 0.05
     """--sampler vllm: largest mean difference of log-probs to the trainer's after a sync; beyond it the run stops."""
     async_depth: Literal[0, 1] = 0

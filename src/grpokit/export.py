@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .adapter import merged, write_adapter
+from .adapter import without, write_adapter
 from .model import DTYPES, Policy
 from .parallel import ALONE, World, full
 
@@ -51,8 +51,7 @@ def write_model(
     if form.only_adapter:
         assert policy.lora is not None
         return write_adapter(directory, weights, policy.lora, dtype)
-    if policy.lora is not None:
-        weights = merged(weights, model)
+    weights = dict(without(weights, model, lambda tensor: tensor))
     narrowed: dict[int, Tensor] = {
         id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
     }
@@ -74,6 +73,34 @@ def saved_dtype(policy: Policy, form: Form) -> torch.dtype:
     if policy.compute_dtype == torch.float64:
         return torch.float64
     return torch.float32 if form.only_adapter else policy.stored_dtype
+
+
+def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The policy's weights under the names of its directory, whole and in the type they are saved in, one at a time.
+
+    Tied weights come once, an adapter is in them. On the device; all ranks must go through it together, unless it's for
+    `shapes_only`: then the tensors are on torch's meta device, and nothing is gathered. Raises ValueError where a
+    directory would have them in another form, as experts that the model has stacked.
+    """
+    if getattr(policy.model, "_weight_conversions", None):
+        raise ValueError(
+            f"{type(policy.model).__name__} keeps its weights in another form than its directory; use --vllm_sync files"
+        )
+    dtype, seen = saved_dtype(policy, Form()), set()
+    weights = {}
+    for name, tensor in policy.model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            weights[name] = tensor
+        seen.add(id(tensor))
+
+    def described(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    def gathered(tensor: Tensor) -> Tensor:
+        return full(tensor.detach())
+
+    for name, tensor in without(weights, policy.model, described if shapes_only else gathered):
+        yield name, tensor.to(dtype)
 
 
 def whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

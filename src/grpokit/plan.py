@@ -230,6 +230,10 @@ def _state(config: PlanConfig, sizes: Sizes, reference: Sizes, types: Types) -> 
 
 def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types: Types) -> Iterator[Part]:
     """While completions are sampled: all weights at once, or copies in the compute type where one rank has them already."""
+    if config.sampler == "vllm":  # elsewhere, or in memory of its own from beginning to end
+        inside = config.vllm_gpu_memory_utilization if config.vllm_mode == "colocate" else 0
+        yield Part(ALWAYS, "vLLM in this process", inside * config.device_memory * 2**30)
+        return
     sharded = config.ranks > 1
     whole = _layers(sizes, types) if sharded else _copies(sizes, types)
     together = min(

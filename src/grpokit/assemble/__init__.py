@@ -46,13 +46,16 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
     prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
     rewards = rewards_of(config, prompts.columns)
     say(recognised_rewards(rewards))
+    longest = prompts.longest
     eval_prompts: list[Prompt] = []
     if config.eval_dataset:
         held_out = load_prompts(config, config.eval_dataset, "--eval_dataset", tokenizer, context_of(policy))
         rewards_of(config, held_out.columns)  # an error now, rather than at the first evaluation
         eval_prompts = held_out.in_order(config.eval_samples)
-    sampler_of = samplers(config, policy, tokenizer, stop.__bool__, world)
-    share, shares_not = sharing(config, policy, reference, prompts.longest + config.max_completion_length)
+        longest = max(longest, held_out.longest)
+    longest += config.max_completion_length
+    sampler_of = samplers(config, policy, tokenizer, stop.__bool__, world, longest)
+    share, shares_not = sharing(config, policy, reference, longest)
     optimizer = make_optimizer(policy, config)
     state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world) if checkpoint else TrainState()
     if world.is_main:

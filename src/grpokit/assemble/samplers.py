@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpokit.config import ModelConfig, TrainConfig
 from grpokit.console import say
@@ -15,6 +15,9 @@ from grpokit.rollouts.ahead import Ahead
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.rundir import sampled_otherwise
 from grpokit.types import RolloutGroup
+
+if TYPE_CHECKING:
+    from grpokit.rollouts.vllm import Engine
 
 
 def make_sampler(
@@ -36,16 +39,18 @@ def make_sampler(
 
 
 def samplers(
-    config: TrainConfig, policy: Policy, tokenizer: Any, stop: Callable[[], bool], world: World
+    config: TrainConfig, policy: Policy, tokenizer: Any, stop: Callable[[], bool], world: World, longest: int
 ) -> Callable[[int], Sampler]:
-    """Seed → a sampler of the run's engine. Raises ValueError where --sampler vllm finds no server."""
+    """Seed → a sampler of the run's engine, for sequences of up to `longest` tokens, prompt included.
+
+    Raises ValueError where --sampler vllm finds no server, or no vLLM.
+    """
     if config.sampler == "transformers":
         return lambda seed: make_sampler(config, policy, tokenizer, seed, stop)
     from grpokit.rollouts.vllm import VLLMSampler, Weights
-    from grpokit.rollouts.vllm_server import Server
 
-    engine = Server(config.vllm_url, config.vllm_timeout)
-    weights = Weights(engine, policy, tokenizer, Path(config.output_dir) / "vllm", config.vllm_max_gap, world)
+    engine = make_engine(config, policy, world, longest)
+    weights = Weights(engine, policy, tokenizer, config.vllm_max_gap, world)
     return lambda seed: VLLMSampler(
         weights,
         seed=seed,
@@ -54,6 +59,29 @@ def samplers(
         stop_strings=config.stop,
         stop=stop,
     )
+
+
+def make_engine(config: TrainConfig, policy: Policy, world: World, longest: int) -> Engine:
+    """The vLLM of a configuration."""
+    if config.vllm_mode == "colocate":
+        from grpokit.rollouts.vllm_colocated import Colocated
+
+        return Colocated(
+            config.model,
+            policy,
+            max_length=longest,
+            memory=config.vllm_gpu_memory_utilization,
+            trust_remote_code=config.trust_remote_code,
+            world=world,
+        )
+    from grpokit.rollouts.vllm_server import Server
+
+    directory = Path(config.output_dir) / "vllm"
+    if config.vllm_sync == "nccl":
+        from grpokit.rollouts.vllm_nccl import NcclServer
+
+        return NcclServer(config.vllm_url, config.vllm_timeout, directory)
+    return Server(config.vllm_url, config.vllm_timeout, directory, only_adapter=config.vllm_sync == "adapter")
 
 
 def one_step_ahead(

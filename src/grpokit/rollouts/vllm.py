@@ -1,23 +1,18 @@
 """Sampling with vLLM: a server that is running already, or an engine in this process. Both serve one protocol.
 
-Whatever the engine, a step goes the same way: the policy's weights are written as a Hugging Face directory and loaded
-by the engine, a few tokens are scored by both sides (`probe`), and then all completions of the step are asked for at
-once, each with a seed of its own. Weights are known by their digest, which the engine keeps: an engine that was
-started anew, with its first weights, is found out and loaded again.
+Whatever the engine, a step goes the same way: the engine takes the policy's weights, a few tokens are scored by both
+sides (`probe`), and then all completions of the step are asked for at once, each with a seed of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 
-from grpokit.export import Form, save_model
 from grpokit.model import Policy
 from grpokit.noise import keyed_hash
 from grpokit.parallel import ALONE, World
@@ -76,53 +71,34 @@ class Completion:
 class Engine(Protocol):
     """Something that runs vLLM."""
 
-    def load(self, directory: Path, tag: str, stop: Callable[[], bool]) -> None:
-        """Take the weights in `directory`, known as `tag` from now on. Raises SamplingStopped once `stop()`."""
-        ...
-
-    def expect(self, directory: Path, tag: str) -> None:
-        """Know that another rank has made it take them."""
+    def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
+        """Take the policy's present weights. All ranks call it."""
         ...
 
     def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
-        """All of them, in order, by the weights that were loaded last. Raises SamplingStopped once `stop()`."""
+        """This rank's requests, in order, by the weights that were taken last. Raises SamplingStopped once `stop()`."""
         ...
 
 
 class Weights:
-    """The policy's weights on the engine's side. All samplers of a run share one, so that each is loaded once."""
+    """The policy's weights on the engine's side. All samplers of a run share one, so that each is taken once."""
 
     def __init__(
-        self,
-        engine: Engine,
-        policy: Policy,
-        tokenizer: Any,
-        directory: Path,
-        max_gap: float,
-        world: World = ALONE,
+        self, engine: Engine, policy: Policy, tokenizer: Any, max_gap: float, world: World = ALONE
     ) -> None:
         self.engine, self.policy, self.tokenizer, self.world = engine, policy, tokenizer, world
-        self.directory, self.max_gap = directory, max_gap
+        self.max_gap = max_gap
         self.eos_ids = tuple(eos_token_ids(policy.model, tokenizer))
         self.version: int | None = None  # optimizer steps behind what the engine has
 
     def sync(self, probe_ids: tuple[int, ...]) -> None:
-        """Load the policy's present weights, unless the engine has them, and probe. All ranks call it.
+        """Give the engine the policy's present weights, unless it has them, and probe. All ranks call it.
 
         Raises ValueError with the measured gap where the two sides don't give the same log-probs.
         """
         if self.version == self.policy.version:
             return
-        tag = ""
-        with self.world.together():
-            save_model(self.directory, self.policy, self.tokenizer, Form(), self.world)
-            tag = digest(self.directory) if self.world.is_main else ""
-        tag = self.world.from_main(tag)
-        with self.world.together():
-            if self.world.is_main:
-                self.engine.load(self.directory, tag, lambda: False)
-            else:
-                self.engine.expect(self.directory, tag)
+        self.engine.take(self.policy, self.tokenizer, self.world)
         self.probe(probe_ids)
         self.version = self.policy.version
 
@@ -132,14 +108,13 @@ class Weights:
             Request(
                 prompt_ids, PROBE_TOKENS, 0, self.policy.temperature, seed, self.eos_ids, (), f"probe {seed}"
             )
-            for seed in range(PROBES)
+            for seed in range(self.world.rank * PROBES, (self.world.rank + 1) * PROBES)
         ]
         asked: list[Any] = []
-        with self.world.together():  # one rank asks: all must score the same tokens
-            if self.world.is_main:
-                answers = self.engine.complete(requests, lambda: False)
-                asked = [[answer.token_ids, answer.logps, answer.finish_reason] for answer in answers]
-        found = [Completion(*answer) for answer in self.world.from_main(asked)]
+        with self.world.together():  # each asks its own engine, and all score what any was answered
+            answers = self.engine.complete(requests, lambda: False)
+            asked = [[answer.token_ids, answer.logps, answer.finish_reason] for answer in answers]
+        found = [Completion(*answer) for part in self.world.gather_json(asked) for answer in part]
         rows = [
             Row(
                 index=index,
@@ -163,7 +138,7 @@ class Weights:
             raise ValueError(
                 f"--vllm_max_gap {self.max_gap:g}: after loading the weights of optimizer step {self.policy.version}, the "
                 f"log-probs of vLLM and of the trainer differ by {mean:.3g} in the mean of {len(gaps)} tokens, and by "
-                f"{largest:.3g} at most; the server must run with --logprobs-mode processed_logprobs and the same "
+                f"{largest:.3g} at most; a server must run with --logprobs-mode processed_logprobs and the same "
                 "--dtype, or else it has not taken the weights (tied embeddings are a known trap)"
             )
 
@@ -279,12 +254,3 @@ class VLLMPending:
             policy_version=self.version,
             trainable=torch.ones(length, dtype=torch.bool),
         )
-
-
-def digest(directory: Path) -> str:
-    """Of a directory's weights: equal weights have the same, whatever run wrote them."""
-    found = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            found.update(hashlib.file_digest(handle, "sha256").digest())
-    return found.hexdigest()[:16]

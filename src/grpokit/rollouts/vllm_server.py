@@ -1,9 +1,14 @@
-"""A running vLLM server as an engine: requests side by side, tried again while the server comes back."""
+"""A running vLLM server as an engine: requests side by side, tried again while the server comes back.
+
+The policy's weights are written as a Hugging Face directory that the server loads. They are known by their digest, which
+the server keeps: one that was started anew, with its first weights, is found out and loads them again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -12,12 +17,19 @@ from typing import Any, TypeVar
 
 import httpx
 
+from grpokit.export import Form, save_model
+from grpokit.model import Policy
+from grpokit.parallel import World
+
 from . import SamplingStopped
 from .vllm import Completion, Request
 
 T = TypeVar("T")
 
 START = "start one with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --host 127.0.0.1 --logprobs-mode processed_logprobs"
+START_FOR_ADAPTERS = (
+    f"{START} --enable-lora --max-lora-rank R, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True before it"
+)
 CONNECTIONS = 256  # requests under way at once; the server batches them as it likes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
 LOOK_EVERY = 0.2  # seconds between two looks at `stop`
@@ -29,24 +41,35 @@ class Unreachable(Exception):
     """No answer, or one that says the server is in trouble: worth another try."""
 
 
-class Server:
-    """The engine behind `--sampler vllm`. It is given up after `timeout` seconds in which it serves nothing."""
+class Missing(ValueError):
+    """The server knows no such path, or no such model."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+
+class Server:
+    """The engine behind `--sampler vllm`. It is given up after `timeout` seconds in which it serves nothing.
+
+    `directory` is where the weights are written for it. With `only_adapter`, those are of the policy's LoRA adapter
+    alone, beside the model that the server was started with.
+    """
+
+    def __init__(self, url: str, timeout: float, directory: Path, only_adapter: bool = False) -> None:
         """Raises ValueError where no vLLM server answers, or one that can't be given weights."""
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
-        self.timeout = timeout
-        self.loaded: tuple[Path, str] | None = None  # directory and tag of the weights that it should have
-        self.model = self._run(self._introduce)
+        self.timeout, self.directory, self.form = timeout, directory, Form(only_adapter=only_adapter)
+        self.tag = ""  # of the weights that it should have
+        self.loading = asyncio.Lock()  # of the tasks of one batch, the first that misses an adapter loads it
+        self.model = self.first_model = self._run(self._introduce)
 
-    def load(self, directory: Path, tag: str, stop: Callable[[], bool]) -> None:
-        """See `Engine.load`. Raises ValueError where the server cannot read the directory."""
-        self.expect(directory, tag)
-        self._run(lambda client: _unless(stop, self._weights(client)))
-
-    def expect(self, directory: Path, tag: str) -> None:
-        """See `Engine.expect`."""
-        self.loaded = directory, tag
+    def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
+        """See `Engine.take`. Raises ValueError where the server cannot read the directory."""
+        tag = ""
+        with world.together():
+            save_model(self.directory, policy, tokenizer, self.form, world)
+            tag = digest(self.directory) if world.is_main else ""
+        self.tag = world.from_main(tag)
+        with world.together():
+            if world.is_main:
+                self._run(self._weights)
 
     def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
         """See `Engine.complete`. Raises ValueError naming the request that the server refuses or doesn't answer."""
@@ -80,7 +103,15 @@ class Server:
 
     async def _complete(self, client: httpx.AsyncClient, request: Request) -> Completion:
         body = {"model": self.model, "prompt": list(request.prompt_ids), "return_token_ids": True}
-        answer = await self._send(client, "POST", "/v1/completions", body | request.parameters())
+        try:
+            answer = await self._send(client, "POST", "/v1/completions", body | request.parameters())
+        except Missing as error:
+            if self.model == self.first_model:
+                raise
+            # Started anew, it has no adapters. The whole batch is asked for again, since the name is another then.
+            async with self.loading:
+                await self._ensure_weights(client)
+            raise Unreachable("it has lost the adapter") from error
         try:
             (choice,) = answer["choices"]
             ids, logps = choice["token_ids"], choice["logprobs"]["token_logprobs"]
@@ -119,12 +150,22 @@ class Server:
         return await self._persist("the weights", lambda: self._ensure_weights(client))
 
     async def _ensure_weights(self, client: httpx.AsyncClient) -> str:
-        assert self.loaded is not None
-        directory, tag = self.loaded
         has = str((await self._send(client, "GET", "/weight_info")).get("weight_version"))
-        if has.startswith(tag + "-"):
-            return has
-        path = {"weights_path": str(directory.resolve())}
+        if not has.startswith(self.tag + "-"):
+            # Each load has a name of its own, so that one after a restart shows, even if another rank was first to do
+            # it. The server hears it last: a load that broke off anywhere has no name, and is done again.
+            before, has = has, f"{self.tag}-{uuid.uuid4().hex[:8]}"
+            if self.form.only_adapter:
+                await self._load_adapter(client, has, before)
+            else:
+                await self._load_model(client)
+            await self._send(client, "POST", "/update_weight_version", {"new_version": has})
+        if self.form.only_adapter:
+            self.model = has
+        return has
+
+    async def _load_model(self, client: httpx.AsyncClient) -> None:
+        path = {"weights_path": str(self.directory.resolve())}
         await self._send(client, "POST", "/pause?mode=wait")
         try:
             await self._send(client, "POST", "/collective_rpc", {"method": "reload_weights", "kwargs": path})
@@ -135,11 +176,13 @@ class Server:
                     await self._send(client, "POST", "/resume")
             raise
         await self._send(client, "POST", "/resume")
-        # Last: a load that broke off anywhere has no name, and is done again. Each load has its own, so that one after
-        # a restart shows, even if another rank was first to do it.
-        name = f"{tag}-{uuid.uuid4().hex[:8]}"
-        await self._send(client, "POST", "/update_weight_version", {"new_version": name})
-        return name
+
+    async def _load_adapter(self, client: httpx.AsyncClient, name: str, before: str) -> None:
+        """The adapter as a model of that name, of which nothing is cached, and no more the one from `before`."""
+        where = {"lora_name": name, "lora_path": str(self.directory.resolve())}
+        await self._send(client, "POST", "/v1/load_lora_adapter", where)
+        with contextlib.suppress(ValueError):  # it's gone, or there was none
+            await self._send(client, "POST", "/v1/unload_lora_adapter", {"lora_name": before})
 
     # ------------------------------------------------------------------- transport
 
@@ -152,7 +195,8 @@ class Server:
         except httpx.InvalidURL as error:
             raise ValueError(f"--vllm_url {self.url}: {error}") from error
         if answer.status_code == 404:
-            raise ValueError(f"--vllm_url {self.url}: has no {path.partition('?')[0]}; {START}")
+            start = START_FOR_ADAPTERS if "lora" in path else START
+            raise Missing(f"--vllm_url {self.url}: has no {path.partition('?')[0]}; {start}")
         if answer.status_code >= 500:
             raise Unreachable(f"status {answer.status_code}: {answer.text[:300]}")
         if answer.status_code >= 400:
@@ -198,6 +242,7 @@ class Server:
         self.alive = time.monotonic()  # when the server last served anything
 
         async def inside() -> T:
+            self.loading = asyncio.Lock()  # of this loop
             limits = httpx.Limits(max_connections=CONNECTIONS)
             async with httpx.AsyncClient(timeout=httpx.Timeout(None), limits=limits) as client:
                 return await work(client)
@@ -224,3 +269,12 @@ def _first(several: BaseExceptionGroup) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def digest(directory: Path) -> str:
+    """Of a directory's weights: equal weights have the same, whatever run wrote them."""
+    found = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            found.update(hashlib.file_digest(handle, "sha256").digest())
+    return found.hexdigest()[:16]
