@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_server_and_trainer_agree():
             if "vllm serve" not in command:
                 continue
             words = shlex.split(command)
-            option = dict(zip(words, words[1:], strict=False))
+            option = dict(pairwise(words))
             assert "VLLM_SERVER_DEV_MODE=1" in words
             assert option["serve"] == values["model"]
             assert option["--logprobs-mode"] == "processed_logprobs"
@@ -153,7 +154,12 @@ def test_a_command_that_is_none_is_found_out(monkeypatch):
         parse(arguments_of("grpokit train --config recipes/demo.yaml --prompts_per_stop 3"))
 
 
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.py"), ROOT / "Makefile"]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "examples").glob("*.py"),
+    ROOT / "Makefile",
+]
 
 
 def test_every_recipe_that_is_named_exists():
