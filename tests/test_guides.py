@@ -213,7 +213,7 @@ def bare(program: str) -> str:
 @pytest.mark.parametrize("language", [ENGLISH, CHINESE], ids=["en", "zh"])
 def test_metrics_and_flags_that_a_guide_names_exist(language):
     """`completions/clipped_ratio` is a metric, `--max_resample_times` a flag of some command."""
-    flags = {name for command in COMMANDS for name in flags_of(command)} | COMING | {"help", "logprobs"}
+    flags = {name for command in COMMANDS for name in flags_of(command)} | COMING | {"help"}
     seen = 0
     for name in GUIDES:
         prose = "".join(re.split(r"^```.*?^```$", page(name, language), flags=re.MULTILINE | re.DOTALL))
