@@ -18,18 +18,22 @@ from markdown.extensions.toc import slugify
 ENGLISH = Path(__file__).resolve().parent / "en"
 # What pymdownx.arithmatex leaves in a page: \( \) in a span, \[ \] in a div.
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
-_TAGGED = re.compile(r"^```python (?:formula|example)$", re.MULTILINE)
+_TAGGED = re.compile(r"^```(python|bash) (?:formula|example|not-run)$", re.MULTILINE)
+_FILE = re.compile(r"^```(\w+) (\S+\.\w+)$", re.MULTILINE)  # ```yaml first.yaml
 _BLOCK = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(#{2,3} )(.*)$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
-    """Anchors; and off with the tags by which the tests find a page's programs: the highlighter knows none of them."""
+    """Anchors; and off with the tags by which the tests find a page's programs: the highlighter knows none of them.
+
+    A file's name becomes the block's title.
+    """
     language, _, rest = page.file.src_uri.partition("/")
     original = ENGLISH / rest
     if language != ENGLISH.name and original.exists():
         markdown = with_anchors(markdown, headings(original.read_text(encoding="utf-8")))
-    return _TAGGED.sub("```python", markdown)
+    return _FILE.sub(r'```\1 title="\2"', _TAGGED.sub(r"```\1", markdown))
 
 
 def on_page_content(content: str, **_: object) -> str:
