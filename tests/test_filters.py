@@ -30,7 +30,7 @@ def source(flat):
 
 def test_without_it_groups_come_as_they_are():
     prompts_from, complete, asked = source(flat={4, 5})
-    groups, metrics = with_spread(prompts_from, complete, step=1, size=4, max_resample_times=0)
+    groups, metrics = with_spread(prompts_from, complete, step=1, size=4, max_resample_times=0, weights=[1.0])
     assert [g.prompt.position for g in groups] == [4, 5, 6, 7]
     assert asked == [[4, 5, 6, 7]]
     assert metrics == {}
@@ -38,7 +38,7 @@ def test_without_it_groups_come_as_they_are():
 
 def test_groups_without_spread_make_way():
     prompts_from, complete, asked = source(flat={12, 14, 16})
-    groups, metrics = with_spread(prompts_from, complete, step=1, size=4, max_resample_times=2)
+    groups, metrics = with_spread(prompts_from, complete, step=1, size=4, max_resample_times=2, weights=[1.0])
     assert asked == [[12, 13, 14, 15], [16, 17], [20]]  # each round has its own stretch of the order
     assert [g.prompt.position for g in groups] == [13, 15, 17, 20]
     assert metrics["resampled_groups"].value == 3
@@ -46,7 +46,7 @@ def test_groups_without_spread_make_way():
 
 def test_what_is_missing_at_the_end_is_filled_up():
     prompts_from, complete, _ = source(flat=set(range(100)))
-    groups, metrics = with_spread(prompts_from, complete, step=0, size=4, max_resample_times=2)
+    groups, metrics = with_spread(prompts_from, complete, step=0, size=4, max_resample_times=2, weights=[1.0])
     assert [g.prompt.position for g in groups] == [0, 1, 2, 3]
     assert metrics["resampled_groups"].value == 8
 
@@ -55,7 +55,9 @@ def test_a_reward_that_does_not_apply_is_no_spread():
     def complete(prompts):
         return [group_of([float("nan"), 1.0, 1.0]), group_of([float("nan"), 0.0, 1.0], position=1)]
 
-    groups, metrics = with_spread(lambda start, count: [], complete, step=0, size=1, max_resample_times=1)
+    groups, metrics = with_spread(
+        lambda start, count: [], complete, step=0, size=1, max_resample_times=1, weights=[1.0]
+    )
     assert [g.prompt.position for g in groups] == [1]
     assert metrics["resampled_groups"].value == 1
 
@@ -66,9 +68,26 @@ def test_functions_that_differ_are_spread_even_where_their_sum_is_equal():
 
     rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
     group = replace(group_of([1.0, 1.0]), rewards=rewards)
-    groups, metrics = with_spread(lambda s, n: [], lambda p: [group], step=0, size=1, max_resample_times=1)
-    assert groups == [group]
-    assert metrics["resampled_groups"].value == 0
+
+    def in_vain(weights):
+        options = {"step": 0, "size": 1, "max_resample_times": 1, "weights": weights}
+        groups, metrics = with_spread(lambda s, n: [], lambda p: [group], **options)
+        assert groups == [group]
+        return metrics["resampled_groups"].value
+
+    assert in_vain([1.0, 1.0]) == 0
+    assert in_vain([0.0, 0.0]) == 1  # what is only watched keeps no group
+
+
+def test_a_function_without_weight_is_only_watched():
+    from dataclasses import replace
+
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    group = replace(group_of([1.0, 1.0]), rewards=rewards)
+    options = {"step": 0, "size": 1, "max_resample_times": 1}
+    for weights, vain in (([1.0, 0.0], 1), ([1.0, 0.5], 0)):
+        _, metrics = with_spread(lambda s, n: [], lambda p: [group], **options, weights=weights)
+        assert metrics["resampled_groups"].value == vain
 
 
 def test_truncated_completions_leave_the_loss_and_its_denominators_but_not_the_baseline():

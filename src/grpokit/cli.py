@@ -126,7 +126,9 @@ def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
     from .loop import train as loop
     from .signals import Stopped
 
-    say(to_yaml(config).strip() + "\n\n" + batch_plan(config, world.size))
+    say(to_yaml(config, only_changed=True).strip())
+    say(f"(all other settings are at their defaults: {config.output_dir}/config.yaml has them)\n")
+    say(batch_plan(config, world.size))
     run = start(config, world, stop)
     say(f"loss: {run.loss}")
     for note in run.notes:

@@ -140,11 +140,15 @@ def _eval_name(name: str) -> str:
     return EVAL_NAMES.get(short, short.replace("_", " "))
 
 
+INTERVAL = "_ci95"  # at the end of a figure's name: half the width of its confidence interval
+
+
 def figures_table(figures: Mapping[str, float], title: str) -> Table:
     """One evaluation."""
     table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in figures.items():
-        table.add_row(_eval_name(name), f"{value:.3f}")
+    for name in figures:
+        if not name.endswith(INTERVAL):
+            table.add_row(_eval_name(name), _with_interval(figures, name))
     return table
 
 
@@ -154,6 +158,12 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str
     for heading in ("", f"before (step {before['step']})", f"after (step {after['step']})"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in before:
-        if name.startswith("eval/") and name in after:
-            table.add_row(_eval_name(name), f"{before[name]:.3f}", f"{after[name]:.3f}")
+        if name.startswith("eval/") and name in after and not name.endswith(INTERVAL):
+            table.add_row(_eval_name(name), _with_interval(before, name), _with_interval(after, name))
     return table
+
+
+def _with_interval(figures: Mapping[str, Any], name: str) -> str:
+    """`0.602 ± 0.047` where the half width of its 95 % confidence interval is known."""
+    half = figures.get(name + INTERVAL)
+    return f"{figures[name]:.3f}" + ("" if half is None else f" ± {half:.3f}")

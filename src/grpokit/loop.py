@@ -34,6 +34,7 @@ def train(run: Run) -> None:
                         step,
                         config.prompts_per_step,
                         config.max_resample_times,
+                        run.reward_weights,
                     )
                     groups = with_advantages(
                         groups, config.advantage_estimator, run.scale_rewards, run.reward_weights

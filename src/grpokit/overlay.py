@@ -85,10 +85,13 @@ def _kind(hint: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
 
 
-def to_yaml(config: Any) -> str:
-    """The resolved configuration as YAML that `--config` reads back."""
+def to_yaml(config: Any, only_changed: bool = False) -> str:
+    """The resolved configuration as YAML that `--config` reads back; with `only_changed`, what isn't at its default."""
     import yaml
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     values.pop("config", None)  # everything of that file is in here
+    if only_changed:
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        values = {name: value for name, value in values.items() if getattr(config, name) != defaults[name]}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

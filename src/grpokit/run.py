@@ -322,6 +322,10 @@ class Run:
         save_model(final, self.policy, self.tokenizer, self.form, self.world)
         if not self.world.is_main:
             return
+        if self.evaluations and not (self.output / "best").exists():
+            say(
+                f"no evaluation was better by eval/reward than the first one: there is no {self.output / 'best'}"
+            )
         page = write_report(self.output, formula=self.loss.formula)
         if len(self.evaluations) > 1:
             console.print(before_after(self.evaluations[0], self.evaluations[-1], self.config.eval_dataset))

@@ -189,7 +189,7 @@ def _metrics(loss: Loss, batch: LossBatch, raw: Tensor, log_ratio: Tensor, stats
         metrics["kl"] = Metric.mean(KL_ESTIMATORS[loss.kl_estimator](batch.logps, batch.ref_logps)[live])
     if loss.entropy_coef and batch.entropies is not None:
         metrics["entropy/trainer"] = Metric.mean(batch.entropies[live])
-    if loss.needs_sampler:
+    if batch.sampler_logps is not None:
         metrics |= diagnostics(
             _token_log_weight(batch)[live], _level_log_weight(loss, batch, stats)[live], loss.correction
         )

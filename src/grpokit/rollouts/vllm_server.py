@@ -34,6 +34,7 @@ CONNECTIONS = 256  # requests under way at once; the server batches them as it l
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
 LOOK_EVERY = 0.2  # seconds between two looks at `stop`
 RESTARTS = 5  # of the server that one batch survives
+SAYS_SO = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")  # answer with a sentence, and not with JSON
 HELLO = 30.0  # seconds for an answer that needs no work
 
 
@@ -201,8 +202,10 @@ class Server:
             raise Unreachable(f"status {answer.status_code}: {answer.text[:300]}")
         if answer.status_code >= 400:
             raise ValueError(f"--vllm_url {self.url}: {path} refused: {answer.text[:500]}")
+        if path in SAYS_SO or not answer.content:
+            return {}
         try:
-            return answer.json() if answer.content else {}
+            return answer.json()
         except ValueError as error:
             raise Unreachable(f"an answer that is no JSON: {answer.text[:100]!r}") from error
 
