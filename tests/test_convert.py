@@ -85,7 +85,7 @@ def test_ms_swifts_names():
     assert (config.repetition_n_grams, config.soft_cache_length) == (4, 64)
     assert (config.dtype, config.attn_implementation) == ("bfloat16", "flash_attention_2")
     assert "dataset: one dataset at a time; train.jsonl is taken, more.jsonl left out" in said
-    assert any(sentence.startswith("train_type: LoRA") for sentence in said)
+    assert (config.lora_r, config.lora_alpha) == (8, 32.0)
     assert "correction_mode" not in ours
     for unset in ({"dynamic_sample": False}, {"dynamic_sample": None}):
         assert "max_resample_times" not in convert(theirs | unset)[0]
@@ -116,6 +116,32 @@ def test_corrections(theirs, ours):
     assert {name: value for name, value in found.items() if name.startswith("correction")} == ours
     without, _ = convert(theirs)  # without vLLM nothing is corrected
     assert not any(name.startswith("correction") for name in without)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"use_peft": True}, {"lora_r": 16}),
+        ({"use_peft": True, "lora_r": 8, "lora_alpha": 64}, {"lora_r": 8, "lora_alpha": 64}),
+        (
+            {"use_peft": True, "lora_target_modules": "q_proj"},
+            {"lora_r": 16, "lora_target_modules": ["q_proj"]},
+        ),
+        ({"use_peft": False, "lora_r": 8, "lora_alpha": 64}, {}),  # there it does nothing either
+        ({"tuner_type": "lora", "lora_alpha": 16}, {"lora_r": 8, "lora_alpha": 16}),  # ms-swift's rank
+        ({"train_type": "full", "lora_rank": 4}, {}),
+        ({"use_vllm": True}, {"sampler": "vllm", "vllm_mode": "colocate"}),  # TRL's default
+        ({"use_vllm": True, "vllm_server_host": "h"}, {"sampler": "vllm", "vllm_url": "http://h:8000"}),
+        ({"rlhf_type": "grpo", "async_generate": True}, {"async_depth": 1}),
+        ({"stop_words": ["</answer>"]}, {"stop": ["</answer>"]}),
+    ],
+)
+def test_adapters_and_engines(theirs, ours):
+    found, said = convert({"vllm_importance_sampling_correction": False, **theirs})
+    added = {"loss_type", "lr_scheduler_type"}
+    assert {name: value for name, value in found.items() if name not in added} == ours
+    assert not any("has no counterpart" in sentence for sentence in said)
+    from_yaml(TrainConfig, yaml.safe_dump(found), "x.yaml")
 
 
 def test_counts_and_steps():

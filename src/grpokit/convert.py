@@ -32,6 +32,7 @@ RENAMED = {
     "vllm_server_base_url": "vllm_url",
     "vllm_server_timeout": "vllm_timeout",
     "max_length": "max_prompt_length",
+    "stop_words": "stop",
 }
 # What needs no counterpart here, and why.
 NOT_NEEDED = {
@@ -48,14 +49,21 @@ NOT_NEEDED = {
     "optim": "the optimizer is AdamW",
     "cast_lm_head_to_fp32": "the head's parameters and log-probs are float32",
     "push_to_hub": "the model is in final/",
-    "vllm_mode": "a running server",
 }
 # Defaults of TRL 1.16 that are not grpokit's.
 TRL_DEFAULTS = {"loss_type": "dapo", "lr_scheduler_type": "linear"}
 # Options that only ms-swift has; and those whose defaults there are its own.
 SWIFT = {
     *("rlhf_type", "train_type", "tuner_type", "torch_dtype", "attn_impl", "system", "dynamic_sample"),
-    *("overlong_filter", "soft_cache_length", "val_dataset", "external_plugins"),
+    *(
+        "overlong_filter",
+        "soft_cache_length",
+        "val_dataset",
+        "external_plugins",
+        "lora_rank",
+        "target_modules",
+    ),
+    *("async_generate", "stop_words"),
 }
 ASK = ("loss_type", "beta", "learning_rate", "lr_scheduler_type", "temperature", "max_completion_length")
 LEVELS = {"token": "token", "sequence": "sequence_product"}
@@ -151,10 +159,9 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
             said.append(
                 f"dataset: one dataset at a time; {first} is taken, {', '.join(map(str, others))} left out"
             )
-    for name in ("use_peft", "lora_r", "lora_rank", "train_type", "tuner_type"):
-        if left.get(name) not in (None, False, "full"):
-            said.append(f"{name}: LoRA is not built yet; all parameters are trained")
-        left.pop(name, None)
+    _lora(left, ours, said)
+    if left.pop("async_generate", False):
+        ours["async_depth"] = 1
     wanted = left.pop("report_to", [])
     kept = [name for name in ([wanted] if isinstance(wanted, str) else wanted) if name in TRACKERS]
     if kept:
@@ -166,6 +173,32 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
         ours["max_resample_times"] = times
 
 
+def _lora(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
+    """An adapter where there is one; without, their options for it do nothing there either."""
+    swift = bool(SWIFT & left.keys())
+    kinds = {left.pop(name, None) for name in ("train_type", "tuner_type")} - {None, "full"}
+    uses = bool(left.pop("use_peft", False)) or "lora" in kinds
+    for kind in kinds - {"lora"}:
+        said.append(f"tuner_type: {kind!r} has no counterpart; all parameters are trained")
+    ranks = [left.pop(name, None) for name in ("lora_rank", "lora_r")]
+    targets = [left.pop(name, None) for name in ("target_modules", "lora_target_modules")]
+    alpha, dropout = left.pop("lora_alpha", None), left.pop("lora_dropout", None)
+    if not uses:
+        return
+    ours["lora_r"] = next((rank for rank in ranks if rank), 8 if swift else 16)
+    if alpha is not None:
+        ours["lora_alpha"] = alpha
+    wanted = next((target for target in targets if target), None)
+    if wanted is not None:
+        ours["lora_target_modules"] = [wanted] if isinstance(wanted, str) else wanted
+    elif not swift:
+        said.append(
+            "lora_target_modules: all-linear; TRL leaves it to peft, which takes q_proj and v_proj of most models"
+        )
+    if dropout:
+        said.append("lora_dropout: not needed: dropout is always off")
+
+
 def _vllm(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
     """The engine, and TRL's correction for it: on by default, a mask of whole sequences above 3."""
     uses, swift = left.pop("use_vllm", False), bool(SWIFT & left.keys())
@@ -173,9 +206,14 @@ def _vllm(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
     mode = left.pop("vllm_importance_sampling_mode", "sequence_mask")
     caps = [left.pop(f"vllm_importance_sampling_{name}", None) for name in ("cap", "clip_max")]
     low = left.pop("vllm_importance_sampling_clip_min", None)
+    served = swift or left.keys() & {"vllm_server_base_url", "vllm_server_host"}
+    where = left.pop("vllm_mode", "server" if served else "colocate")  # TRL's default
     if not uses:
+        left.pop("vllm_gpu_memory_utilization", None)
         return
     ours["sampler"] = "vllm"
+    if where != "server":
+        ours["vllm_mode"] = where
     if not corrects:
         return
     level, _, kind = mode.partition("_")
