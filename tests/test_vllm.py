@@ -71,6 +71,24 @@ def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(t
     run.close()
 
 
+@pytest.mark.slow
+def test_the_same_task_through_transformers(task, tmp_path):
+    """200 rows of GSM8K's columns, a Qwen2 with a BPE tokenizer and a chat template, and a correction that finds nothing."""
+    run = start(config_for(task, tmp_path / "run", "", sampler="transformers", max_steps=6))
+    assert len(run.prompts) == 200
+    loop(run)
+    run.close()
+    rows = metrics_of(tmp_path / "run")
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    live = [row for row in rows if "sampler/ess" in row]
+    assert len(live) >= 2
+    for row in live:
+        assert row["sampler/logp_diff_max"] < 1e-4  # the two forwards differ by rounding alone
+        assert row["sampler/ess"] == pytest.approx(1, abs=1e-4)
+        assert row["sampler/truncated"] == 0
+        assert row["grad_norm"] > 0
+
+
 @needs_vllm
 @pytest.mark.slow
 def test_ten_steps_with_the_accuracy_reward(task, server, tmp_path):
