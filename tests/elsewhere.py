@@ -19,8 +19,8 @@ import grpokit.assemble
 import grpokit.report
 from grpokit.assemble.samplers import make_sampler
 from grpokit.config import TrainConfig
-from grpokit.model import load_policy
 from grpokit.parallel import ALONE, World, full
+from grpokit.pretrained import load_policy
 from grpokit.rollouts import SamplingStopped
 from grpokit.rollouts.ahead import Ahead
 

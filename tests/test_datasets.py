@@ -508,7 +508,7 @@ def test_inspect_data_shows_rows_as_the_model_sees_them(tmp_path, chat_model, ca
     path = write(tmp_path / "a.jsonl", rows)
     assert main(["inspect-data", str(path), "--model", str(chat_model), "--max_prompt_length", "4"]) == 0
     said = capsys.readouterr().out
-    from grpokit.model import load_tokenizer
+    from grpokit.pretrained import load_tokenizer
 
     eos = load_tokenizer(str(chat_model)).eos_token
     assert f"{eos}31=" in said  # the template was applied, and the special token is there to be seen

@@ -11,8 +11,8 @@ import torch
 from tiny import make_model_dir
 
 from grpokit.architecture import obstacle
-from grpokit.model import load_policy, load_tokenizer
 from grpokit.noise import keyed_uniform
+from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.rollouts import SamplingStopped
 from grpokit.rollouts import decode as decode_module
 from grpokit.rollouts.decode import RoomyLayer

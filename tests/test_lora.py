@@ -24,8 +24,9 @@ from grpokit.config import EvalConfig
 from grpokit.export import Form, save_model
 from grpokit.loop import train
 from grpokit.losses import make_loss
-from grpokit.model import Float64Throughout, load_policy, load_tokenizer
+from grpokit.model import Float64Throughout
 from grpokit.overlay import to_yaml
+from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.reference import AdapterOff
 from grpokit.types import Row
 
@@ -295,3 +296,53 @@ def test_an_adapter_whose_model_is_gone(tmp_path):
         ValueError, match=r"adapter: is an adapter of .*model, which is no directory with a config"
     ):
         load_policy(str(tmp_path / "adapter"), dtype="float32", temperature=1.0, device=CPU)
+
+
+def test_beside_weights_of_4_bits(tmp_path, monkeypatch):
+    """QLoRA: a run and its resume, the reference without the adapter, and what is saved."""
+    make_model_dir(tmp_path / "model", hidden=64)  # blocks of 64 numbers are quantized
+    config = tiny_config(
+        tmp_path,
+        lora_r=4,
+        lora_save="adapter",
+        load_in_4bit=True,
+        dtype="float32",
+        beta=0.1,
+        learning_rate=1e-2,
+        updates_per_step=2,
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    command = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir"]
+    assert main([*command, str(tmp_path / "expected")]) == 0
+    stop_when(monkeypatch, in_update(3, step=1))
+    assert main([*command, str(tmp_path / "run")]) == STOPPED
+    monkeypatch.undo()
+    assert main([*command, str(tmp_path / "run"), "--resume_from_checkpoint", "auto"]) == 0
+    ours, theirs = (
+        (tmp_path / n / "final" / "adapter_model.safetensors").read_bytes() for n in ("run", "expected")
+    )
+    assert ours == theirs
+    found = rows(tmp_path / "run", "metrics.jsonl")
+    assert found == rows(tmp_path / "expected", "metrics.jsonl")
+    assert found[-1]["kl"] > 0
+    run = start(replace(config, output_dir=str(tmp_path / "again")))
+    kept = {type(layer.base_layer).__name__ for layer in adapted(run.policy.model).values()}
+    run.close()
+    assert kept == {"Linear4bit"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_r": 0, "lora_save": "merged"}, "cannot be trained; add --lora_r"),
+        ({"lora_save": "merged"}, "add --lora_save adapter"),
+        ({"dtype": "float64"}, "not with --dtype float64"),
+        ({"sampler": "vllm"}, "add --vllm_sync adapter"),
+    ],
+)
+def test_weights_of_4_bits_that_cannot_be(tmp_path, changes, message):
+    from grpokit.checks import check_train_config
+
+    settings = {"lora_r": 4, "lora_save": "adapter", "load_in_4bit": True, "dtype": "float32"}
+    with pytest.raises(ValueError, match=f"--load_in_4bit True: .*{message}"):
+        check_train_config(tiny_config(tmp_path, **(settings | changes)))

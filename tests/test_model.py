@@ -10,7 +10,8 @@ import torch
 from tiny import make_model_dir
 
 from grpokit.logprobs import Head, linear_logprob
-from grpokit.model import Float64Throughout, load_policy, load_tokenizer, remove_dropout
+from grpokit.model import Float64Throughout
+from grpokit.pretrained import load_policy, load_tokenizer, remove_dropout
 
 CPU = torch.device("cpu")
 
@@ -129,10 +130,10 @@ def test_gemma_softcap_is_read_from_its_config(tmp_path):
 
 
 def test_a_head_that_is_not_understood_is_refused(tmp_path, monkeypatch):
-    import grpokit.model
+    import grpokit.pretrained
 
     path = make_model_dir(tmp_path / "model")
-    monkeypatch.setattr(grpokit.model, "head", lambda model: Head(2 * model.get_output_embeddings().weight))
+    monkeypatch.setattr(grpokit.pretrained, "head", lambda model: Head(2 * model.get_output_embeddings().weight))
     with pytest.raises(ValueError, match=r"head of Qwen3ForCausalLM .* does not know"):
         load(path)
 

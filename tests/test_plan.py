@@ -21,9 +21,10 @@ from grpokit.config import PlanConfig
 from grpokit.flat import groups_to_tensors
 from grpokit.footprint import activations_of, sizes_of
 from grpokit.losses import make_loss
-from grpokit.model import Policy, backbone, layers, skeleton
+from grpokit.model import Policy, backbone, layers
 from grpokit.plan import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
 from grpokit.plan_tables import remedies
+from grpokit.pretrained import skeleton
 
 pytestmark = pytest.mark.xdist_group("plan")  # its runs are made once, by one worker
 

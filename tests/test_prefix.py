@@ -19,7 +19,7 @@ from grpokit.batching import collate, micro_batches, plan_step
 from grpokit.checks import check_train_config
 from grpokit.cutting import cut_rows
 from grpokit.metrics import values
-from grpokit.model import load_policy
+from grpokit.pretrained import load_policy
 from grpokit.replay import read_offender, run_again, write_offender
 from grpokit.step import Learning, NonFiniteError, Progress, learn, optimize, score
 from grpokit.types import Prompt, Rollout, RolloutGroup, StepBatch

@@ -13,7 +13,7 @@ from tiny import make_model_dir
 from grpokit.advantages import with_advantages
 from grpokit.batching import micro_batches, plan_step
 from grpokit.metrics import METRICS, declared_name, values
-from grpokit.model import load_policy, load_tokenizer
+from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.step import Learning, NonFiniteError, Progress, drop_rejected, learn, optimize, score
 from grpokit.types import Prompt, RolloutGroup

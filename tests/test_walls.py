@@ -44,7 +44,8 @@ def test_walls(path):
         if top == "transformers":
             rooms = (
                 "rollouts/",
-                "model.py",
+                "pretrained.py",
+                "adapter.py",
                 "architecture.py",
                 "prompts.py",
                 "export.py",

@@ -12,14 +12,16 @@ from grpokit.tasks import sort_digits
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
 
-def make_model_dir(path: Path, *, seed: int = 0, layers: int = 1, tied: bool = False, **generation) -> Path:
+def make_model_dir(
+    path: Path, *, seed: int = 0, layers: int = 1, tied: bool = False, hidden: int = 32, **generation
+) -> Path:
     """A Qwen3 of a few thousand parameters with sort_digits' tokenizer; `generation` goes to its generation_config."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     tokenizer = sort_digits.make_tokenizer()
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=layers,
         num_attention_heads=2,

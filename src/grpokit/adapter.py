@@ -30,6 +30,7 @@ class Lora:
     target_modules: tuple[str, ...]
     base: str  # directory of the model that it stands beside
     seed: int  # of A's first values; B's are 0
+    quantized: bool = False  # the frozen weights are kept in 4 bits: QLoRA (arXiv 2305.14314)
 
     def config(self) -> Any:
         """As peft has it. No dropout: log-probs must be repeatable."""
@@ -56,10 +57,11 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
     """
     config = lora.config()
     from peft import inject_adapter_in_model
-    from peft.tuners.lora import Linear
 
     named = " ".join(lora.target_modules)
-    model.to(frozen)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():  # what is quantized isn't
+            tensor.data = tensor.data.to(frozen)
     try:
         # On every rank the same, and no other draw of the run is another for it.
         with torch.random.fork_rng(devices=[]):
@@ -72,13 +74,43 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
             f"{', '.join(sorted(modules))}"
         ) from error
     for name, layer in adapted(model).items():
-        if not isinstance(layer, Linear) or layer is model.get_output_embeddings():
+        if not isinstance(layer, _linear(lora.quantized)) or layer is model.get_output_embeddings():
             raise ValueError(
                 f"--lora_target_modules {named}: {name} is an embedding, the head, or no plain linear layer; leave it out"
             )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(trained)
+
+
+def _linear(quantized: bool) -> tuple[type, ...]:
+    """peft's layers that are an adapter beside a plain linear one."""
+    from peft.tuners.lora import Linear
+
+    if not quantized:
+        return (Linear,)
+    from peft.tuners.lora.bnb import Linear4bit
+
+    return Linear, Linear4bit
+
+
+def in_4_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What from_pretrained needs to keep weights in 4 bits, as QLoRA has them: normal floats, their scales quantized too."""
+    try:
+        import bitsandbytes  # pyright: ignore[reportMissingImports] # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "--load_in_4bit: needs bitsandbytes, which is not installed; pip install grpokit[quantization]"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    return {"quantization_config": how, "device_map": {"": device}}
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:

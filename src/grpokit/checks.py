@@ -86,6 +86,7 @@ def check_train_config(config: TrainConfig) -> None:
     for flag in ("ddp_timeout", "vllm_timeout", "vllm_max_gap"):
         _require(getattr(config, flag) > 0, flag, getattr(config, flag), "must be above 0")
     _check_lora(config)
+    _check_quantized(config)
     _check_batch(config)
     _check_loss(config)
     _check_sharing(config)
@@ -162,6 +163,18 @@ def _check_lora(config: TrainConfig) -> None:
         config.lora_save,
         "there is no adapter to save with --lora_r 0; set --lora_r (16 is usual) or leave it out",
     )
+
+
+def _check_quantized(config: TrainConfig) -> None:
+    def needs(ok: bool, what: str) -> None:
+        _require(ok or not config.load_in_4bit, "load_in_4bit", True, what)
+
+    needs(config.lora_r > 0, "weights of 4 bits cannot be trained; add --lora_r (16 is usual)")
+    needs(config.lora_save == "adapter", "an adapter is not merged into 4 bits; add --lora_save adapter")
+    needs(config.dtype != "float64", "goes with float32 or bfloat16, not with --dtype float64")
+    needs(int(os.environ.get("WORLD_SIZE", "1")) == 1, "weights of 4 bits cannot be sharded; run on one rank")
+    served = config.vllm_mode == "server" and config.vllm_sync == "adapter"
+    needs(config.sampler != "vllm" or served, "vLLM can be given the adapter alone; add --vllm_sync adapter")
 
 
 def _check_batch(config: TrainConfig) -> None:

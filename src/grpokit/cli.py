@@ -189,9 +189,9 @@ def plan(config: PlanConfig) -> int:
 
     with waiting("loading torch"):
         _quiet()
-        from .model import skeleton
         from .plan import check_plan_config, make_plan
         from .plan_tables import tables
+        from .pretrained import skeleton
     check_plan_config(config)
     with waiting("running the model's forward on shapes alone"):
         how = config.attn_implementation, config.trust_remote_code

@@ -152,6 +152,9 @@ class TrainConfig(ModelConfig):
     lora_save: Literal["merged", "adapter"] = "merged"
     """What checkpoints, final/ and best/ hold: a model with the adapter in its weights, or the adapter alone."""
 
+    load_in_4bit: bool = False
+    """Keep the frozen weights in 4 bits (QLoRA, by bitsandbytes). With --lora_r and --lora_save adapter, on one rank."""
+
     # the engine that samples
     sampler: Literal["transformers", "vllm"] = "transformers"
     """What samples: the policy itself (transformers), or vLLM, which is given its weights after each step."""

@@ -51,7 +51,14 @@ def lora_of(config: TrainConfig) -> Lora | None:
     """The configured adapter; None where all weights are trained."""
     if not config.lora_r:
         return None
-    return Lora(config.lora_r, config.lora_alpha, config.lora_target_modules, config.model, config.seed)
+    return Lora(
+        config.lora_r,
+        config.lora_alpha,
+        config.lora_target_modules,
+        config.model,
+        config.seed,
+        config.load_in_4bit,
+    )
 
 
 def correction_note(config: TrainConfig, loss: Loss) -> str | None:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .architecture import backbone, layers
-from .model import Policy, remove_dropout
+from .model import Policy
+from .pretrained import remove_dropout
 
 # Activations of a layer in bytes per token and hidden unit, in 16 bit and without the attention matrix: equation 2 of
 # https://arxiv.org/abs/2205.05198. Used only where the forward can't be run on shapes.

@@ -53,7 +53,7 @@ def inspect_data(config: InspectConfig) -> bool:
 def _tokenized(
     config: InspectConfig, rows: Sequence[DatasetRow], bad: Sequence[str]
 ) -> tuple[list[Prompt], Any, tuple[str, ...]]:
-    from grpokit.model import load_tokenizer
+    from grpokit.pretrained import load_tokenizer
 
     if not (Path(config.model) / "config.json").is_file():
         raise ValueError(f"--model {config.model}: has no config.json; name a model's directory")

@@ -1,9 +1,8 @@
-"""The model: loading it, and the Policy that turns a micro-batch into its share of the loss."""
+"""The Policy: a causal language model that turns a micro-batch into its share of the loss."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,15 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .adapter import Lora, attach, base_of, merge_into
-from .architecture import backbone, head, hidden_states, layers, obstacle
-from .batching import collate, loss_batch
+from .adapter import Lora
+from .architecture import head, hidden_states
+from .batching import loss_batch
 from .logprobs import family_loss, linear_logprob, linear_policy_loss
 from .losses import Loss, Stats
-from .parallel import ALONE, World, shard, whole_weights
-from .types import Form, LossOutput, MicroBatch, Row, TokenScores
-
-log = logging.getLogger(__name__)
+from .types import LossOutput, MicroBatch, TokenScores
 
 DTYPES = {
     "float32": torch.float32,
@@ -105,133 +101,6 @@ class Policy(nn.Module):
         return TokenScores(out.logps, out.entropies), LossOutput(out.loss, out.metrics)
 
 
-def load_policy(
-    path: str,
-    *,
-    dtype: str,
-    temperature: float,
-    device: torch.device,
-    world: World = ALONE,
-    shard_size: int = 0,
-    gradient_checkpointing: bool = False,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-    lora: Lora | None = None,
-    probe: bool = True,
-) -> Policy:
-    """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout, sharded over `world`.
-
-    With `lora`, those of its adapter alone are so, and trained; the others are in the compute type. Raises ValueError
-    naming the directory where it cannot be loaded as a causal language model, and with `probe` where its logits are no
-    numbers or its head does something that the log-prob head doesn't know.
-    """
-    compute = resolve_dtype(dtype, device)
-    model, stored = _load(path, attn_implementation, trust_remote_code)
-    model.config.use_cache = True
-    dropped = remove_dropout(model)
-    if dropped and world.is_main:
-        log.warning("dropout is off: %d modules of %s had one; log-probs must be repeatable", dropped, path)
-    policy = Policy(model, temperature, compute, stored_dtype=stored)
-    if gradient_checkpointing:  # what is computed again in the backward must be computed in the same type
-        again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
-        model.gradient_checkpointing_enable(again)
-    master = torch.float64 if compute == torch.float64 else torch.float32
-    if lora is not None:
-        policy.lora = lora
-        attach(model, lora, frozen=compute, trained=master)
-    if world.size == 1:
-        policy.to(device)
-    # Sharded as stored and widened afterwards: no rank ever holds the whole model in full precision.
-    shard(policy, layers(model), world, shard_size, compute, master)
-    if lora is None:
-        policy.to(master)
-    if world.size == 1:
-        for parameter in policy.parameters():
-            # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
-            # run would differ in the last bit.
-            parameter.data = parameter.data.clone()
-    said = world.gather_json(_probe_forms(policy))  # what one rank can't, none does: they must cut alike
-    policy.packs = all(packs for packs, _ in said)
-    policy.shares_not = next((why for _, why in said if why is not None), None)
-    if gradient_checkpointing:  # each computation of a layer would append to the cache
-        policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
-    if probe:
-        _probe_head(policy, path)
-    return policy
-
-
-def _load(path: str, attn_implementation: str | None, trust_remote_code: bool) -> tuple[Any, torch.dtype]:
-    """The model in directory `path`, and the type of its weights there. An adapter is added to the model it belongs to."""
-    from transformers import AutoModelForCausalLM
-
-    base = base_of(path)
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base or path, dtype="auto", **options)
-        stored = model.dtype
-        return (model if base is None else merge_into(model, path)), stored
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ValueError(
-            f"--model {path}: cannot be loaded as a causal language model: {_first_line(error)}"
-        ) from error
-
-
-def compile_layers(policy: Policy) -> None:
-    """torch.compile each layer, for rows of any number and length. Sampling leaves them as they are.
-
-    Each by itself: that is what FSDP2 gathers, and one compilation serves all of them.
-    """
-    for layer in layers(policy.model):
-        layer.compile(dynamic=True)
-    # The place of a layer's keys in the cache is a constant to the compiler: one compilation for each layer, twice.
-    policy.shares_not = "with --compile, going on from a cache would be compiled for every layer anew"
-
-
-def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote_code: bool = False) -> Any:
-    """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
-
-    Raises ValueError naming the flag where its config.json describes none.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    # A kernel for packed rows keeps what sdpa keeps, and may not be installed where a run is planned.
-    attention = "eager" if attn_implementation == "eager" else "sdpa"
-    try:
-        trust = {"trust_remote_code": trust_remote_code}
-        described = AutoConfig.from_pretrained(base_of(path) or path, local_files_only=True, **trust)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(described, attn_implementation=attention, **trust)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        StrictDataclassError,
-    ) as error:
-        first = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{flag} {path}: its config.json does not describe a causal language model that transformers knows: {first}"
-        ) from error
-
-
-def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in directory `path`. Raises ValueError naming the directory."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"--model {path}: has no tokenizer that can be loaded: {_first_line(error)}"
-        ) from error
-
-
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU and float32 on a CPU."""
     if dtype == "auto":
@@ -242,79 +111,3 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def remove_dropout(model: nn.Module) -> int:
-    """Set every dropout to 0 and return how many modules had one. The saved config keeps its values."""
-    found = 0
-    for module in model.modules():
-        rates = [k for k, v in vars(module).items() if "dropout" in k and isinstance(v, float) and v > 0]
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            rates.append("p")
-        for name in rates:
-            setattr(module, name, 0.0)
-        found += bool(rates)
-    return found
-
-
-@torch.no_grad()
-def _probe_forms(policy: Policy) -> tuple[bool, str | None]:
-    """Whether rows may be packed, and why prompts may not be shared: log-probs must be those of rows that stand alone."""
-    vocabulary = policy.model.config.get_text_config().vocab_size
-    rows = [_probe_row(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
-    # FSDP2 wants a forward of the root before any of its parts': this is one, and _probe_head calls parts.
-    want = policy(collate(rows, "padded", policy.device))[0].logps
-
-    def gap(form: Form) -> float:
-        return float((want - policy(collate(rows, form, policy.device))[0].logps).abs().max())
-
-    try:
-        packs = gap("packed") < _tolerance(policy)
-    except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that start again
-        packs = False
-    reason = obstacle(policy.model, max(row.num_tokens for row in rows))
-    if reason is None:
-        try:
-            apart = gap("shared")
-            if not apart < _tolerance(policy):
-                reason = f"its log-probs are others with a cache (by {apart:.2g})"
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = f"its forward with a cache fails: {_first_line(error)}"
-    return packs, reason
-
-
-def _probe_row(index: int, group: int, vocabulary: int) -> Row:
-    """A row of 5 to 8 tokens, whose prompt is its group's: 3 or 2 of them."""
-    prompt = tuple((5 * i + 2 * group + 1) % vocabulary for i in range(3 - group))
-    ids = (torch.arange(3 + index) * 7 + 3 * index + 1) % vocabulary
-    ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids))
-    return Row(index, group, prompt, ids, ones, 0.0, 0.0, len(ids), zeros)
-
-
-def _tolerance(policy: Policy) -> float:
-    return 2e-2 if policy.compute_dtype in (torch.bfloat16, torch.float16) else 1e-4
-
-
-@torch.no_grad()
-def _probe_head(policy: Policy, path: str) -> None:
-    """Our head against the model's own on a few tokens: an unknown scale or cap would be silently wrong."""
-    model = policy.model
-    ids = torch.arange(8, device=policy.device)[None] % model.config.get_text_config().vocab_size
-    with whole_weights(policy), policy.computing():
-        want = model(input_ids=ids, use_cache=False).logits[0].double()
-        got = (
-            head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()
-        )
-    if not torch.isfinite(want).all():
-        raise ValueError(f"--model {path}: its logits are NaN or infinite: the weights are damaged")
-    gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
-    if not gap <= _tolerance(policy):
-        raise ValueError(
-            f"--model {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
-            f"know (logits differ by {gap:.2g}); please report the architecture"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

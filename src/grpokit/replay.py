@@ -23,8 +23,9 @@ from .configured import lora_of
 from .console import console, say
 from .flat import prefixed, rows_from_tensors, rows_to_tensors, stats_from_tensors, stats_to_tensors, under
 from .losses import Loss, Stats
-from .model import Policy, default_device, load_policy
+from .model import Policy, default_device
 from .overlay import from_yaml, to_yaml
+from .pretrained import load_policy
 from .step import Offender
 from .types import Form, Row
 

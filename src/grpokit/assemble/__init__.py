@@ -11,10 +11,10 @@ from grpokit.configured import loss_of
 from grpokit.console import say
 from grpokit.forms import packs, sharing
 from grpokit.metrics import JsonLines
-from grpokit.model import load_tokenizer
 from grpokit.optimizer import make_optimizer
 from grpokit.overlay import to_yaml
 from grpokit.parallel import ALONE, World
+from grpokit.pretrained import load_tokenizer
 from grpokit.rewards import recognised as recognised_rewards
 from grpokit.run import Run
 from grpokit.rundir import changed_options, claim, find_checkpoint, set_aside, set_best_aside

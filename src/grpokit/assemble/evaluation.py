@@ -10,7 +10,8 @@ from pathlib import Path
 from grpokit.config import EvalConfig
 from grpokit.console import console, counting, figures_table, say, waiting
 from grpokit.evaluate import evaluate
-from grpokit.model import default_device, load_policy, load_tokenizer
+from grpokit.model import default_device
+from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.rewards import recognised as recognised_rewards
 from grpokit.rewards import score
 from grpokit.types import Prompt, RolloutGroup

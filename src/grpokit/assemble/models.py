@@ -10,8 +10,9 @@ from grpokit.adapter import Lora, adapted
 from grpokit.config import ModelConfig, TrainConfig
 from grpokit.configured import lora_of
 from grpokit.console import say
-from grpokit.model import Policy, compile_layers, default_device, load_policy
+from grpokit.model import Policy, default_device
 from grpokit.parallel import World
+from grpokit.pretrained import compile_layers, load_policy
 from grpokit.reference import AdapterOff, Reference
 
 SMALL = 1_000_000  # parameters; below, handing work to a second thread takes longer than the work
