@@ -133,7 +133,9 @@ def test_a_head_that_is_not_understood_is_refused(tmp_path, monkeypatch):
     import grpokit.pretrained
 
     path = make_model_dir(tmp_path / "model")
-    monkeypatch.setattr(grpokit.pretrained, "head", lambda model: Head(2 * model.get_output_embeddings().weight))
+    monkeypatch.setattr(
+        grpokit.pretrained, "head", lambda model: Head(2 * model.get_output_embeddings().weight)
+    )
     with pytest.raises(ValueError, match=r"head of Qwen3ForCausalLM .* does not know"):
         load(path)
 

@@ -15,13 +15,14 @@ from plan_ranks import BASE, CASES
 from safetensors.torch import save
 from tiny import group_of
 
+from grpokit.architecture import backbone, layers
 from grpokit.batching import micro_batches, plan_step
 from grpokit.cli import main, parse
 from grpokit.config import PlanConfig
 from grpokit.flat import groups_to_tensors
 from grpokit.footprint import activations_of, sizes_of
 from grpokit.losses import make_loss
-from grpokit.model import Policy, backbone, layers
+from grpokit.model import Policy
 from grpokit.plan import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
 from grpokit.plan_tables import remedies
 from grpokit.pretrained import skeleton
