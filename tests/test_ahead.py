@@ -30,6 +30,7 @@ from grpokit.overlay import from_yaml, to_yaml
 from grpokit.parallel import World
 from grpokit.rollouts.ahead import Ahead
 from grpokit.run import Run
+from grpokit.rundir import OF_ROLLOUTS
 
 REWARDS = HERE / "reward_functions.py"
 
@@ -207,7 +208,12 @@ def test_the_last_checkpoint_has_none_and_more_steps_begin_with_the_present_weig
 
 @pytest.mark.parametrize(
     "change",
-    [("--temperature", "0.7"), ("--num_generations", "3"), ("--max_completion_length", "5")],
+    [
+        ("--temperature", "0.7"),
+        ("--num_generations", "3"),
+        ("--max_completion_length", "5"),
+        ("--min_completion_length", "2"),
+    ],
 )
 def test_rollouts_of_other_options_are_sampled_anew(undisturbed, tmp_path, capsys, change):
     run = copied(undisturbed, tmp_path / "run", 2)
@@ -215,6 +221,12 @@ def test_rollouts_of_other_options_are_sampled_anew(undisturbed, tmp_path, capsy
     assert "sampled anew: the rollouts that the checkpoint has for its next step" in capsys.readouterr().out
     assert DIARY[:2] == [("loads", 2), ("begins", 2, [4, 5], "now")]
     assert [row["sampler/staleness"] for row in rows(run, "metrics.jsonl")] == [0, 1, 0, 1]
+
+
+def test_what_decides_about_rollouts():
+    """Every option that says how a completion is sampled, so that none is forgotten here when one is added."""
+    known = "sampler async_depth temperature stop max_completion_length min_completion_length num_generations"
+    assert set(known.split()) == OF_ROLLOUTS
 
 
 def test_depth_0_goes_on_without_them(undisturbed, tmp_path, capsys):

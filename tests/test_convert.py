@@ -132,8 +132,13 @@ def test_corrections(theirs, ours):
         ({"train_type": "full", "lora_rank": 4}, {}),
         ({"use_vllm": True}, {"sampler": "vllm", "vllm_mode": "colocate"}),  # TRL's default
         ({"use_vllm": True, "vllm_server_host": "h"}, {"sampler": "vllm", "vllm_url": "http://h:8000"}),
-        ({"rlhf_type": "grpo", "async_generate": True}, {"async_depth": 1}),
-        ({"stop_words": ["</answer>"]}, {"stop": ["</answer>"]}),
+        ({"rlhf_type": "grpo"}, {"lora_r": 8}),  # its default
+        ({"train_type": "full", "async_generate": True}, {"async_depth": 1}),
+        (
+            {"train_type": "full", "use_vllm": True, "vllm_mode": "colocate", "async_generate": True},
+            {"sampler": "vllm", "vllm_mode": "colocate"},
+        ),
+        ({"train_type": "full", "stop_words": ["</answer>"]}, {"stop": ["</answer>"]}),
     ],
 )
 def test_adapters_and_engines(theirs, ours):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from launch import ENVIRONMENT, HERE, launcher, rows, torchrun
-from safetensors.torch import load_file
-from tiny import tiny_config
+from safetensors.torch import load_file, save_file
+from tiny import make_model_dir, tiny_config
 
 from grpokit.checkpoint import checkpoints, verify
 from grpokit.cli import main
@@ -321,6 +321,10 @@ def test_what_a_resumed_run_may_change_is_written_down():
         "system_prompt",
         "seed",
         "dtype",
+        "lora_r",
+        "lora_alpha",
+        "lora_target_modules",
+        "load_in_4bit",
         "prompts_per_step",
         "max_resample_times",
         "max_prompt_length",
@@ -352,6 +356,26 @@ def test_a_number_that_is_not_finite_stops_before_the_weights_move_and_can_be_re
     assert "the first number that is not finite: output of model.layers.0.self_attn.q_proj" in said
     assert main(["replay", str(dump), "--model", str(tmp_path / "model")]) == 0
     assert "every number is finite here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lora_save", ["merged", "adapter"])
+def test_a_lora_run_can_be_replayed_and_other_weights_are_those_that_were_named(tmp_path, capsys, lora_save):
+    options = {"lora_r": 4, "lora_save": lora_save, "updates_per_step": 1, "save_steps": 0}
+    command = write_config(tmp_path, learning_rate=1e160, **options)
+    run = tmp_path / "run"
+    assert main([*command, "--output_dir", str(run)]) == 2
+    (dump,) = (run / "nonfinite").iterdir()
+    capsys.readouterr()
+    assert main(["replay", str(dump)]) == 1
+    assert "the very weights of that moment" in capsys.readouterr().out
+    assert main(["replay", str(dump), "--model", str(tmp_path / "model")]) == 0
+    assert "every number is finite here" in capsys.readouterr().out
+    other = tmp_path / "other"  # and not the model of the run
+    make_model_dir(other, seed=9)
+    damaged = load_file(other / "model.safetensors")
+    damaged["model.norm.weight"][:] = torch.nan
+    save_file(damaged, other / "model.safetensors", metadata={"format": "pt"})
+    assert main(["replay", str(dump), "--model", str(other)]) == 1
 
 
 def test_so_many_updates_may_be_skipped(tmp_path, monkeypatch, capsys):

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from test_resume import STOPPED, in_update, stop_when
 from tiny import make_model_dir, tiny_config
 
-from grpokit.adapter import Lora, adapted
+from grpokit.adapter import Lora, adapted, without
 from grpokit.assemble import start
 from grpokit.assemble.evaluation import run_evaluation
 from grpokit.batching import collate
 from grpokit.cli import main
 from grpokit.config import EvalConfig
-from grpokit.export import Form, save_model
+from grpokit.export import Form, for_engine, save_model, stream
 from grpokit.loop import train
 from grpokit.losses import make_loss
 from grpokit.model import Float64Throughout
@@ -88,11 +88,17 @@ def test_at_first_it_is_the_model_and_only_the_adapter_is_trained(tmp_path):
 
 def test_the_seed_draws_the_adapter_and_disturbs_no_other_draw(tmp_path):
     directory = make_model_dir(tmp_path / "model")
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    one, two = (dict(policy_of(directory).named_parameters()) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    found = []
+    for state, seed in ((3, 1), (4, 1), (4, 2)):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        lora = replace(lora_for(directory), seed=seed)
+        policy = load_policy(str(directory), dtype="float64", temperature=0.8, device=CPU, lora=lora)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(dict(policy.named_parameters()))
+    one, same, other = found
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one if "lora_A" in name)
 
 
 @pytest.mark.parametrize("form", ["padded", "packed", "shared"])
@@ -195,17 +201,12 @@ def test_an_adapter_of_a_run_evaluates_as_its_merged_model(tmp_path):
 
 
 @pytest.mark.parametrize("lora_save", ["merged", "adapter"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_it_is_resumed_to_the_byte_from_the_midst_of_a_step(tmp_path, monkeypatch, lora_save, dtype):
-    config = tiny_config(
-        tmp_path,
-        lora_r=4,
-        lora_save=lora_save,
-        updates_per_step=2,
-        beta=0.1,
-        dtype=dtype,
-        save_dtype="bfloat16",
-    )
+@pytest.mark.parametrize(("dtype", "save_dtype"), [("float32", None), ("bfloat16", "bfloat16")])
+def test_it_is_resumed_to_the_byte_from_the_midst_of_a_step(
+    tmp_path, monkeypatch, lora_save, dtype, save_dtype
+):
+    types = {"dtype": dtype, "save_dtype": save_dtype}
+    config = tiny_config(tmp_path, lora_r=4, lora_save=lora_save, updates_per_step=2, beta=0.1, **types)
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     command = ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir"]
     assert main([*command, str(tmp_path / "expected")]) == 0
@@ -244,11 +245,87 @@ def test_tied_embeddings_stay_tied(tmp_path):
     assert "lm_head.weight" not in kept
 
 
-@pytest.mark.parametrize("targets", [("nowhere",), ("lm_head",), ("embed_tokens",), ("q_proj", "lm_head")])
-def test_modules_that_cannot_have_one(tmp_path, targets):
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("nowhere",), "cannot be put into Qwen3ForCausalLM: expected all-linear, or some of down_proj, "),
+        (("lm_head",), "lm_head is an embedding, the head, or no plain"),
+        (("embed_tokens",), "embed_tokens is an embedding, the head, or no plain"),
+        (("q_proj", "lm_head"), "lm_head is an embedding, the head, or no plain"),
+        (("q_proj", "v_porj"), "has no module v_porj; there are down_proj, "),
+    ],
+)
+def test_modules_that_cannot_have_one(tmp_path, targets, message):
     directory = make_model_dir(tmp_path / "model")
-    with pytest.raises(ValueError, match=f"--lora_target_modules {' '.join(targets)}: .*"):
+    with pytest.raises(ValueError, match=f"--lora_target_modules {' '.join(targets)}: .*{message}"):
         policy_of(directory, *targets)
+
+
+def test_layers_that_keep_their_weights_the_other_way_round(tmp_path):
+    """GPT-2's, whose weight is [in, out]."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 16}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(GPT2Config(**sizes, eos_token_id=1)).save_pretrained(tmp_path / "model")
+    load_tokenizer(str(make_model_dir(tmp_path / "other"))).save_pretrained(tmp_path / "model")
+    policy = policy_of(tmp_path / "model")
+    move(policy)
+    save_model(tmp_path / "merged", policy, load_tokenizer(str(tmp_path / "model")), Form("float64"))
+    whole = load_policy(str(tmp_path / "merged"), dtype="float64", temperature=0.8, device=CPU)
+    micro = collate(some_rows(), "padded", CPU)
+    torch.testing.assert_close(policy(micro)[0].logps, whole(micro)[0].logps, rtol=0, atol=1e-12)
+
+
+def test_it_is_added_to_narrow_weights_in_float32(tmp_path):
+    """In bfloat16 the sum would lose what the adapter has learned: W in bf16, W + s·B·A in float32."""
+    directory = make_model_dir(tmp_path / "model")
+    policy = policy_of(directory, dtype="bfloat16")
+    move(policy)
+    found = dict(without(policy.model.state_dict(), policy.model, lambda tensor: tensor))
+    for place, layer in adapted(policy.model).items():
+        a, b = (getattr(layer, f"lora_{half}").default.weight for half in "AB")
+        assert layer.base_layer.weight.dtype == torch.bfloat16
+        want = layer.base_layer.weight.double() + SCALE * b.double() @ a.double()
+        torch.testing.assert_close(found[f"{place}.weight"].double(), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_another_engine_gets_what_a_directory_would_have(tmp_path, lora, tied):
+    """In the compute type, not in the one that was stored: bfloat16 here."""
+    directory = make_model_dir(tmp_path / "model", tied=tied)
+    narrow = load_policy(str(directory), dtype="float32", temperature=1.0, device=CPU)
+    tokenizer = load_tokenizer(str(directory))
+    save_model(tmp_path / "narrow", narrow, tokenizer, Form("bfloat16"))
+    options = {"lora": lora_for(directory)} if lora else {}
+    policy = load_policy(str(tmp_path / "narrow"), dtype="float32", temperature=1.0, device=CPU, **options)
+    assert policy.stored_dtype == torch.bfloat16
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1e-4)
+    sent = dict(stream(policy))
+    announced = {name: (t.shape, t.dtype) for name, t in stream(policy, shapes_only=True)}
+    assert announced == {name: (t.shape, t.dtype) for name, t in sent.items()}
+    save_model(tmp_path / "files", policy, tokenizer, for_engine(policy))
+    files = load_file(tmp_path / "files" / "model.safetensors")
+    assert sent.keys() == files.keys()
+    for name, weight in files.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(sent[name], weight)
+
+
+def test_an_adapter_beside_an_adapter(tmp_path):
+    from grpokit.checks import check_train_config
+
+    directory = make_model_dir(tmp_path / "model")
+    policy = policy_of(directory)
+    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), Form(only_adapter=True))
+    config = tiny_config(tmp_path, model=str(tmp_path / "adapter"), lora_r=4)
+    check_train_config(config)
+    with pytest.raises(ValueError, match=r"adapter: is an adapter itself, .*use --lora_save merged"):
+        check_train_config(replace(config, lora_save="adapter"))
 
 
 def test_some_modules_alone(tmp_path):

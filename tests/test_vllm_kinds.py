@@ -13,7 +13,6 @@ from vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of,
 
 from grpokit.assemble import start
 from grpokit.cli import main
-from grpokit.export import Form
 from grpokit.loop import train as loop
 from grpokit.overlay import to_yaml
 
@@ -78,7 +77,7 @@ def test_the_servers_own_model_is_not_what_answers(task, server, tmp_path):
     weights = run.sampler.weights
     weights.max_gap = 1e-3
     weights.probe(run.sampler.probe_ids)
-    weights.engine.form, weights.engine.model = Form(), weights.engine.first_model
+    weights.engine.only_adapter, weights.engine.model = False, weights.engine.first_model
     with pytest.raises(ValueError, match=r"--vllm_max_gap 0.001: after loading the weights"):
         weights.probe(run.sampler.probe_ids)
     run.close()

@@ -59,6 +59,12 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
     from peft import inject_adapter_in_model
 
     named = " ".join(lora.target_modules)
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    linear = {name.rpartition(".")[2] for name, kind in kinds.items() if "Linear" in kind or kind == "Conv1D"}
+    plain = ", ".join(sorted(linear - {"lm_head"}))
+    config.fan_in_fan_out = (
+        "Conv1D" in kinds.values()
+    )  # GPT-2's layers keep their weights the other way round
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():  # what is quantized isn't
             tensor.data = tensor.data.to(frozen)
@@ -68,15 +74,21 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
             torch.manual_seed(lora.seed)
             inject_adapter_in_model(config, model)
     except ValueError as error:
-        modules = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
         raise ValueError(
             f"--lora_target_modules {named}: cannot be put into {type(model).__name__}: expected all-linear, or some of "
-            f"{', '.join(sorted(modules))}"
+            f"{plain}"
         ) from error
-    for name, layer in adapted(model).items():
+    places = adapted(model)
+    for target in lora.target_modules:
+        if target != "all-linear" and not any(f".{place}".endswith(f".{target}") for place in places):
+            raise ValueError(
+                f"--lora_target_modules {named}: {type(model).__name__} has no module {target}; there are {plain}"
+            )
+    for name, layer in places.items():
         if not isinstance(layer, _linear(lora.quantized)) or layer is model.get_output_embeddings():
             raise ValueError(
-                f"--lora_target_modules {named}: {name} is an embedding, the head, or no plain linear layer; leave it out"
+                f"--lora_target_modules {named}: {name} is an embedding, the head, or no plain linear layer; name others, of "
+                f"{plain}"
             )
     for parameter in model.parameters():
         if parameter.requires_grad:

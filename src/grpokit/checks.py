@@ -86,6 +86,7 @@ def check_train_config(config: TrainConfig) -> None:
     for flag in ("ddp_timeout", "vllm_timeout", "vllm_max_gap"):
         _require(getattr(config, flag) > 0, flag, getattr(config, flag), "must be above 0")
     _check_lora(config)
+    _check_base(config)
     _check_quantized(config)
     _check_batch(config)
     _check_loss(config)
@@ -162,6 +163,17 @@ def _check_lora(config: TrainConfig) -> None:
         "lora_save",
         config.lora_save,
         "there is no adapter to save with --lora_r 0; set --lora_r (16 is usual) or leave it out",
+    )
+
+
+def _check_base(config: TrainConfig) -> None:
+    whole = (Path(config.model) / "config.json").is_file()
+    _require(
+        whole or config.lora_r == 0 or (config.lora_save == "merged" and config.vllm_sync != "adapter"),
+        "model",
+        config.model,
+        "is an adapter itself, and a second one beside it would belong to no model on disk; use --lora_save merged and not "
+        "--vllm_sync adapter, or train from a merged model",
     )
 
 

@@ -161,7 +161,10 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
             )
     _lora(left, ours, said)
     if left.pop("async_generate", False):
-        ours["async_depth"] = 1
+        if ours.get("vllm_mode") == "colocate":
+            said.append("async_generate: sampling ahead needs a server (vllm_mode server); left out")
+        else:
+            ours["async_depth"] = 1
     wanted = left.pop("report_to", [])
     kept = [name for name in ([wanted] if isinstance(wanted, str) else wanted) if name in TRACKERS]
     if kept:
@@ -176,14 +179,23 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
 def _lora(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
     """An adapter where there is one; without, their options for it do nothing there either."""
     swift = bool(SWIFT & left.keys())
-    kinds = {left.pop(name, None) for name in ("train_type", "tuner_type")} - {None, "full"}
-    uses = bool(left.pop("use_peft", False)) or "lora" in kinds
+    given = {left.pop(name, None) for name in ("train_type", "tuner_type")}
+    kinds = given - {None, "full"}
+    asked = bool(left.pop("use_peft", False)) or "lora" in kinds
+    by_default = swift and not kinds and "full" not in given
+    if by_default:
+        said.append("tuner_type: lora, ms-swift's default; with lora_r 0 all parameters are trained")
+    uses = asked or by_default
     for kind in kinds - {"lora"}:
         said.append(f"tuner_type: {kind!r} has no counterpart; all parameters are trained")
     ranks = [left.pop(name, None) for name in ("lora_rank", "lora_r")]
     targets = [left.pop(name, None) for name in ("target_modules", "lora_target_modules")]
     alpha, dropout = left.pop("lora_alpha", None), left.pop("lora_dropout", None)
     if not uses:
+        if any((*ranks, *targets, alpha, dropout)):
+            said.append(
+                "lora_*: do nothing there either, without use_peft or tuner_type lora; all parameters are trained"
+            )
         return
     ours["lora_r"] = next((rank for rank in ranks if rank), 8 if swift else 16)
     if alpha is not None:

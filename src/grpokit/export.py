@@ -75,8 +75,17 @@ def saved_dtype(policy: Policy, form: Form) -> torch.dtype:
     return torch.float32 if form.only_adapter else policy.stored_dtype
 
 
+def for_engine(policy: Policy, only_adapter: bool = False) -> Form:
+    """How another engine gets the weights: in the type that the policy computes in, whatever type they are saved in.
+
+    Less would hide small steps from it; and what a resumed run sends must not depend on what a checkpoint was saved in.
+    """
+    compute = str(policy.compute_dtype).removeprefix("torch.")
+    return Form(None if only_adapter else compute, only_adapter)
+
+
 def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """The policy's weights under the names of its directory, whole and in the type they are saved in, one at a time.
+    """The policy's weights under the names of its directory, whole and as `for_engine` says, one at a time.
 
     Tied weights come once, an adapter is in them. On the device; all ranks must go through it together, unless it's for
     `shapes_only`: then the tensors are on torch's meta device, and nothing is gathered. Raises ValueError where a
@@ -86,7 +95,7 @@ def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Ten
         raise ValueError(
             f"{type(policy.model).__name__} keeps its weights in another form than its directory; use --vllm_sync files"
         )
-    dtype, seen = saved_dtype(policy, Form()), set()
+    dtype, seen = saved_dtype(policy, for_engine(policy)), set()
     weights = {}
     for name, tensor in policy.model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -100,7 +109,7 @@ def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Ten
         return full(tensor.detach())
 
     for name, tensor in without(weights, policy.model, described if shapes_only else gathered):
-        yield name, tensor.to(dtype)
+        yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

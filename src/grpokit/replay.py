@@ -109,7 +109,9 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
         f"{file}: {dumped.what} not finite after {dumped.policy_version} optimizer steps (step {dumped.step + 1})"
     )
     say(f"weights: {weights} ({how_near})")
-    lora = lora_of(c)
+    # An adapter is in trainer/, beside the model that it belongs to; any other directory is taken as it is.
+    beside = (weights / "trainer" / "parameters.safetensors").is_file() or weights == Path(c.model)
+    lora = lora_of(c) if beside else None
     policy = load_policy(
         str(weights) if lora is None else c.model,
         dtype=config.dtype or c.dtype,

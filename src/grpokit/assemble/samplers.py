@@ -50,7 +50,7 @@ def samplers(
     from grpokit.rollouts.vllm import VLLMSampler, Weights
 
     engine = make_engine(config, policy, world, longest)
-    weights = Weights(engine, policy, tokenizer, config.vllm_max_gap, world)
+    weights = Weights(engine, policy, tokenizer, config.vllm_max_gap, config.max_completion_length, world)
     return lambda seed: VLLMSampler(
         weights,
         seed=seed,

@@ -84,10 +84,17 @@ class Weights:
     """The policy's weights on the engine's side. All samplers of a run share one, so that each is taken once."""
 
     def __init__(
-        self, engine: Engine, policy: Policy, tokenizer: Any, max_gap: float, world: World = ALONE
+        self,
+        engine: Engine,
+        policy: Policy,
+        tokenizer: Any,
+        max_gap: float,
+        longest: int = PROBE_TOKENS,
+        world: World = ALONE,
     ) -> None:
         self.engine, self.policy, self.tokenizer, self.world = engine, policy, tokenizer, world
         self.max_gap = max_gap
+        self.probe_tokens = min(PROBE_TOKENS, longest)  # an engine's context may end where a completion does
         self.eos_ids = tuple(eos_token_ids(policy.model, tokenizer))
         self.version: int | None = None  # optimizer steps behind what the engine has
 
@@ -106,7 +113,14 @@ class Weights:
         """Score some sampled tokens on both sides. Raises ValueError where they differ by more than `max_gap`."""
         requests = [
             Request(
-                prompt_ids, PROBE_TOKENS, 0, self.policy.temperature, seed, self.eos_ids, (), f"probe {seed}"
+                prompt_ids,
+                self.probe_tokens,
+                0,
+                self.policy.temperature,
+                seed,
+                self.eos_ids,
+                (),
+                f"probe {seed}",
             )
             for seed in range(self.world.rank * PROBES, (self.world.rank + 1) * PROBES)
         ]

@@ -48,23 +48,26 @@ class NcclServer(Server):
         if self.transfer is None:
             self.transfer = self._connected(policy, world)
         if world.is_main:
-            self._run(lambda client: self._send(client, "POST", "/pause?mode=wait"))
+            self._ask("POST", "/pause?mode=wait")
         try:
             with torch.no_grad():
                 self.transfer.send_weights()  # all ranks gather, the first one sends
+        except (RuntimeError, OSError) as error:  # a refusal over HTTP is an OSError too
+            raise ValueError(f"--vllm_sync nccl: {self.url} was not sent the weights: {error}") from error
         finally:
             if world.is_main:
                 self._run(self._resume)
         if world.is_main:
-            self._run(self._name)
+            self._ask("POST", "/update_weight_version", {"new_version": f"{self.tag}-nccl"})
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Again while the server is away. Raises ValueError naming it where it stays away."""
+        return self._run(lambda c: self._persist("the weights", lambda: self._send(c, method, path, body)))
 
     async def _resume(self, client: httpx.AsyncClient) -> None:
-        with contextlib.suppress(Unreachable):
+        with contextlib.suppress(Unreachable, ValueError):  # the first error is the one to tell
             await self._send(client, "POST", "/reset_prefix_cache")
             await self._send(client, "POST", "/resume")
-
-    async def _name(self, client: httpx.AsyncClient) -> None:
-        await self._send(client, "POST", "/update_weight_version", {"new_version": f"{self.tag}-nccl"})
 
     async def _ensure_weights(self, client: httpx.AsyncClient) -> str:
         has = str((await self._send(client, "GET", "/weight_info")).get("weight_version"))
@@ -87,7 +90,7 @@ class NcclServer(Server):
 
         workers = 0
         if world.is_main:
-            workers = self._run(lambda client: self._send(client, "GET", "/get_world_size"))["world_size"]
+            workers = self._ask("GET", "/get_world_size")["world_size"]
         where = world.from_main([get_ip(), get_open_port(), workers])
         init = NCCLTrainerInitInfo(
             master_address=where[0], master_port=where[1], world_size=1 + where[2], rank=world.rank

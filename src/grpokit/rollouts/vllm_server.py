@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from grpokit.export import Form, save_model
+from grpokit.export import for_engine, save_model
 from grpokit.model import Policy
 from grpokit.parallel import World
 
@@ -42,6 +42,10 @@ class Unreachable(Exception):
     """No answer, or one that says the server is in trouble: worth another try."""
 
 
+class Refused(Unreachable):
+    """The server has failed at it: status 500."""
+
+
 class Missing(ValueError):
     """The server knows no such path, or no such model."""
 
@@ -56,7 +60,7 @@ class Server:
     def __init__(self, url: str, timeout: float, directory: Path, only_adapter: bool = False) -> None:
         """Raises ValueError where no vLLM server answers, or one that can't be given weights."""
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
-        self.timeout, self.directory, self.form = timeout, directory, Form(only_adapter=only_adapter)
+        self.timeout, self.directory, self.only_adapter = timeout, directory, only_adapter
         self.tag = ""  # of the weights that it should have
         self.loading = asyncio.Lock()  # of the tasks of one batch, the first that misses an adapter loads it
         self.model = self.first_model = self._run(self._introduce)
@@ -65,7 +69,7 @@ class Server:
         """See `Engine.take`. Raises ValueError where the server cannot read the directory."""
         tag = ""
         with world.together():
-            save_model(self.directory, policy, tokenizer, self.form, world)
+            save_model(self.directory, policy, tokenizer, for_engine(policy, self.only_adapter), world)
             tag = digest(self.directory) if world.is_main else ""
         self.tag = world.from_main(tag)
         with world.together():
@@ -156,12 +160,12 @@ class Server:
             # Each load has a name of its own, so that one after a restart shows, even if another rank was first to do
             # it. The server hears it last: a load that broke off anywhere has no name, and is done again.
             before, has = has, f"{self.tag}-{uuid.uuid4().hex[:8]}"
-            if self.form.only_adapter:
+            if self.only_adapter:
                 await self._load_adapter(client, has, before)
             else:
                 await self._load_model(client)
             await self._send(client, "POST", "/update_weight_version", {"new_version": has})
-        if self.form.only_adapter:
+        if self.only_adapter:
             self.model = has
         return has
 
@@ -181,7 +185,12 @@ class Server:
     async def _load_adapter(self, client: httpx.AsyncClient, name: str, before: str) -> None:
         """The adapter as a model of that name, of which nothing is cached, and no more the one from `before`."""
         where = {"lora_name": name, "lora_path": str(self.directory.resolve())}
-        await self._send(client, "POST", "/v1/load_lora_adapter", where)
+        try:
+            await self._send(client, "POST", "/v1/load_lora_adapter", where)
+        except Refused as error:  # it says so of a rank that is too large, and tomorrow it would say the same
+            raise ValueError(
+                f"--vllm_url {self.url}: does not take the adapter ({error}); is its --max-lora-rank at least --lora_r?"
+            ) from error
         with contextlib.suppress(ValueError):  # it's gone, or there was none
             await self._send(client, "POST", "/v1/unload_lora_adapter", {"lora_name": before})
 
@@ -199,7 +208,8 @@ class Server:
             start = START_FOR_ADAPTERS if "lora" in path else START
             raise Missing(f"--vllm_url {self.url}: has no {path.partition('?')[0]}; {start}")
         if answer.status_code >= 500:
-            raise Unreachable(f"status {answer.status_code}: {answer.text[:300]}")
+            failed = Refused if answer.status_code == 500 else Unreachable
+            raise failed(f"status {answer.status_code}: {answer.text[:300]}")
         if answer.status_code >= 400:
             raise ValueError(f"--vllm_url {self.url}: {path} refused: {answer.text[:500]}")
         if path in SAYS_SO or not answer.content:
