@@ -32,8 +32,9 @@ FREE = frozenset(
     "config output_dir resume_from_checkpoint skip_bad_rows rollout_batch_size decode share_prefill num_threads "
     "micro_batch_tokens packing share_prompts gradient_checkpointing compile attn_implementation shard_size "
     "ddp_timeout vllm_mode vllm_url vllm_timeout vllm_sync vllm_gpu_memory_utilization vllm_max_gap "
-    "trust_remote_code report_to project run_name logging_steps log_completions record_batches save_steps save_total_limit save_dtype lora_save "
-    "eval_dataset eval_split eval_steps eval_samples eval_generations max_skipped_steps reward_timeout".split()
+    "trust_remote_code report_to project run_name logging_steps log_completions record_batches save_steps "
+    "save_total_limit save_dtype lora_save eval_dataset eval_split eval_steps eval_samples eval_generations "
+    "max_skipped_steps reward_timeout".split()
 )
 # These change how it goes on from there, but not what is behind it; the run says so:
 STEERING = frozenset(
