@@ -423,3 +423,19 @@ def test_weights_of_4_bits_that_cannot_be(tmp_path, changes, message):
     settings = {"lora_r": 4, "lora_save": "adapter", "load_in_4bit": True, "dtype": "float32"}
     with pytest.raises(ValueError, match=f"--load_in_4bit True: .*{message}"):
         check_train_config(tiny_config(tmp_path, **(settings | changes)))
+
+
+def test_all_weights_are_trained_on_from_an_adapter(tmp_path):
+    """It is added to its model's weights, which are then those of any model."""
+    directory = make_model_dir(tmp_path / "model")
+    policy = policy_of(directory)
+    move(policy)
+    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), Form(only_adapter=True))
+    run = start(tiny_config(tmp_path, model=str(tmp_path / "adapter"), dtype="float32", learning_rate=1e-2))
+    assert all(parameter.requires_grad for parameter in run.policy.parameters())
+    train(run)
+    run.close()
+    assert (
+        load_file(tmp_path / "run" / "final" / "model.safetensors").keys()
+        == load_file(directory / "model.safetensors").keys()
+    )

@@ -203,7 +203,8 @@ def merge_into(model: Any, path: str) -> Any:
     _require_peft(f"--model {path}")
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model.float(), path, local_files_only=True).merge_and_unload()
+    whole = PeftModel.from_pretrained(model.float(), path, local_files_only=True).merge_and_unload()
+    return whole.requires_grad_(True)  # peft has frozen it
 
 
 def _require_peft(wanted_by: str) -> None:

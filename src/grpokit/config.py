@@ -270,8 +270,8 @@ class PlanConfig(TrainConfig):
     """What the ranks run on: decides what --dtype auto is, and how much of the logits is held at once."""
     device_memory: float = 0.0
     """Memory of one rank's device in GiB (0: unknown). The plan then says whether the run fits, and what would help."""
-    prompt_tokens: int = 256
-    """Mean length of the prompts."""
+    prompt_tokens: int | None = None
+    """Mean length of the prompts (default: 256, or what the model's context leaves)."""
     completion_tokens: int | None = None
     """Mean length of the completions (default: --max_completion_length)."""
 

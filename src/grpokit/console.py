@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from .config import TrainConfig
 
@@ -80,6 +80,9 @@ def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
+WIDE = 110  # columns of a terminal that has room for a bar beside the figures
+
+
 class StepDisplay:
     """The bar of a training run on a terminal, a plain line every `logging_steps` elsewhere."""
 
@@ -90,15 +93,22 @@ class StepDisplay:
 
     def __enter__(self) -> StepDisplay:
         if console.is_terminal:
+            # What must be readable in any width comes first and does not shrink; the figures are cut where they don't fit.
+            wide = [BarColumn(bar_width=20)] if console.width >= WIDE else []
             self.progress = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("step", table_column=Column(no_wrap=True, min_width=4)),
+                MofNCompleteColumn(
+                    table_column=Column(no_wrap=True, min_width=len(f"{self.total}/{self.total}"))
+                ),
+                *wide,
+                TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn(
+                    "{task.description}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")
+                ),
                 console=console,
+                expand=True,
             )
             self.task = self.progress.add_task("", total=self.total, completed=self.start)
             self.progress.start()

@@ -76,6 +76,16 @@ COUNTED = (
 IN_OPTIMIZER_STEPS = ("max_steps", "save_steps", "eval_steps", "warmup_steps", "logging_steps")
 
 
+# All of theirs that this knows, for whoever writes one of them into a configuration of ours.
+FOREIGN = (
+    RENAMED.keys()
+    | NOT_NEEDED.keys()
+    | set(COUNTED)
+    | SWIFT
+    | {"num_train_epochs", "use_vllm", "use_peft", "bf16"}
+)
+
+
 def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, Any], list[str]]:
     """Options of TRL or ms-swift → options of `grpokit train`, and a sentence for each that was changed or left out.
 

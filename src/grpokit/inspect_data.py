@@ -55,7 +55,7 @@ def _tokenized(
 ) -> tuple[list[Prompt], Any, tuple[str, ...]]:
     from grpokit.pretrained import load_tokenizer
 
-    if not (Path(config.model) / "config.json").is_file():
+    if not any((Path(config.model) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"--model {config.model}: has no config.json; name a model's directory")
     tokenizer = load_tokenizer(config.model)
     found = Prompts(

@@ -43,7 +43,14 @@ def from_yaml(cls: type, text: str, path: str) -> Any:
     names = {f.name for f in dataclasses.fields(cls)}
     normal = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in normal.keys() - names:
-        raise ValueError(f"--config {path}: unknown option {key!r}{did_you_mean(key, names)}")
+        from .convert import FOREIGN
+
+        mend = (
+            " (of TRL or ms-swift: see grpokit convert-config)"
+            if key in FOREIGN
+            else did_you_mean(key, names)
+        )
+        raise ValueError(f"--config {path}: unknown option {key!r}{mend}")
     return cls(
         **{key: _coerce(value, hints[key], f"--config {path}: {key}") for key, value in normal.items()}
     )

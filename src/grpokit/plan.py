@@ -23,6 +23,7 @@ PICKING_BYTES = 4 + 4 + 8 + 8
 # What travels of a token: its id, log-prob, entropy, mask and text (about 4 letters); its statistics where losses have some.
 ROLLOUT_BYTES = 8 + 4 + 4 + 1 + 4
 STATISTICS_BYTES = 5 * 8 + 5 * 4
+PROMPT = 256  # tokens of a prompt, where nobody says
 # Left free for what no formula knows: the device's context, buffers of collectives, an allocator's holes.
 HEADROOM = 0.1
 
@@ -118,9 +119,9 @@ def check_plan_config(config: PlanConfig) -> None:
         check_train_config(replace(config, **needless, shard_size=0))
     else:
         check_train_config(replace(config, reward_funcs=("any",)))
-    for flag in ("ranks", "prompt_tokens"):
-        if getattr(config, flag) < 1:
-            raise ValueError(f"--{flag} {getattr(config, flag)}: must be at least 1")
+    for flag, value in (("ranks", config.ranks), ("prompt_tokens", prompt_tokens(config))):
+        if value < 1:
+            raise ValueError(f"--{flag} {value}: must be at least 1")
     if config.shard_size < 0 or (config.shard_size and config.ranks % config.shard_size):
         raise ValueError(
             f"--shard_size {config.shard_size}: must divide the number of ranks, --ranks {config.ranks}"
@@ -132,6 +133,11 @@ def check_plan_config(config: PlanConfig) -> None:
         )
     if config.device_memory < 0:
         raise ValueError(f"--device_memory {config.device_memory}: must be 0 (unknown) or more, in GiB")
+
+
+def prompt_tokens(config: PlanConfig) -> int:
+    """Mean length of a prompt."""
+    return PROMPT if config.prompt_tokens is None else config.prompt_tokens
 
 
 def completion_tokens(config: PlanConfig) -> int:
@@ -146,10 +152,13 @@ def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
     Raises ValueError where the lengths don't fit the model's context.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = config.prompt_tokens + config.max_completion_length
+    if config.prompt_tokens is None and context is not None:
+        room = max(1, context - config.max_completion_length)
+        config = replace(config, prompt_tokens=min(PROMPT, room))
+    longest = prompt_tokens(config) + config.max_completion_length
     if context is not None and longest > context:
         raise ValueError(
-            f"--max_completion_length {config.max_completion_length}: with --prompt_tokens {config.prompt_tokens} that is "
+            f"--max_completion_length {config.max_completion_length}: with --prompt_tokens {prompt_tokens(config)} that is "
             f"{longest} tokens, and the model's context is {context}; lower one of them"
         )
     compute = resolve_dtype(config.dtype, torch.device(config.device))
@@ -174,7 +183,7 @@ def batch_of(config: PlanConfig, length: int) -> Batch:
 
 def fullest(config: PlanConfig) -> tuple[int, int]:
     """Rows and tokens of each in the micro-batch that takes the most memory: of mean rows, or of the longest."""
-    lengths = {config.prompt_tokens + n for n in (completion_tokens(config), config.max_completion_length)}
+    lengths = {prompt_tokens(config) + n for n in (completion_tokens(config), config.max_completion_length)}
     batch = max((batch_of(config, length) for length in lengths), key=lambda b: (b.tokens, b.length))
     return batch.rows_of_each, batch.length
 
@@ -186,7 +195,7 @@ def again(plan: Plan, **changes: Any) -> Plan:
 
 
 def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activations, types: Types) -> Plan:
-    batch = batch_of(config, config.prompt_tokens + completion_tokens(config))
+    batch = batch_of(config, prompt_tokens(config) + completion_tokens(config))
     parts = (
         *_state(config, sizes, reference, types),
         *_sampling(config, sizes, activations, types),
@@ -239,9 +248,9 @@ def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types:
     together = min(
         config.rollout_batch_size, -(-config.prompts_per_step // config.ranks) * config.num_generations
     )
-    prefill = activations.scaled(together, config.prompt_tokens)
+    prefill = activations.scaled(together, prompt_tokens(config))
     yield Part(SAMPLING, "whole weights", whole + (types.bytes(sizes.root) if sharded else 0))
-    tokens = together * (config.prompt_tokens + config.max_completion_length)
+    tokens = together * (prompt_tokens(config) + config.max_completion_length)
     yield Part(SAMPLING, f"key-value cache of {together} completions", tokens * activations.cache)
     yield Part(SAMPLING, "their prompts in one layer", max(prefill.layers, default=0))
     yield Part(SAMPLING, "picking a token of each", together * sizes.vocabulary * PICKING_BYTES)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rich.console import RenderableType
 from rich.table import Table
 
-from .plan import ALWAYS, HEADROOM, LEARNING, SAMPLING, Plan, again
+from .plan import ALWAYS, HEADROOM, LEARNING, SAMPLING, Plan, again, prompt_tokens
 
 MOST_RANKS = 4096  # more are not tried
 
@@ -39,7 +39,7 @@ def _next_change(plan: Plan) -> dict[str, Any] | None:
         p.bytes for p in plan.memory if p.phase == phase and p.name.startswith(of_batch.get(phase, ("\0",)))
     )
     if plan.phase(phase) - movable <= plan.room:
-        longest = plan.config.prompt_tokens + plan.config.max_completion_length
+        longest = prompt_tokens(plan.config) + plan.config.max_completion_length
         if phase == LEARNING and not config.gradient_checkpointing:
             return {"gradient_checkpointing": True}
         if phase == LEARNING and config.micro_batch_tokens > longest:

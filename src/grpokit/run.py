@@ -42,6 +42,8 @@ from .step import score as score_rows
 from .trackers import Tracker
 from .types import Metric, Metrics, Prompt, RolloutGroup
 
+FLAT = 5  # steps without anything to learn from, before the run says so
+
 
 @dataclass
 class Run:
@@ -75,6 +77,7 @@ class Run:
     trackers: list[Tracker] = field(default_factory=list)
     unfinished: Progress | None = None  # the step that is under way
     random_state: RandomState = field(default_factory=random_state_now)  # where the present step began
+    flat: float = 0  # steps since this process began, until one had something to learn from
 
     @property
     def reward_weights(self) -> list[float]:
@@ -225,6 +228,12 @@ class Run:
         if "reward" not in row and step == self.first_step + 1:
             say(
                 "note: no reward function applied to any completion of this step, so nothing was learned from it"
+            )
+        self.flat = self.flat + 1 if row.get("frac_reward_zero_std") == 1 else -math.inf
+        if self.flat == FLAT:
+            say(
+                f"note: in none of {FLAT} steps had any group rewards that differ, so nothing was learned; "
+                f"{self.output}/completions.jsonl has completions and their rewards"
             )
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
