@@ -182,7 +182,6 @@ class Run:
         if self.ahead is not None:
             with clock("rollout"):
                 self.ahead.wait()
-            self.pause()  # before new weights are sent for nothing
         with clock("sync"):
             self.sampler.sync()
 
