@@ -23,7 +23,7 @@ from rich.table import Table
 from grpokit.batching import micro_batches
 from grpokit.losses import make_loss
 from grpokit.model import Policy, default_device
-from grpokit.types import MicroBatch, Row
+from grpokit.types import MicroBatch, Sample
 
 MODELS = {  # a Qwen3's hidden size, layers, feed-forward and vocabulary
     "tiny": (64, 2, 128, 16),
@@ -65,7 +65,7 @@ def make_policy(name: str) -> Policy:
     )
 
 
-def make_rows(lengths: str, count: int, prompt: int, vocabulary: int) -> list[Row]:
+def make_rows(lengths: str, count: int, prompt: int, vocabulary: int) -> list[Sample]:
     low, high = map(int, lengths.split(":"))
     noise = torch.Generator().manual_seed(0)
     rows = []
@@ -74,7 +74,7 @@ def make_rows(lengths: str, count: int, prompt: int, vocabulary: int) -> list[Ro
         ids = torch.randint(vocabulary, (prompt + n,), generator=noise)
         every = torch.ones(n, dtype=torch.bool)
         rows.append(
-            Row(
+            Sample(
                 index,
                 index // 8,
                 tuple(ids[:prompt].tolist()),
@@ -96,8 +96,8 @@ def learn(policy: Policy, parts: list[MicroBatch]) -> dict[int, torch.Tensor]:
     for micro in parts:
         scores, output = policy(micro, make_loss("dapo"))
         output.loss.backward()
-        split = scores.logps.detach().split([row.length for row in micro.rows])
-        found |= dict(zip((row.index for row in micro.rows), split, strict=True))
+        split = scores.logps.detach().split([row.length for row in micro.samples])
+        found |= dict(zip((row.index for row in micro.samples), split, strict=True))
     return found
 
 

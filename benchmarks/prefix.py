@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from grpokit.batching import collate
-from grpokit.cutting import cut_rows
+from grpokit.cutting import cut_samples
 from grpokit.model import default_device
-from grpokit.types import Row
+from grpokit.types import Sample
 
 SHAPES = [
     "4x8:8+64",
@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_rows(shape: str, vocabulary: int) -> list[Row]:
+def make_rows(shape: str, vocabulary: int) -> list[Sample]:
     found = re.fullmatch(r"(\d+)x(\d+):(\d+)(?:-(\d+))?\+(\d+)(?:-(\d+))?", shape)
     if found is None:
         raise SystemExit(f"--shapes {shape}: expected one such as 4x8:192+64 or 4x8:128-256+8-64")
@@ -74,18 +74,18 @@ def make_rows(shape: str, vocabulary: int) -> list[Row]:
         for index in range(group * each, (group + 1) * each):
             ids, sign = tokens(*bounds[2:]), (-1.0) ** index
             every = torch.ones(len(ids), dtype=torch.bool)
-            rows.append(Row(index, group, prompt, ids, every, sign, 1e-3, len(ids), -torch.ones(len(ids))))
+            rows.append(Sample(index, group, prompt, ids, every, sign, 1e-3, len(ids), -torch.ones(len(ids))))
     return rows
 
 
 def measure(name: str, shape: str, args: argparse.Namespace) -> dict:
     policy, rows = make_policy(name), make_rows(shape, MODELS[name][-1])
     cuts = {
-        way: cut_rows(rows, args.micro_batch_tokens, share=share)
+        way: cut_samples(rows, args.micro_batch_tokens, share=share)
         for way, share in {"padded": "never", "shared": "always"}.items()
     }
     ways = {
-        way: [collate(part, cut.form, policy.device) for part in cut.parts[0]] for way, cut in cuts.items()
+        way: [collate(part, cut.layout, policy.device) for part in cut.parts[0]] for way, cut in cuts.items()
     }
     apart = compare(policy, ways)
     assert apart < 1e-4, f"{shape}: padded and shared differ by {apart}"

@@ -123,7 +123,7 @@ def measure(points: list[Point], policies: dict[int, Policy], rounds: int) -> di
                 seconds[k].append(time.perf_counter() - start)
     medians = [statistics.median(values) for values in seconds]
     work = [
-        sum(map(tokens_of, micro_batches(update.rows, 8192, share="auto")))
+        sum(map(tokens_of, micro_batches(update.samples, 8192, share="auto")))
         * sum(p.numel() for p in policies[point.vocabulary].parameters())
         for point, update in zip(points, updates, strict=True)
     ]

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from grpokit.explain.curves import composed
+from grpokit.explain.curves import compose
 from grpokit.explain.show import distinct, formula_lines, option_value
 from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, Loss
 from grpokit.losses.reductions import REDUCTION_FORMULAS
@@ -64,7 +64,7 @@ def _code(names: object) -> str:
 
 def parts(name: str, say: Callable[[str], str]) -> str:
     """What a loss is made of, its options and what follows from them."""
-    loss = composed(name)
+    loss = compose(name)
     rows = [
         ("part", "value"),
         ("ratio level", _code(loss.ratio_level)),
@@ -97,7 +97,7 @@ def family(_: str, say: Callable[[str], str]) -> str:
     """The table of all losses."""
     rows = [("loss", "ratio level × surrogate × reduction", "defaults", "couples", "paper")]
     for name, row in LOSSES.items():
-        loss = composed(name)
+        loss = compose(name)
         composition = " × ".join(_code(part) for part in (row.ratio_level, row.surrogate, row.reduction))
         defaults = ", ".join(f"{k} {option_value(v)}" for k, v in loss.options.items() if v is not None)
         papers = re.findall(r"(?<!not )arXiv:(\d{4}\.\d{5})", row.paper)
@@ -139,12 +139,12 @@ def surrogates(_: str, say: Callable[[str], str]) -> str:
 
 
 def _users(uses: Callable[[Loss], bool]) -> str:
-    return ", ".join(f"`{name}`" for name in LOSSES if uses(composed(name))) or "—"
+    return ", ".join(f"`{name}`" for name in LOSSES if uses(compose(name))) or "—"
 
 
 def formula(name: str) -> str:
     """A loss's LaTeX, a block for each line."""
-    return "\n\n".join(f"$$\n{line}\n$$" for line in formula_lines(composed(name)))
+    return "\n\n".join(f"$$\n{line}\n$$" for line in formula_lines(compose(name)))
 
 
 TABLES: dict[str, Callable[[str, Callable[[str], str]], str]] = {
@@ -198,8 +198,8 @@ def draw() -> None:
 
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name in LOSSES:
-        save(loss_figure(axes_of([composed(name)])[0]), PICTURES / f"{name}.svg")
-    save(loss_figure(axes_of([composed(name) for name in OVERVIEW])[0]), PICTURES / "overview.svg")
+        save(loss_figure(axes_of([compose(name)])[0]), PICTURES / f"{name}.svg")
+    save(loss_figure(axes_of([compose(name) for name in OVERVIEW])[0]), PICTURES / "overview.svg")
     save(weights_figure(), PICTURES / "reductions.svg")
 
 

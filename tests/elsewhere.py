@@ -1,6 +1,6 @@
 """An engine with weights of its own: a copy of the policy that another thread can sample from while the policy trains.
 
-It is no vLLM, and pretends to be none: it shows what `Ahead` does with any sampler that it can start. Run as a script,
+It is no vLLM, and pretends to be none: it shows what `SampleAhead` does with any sampler that it can start. Run as a script,
 it trains so under torchrun: python tests/elsewhere.py CONFIG.yaml OUTPUT [CHECKPOINT]
 """
 
@@ -22,7 +22,7 @@ from grpokit.config import TrainConfig
 from grpokit.parallel import ALONE, World, full
 from grpokit.pretrained import load_policy
 from grpokit.rollouts import SamplingStopped
-from grpokit.rollouts.ahead import Ahead
+from grpokit.rollouts.ahead import SampleAhead
 
 DIARY: list[
     tuple
@@ -138,7 +138,7 @@ def main(file: str, output: str, checkpoint: str = "") -> None:
     )
     with joined_world(timeout=120) as world:
         run = grpokit.assemble.start(config, world)
-        assert isinstance(run.sampler, Ahead)
+        assert isinstance(run.sampler, SampleAhead)
         train(run)
         run.close()
     end_process(0)

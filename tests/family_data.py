@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from grpokit.losses import LOSSES, Counts, LossBatch, StepStats, make_loss, policy_loss, sequence_weights
+from grpokit.losses import LOSSES, Counts, LossBatch, UpdateStats, make_loss, policy_loss, sequence_weights
 from grpokit.types import join_metrics
 
 FAMILY = list(LOSSES)
@@ -114,9 +114,9 @@ def flat(loss, step, weights=None):
 
 def gather(loss, batch, parts, seed=0, step=0):
     """The statistics of the update, gathered slice by slice."""
-    return functools.reduce(lambda a, b: a + b, [StepStats.of(loss, batch.select(p)) for p in parts]).finish(
-        loss, seed, step
-    )
+    return functools.reduce(
+        lambda a, b: a + b, [UpdateStats.of(loss, batch.select(p)) for p in parts]
+    ).finish(loss, seed, step)
 
 
 @dataclass

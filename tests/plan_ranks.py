@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from tiny import group_of
 
-from grpokit.advantages import with_advantages
+from grpokit.advantages import add_advantages
 from grpokit.assemble.models import load_models
 from grpokit.batching import plan_step
 from grpokit.config import PlanConfig
-from grpokit.configured import loss_of
+from grpokit.configured import loss_from_config
 from grpokit.model import Policy
 from grpokit.optimizer import make_optimizer
-from grpokit.parallel import World, joined_world, whole_weights
-from grpokit.step import Learning, Progress, learn
+from grpokit.parallel import World, joined_world, unsharded
+from grpokit.step import Learning, StepProgress, learn
 
 PROMPT, COMPLETION = 2, 14  # tokens of each prompt and completion
 BASE = {
@@ -77,11 +77,11 @@ def count_bytes(received: Counter) -> None:
 def run(config: PlanConfig, world: World, received: Counter) -> dict:
     policy, reference = load_models(config, None, world)
     optimizer = make_optimizer(policy, config)
-    loss = loss_of(config)
+    loss = loss_from_config(config)
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(config.prompts_per_step, config.num_generations, generator=generator).tolist()
     groups = [group_of(row, [COMPLETION] * len(row), position) for position, row in enumerate(rewards)]
-    updates = plan_step(with_advantages(groups), loss, config.updates_per_step, world.size)
+    updates = plan_step(add_advantages(groups), loss, config.updates_per_step, world.size)
     how = Learning(
         num_iterations=config.num_iterations,
         micro_batch_tokens=config.micro_batch_tokens,
@@ -91,12 +91,12 @@ def run(config: PlanConfig, world: World, received: Counter) -> dict:
     for _ in range(2):  # the first backward after a load prefetches a layer too many
         received.clear()
         with (
-            whole_weights(policy),
+            unsharded(policy),
             torch.inference_mode(),
             policy.computing(),
         ):  # what a sampler does, once in a step
             policy.model(torch.zeros(1, PROMPT, dtype=torch.int64))
-        learn(policy, reference, Progress(list(updates), groups), loss, optimizer, how)
+        learn(policy, reference, StepProgress(list(updates), groups), loss, optimizer, how)
     moments = [v for state in optimizer.state.values() for v in state.values() if v.ndim]
     return {
         "received": dict(received),

@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny import group_of
 
-from grpokit.advantages import with_advantages
+from grpokit.advantages import add_advantages
 
 NAN = float("nan")
 
 
 def advantages(groups, *options):
-    return [g.advantages.tolist() for g in with_advantages([group_of(r) for r in groups], *options)]
+    return [g.advantages.tolist() for g in add_advantages([group_of(r) for r in groups], *options)]
 
 
 def test_group_by_hand():
@@ -47,7 +47,7 @@ def test_a_group_that_says_nothing_is_exactly_zero(estimator, scale, rewards):
 
 
 def test_completions_without_a_reward_are_masked_and_out_of_the_statistics():
-    group = with_advantages([group_of([0.0, NAN, 2.0])], "group", "none")[0]
+    group = add_advantages([group_of([0.0, NAN, 2.0])], "group", "none")[0]
     assert group.advantages.tolist() == [-1, 0, 1]
     assert [bool(r.trainable.any()) for r in group.rollouts] == [True, False, True]
 
@@ -68,8 +68,8 @@ def test_unscored_groups_are_refused():
     import dataclasses
 
     with pytest.raises(ValueError, match="no rewards yet"):
-        with_advantages([dataclasses.replace(group_of([1.0]), reward=None)])
+        add_advantages([dataclasses.replace(group_of([1.0]), reward=None)])
 
 
 def test_float64_all_the_way():
-    assert with_advantages([group_of([0, 1])])[0].advantages.dtype == torch.float64
+    assert add_advantages([group_of([0, 1])])[0].advantages.dtype == torch.float64

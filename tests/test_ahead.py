@@ -24,11 +24,11 @@ from grpokit.checkpoint import checkpoints, read_record, verify
 from grpokit.checks import check_train_config
 from grpokit.cli import main
 from grpokit.config import TrainConfig
-from grpokit.configured import correction_note, loss_of
+from grpokit.configured import correction_note, loss_from_config
 from grpokit.flat import groups_from_tensors, groups_to_tensors
 from grpokit.overlay import from_yaml, to_yaml
 from grpokit.parallel import World
-from grpokit.rollouts.ahead import Ahead
+from grpokit.rollouts.ahead import SampleAhead
 from grpokit.run import Run
 from grpokit.rundir import OF_ROLLOUTS
 
@@ -87,7 +87,7 @@ def test_staleness_counts_optimizer_steps(tmp_path):
 
 
 def test_depth_0_says_nothing_of_staleness_and_starts_no_thread(tmp_path, monkeypatch):
-    monkeypatch.setattr(Ahead, "__init__", lambda *_: pytest.fail("at depth 0"))
+    monkeypatch.setattr(SampleAhead, "__init__", lambda *_: pytest.fail("at depth 0"))
     assert main([*command_for(tmp_path, async_depth=0), str(tmp_path / "run")]) == 0
     assert {entry[3] for entry in DIARY if len(entry) > 2} == {"now"}
     assert "sampler/staleness" not in rows(tmp_path / "run", "metrics.jsonl")[0]
@@ -300,14 +300,14 @@ def until_stopped(sampler, background):
 
 def test_a_stop_while_the_run_waits_at_a_steps_end(undisturbed, tmp_path, monkeypatch):
     """What was under way is lost; the step's updates are not, and the next one begins with the present weights."""
-    wait = Ahead.wait
+    wait = SampleAhead.wait
 
     def stopped_meanwhile(ahead):
         if DIARY[-1][0] == "begins" and DIARY[-1][2][0] == 4:
             signal.raise_signal(signal.SIGTERM)
         wait(ahead)
 
-    monkeypatch.setattr(Ahead, "wait", stopped_meanwhile)
+    monkeypatch.setattr(SampleAhead, "wait", stopped_meanwhile)
     BEFORE.append(until_stopped)
     run = tmp_path / "run"
     assert resume(undisturbed, run) == STOPPED
@@ -367,7 +367,7 @@ def test_nothing_else_is_asked_for_while_the_engine_is_under_way():
         def sync(self):
             order.append("synced")
 
-    ahead = Ahead(Sampler())
+    ahead = SampleAhead(Sampler())
     ahead.begin([], 2)
     ahead.begin([], 2)  # once is enough
     ahead.sample([], 2)
@@ -398,7 +398,7 @@ def test_what_another_rank_has_lost_is_lost_here_too():
     for lost in (False, True):
         world = Others()
         object.__setattr__(world, "lost", lost)
-        ahead = Ahead(Sampler(), world)
+        ahead = SampleAhead(Sampler(), world)
         ahead.begin([], 2)
         ahead.wait()
         assert (ahead.ready is None) == lost
@@ -487,7 +487,7 @@ def test_another_depth_is_refused(value):
 )
 def test_the_default_correction(options, mode, note):
     config = TrainConfig(**({"loss_type": "dapo", "sampler": "vllm", "async_depth": 1} | options))
-    loss = loss_of(config)
+    loss = loss_from_config(config)
     assert (None if loss.correction is None else loss.correction.mode) == mode
     said = correction_note(config, loss)
     assert (said is None) if note is None else (note in said)
@@ -496,7 +496,7 @@ def test_the_default_correction(options, mode, note):
 def test_options_of_the_other_mode_name_what_they_need():
     for options in ({"correction_low": 0.4}, {"rejected_tokens": "drop"}):
         with pytest.raises(ValueError, match=f"--{next(iter(options))}"):
-            loss_of(TrainConfig(sampler="vllm", async_depth=1, **options))
+            loss_from_config(TrainConfig(sampler="vllm", async_depth=1, **options))
 
 
 def test_the_start_says_the_default(undisturbed, tmp_path, capsys):

@@ -306,9 +306,9 @@ def test_every_recipe_is_a_valid_configuration(tmp_path, model):
             config, model=str(model), dataset=str(model / "config.json"), eval_dataset=""
         )
         check_train_config(here)
-        from grpokit.configured import loss_of
+        from grpokit.configured import loss_from_config
 
-        loss_of(here)
+        loss_from_config(here)
 
 
 def test_eval(tmp_path, model, capsys):

@@ -17,7 +17,7 @@ from grpokit.cli import main
 from grpokit.dataset_files import HELD_OUT, is_hub_name, open_dataset, split_in
 from grpokit.overlay import to_yaml
 from grpokit.prompts import Prompts
-from grpokit.rows import DatasetRow, read_rows, recognised
+from grpokit.rows import DatasetRow, describe_dataset, read_rows
 
 TABLE = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": 'say "a,b"\nand c', "answer": None}]
 VERL = {
@@ -216,7 +216,7 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch, package
 
 def described(path) -> str:
     source = open_dataset(path, "--dataset")
-    return recognised(source, read_rows(source)[0])
+    return describe_dataset(source, read_rows(source)[0])
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
@@ -399,7 +399,7 @@ def test_a_dataset_of_the_hub(hub):
         {"answer": "#### 4"},
         "openai/gsm8k:main train:1",
     )
-    assert "1 rows (the Hub, split train)" in recognised(source, [row])
+    assert "1 rows (the Hub, split train)" in describe_dataset(source, [row])
     assert contents(open_dataset("openai/gsm8k", "--eval_dataset", preferred=HELD_OUT))[0][0] == "test"
     assert contents(open_dataset("openai/gsm8k", "--dataset", "test"))[0][0] == "test"
     assert hub == [

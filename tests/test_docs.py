@@ -13,8 +13,8 @@ import torch
 from family_data import MAX_LENGTH, build, flat, make_step, run
 
 import grpokit.losses
-from grpokit.explain.curves import composed
-from grpokit.explain.show import logged
+from grpokit.explain.curves import compose
+from grpokit.explain.show import logged_metrics
 from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, family
 from grpokit.losses.correction import CORRECTION_LEVELS, CORRECTION_MODES
 from grpokit.losses.kl import KL_ESTIMATORS, KL_GRADIENTS
@@ -170,8 +170,8 @@ def test_every_loss_has_a_page_in_the_same_order(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_page_says_how_to_read_the_metrics_of_its_loss(name):
     """Those that not every loss has; the index has the others."""
-    common = set.intersection(*(set(logged(composed(other))) for other in LOSSES))
-    for metric in set(logged(composed(name))) - common:
+    common = set.intersection(*(set(logged_metrics(compose(other))) for other in LOSSES))
+    for metric in set(logged_metrics(compose(name))) - common:
         assert f"`{metric}`" in page(ENGLISH, name), metric
     for metric in common:
         assert f"`{metric}`" in page(ENGLISH, "index"), metric

@@ -11,10 +11,10 @@ from family_data import WEIGHTS
 from rich.console import Console
 
 from grpokit.explain import list_losses, plot_losses, show_loss
-from grpokit.explain.curves import composed, curve, sections
+from grpokit.explain.curves import compose, curve, sections
 from grpokit.explain.notes import NOTES
 from grpokit.explain.plain_text import plain_text
-from grpokit.explain.show import logged
+from grpokit.explain.show import logged_metrics
 from grpokit.explain.weights import LENGTHS, example_weights
 from grpokit.losses import (
     LOSSES,
@@ -70,7 +70,7 @@ def test_every_loss_is_listed(own):
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_shown(name):
     text = printed(show_loss, name, width=200)
-    row, loss = LOSSES[name], composed(name)
+    row, loss = LOSSES[name], compose(name)
     for part in (
         row.summary,
         row.paper,
@@ -81,7 +81,7 @@ def test_every_loss_is_shown(name):
     ):
         assert part in text
     assert not re.search(r"[\\{}]", text), "LaTeX is left over"
-    for metric, meaning in logged(loss).items():
+    for metric, meaning in logged_metrics(loss).items():
         assert metric in text
         assert meaning, f"{metric} has no meaning"
     assert ("needs a statistics pass over the update" in text) == loss.needs_stats
@@ -95,7 +95,7 @@ def test_a_loss_of_ones_own_is_shown_and_drawn(own, tmp_path):
     text = printed(show_loss, own)
     assert "ρ³" in text
     assert "traps" not in text
-    assert curve(composed(own), torch.tensor([0.5, 2.0], dtype=T64), 1.0).g.tolist() == pytest.approx(
+    assert curve(compose(own), torch.tensor([0.5, 2.0], dtype=T64), 1.0).g.tolist() == pytest.approx(
         [3 / 8, 24.0]
     )
     assert plot_losses([own, "grpo"], tmp_path / "own.svg")
@@ -139,7 +139,7 @@ def test_the_drawn_weight_is_the_slope_of_the_drawn_loss(name, advantage):
     x = torch.exp(torch.linspace(-2, 2, 40001, dtype=T64))
     if name == "real":
         x = x[::800]  # evaluated one by one
-    drawn = curve(composed(name), x, advantage)
+    drawn = curve(compose(name), x, advantage)
     slope = (drawn.ell[2:] - drawn.ell[:-2]) / (x.log()[2:] - x.log()[:-2])
     smooth = (drawn.held[2:] == drawn.held[:-2]) & (drawn.held[1:-1] == drawn.held[:-2])
     tolerance = 3e-3 if name == "real" else 1e-6
@@ -151,7 +151,7 @@ def test_the_drawn_weight_is_the_slope_of_the_drawn_loss(name, advantage):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_every_curve_is_finite_and_at_ratio_one_the_policy_gradient(name, advantage):
-    loss = composed(name)
+    loss = compose(name)
     expected = {"$F_t=1$": 1.2, "$M=0$": 0.0, r"$t\in S$": 0.0 if name == "clip_cov" else 1.0}
     for section in sections(loss):
         at_one = 1.0 if section.mu is None else section.mu

@@ -10,7 +10,7 @@ from family_data import FAMILY, assert_same, build, flat, gather, make_step, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, StepStats, make_loss, policy_loss
+from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, UpdateStats, make_loss, policy_loss
 
 WHOLE = [slice(None)]
 
@@ -102,7 +102,7 @@ def test_ranks(name, reduction, seed, correction, terms, num_ranks):
     batch = flat(loss, step)
     rank_of_token = step.ranks[batch.sequence_ids]
     parts = [torch.nonzero(rank_of_token == r).flatten() for r in range(num_ranks)]
-    together = StepStats.across_ranks([StepStats.of(loss, batch.select(p)) for p in parts])
+    together = UpdateStats.across_ranks([UpdateStats.of(loss, batch.select(p)) for p in parts])
     assert len(together) == num_ranks
     stats = None if loss.coupling == "token" else together[-1].finish(loss)
     ranked = run(loss, batch, parts, stats=stats)
@@ -179,7 +179,7 @@ def test_slices_that_know_only_their_own_part_of_a_sequence():
         batches = [
             flat(loss, dataclasses.replace(step, mask=half, logps=logps), weights=weights) for half in halves
         ]
-        stats = (StepStats.of(loss, batches[0]) + StepStats.of(loss, batches[1])).finish(loss)
+        stats = (UpdateStats.of(loss, batches[0]) + UpdateStats.of(loss, batches[1])).finish(loss)
         total = sum(policy_loss(loss, batch, stats).loss for batch in batches)
         total.backward()
         torch.testing.assert_close(total.detach(), whole.loss, rtol=1e-12, atol=1e-14)
@@ -205,7 +205,7 @@ def test_statistics_of_other_tokens_are_refused():
 
 def test_a_slice_added_twice_is_refused():
     loss = build("m2po")
-    one = StepStats.of(loss, flat(loss, make_step(1)))
+    one = UpdateStats.of(loss, flat(loss, make_step(1)))
     with pytest.raises(ValueError, match="twice"):
         (one + one).finish(loss)
 

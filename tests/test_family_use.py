@@ -12,12 +12,12 @@ import torch
 from family_data import assert_same, flat, make_step, run
 from tiny import group_of, tiny_config
 
-from grpokit.advantages import with_advantages
+from grpokit.advantages import add_advantages
 from grpokit.assemble import start
 from grpokit.cli import main
 from grpokit.compare import compare, cosines
 from grpokit.config import TrainConfig
-from grpokit.configured import loss_of
+from grpokit.configured import loss_from_config
 from grpokit.loop import train
 from grpokit.losses import LOSSES, SURROGATES, LossRow, make_loss, register, surrogate
 from grpokit.losses.family import _ROWS
@@ -56,7 +56,7 @@ def test_a_loss_added_by_one_function_and_one_row(toy, tmp_path, capsys):
     assert main(["losses", "list"]) == 0
     assert "a square root" in " ".join(capsys.readouterr().out.split())
     config = tiny_config(tmp_path, loss_type=toy, loss_kwargs=("strength=0.5",), max_steps=1)
-    assert loss_of(config).options == {"strength": 0.5}
+    assert loss_from_config(config).options == {"strength": 0.5}
     r = start(config)
     train(r)
     r.close()
@@ -76,7 +76,7 @@ def test_a_surrogate_from_a_users_file(tmp_path):
         "def mine(log_ratio, advantages, logps, *, slope: float = 1.0):\n    return -slope * advantages * logps\n"
     )
     config = tiny_config(tmp_path, surrogate=f"{file}:mine", loss_kwargs=("slope=2",), max_steps=1)
-    loss = loss_of(config)
+    loss = loss_from_config(config)
     assert loss.options == {"slope": 2.0}
     assert not loss.drops_dead_rows  # nothing is known of it, so nothing is taken for granted
     r = start(config)
@@ -96,14 +96,14 @@ def test_a_surrogate_from_a_users_file(tmp_path):
 )
 def test_mistakes_in_composing(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
-        loss_of(dataclasses.replace(TrainConfig(), **changes))
+        loss_from_config(dataclasses.replace(TrainConfig(), **changes))
 
 
 def test_importance_sampling_level_is_ratio_levels_other_name():
     config = TrainConfig(
         loss_type="grpo", importance_sampling_level="sequence_token", epsilon=3e-4, epsilon_high=4e-4
     )
-    assert loss_of(config).ratio_level == "sequence_token"
+    assert loss_from_config(config).ratio_level == "sequence_token"
 
 
 # --------------------------------------------------------------------------- lint
@@ -210,7 +210,7 @@ def test_pickled_arrays_are_not_loaded(tmp_path):
 
 
 def advantages(groups, *options, **more):
-    return [g.advantages.tolist() for g in with_advantages(groups, *options, **more)]
+    return [g.advantages.tolist() for g in add_advantages(groups, *options, **more)]
 
 
 def test_reinforce_plus_plus_by_hand():

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import group_of, tiny_config
 
-from grpokit.advantages import with_advantages
+from grpokit.advantages import add_advantages
 from grpokit.assemble import start
 from grpokit.batching import plan_update
-from grpokit.filters import with_spread, without_truncated
+from grpokit.filters import mask_truncated, resample
 from grpokit.loop import train
 from grpokit.losses import make_loss
 
@@ -30,7 +30,7 @@ def source(flat):
 
 def test_without_it_groups_come_as_they_are():
     prompts_from, complete, asked = source(flat={4, 5})
-    groups, metrics = with_spread(prompts_from, complete, step=1, size=4, max_resample_times=0, weights=[1.0])
+    groups, metrics = resample(prompts_from, complete, step=1, size=4, max_resample_times=0, weights=[1.0])
     assert [g.prompt.position for g in groups] == [4, 5, 6, 7]
     assert asked == [[4, 5, 6, 7]]
     assert metrics == {}
@@ -38,7 +38,7 @@ def test_without_it_groups_come_as_they_are():
 
 def test_groups_without_spread_make_way():
     prompts_from, complete, asked = source(flat={12, 14, 16})
-    groups, metrics = with_spread(prompts_from, complete, step=1, size=4, max_resample_times=2, weights=[1.0])
+    groups, metrics = resample(prompts_from, complete, step=1, size=4, max_resample_times=2, weights=[1.0])
     assert asked == [[12, 13, 14, 15], [16, 17], [20]]  # each round has its own stretch of the order
     assert [g.prompt.position for g in groups] == [13, 15, 17, 20]
     assert metrics["resampled_groups"].value == 3
@@ -46,7 +46,7 @@ def test_groups_without_spread_make_way():
 
 def test_what_is_missing_at_the_end_is_filled_up():
     prompts_from, complete, _ = source(flat=set(range(100)))
-    groups, metrics = with_spread(prompts_from, complete, step=0, size=4, max_resample_times=2, weights=[1.0])
+    groups, metrics = resample(prompts_from, complete, step=0, size=4, max_resample_times=2, weights=[1.0])
     assert [g.prompt.position for g in groups] == [0, 1, 2, 3]
     assert metrics["resampled_groups"].value == 8
 
@@ -55,7 +55,7 @@ def test_a_reward_that_does_not_apply_is_no_spread():
     def complete(prompts):
         return [group_of([float("nan"), 1.0, 1.0]), group_of([float("nan"), 0.0, 1.0], position=1)]
 
-    groups, metrics = with_spread(
+    groups, metrics = resample(
         lambda start, count: [], complete, step=0, size=1, max_resample_times=1, weights=[1.0]
     )
     assert [g.prompt.position for g in groups] == [1]
@@ -71,7 +71,7 @@ def test_functions_that_differ_are_spread_even_where_their_sum_is_equal():
 
     def in_vain(weights):
         options = {"step": 0, "size": 1, "max_resample_times": 1, "weights": weights}
-        groups, metrics = with_spread(lambda s, n: [], lambda p: [group], **options)
+        groups, metrics = resample(lambda s, n: [], lambda p: [group], **options)
         assert groups == [group]
         return metrics["resampled_groups"].value
 
@@ -86,20 +86,20 @@ def test_a_function_without_weight_is_only_watched():
     group = replace(group_of([1.0, 1.0]), rewards=rewards)
     options = {"step": 0, "size": 1, "max_resample_times": 1}
     for weights, vain in (([1.0, 0.0], 1), ([1.0, 0.5], 0)):
-        _, metrics = with_spread(lambda s, n: [], lambda p: [group], **options, weights=weights)
+        _, metrics = resample(lambda s, n: [], lambda p: [group], **options, weights=weights)
         assert metrics["resampled_groups"].value == vain
 
 
 def test_truncated_completions_leave_the_loss_and_its_denominators_but_not_the_baseline():
     group = group_of([0.0, 1.0, 5.0], [2, 3, 4])
     cut = replace(group.rollouts[2], finish_reason="length")
-    (group,) = with_advantages([replace(group, rollouts=(*group.rollouts[:2], cut))], "group", "none")
-    (masked,) = without_truncated([group])
+    (group,) = add_advantages([replace(group, rollouts=(*group.rollouts[:2], cut))], "group", "none")
+    (masked,) = mask_truncated([group])
     assert torch.equal(masked.advantages, torch.tensor([-2.0, -1.0, 3.0], dtype=torch.float64))
     update = plan_update([masked], make_loss("dapo"))
-    assert [row.index for row in update.rows] == [0, 1]
+    assert [row.index for row in update.samples] == [0, 1]
     assert update.num_tokens == 5
-    assert [row.weight for row in update.rows] == [pytest.approx(1 / 5)] * 2
+    assert [row.weight for row in update.samples] == [pytest.approx(1 / 5)] * 2
     assert [row.weight for row in plan_update([masked], make_loss("grpo")).rows] == [1 / (2 * 2), 1 / (2 * 3)]
 
 

@@ -12,8 +12,8 @@ from family_data import FAMILY, build, flat, make_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpokit.logprobs import Head, family_loss, linear_logprob, linear_policy_loss
-from grpokit.logprobs.chunks import cut, default_chunk_tokens, joined, length
-from grpokit.losses import LossBatch, StepStats, policy_loss
+from grpokit.logprobs.chunks import cut, default_chunk_tokens, join, length
+from grpokit.losses import LossBatch, UpdateStats, policy_loss
 from grpokit.types import LossOutput
 
 H, V = 5, 13
@@ -93,7 +93,7 @@ def oracle(case, loss, factor=1.0):
     case.clear()
     logps, entropies = full_scores(case)
     batch = dataclasses.replace(case.batch, logps=logps, entropies=entropies)
-    stats = StepStats.of(loss, batch).finish(loss) if loss.needs_stats else None
+    stats = UpdateStats.of(loss, batch).finish(loss) if loss.needs_stats else None
     out = policy_loss(loss, batch, stats)
     (factor * out.loss).backward()
     return out, case.gradients(), logps.detach(), entropies.detach(), stats
@@ -599,7 +599,7 @@ def test_default_chunks_fit_their_bound():
 
 def test_cuts():
     assert cut(0, 4) == [[slice(0, 0)]]
-    assert [joined(unit) for unit in cut(10, 4)] == [slice(0, 3), slice(3, 6), slice(6, 10)]
+    assert [join(unit) for unit in cut(10, 4)] == [slice(0, 3), slice(3, 6), slice(6, 10)]
     ids = torch.tensor([5, 5, 1, 1, 1, 7, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3])
     found = cut(len(ids), 5, ids)
     assert found == [
@@ -610,7 +610,7 @@ def test_cuts():
     ]
     assert all(length(piece) <= 5 for unit in found for piece in unit)
     mixed = torch.tensor([1, 0, 1, 0, 0])
-    assert [joined(unit).tolist() for unit in cut(5, 3, mixed)] == [[1, 3, 4], [0, 2]]
+    assert [join(unit).tolist() for unit in cut(5, 3, mixed)] == [[1, 3, 4], [0, 2]]
 
 
 def changed(case, **fields):

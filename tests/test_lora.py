@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 from test_resume import STOPPED, in_update, stop_when
 from tiny import make_model_dir, tiny_config
 
-from grpokit.adapter import Lora, adapted, without
+from grpokit.adapter import Lora, adapted_layers, merge_adapter
 from grpokit.assemble import start
 from grpokit.assemble.evaluation import run_evaluation
 from grpokit.batching import collate
 from grpokit.cli import main
 from grpokit.config import EvalConfig
-from grpokit.export import Form, for_engine, save_model, stream
+from grpokit.export import SaveFormat, engine_format, save_model, stream
 from grpokit.loop import train
 from grpokit.losses import make_loss
 from grpokit.model import Float64Throughout
 from grpokit.overlay import to_yaml
 from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.reference import AdapterOff
-from grpokit.types import Row
+from grpokit.types import Sample
 
 CPU = torch.device("cpu")
 SCALE = 8.0 / 4
@@ -52,12 +52,12 @@ def move(policy) -> None:
             parameter.copy_(0.3 * torch.randn_like(parameter))
 
 
-def some_rows() -> list[Row]:
+def some_rows() -> list[Sample]:
     found = []
     for index in range(4):
         ids = (torch.arange(3 + index) * 5 + index) % 16
         ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.float64)
-        found.append(Row(index, index // 2, (1, 2, 3), ids, ones, (-1.0) ** index, 0.1, len(ids), zeros))
+        found.append(Sample(index, index // 2, (1, 2, 3), ids, ones, (-1.0) ** index, 0.1, len(ids), zeros))
     return found
 
 
@@ -81,7 +81,7 @@ def test_at_first_it_is_the_model_and_only_the_adapter_is_trained(tmp_path):
     micro = collate(some_rows(), "padded", CPU)
     assert torch.equal(policy(micro)[0].logps, plain(micro)[0].logps)
     trained = {name for name, p in policy.model.named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * len(adapted(policy.model)) == 2 * 2 * 7
+    assert len(trained) == 2 * len(adapted_layers(policy.model)) == 2 * 2 * 7
     assert all("lora_A.default" in name or "lora_B.default" in name for name in trained)
     assert not any("lora" in name for name, _ in plain.model.named_parameters())
 
@@ -107,14 +107,14 @@ def test_its_gradient_is_the_whole_models_through_the_product(tmp_path, form):
     directory = make_model_dir(tmp_path / "model", layers=2)
     policy = policy_of(directory)
     move(policy)
-    save_model(tmp_path / "merged", policy, load_tokenizer(str(directory)), Form())
+    save_model(tmp_path / "merged", policy, load_tokenizer(str(directory)), SaveFormat())
     whole = load_policy(str(tmp_path / "merged"), dtype="float64", temperature=0.8, device=CPU)
     micro = collate(some_rows(), form, CPU)
     torch.testing.assert_close(policy(micro)[0].logps, whole(micro)[0].logps, rtol=0, atol=1e-12)
     ours, theirs = gradients(policy), gradients(whole)
     parameters = dict(policy.model.named_parameters())
     assert len(ours) == 2 * 14
-    for place in adapted(policy.model):
+    for place in adapted_layers(policy.model):
         a, b = (f"{place}.lora_{half}.default.weight" for half in "AB")
         of_w = theirs[f"{place}.weight"]
         torch.testing.assert_close(ours[a], SCALE * parameters[b].T @ of_w, rtol=1e-9, atol=1e-13)
@@ -239,7 +239,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
     directory = make_model_dir(tmp_path / "model", tied=True)
     policy = policy_of(directory)
     move(policy)
-    save_model(tmp_path / "merged", policy, load_tokenizer(str(directory)), Form())
+    save_model(tmp_path / "merged", policy, load_tokenizer(str(directory)), SaveFormat())
     kept = load_file(tmp_path / "merged" / "model.safetensors")
     assert kept.keys() == load_file(directory / "model.safetensors").keys()
     assert "lm_head.weight" not in kept
@@ -271,7 +271,7 @@ def test_layers_that_keep_their_weights_the_other_way_round(tmp_path):
     load_tokenizer(str(make_model_dir(tmp_path / "other"))).save_pretrained(tmp_path / "model")
     policy = policy_of(tmp_path / "model")
     move(policy)
-    save_model(tmp_path / "merged", policy, load_tokenizer(str(tmp_path / "model")), Form("float64"))
+    save_model(tmp_path / "merged", policy, load_tokenizer(str(tmp_path / "model")), SaveFormat("float64"))
     whole = load_policy(str(tmp_path / "merged"), dtype="float64", temperature=0.8, device=CPU)
     micro = collate(some_rows(), "padded", CPU)
     torch.testing.assert_close(policy(micro)[0].logps, whole(micro)[0].logps, rtol=0, atol=1e-12)
@@ -282,8 +282,8 @@ def test_it_is_added_to_narrow_weights_in_float32(tmp_path):
     directory = make_model_dir(tmp_path / "model")
     policy = policy_of(directory, dtype="bfloat16")
     move(policy)
-    found = dict(without(policy.model.state_dict(), policy.model, lambda tensor: tensor))
-    for place, layer in adapted(policy.model).items():
+    found = dict(merge_adapter(policy.model.state_dict(), policy.model, lambda tensor: tensor))
+    for place, layer in adapted_layers(policy.model).items():
         a, b = (getattr(layer, f"lora_{half}").default.weight for half in "AB")
         assert layer.base_layer.weight.dtype == torch.bfloat16
         want = layer.base_layer.weight.double() + SCALE * b.double() @ a.double()
@@ -297,7 +297,7 @@ def test_another_engine_gets_what_a_directory_would_have(tmp_path, lora, tied):
     directory = make_model_dir(tmp_path / "model", tied=tied)
     narrow = load_policy(str(directory), dtype="float32", temperature=1.0, device=CPU)
     tokenizer = load_tokenizer(str(directory))
-    save_model(tmp_path / "narrow", narrow, tokenizer, Form("bfloat16"))
+    save_model(tmp_path / "narrow", narrow, tokenizer, SaveFormat("bfloat16"))
     options = {"lora": lora_for(directory)} if lora else {}
     policy = load_policy(str(tmp_path / "narrow"), dtype="float32", temperature=1.0, device=CPU, **options)
     assert policy.stored_dtype == torch.bfloat16
@@ -308,7 +308,7 @@ def test_another_engine_gets_what_a_directory_would_have(tmp_path, lora, tied):
     sent = dict(stream(policy))
     announced = {name: (t.shape, t.dtype) for name, t in stream(policy, shapes_only=True)}
     assert announced == {name: (t.shape, t.dtype) for name, t in sent.items()}
-    save_model(tmp_path / "files", policy, tokenizer, for_engine(policy))
+    save_model(tmp_path / "files", policy, tokenizer, engine_format(policy))
     files = load_file(tmp_path / "files" / "model.safetensors")
     assert sent.keys() == files.keys()
     for name, weight in files.items():
@@ -321,7 +321,7 @@ def test_an_adapter_beside_an_adapter(tmp_path):
 
     directory = make_model_dir(tmp_path / "model")
     policy = policy_of(directory)
-    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), Form(only_adapter=True))
+    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), SaveFormat(only_adapter=True))
     config = tiny_config(tmp_path, model=str(tmp_path / "adapter"), lora_r=4)
     check_train_config(config)
     with pytest.raises(ValueError, match=r"adapter: is an adapter itself, .*use --lora_save merged"):
@@ -330,7 +330,7 @@ def test_an_adapter_beside_an_adapter(tmp_path):
 
 def test_some_modules_alone(tmp_path):
     policy = policy_of(make_model_dir(tmp_path / "model"), "q_proj", "v_proj")
-    assert {name.rpartition(".")[2] for name in adapted(policy.model)} == {"q_proj", "v_proj"}
+    assert {name.rpartition(".")[2] for name in adapted_layers(policy.model)} == {"q_proj", "v_proj"}
 
 
 @pytest.mark.parametrize(
@@ -353,13 +353,13 @@ def test_flags_that_cannot_work(tmp_path, changes, message):
 def test_without_peft_it_says_what_to_install(tmp_path, monkeypatch):
     real = builtins.__import__
 
-    def without(name, *args, **kwargs):
+    def merge_adapter(name, *args, **kwargs):
         if name.partition(".")[0] == "peft":
             raise ImportError("No module named 'peft'")
         return real(name, *args, **kwargs)
 
     directory = make_model_dir(tmp_path / "model")
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", merge_adapter)
     with pytest.raises(ValueError, match=r"--lora_r: needs peft.*pip install grpokit\[peft\]"):
         policy_of(directory)
 
@@ -367,7 +367,7 @@ def test_without_peft_it_says_what_to_install(tmp_path, monkeypatch):
 def test_an_adapter_whose_model_is_gone(tmp_path):
     directory = make_model_dir(tmp_path / "model")
     policy = policy_of(directory)
-    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), Form(only_adapter=True))
+    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), SaveFormat(only_adapter=True))
     shutil.rmtree(directory)
     with pytest.raises(
         ValueError, match=r"adapter: is an adapter of .*model, which is no directory with a config"
@@ -403,7 +403,7 @@ def test_beside_weights_of_4_bits(tmp_path, monkeypatch):
     assert found == rows(tmp_path / "expected", "metrics.jsonl")
     assert found[-1]["kl"] > 0
     run = start(replace(config, output_dir=str(tmp_path / "again")))
-    kept = {type(layer.base_layer).__name__ for layer in adapted(run.policy.model).values()}
+    kept = {type(layer.base_layer).__name__ for layer in adapted_layers(run.policy.model).values()}
     run.close()
     assert kept == {"Linear4bit"}
 
@@ -430,7 +430,7 @@ def test_all_weights_are_trained_on_from_an_adapter(tmp_path):
     directory = make_model_dir(tmp_path / "model")
     policy = policy_of(directory)
     move(policy)
-    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), Form(only_adapter=True))
+    save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), SaveFormat(only_adapter=True))
     run = start(tiny_config(tmp_path, model=str(tmp_path / "adapter"), dtype="float32", learning_rate=1e-2))
     assert all(parameter.requires_grad for parameter in run.policy.parameters())
     train(run)

@@ -237,10 +237,10 @@ def test_micro_batches_are_counted_as_they_are_cut(ranks, budget, packed):
     for group in groups:
         object.__setattr__(group, "advantages", group.reward)
     update = plan_step(groups, make_loss("dapo"), config.updates_per_step, ranks)[0]
-    parts = [micro_batches(update.rows, budget, packed=packed, rank=r, ranks=ranks) for r in range(ranks)]
+    parts = [micro_batches(update.samples, budget, packed=packed, rank=r, ranks=ranks) for r in range(ranks)]
     planned = batch_of(config, 16)
     assert {len(part) for part in parts} == {planned.micro_batches}
-    rows = [sum(len(micro.rows) for micro in part) for part in parts]
+    rows = [sum(len(micro.samples) for micro in part) for part in parts]
     assert max(rows) == planned.rows
     full = max(rows) * 16 / (planned.micro_batches * budget)
     assert planned.fill(budget) == pytest.approx(full)

@@ -12,17 +12,17 @@ from family_data import build
 from test_decode import SIZES, save
 from tiny import make_model_dir, tiny_config
 
-from grpokit.advantages import with_advantages
+from grpokit.advantages import add_advantages
 from grpokit.architecture import backbone
 from grpokit.assemble import start
 from grpokit.batching import collate, micro_batches, plan_step
 from grpokit.checks import check_train_config
-from grpokit.cutting import cut_rows
+from grpokit.cutting import cut_samples
 from grpokit.metrics import values
 from grpokit.pretrained import load_policy
 from grpokit.replay import read_offender, run_again, write_offender
-from grpokit.step import Learning, NonFiniteError, Progress, learn, optimize, score
-from grpokit.types import Prompt, Rollout, RolloutGroup, StepBatch
+from grpokit.step import Learning, NonFiniteError, StepProgress, learn, optimize, score
+from grpokit.types import Prompt, Rollout, RolloutGroup, Update
 
 CPU = torch.device("cpu")
 PROMPTS = (9, 3, 6, 3)  # tokens of each prompt: two are alike
@@ -67,7 +67,7 @@ def groups_of(vocabulary=16):
         )
         reward = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0] if p == 2 else [0.0, 1.0, 0.5, 0.2, 0.5]).double()
         groups.append(RolloutGroup(Prompt(p, ids, "", {}, f"t:{p}"), rollouts, reward[:, None], reward))
-    return with_advantages(groups)
+    return add_advantages(groups)
 
 
 def rows_of(loss=None):
@@ -87,7 +87,7 @@ def learned(path, options, **how):
     optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     )
-    step = Progress(plan_step(groups_of(), loss))
+    step = StepProgress(plan_step(groups_of(), loss))
     metrics = values(
         learn(policy, reference, step, loss, optimizer, Learning(num_iterations=2, max_grad_norm=0, **how))
     )
@@ -171,7 +171,7 @@ def tokens_through(policy, micro):
 def test_prompts_go_through_the_layers_once(directory):
     policy, rows = load(directory), rows_of()
     (micro,) = micro_batches(rows, 10_000, share="always")
-    assert micro.form == "shared"
+    assert micro.layout == "shared"
     assert tokens_through(policy, micro) == [4 * 9, 20 * 16]
     (padded,) = micro_batches(rows, 10_000)
     assert tokens_through(policy, padded) == [20 * 21]  # what it is without
@@ -183,8 +183,8 @@ def test_a_run_shares_where_it_pays(directory, tmp_path):
         settings = {"share_prompts": flag, "output_dir": str(tmp_path / flag), "prompts_per_step": 8}
         run = start(tiny_config(tmp_path, num_generations=16, **settings))
         assert run.notes == []
-        cut = cut_rows(long_rows(), run.how.micro_batch_tokens, packed=run.how.packed, share=run.how.share)
-        assert {cut.form} == forms
+        cut = cut_samples(long_rows(), run.how.micro_batch_tokens, packed=run.how.packed, share=run.how.share)
+        assert {cut.layout} == forms
         run.close()
 
 
@@ -208,7 +208,7 @@ def long_rows(prompt=40, completion=6, groups=8, rows=16, index=0):
 
 def test_sharing_is_chosen_by_cost():
     def form(*sizes, **options):
-        return cut_rows(long_rows(*sizes), 4096, share="auto", **options).form
+        return cut_samples(long_rows(*sizes), 4096, share="auto", **options).layout
 
     assert form(192, 64, 4, 8) == "shared"
     assert form(512, 64, 4, 8) == "shared"
@@ -224,8 +224,8 @@ def test_sharing_is_chosen_by_cost():
 @pytest.mark.parametrize("ranks", [1, 2, 3, 16, 32])
 def test_shared_cuts_lose_and_repeat_nothing(budget, ranks):
     rows = rows_of()
-    cut = cut_rows(rows, budget, share="always", ranks=ranks)
-    assert cut == cut_rows(list(reversed(rows)), budget, share="always", ranks=ranks)
+    cut = cut_samples(rows, budget, share="always", ranks=ranks)
+    assert cut == cut_samples(list(reversed(rows)), budget, share="always", ranks=ranks)
     assert len({len(parts) for parts in cut.parts}) == 1
     indices = [row.index for parts in cut.parts for part in parts for row in part]
     assert sorted(indices) == [row.index for row in rows]
@@ -238,11 +238,11 @@ def test_shared_cuts_lose_and_repeat_nothing(budget, ranks):
 
 
 def test_ranks_get_whole_groups_where_that_is_fair():
-    even = cut_rows(long_rows(groups=8), 10_000, share="always", ranks=4)
+    even = cut_samples(long_rows(groups=8), 10_000, share="always", ranks=4)
     assert [{row.group for part in parts for row in part} for parts in even.parts] == [
         {0, 4}, {1, 5}, {2, 6}, {3, 7}
     ]  # fmt: skip
-    few = cut_rows(long_rows(prompt=4, completion=60, groups=2), 10_000, share="always", ranks=4)
+    few = cut_samples(long_rows(prompt=4, completion=60, groups=2), 10_000, share="always", ranks=4)
     assert few.imbalance < 1.01  # two groups for four ranks: each in two equal pieces
     assert [len(parts[0]) for parts in few.parts] == [8] * 4
 
@@ -368,9 +368,9 @@ def test_a_micro_batch_is_replayed_in_the_form_it_had(tmp_path, directory):
     policy = load(directory)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     with pytest.raises(NonFiniteError, match=r"x\.safetensors"):
-        optimize(policy, StepBatch(bad, 1), loss, optimizer, Learning(share="always", dump=dump))
+        optimize(policy, Update(bad, 1), loss, optimizer, Learning(share="always", dump=dump))
     (again,) = dumped
-    assert again.form == "shared"
+    assert again.layout == "shared"
     with door(policy) as seen:
         assert run_again(policy, loss, again).first == "output of loss"
     assert len(seen) == 2

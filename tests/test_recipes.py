@@ -15,7 +15,7 @@ from tiny import ROWS, make_model_dir, write_rows
 from grpokit.checks import check_train_config
 from grpokit.cli import COMMANDS, parse
 from grpokit.config import TrainConfig
-from grpokit.configured import loss_of
+from grpokit.configured import loss_from_config
 from grpokit.losses.lint import notes
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ def test_a_recipe_is_what_train_takes(path, tiny):
         assert (list(parsed) if isinstance(parsed, tuple) else parsed) == value, name
     changed = {**tiny, "eval_dataset": tiny["dataset"] if config.eval_dataset else ""}
     check_train_config(dataclasses.replace(config, **changed))
-    loss = loss_of(config)
+    loss = loss_from_config(config)
     updates = config.num_iterations * config.updates_per_step
     said = notes(loss, updates, sampler_is_trainer=config.sampler == "transformers")
     assert [note for note in said if "no mistake" not in note] == []

@@ -16,7 +16,7 @@ import pytest
 from grpokit.config import TrainConfig
 from grpokit.overlay import to_yaml
 from grpokit.report import write_report
-from grpokit.report.markup import LONGEST, box, escaped, number, seconds
+from grpokit.report.markup import LONGEST, box, escape, number, seconds
 from grpokit.report.series import MOST_POINTS, smooth, thin, trend_window
 
 FORMULA = "\n".join(
@@ -478,7 +478,7 @@ def test_numbers():
         "0",
     ]
     assert [seconds(v) for v in (0.25, 37.2, 754, 12_000)] == ["0.25 s", "37 s", "12 min 34 s", "3 h 20 min"]
-    assert escaped("a\x07<") == "a\ufffd&lt;"
+    assert escape("a\x07<") == "a\ufffd&lt;"
     assert 'tabindex="0"' in box("x" * 1000)
 
 

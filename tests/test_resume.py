@@ -147,9 +147,9 @@ def test_a_skipped_first_update_is_scored_for_the_passes_to_come(tmp_path, monke
 
     def spy(policy, update, loss, optimizer, how, step):
         if step.done == 0:
-            started.update(grpokit.step.score(policy, update.rows, how))
+            started.update(grpokit.step.score(policy, update.samples, how))
         if step.done == 2:
-            seen.update({row.index: row.old_logps for row in update.rows})
+            seen.update({row.index: row.old_logps for row in update.samples})
         return optimize(policy, update, loss, optimizer, how, step)
 
     monkeypatch.setattr(grpokit.step, "optimize", spy)

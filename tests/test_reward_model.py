@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_rewards import group, load, refuses
 
-from grpokit.rewards import RewardError, recognised, score
+from grpokit.rewards import RewardError, describe_rewards, score
 from grpokit.rewards.model import load_reward_model
 from grpokit.tasks import sort_digits
 
@@ -59,7 +59,7 @@ def test_it_is_the_models_own_output(model):
     with torch.no_grad():
         wanted = [plain(**tokenizer("31=" + text, return_tensors="pt")).logits.item() for text in TEXTS]
     rewards = load(str(model))
-    assert recognised(rewards) == "rewards: judge (a reward model)"
+    assert describe_rewards(rewards) == "rewards: judge (a reward model)"
     (done,) = score([group(*TEXTS, content="31=")], rewards)
     assert done.reward.tolist() == pytest.approx(wanted, abs=1e-5)
     assert len(set(wanted)) == len(TEXTS)

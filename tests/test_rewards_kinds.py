@@ -13,7 +13,7 @@ import pytest
 import test_rewards
 from test_rewards import group, load, refuses
 
-from grpokit.rewards import Reward, RewardError, recognised, score
+from grpokit.rewards import Reward, RewardError, describe_rewards, score
 from grpokit.rewards.calling import TimeOut, time_limit
 
 write = test_rewards.write
@@ -52,7 +52,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 
 def test_verls_function_is_called_for_each_completion(write):
     rewards = load(f"{write(VERL)}:compute_score", columns=["data_source", "ground_truth", "extra_info"])
-    assert recognised(rewards) == "rewards: compute_score (verl's, called for each completion)"
+    assert describe_rewards(rewards) == "rewards: compute_score (verl's, called for each completion)"
     groups = two(data_source="gsm8k", ground_truth="4", extra_info={"index": 1})
     assert flat(score(groups, rewards)) == [1.0, 2.0, 3.0]
     calls = rewards[0].fn.__wrapped__.__globals__["calls"]
@@ -148,7 +148,7 @@ right = Right()
 def test_ms_swifts_classes_and_objects_get_texts(write, name):
     rewards = load(f"{write(SWIFT)}:{name}", columns=["solution"])
     assert flat(score(two(solution="b"), rewards)) == [0.0, 1.0, 0.0]
-    assert "(ms-swift's, completions as text" in recognised(rewards)
+    assert "(ms-swift's, completions as text" in describe_rewards(rewards)
 
 
 def test_a_class_of_nobodys_is_made_too(write):
@@ -183,14 +183,14 @@ def test_trls_callable_object_gets_messages(write):
         "class F:\n    def __call__(self, completions):\n        return [c[0] != c for c in completions]\nf = F()\n"
     )
     rewards = load(f"{path}:f")
-    assert recognised(rewards) == "rewards: f (TRL's signature)"
+    assert describe_rewards(rewards) == "rewards: f (TRL's signature)"
     assert flat(score(two(), rewards)) == [1.0, 1.0, 0.0]
 
 
 def test_the_line_at_the_start_has_all_of_them(write):
     path = write("async def later(completions): ...\n")
     rewards = load("length", f"{path}:later", weights=(0.5, 1))
-    assert recognised(rewards) == "rewards: length (built in) × 0.5, later (TRL's signature, async)"
+    assert describe_rewards(rewards) == "rewards: length (built in) × 0.5, later (TRL's signature, async)"
 
 
 # --------------------------------------------------------------------------- async

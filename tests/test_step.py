@@ -10,12 +10,12 @@ import torch
 from family_data import FAMILY, build
 from tiny import make_model_dir
 
-from grpokit.advantages import with_advantages
+from grpokit.advantages import add_advantages
 from grpokit.batching import micro_batches, plan_step
 from grpokit.metrics import METRICS, declared_name, values
 from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.rollouts.transformers import TransformersSampler
-from grpokit.step import Learning, NonFiniteError, Progress, drop_rejected, learn, optimize, score
+from grpokit.step import Learning, NonFiniteError, StepProgress, drop_rejected, learn, optimize, score
 from grpokit.types import Prompt, RolloutGroup
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def groups_of(directory, rewards=None):
     for i, group in enumerate(sampler.sample(prompts, 4)):
         reward = torch.tensor([0.0, 1.0, 0.5, float("nan")] if i % 2 else [1.0] * 4, dtype=torch.float64)
         groups.append(dataclasses.replace(group, rewards=reward[:, None], reward=reward))
-    return with_advantages(groups)
+    return add_advantages(groups)
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
         with torch.no_grad():
             next(reference.parameters()).mul_(1.1)  # a reference that isn't the policy
     plan = plan_step(groups_of(directory), loss, updates)
-    metrics = learn(policy, reference, Progress(plan), loss, optimizer, Learning(**how))
+    metrics = learn(policy, reference, StepProgress(plan), loss, optimizer, Learning(**how))
     return torch.cat([p.detach().flatten() for p in policy.parameters()]), values(metrics)
 
 
@@ -92,23 +92,25 @@ def test_statistics_are_of_the_whole_update_dead_rows_included(directory, name, 
         loss = build(name, **options)
         policy, optimizer = fresh(directory)
         how = Learning(num_iterations=2, micro_batch_tokens=budget, drop_dead_rows=drop)
-        learn(policy, None, Progress(plan_step(groups_of(directory), loss, updates)), loss, optimizer, how)
+        learn(
+            policy, None, StepProgress(plan_step(groups_of(directory), loss, updates)), loss, optimizer, how
+        )
         ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], rtol=0, atol=1e-11)
 
 
 def test_selection_by_chance_is_keyed_by_the_run_and_the_update(directory, monkeypatch):
-    from grpokit.losses import StepStats
+    from grpokit.losses import UpdateStats
 
     keys = []
-    real = StepStats.finish
+    real = UpdateStats.finish
 
     def spy(stats, loss, seed=0, step=0):
         keys.append((seed, step))
         return real(stats, loss, seed, step)
 
-    monkeypatch.setattr(StepStats, "finish", spy)
+    monkeypatch.setattr(UpdateStats, "finish", spy)
     run(directory, "clip_cov", num_iterations=2, seed=7)
     assert keys == [(7, 0), (7, 1)]
 
@@ -131,7 +133,7 @@ def test_an_update_of_dead_rows_does_the_same_with_and_without_them(directory):
         policy, optimizer = fresh(directory)
         updates = plan_step(groups_of(directory)[:1], loss)
         for _ in range(2):
-            learn(policy, None, Progress(updates), loss, optimizer, Learning(drop_dead_rows=drop))
+            learn(policy, None, StepProgress(updates), loss, optimizer, Learning(drop_dead_rows=drop))
         assert policy.version == 2
         ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     assert torch.equal(*ends)
@@ -148,20 +150,20 @@ def test_old_is_the_policy_at_the_start_of_the_step(directory, updates, monkeypa
     how = Learning(num_iterations=2, drop_dead_rows=False)
     before = {}
     for k, update in enumerate(plan):
-        before[k] = score(policy, update.rows, how)
+        before[k] = score(policy, update.samples, how)
     seen = []
     real = optimize
 
     def spy(policy, update, *rest):
-        seen.append([row.old_logps for row in update.rows])
+        seen.append([row.old_logps for row in update.samples])
         return real(policy, update, *rest)
 
     monkeypatch.setattr(grpokit.step, "optimize", spy)
-    learn(policy, None, Progress(plan), loss, optimizer, how)
+    learn(policy, None, StepProgress(plan), loss, optimizer, how)
     assert len(seen) == 2 * updates
     assert seen[0] == [None] * len(seen[0])
     for n, olds in enumerate(seen[1:], start=1):
-        for row, old in zip(plan[n % updates].rows, olds, strict=True):
+        for row, old in zip(plan[n % updates].samples, olds, strict=True):
             torch.testing.assert_close(old, before[n % updates][row.index], rtol=0, atol=1e-13)
 
 
@@ -197,18 +199,18 @@ def test_rejected_tokens_keep_or_leave_the_counts(directory):
     groups = [dataclasses.replace(g, rollouts=tuple(map(likelier, g.rollouts))) for g in groups_of(directory)]
     (kept,), (before,) = (plan_step(groups, loss[k]) for k in ("keep", "drop"))
     policy, _ = fresh(directory)
-    dropped = drop_rejected(before, score(policy, before.rows, Learning()), loss["drop"])
-    halves = {row.index: row.length // 2 for row in before.rows if row.length > 1}
-    assert {row.index: row.length for row in dropped.rows} == halves
-    assert kept.num_tokens > dropped.num_tokens == sum(row.length for row in dropped.rows)
-    assert all(row.weight == pytest.approx(1 / dropped.num_tokens) for row in dropped.rows)
-    for row in dropped.rows:
+    dropped = drop_rejected(before, score(policy, before.samples, Learning()), loss["drop"])
+    halves = {row.index: row.length // 2 for row in before.samples if row.length > 1}
+    assert {row.index: row.length for row in dropped.samples} == halves
+    assert kept.num_tokens > dropped.num_tokens == sum(row.length for row in dropped.samples)
+    assert all(row.weight == pytest.approx(1 / dropped.num_tokens) for row in dropped.samples)
+    for row in dropped.samples:
         assert len(row.sampler_logps) == row.length == int(row.trainable.sum())
     ends = []
     for k in ("keep", "drop"):
         policy, optimizer = fresh(directory)
         metrics = values(
-            learn(policy, None, Progress(plan_step(groups, loss[k])), loss[k], optimizer, Learning())
+            learn(policy, None, StepProgress(plan_step(groups, loss[k])), loss[k], optimizer, Learning())
         )
         ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
         assert metrics["sampler/masked"] == pytest.approx(0.5, abs=0.1)  # measured before they leave
@@ -228,7 +230,7 @@ def test_metrics_are_declared_with_their_kind(directory):
         loss = build(name, beta=0.04)
         policy, optimizer = fresh(directory)
         metrics = learn(
-            policy, policy, Progress(plan_step(groups_of(directory), loss)), loss, optimizer, Learning()
+            policy, policy, StepProgress(plan_step(groups_of(directory), loss)), loss, optimizer, Learning()
         )
         for key, metric in metrics.items():
             assert METRICS[declared_name(key)].kind == metric.kind, key
@@ -238,7 +240,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(directory):
     loss = build("grpo")
     policy, optimizer = fresh(directory)
     (update,) = plan_step(groups_of(directory), loss)
-    rows = tuple(dataclasses.replace(row, weight=float("nan")) for row in update.rows)
+    rows = tuple(dataclasses.replace(row, weight=float("nan")) for row in update.samples)
     before = [p.detach().clone() for p in policy.parameters()]
     with pytest.raises(NonFiniteError, match="not finite"):
         optimize(policy, dataclasses.replace(update, rows=rows), loss, optimizer, Learning())
@@ -253,7 +255,7 @@ def test_the_micro_batch_that_is_written_down_is_the_bad_one(directory, bad):
     (update,) = plan_step(groups_of(directory), loss)
     rows = tuple(
         dataclasses.replace(row, weight=float("nan")) if number == bad else row
-        for number, row in enumerate(update.rows)
+        for number, row in enumerate(update.samples)
     )
     update, found = dataclasses.replace(update, rows=rows), []
     written = Learning(
@@ -264,8 +266,8 @@ def test_the_micro_batch_that_is_written_down_is_the_bad_one(directory, bad):
     with pytest.raises(NonFiniteError, match="The micro-batch is in here"):
         optimize(policy, update, loss, optimizer, written)
     (offender,) = found
-    assert rows[bad].index in [row.index for row in offender.rows]
-    assert len(offender.rows) < len(rows)
+    assert rows[bad].index in [row.index for row in offender.samples]
+    assert len(offender.samples) < len(rows)
     assert offender.what == "loss"
 
     def full_disk(offender):
@@ -277,8 +279,8 @@ def test_the_micro_batch_that_is_written_down_is_the_bad_one(directory, bad):
 
 def test_scoring_equals_the_training_pass(directory):
     policy, _ = fresh(directory)
-    rows = plan_step(groups_of(directory), build("grpo"))[0].rows
+    rows = plan_step(groups_of(directory), build("grpo"))[0].samples
     scored = score(policy, rows, Learning(micro_batch_tokens=30))
     for micro in micro_batches(rows, 30):
         scores, _ = policy(micro, build("grpo"))
-        assert torch.equal(torch.cat([scored[row.index] for row in micro.rows]), scores.logps.detach())
+        assert torch.equal(torch.cat([scored[row.index] for row in micro.samples]), scores.logps.detach())

@@ -62,8 +62,8 @@ def test_rows_are_those_of_torch(vocabulary, squash, with_entropy, monkeypatch):
     monkeypatch.setattr(triton_rows, "BLOCK", 16)
     logits, targets = make_rows(vocabulary=vocabulary)
     exact, same = logits.double(), logits.clone()
-    want = rows.statistics(exact, targets, squash, with_entropy)
-    got = triton_rows.statistics(same, targets, squash, with_entropy)
+    want = rows.row_statistics(exact, targets, squash, with_entropy)
+    got = triton_rows.row_statistics(same, targets, squash, with_entropy)
     assert torch.equal(same, logits)
     for name in ("shift", "target", "others", "logps", "moment", "entropies"):
         a, b = getattr(got, name), getattr(want, name)
@@ -94,7 +94,7 @@ def test_a_narrow_gradient_lies_over_its_own_rows(dtype, monkeypatch):
     found = []
     for module in (rows, triton_rows):
         x = logits.clone()
-        stats = module.statistics(x, targets, Squash(1.0), False)
+        stats = module.row_statistics(x, targets, Squash(1.0), False)
         d = module.gradient_(x, targets, stats, Squash(1.0), c, None, dtype)
         assert d.dtype == dtype
         assert d.data_ptr() == x.data_ptr()

@@ -24,7 +24,7 @@ from grpokit.rollouts.vllm import VLLMPending
 from grpokit.rollouts.vllm_server import Server
 from grpokit.run import Run
 from grpokit.step import Learning, score
-from grpokit.types import Row
+from grpokit.types import Sample
 
 pytestmark = pytest.mark.xdist_group("vllm")
 
@@ -57,7 +57,7 @@ def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(t
     assert len({tuple(r.completion_ids.tolist()) for g in groups for r in g.rollouts}) > 4
     rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
     rows = [
-        Row(i, 0, g.prompt.ids, r.completion_ids, r.trainable, 0.0, 0.0, len(r.completion_ids), r.logps)
+        Sample(i, 0, g.prompt.ids, r.completion_ids, r.trainable, 0.0, 0.0, len(r.completion_ids), r.logps)
         for i, (g, r) in enumerate(rollouts)
     ]
     ours = score(run.policy, rows, Learning())

@@ -78,7 +78,7 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
             f"--lora_target_modules {named}: cannot be put into {type(model).__name__}: expected all-linear, or some of "
             f"{plain}"
         ) from error
-    places = adapted(model)
+    places = adapted_layers(model)
     for target in lora.target_modules:
         if target != "all-linear" and not any(f".{place}".endswith(f".{target}") for place in places):
             raise ValueError(
@@ -106,7 +106,7 @@ def _linear(quantized: bool) -> tuple[type, ...]:
     return Linear, Linear4bit
 
 
-def in_4_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
+def quantization_options(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What from_pretrained needs to keep weights in 4 bits, as QLoRA has them: normal floats, their scales quantized too."""
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports] # noqa: F401
@@ -125,7 +125,7 @@ def in_4_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": how, "device_map": {"": device}}
 
 
-def adapted(model: nn.Module) -> dict[str, Any]:
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
     """The modules that have an adapter beside their weight, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
@@ -133,7 +133,7 @@ def adapted(model: nn.Module) -> dict[str, Any]:
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Within it, the model is what it was before the adapter came."""
-    layers = adapted(model).values()
+    layers = adapted_layers(model).values()
     # Not by peft's enable_adapters, which also turns requires_grad off, and FSDP2 has copied that already.
     for layer in layers:
         layer._disable_adapters = True
@@ -144,7 +144,7 @@ def switched_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def without(
+def merge_adapter(
     weights: Mapping[str, Tensor], model: nn.Module, whole: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     """A state dict with the adapter → the one of a model without: W + (alpha / r)·B·A under W's own name, one by one.
@@ -152,7 +152,7 @@ def without(
     `whole` is what is done to each tensor first. The sum is taken in float32, or in W's type where that is wider; the
     model's own weights stay as they are.
     """
-    layers = adapted(model)
+    layers = adapted_layers(model)
     for name, tensor in weights.items():
         if ".lora_" in name:
             continue

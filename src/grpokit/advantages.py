@@ -15,7 +15,7 @@ SCALINGS = ("group", "batch", "none")
 EPSILON = 1e-4  # added to a standard deviation before dividing by it; TRL's number, so that values carry over
 
 
-def with_advantages(
+def add_advantages(
     groups: Sequence[RolloutGroup],
     estimator: str = "group",
     scale_rewards: str = "group",

@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .cutting import Sharing, cut_rows, deal
+from .cutting import Sharing, cut_samples, deal
 from .losses import Counts, Loss, LossBatch, sequence_weights
-from .types import Form, MicroBatch, Prefix, RolloutGroup, Row, StepBatch, TokenScores
+from .types import Layout, MicroBatch, Prefix, RolloutGroup, Sample, TokenScores, Update
 
 
 def plan_step(
     groups: Sequence[RolloutGroup], loss: Loss, updates_per_step: int = 1, ranks: int = 1
-) -> list[StepBatch]:
+) -> list[Update]:
     """A step's groups in `updates_per_step` updates of whole groups, each with its weights fixed for good."""
     size = -(-len(groups) // updates_per_step)
     return [plan_update(groups[start : start + size], loss, ranks) for start in range(0, len(groups), size)]
 
 
-def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> StepBatch:
-    """One update: its sequences as rows, weighed before anything is cut."""
-    rows = [
-        Row(
+def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> Update:
+    """One update: its sequences as samples, weighed before anything is cut."""
+    samples = [
+        Sample(
             index=index,
             group=number,
             prompt_ids=group.prompt.ids,
@@ -42,26 +42,26 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> S
             for g, rollout in enumerate(group.rollouts)
         )
     ]
-    return weigh(rows, loss, ranks)
+    return weigh(samples, loss, ranks)
 
 
-def weigh(rows: Sequence[Row], loss: Loss, ranks: int = 1) -> StepBatch:
-    """An update's rows with w_i of every sequence, from the counts of all of them.
+def weigh(samples: Sequence[Sample], loss: Loss, ranks: int = 1) -> Update:
+    """An update's samples with w_i of every sequence, from the counts of all of them.
 
-    The rows are dealt to `ranks` first, since one reduction (bnpo's) divides by the tokens of the sequence's own rank.
+    The samples are dealt to `ranks` first, since one reduction (bnpo's) divides by the tokens of the sequence's own rank.
     A sequence without trainable tokens has no weight and isn't counted, so it's left out here.
     """
-    shares = deal(rows, ranks)
-    lengths = [torch.tensor([row.length for row in share], dtype=torch.int64) for share in shares]
-    groups = [torch.tensor([row.group for row in share], dtype=torch.int64) for share in shares]
+    shares = deal(samples, ranks)
+    lengths = [torch.tensor([sample.length for sample in share], dtype=torch.int64) for share in shares]
+    groups = [torch.tensor([sample.group for sample in share], dtype=torch.int64) for share in shares]
     counts = Counts.across_ranks([Counts.of(*of_rank) for of_rank in zip(lengths, groups, strict=True)])
     weighed = [
-        dataclasses.replace(row, weight=float(w))
+        dataclasses.replace(sample, weight=float(w))
         for share, own, n, g in zip(shares, counts, lengths, groups, strict=True)
-        for row, w in zip(share, sequence_weights(loss, n, own, g), strict=True)
-        if row.length
+        for sample, w in zip(share, sequence_weights(loss, n, own, g), strict=True)
+        if sample.length
     ]
-    return StepBatch(tuple(sorted(weighed, key=lambda row: row.index)), counts[0].tokens)
+    return Update(tuple(sorted(weighed, key=lambda sample: sample.index)), counts[0].tokens)
 
 
 def _advantages(group: RolloutGroup) -> Tensor:
@@ -71,7 +71,7 @@ def _advantages(group: RolloutGroup) -> Tensor:
 
 
 def micro_batches(
-    rows: Iterable[Row],
+    samples: Iterable[Sample],
     budget: int,
     device: torch.device | str = "cpu",
     *,
@@ -80,18 +80,18 @@ def micro_batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> list[MicroBatch]:
-    """A rank's share of the rows in forwards of at most `budget` tokens, padding included; a longer row goes alone.
+    """A rank's share of the samples in forwards of at most `budget` tokens, padding included; a longer sample goes alone.
 
-    How the rows are cut changes no result: their weights are fixed. All ranks get the same number of micro-batches,
+    How the samples are cut changes no result: their weights are fixed. All ranks get the same number of micro-batches,
     because each forward is a meeting of all; one that has too few cuts the larger ones, or adds empty ones.
     """
-    cut = cut_rows(rows, budget, packed=packed, share=share, ranks=ranks)
-    return [collate(part, cut.form, device) for part in cut.parts[rank]]
+    cut = cut_samples(samples, budget, packed=packed, share=share, ranks=ranks)
+    return [collate(part, cut.layout, device) for part in cut.parts[rank]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """What goes into the layers, and where in what comes out each row's hidden states are."""
+    """What goes into the layers, and where in what comes out each sample's hidden states are."""
 
     input_ids: Tensor
     position_ids: Tensor | None
@@ -100,57 +100,57 @@ class _Inputs:
     seconds: list[int]  # and its second; the others follow on that
 
 
-def _padded(rows: Sequence[Row]) -> _Inputs:
-    input_ids = _pad([_sequence(row) for row in rows])
-    ends = [b * input_ids.shape[1] + len(row.prompt_ids) for b, row in enumerate(rows)]
+def _padded(samples: Sequence[Sample]) -> _Inputs:
+    input_ids = _pad([_sequence(sample) for sample in samples])
+    ends = [b * input_ids.shape[1] + len(sample.prompt_ids) for b, sample in enumerate(samples)]
     return _Inputs(input_ids, None, None, [end - 1 for end in ends], ends)
 
 
-def _packed(rows: Sequence[Row]) -> _Inputs:
-    sequences = [_sequence(row) for row in rows] or [_NOTHING]
+def _packed(samples: Sequence[Sample]) -> _Inputs:
+    sequences = [_sequence(sample) for sample in samples] or [_NOTHING]
     starts = [0, *itertools.accumulate(map(len, sequences))]
-    ends = [start + len(row.prompt_ids) for start, row in zip(starts, rows, strict=False)]
+    ends = [start + len(sample.prompt_ids) for start, sample in zip(starts, samples, strict=False)]
     position_ids = torch.cat([torch.arange(len(ids)) for ids in sequences])[None]
     return _Inputs(torch.cat(sequences)[None], position_ids, None, [end - 1 for end in ends], ends)
 
 
-def _shared(rows: Sequence[Row]) -> _Inputs:
+def _shared(samples: Sequence[Sample]) -> _Inputs:
     """Prompts padded on the right, where no token of theirs looks; a mask hides the padding from the completions."""
     place: dict[int, int] = {}  # of a group's prompt
     prompts: list[tuple[int, ...]] = []
-    for row in rows:
-        if row.group not in place:
-            place[row.group] = len(prompts)
-            prompts.append(row.prompt_ids)
-        elif prompts[place[row.group]] != row.prompt_ids:
-            raise ValueError(f"rows of group {row.group} have different prompts: they cannot share one")
-    of = torch.tensor([place[row.group] for row in rows] or [0])
+    for sample in samples:
+        if sample.group not in place:
+            place[sample.group] = len(prompts)
+            prompts.append(sample.prompt_ids)
+        elif prompts[place[sample.group]] != sample.prompt_ids:
+            raise ValueError(f"samples of group {sample.group} have different prompts: they cannot share one")
+    of = torch.tensor([place[sample.group] for sample in samples] or [0])
     lengths = torch.tensor([len(ids) for ids in prompts] or [1])
     prompt_ids = _pad([torch.tensor(ids) for ids in prompts])
-    input_ids = _pad([row.completion_ids[:-1] for row in rows])  # the last token predicts nothing
+    input_ids = _pad([sample.completion_ids[:-1] for sample in samples])  # the last token predicts nothing
     (_, width), (_, length) = prompt_ids.shape, input_ids.shape
-    # Padding stands on the row's last place: a model may have no positions beyond its context.
-    last = torch.tensor([len(row.completion_ids) - 1 for row in rows] or [0])
+    # Padding stands on the sample's last place: a model may have no positions beyond its context.
+    last = torch.tensor([len(sample.completion_ids) - 1 for sample in samples] or [0])
     position_ids = lengths[of, None] + torch.minimum(torch.arange(length), last[:, None])
     mask = None
     if int(lengths.min()) < width:
         mask = torch.ones(len(of), width + length, dtype=torch.int64)
         mask[:, :width] = torch.arange(width) < lengths[of, None]
-    firsts = [place[row.group] * width + len(row.prompt_ids) - 1 for row in rows]
-    seconds = [prompt_ids.numel() + b * length for b in range(len(rows))]
+    firsts = [place[sample.group] * width + len(sample.prompt_ids) - 1 for sample in samples]
+    seconds = [prompt_ids.numel() + b * length for b in range(len(samples))]
     return _Inputs(input_ids, position_ids, Prefix(prompt_ids, of, mask), firsts, seconds)
 
 
-_FORMS: dict[Form, Callable[[Sequence[Row]], _Inputs]] = {
+_LAYOUTS: dict[Layout, Callable[[Sequence[Sample]], _Inputs]] = {
     "padded": _padded,
     "packed": _packed,
     "shared": _shared,
 }
-_NOTHING = torch.zeros(1, dtype=torch.int64)  # a forward of no rows has one token, which nothing looks at
+_NOTHING = torch.zeros(1, dtype=torch.int64)  # a forward of no samples has one token, which nothing looks at
 
 
-def _sequence(row: Row) -> Tensor:
-    return torch.cat([torch.tensor(row.prompt_ids, dtype=torch.int64), row.completion_ids])
+def _sequence(sample: Sample) -> Tensor:
+    return torch.cat([torch.tensor(sample.prompt_ids, dtype=torch.int64), sample.completion_ids])
 
 
 def _pad(sequences: Sequence[Tensor]) -> Tensor:
@@ -158,28 +158,28 @@ def _pad(sequences: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([_NOTHING, *sequences], batch_first=True)[bool(sequences) :]
 
 
-def collate(rows: Sequence[Row], form: Form, device: torch.device | str) -> MicroBatch:
-    """One forward of these rows: its inputs, and the trainable tokens of all rows in flat lists [N]."""
-    inputs = _FORMS[form](rows)
-    lengths = torch.tensor([row.length for row in rows], dtype=torch.int64)
-    # Of no rows, too, there are tensors. Narrower types than what joins them: they change none.
+def collate(samples: Sequence[Sample], layout: Layout, device: torch.device | str) -> MicroBatch:
+    """One forward of these samples: its inputs, and the trainable tokens of all samples in flat lists [N]."""
+    inputs = _LAYOUTS[layout](samples)
+    lengths = torch.tensor([sample.length for sample in samples], dtype=torch.int64)
+    # Of no samples, too, there are tensors. Narrower types than what joins them: they change none.
     none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     at, positions, targets = [none], [none], [none]
-    for row, first, second in zip(rows, inputs.firsts, inputs.seconds, strict=True):
-        position = torch.nonzero(row.trainable).flatten()
+    for sample, first, second in zip(samples, inputs.firsts, inputs.seconds, strict=True):
+        position = torch.nonzero(sample.trainable).flatten()
         positions.append(position)
         at.append(torch.where(position == 0, first, second + position - 1))
-        targets.append(row.completion_ids[position])
+        targets.append(sample.completion_ids[position])
 
     def per_token(values: Sequence[float | int], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(lengths).to(device)
 
     def joined(name: str) -> Tensor | None:
-        parts = [getattr(row, name) for row in rows]
+        parts = [getattr(sample, name) for sample in samples]
         if parts and all(part is None for part in parts):
             return None
         if any(part is None for part in parts):
-            raise ValueError(f"{name}: some rows of the micro-batch have them, and some have none")
+            raise ValueError(f"{name}: some samples of the micro-batch have them, and some have none")
         return torch.cat([nothing, *parts]).to(device)
 
     return MicroBatch(
@@ -188,14 +188,14 @@ def collate(rows: Sequence[Row], form: Form, device: torch.device | str) -> Micr
         prefix=None if inputs.prefix is None else inputs.prefix.to(device),
         at=torch.cat(at).to(device),
         targets=torch.cat(targets).to(device),
-        rows=tuple(rows),
-        sequence_ids=per_token([row.index for row in rows], torch.int64),
-        group_ids=per_token([row.group for row in rows], torch.int64),
+        samples=tuple(samples),
+        sequence_ids=per_token([sample.index for sample in samples], torch.int64),
+        group_ids=per_token([sample.group for sample in samples], torch.int64),
         positions=torch.cat(positions).to(device),
         lengths=per_token(lengths.tolist(), torch.int64),
-        advantages=per_token([row.advantage for row in rows], torch.float64),
-        weights=per_token([row.weight for row in rows], torch.float64),
-        sampler_logps=torch.cat([nothing, *(row.sampler_logps for row in rows)]).to(device),
+        advantages=per_token([sample.advantage for sample in samples], torch.float64),
+        weights=per_token([sample.weight for sample in samples], torch.float64),
+        sampler_logps=torch.cat([nothing, *(sample.sampler_logps for sample in samples)]).to(device),
         old_logps=joined("old_logps"),
         ref_logps=joined("ref_logps"),
     )
@@ -218,7 +218,7 @@ def loss_batch(micro: MicroBatch, scores: TokenScores) -> LossBatch:
     )
 
 
-def split_rows(micro: MicroBatch, values: Tensor) -> dict[int, Tensor]:
-    """`values` [N] of a micro-batch → row index → [T_i], on the CPU."""
-    parts = values.detach().cpu().split([row.length for row in micro.rows])
-    return {row.index: part for row, part in zip(micro.rows, parts, strict=True)}
+def split_by_sample(micro: MicroBatch, values: Tensor) -> dict[int, Tensor]:
+    """`values` [N] of a micro-batch → sample index → [T_i], on the CPU."""
+    parts = values.detach().cpu().split([sample.length for sample in micro.samples])
+    return {sample.index: part for sample, part in zip(micro.samples, parts, strict=True)}

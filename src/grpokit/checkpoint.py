@@ -32,18 +32,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .export import Form, atomically, saved_dtype, whole, whole_weights, write_model
+from .export import SaveFormat, atomically, gather_to_main, gather_weights, saved_dtype, write_model
 from .flat import (
+    add_prefix,
     groups_from_tensors,
     groups_to_tensors,
-    prefixed,
-    under,
+    strip_prefix,
     updates_from_tensors,
     updates_to_tensors,
 )
 from .model import Policy
 from .parallel import ALONE, World, like
-from .step import Progress
+from .step import StepProgress
 from .types import Metric, Prompt, RolloutGroup
 
 FORMAT = 2  # of the trainer directory; raised when its contents change
@@ -56,7 +56,7 @@ class TrainState:
 
     step: int = 0  # steps done; it also says where the next one begins in the prompt order
     skipped: int = 0  # updates of those steps that were skipped because their numbers went wrong
-    unfinished: Progress | None = None  # of the next step
+    unfinished: StepProgress | None = None  # of the next step
     ahead: Sequence[
         RolloutGroup
     ] = ()  # of the next step: all ranks' rollouts that were sampled ahead, not scored
@@ -75,7 +75,7 @@ def save_checkpoint(
     policy: Policy,
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
-    form: Form,
+    save_format: SaveFormat,
     *,
     config: str = "",
     world: World = ALONE,
@@ -86,18 +86,18 @@ def save_checkpoint(
     All ranks must call it; the main one writes. `random_state` is this rank's, where it isn't the
     present one. Raises OSError, with nothing changed, where it can't be written.
     """
-    weights = whole_weights(policy, form, world)
-    moments = whole(_optimizer_tensors(policy, optimizer), world)
+    weights = gather_weights(policy, save_format, world)
+    moments = gather_to_main(_optimizer_tensors(policy, optimizer), world)
     noise, pythons = _random_states(world, random_state or random_state_now())
     if not world.is_main:
         return
 
     def write(directory: Path) -> None:
-        write_model(directory, weights, policy, tokenizer, form)
+        write_model(directory, weights, policy, tokenizer, save_format)
         trainer = directory / "trainer"
         trainer.mkdir()
         trained = {name: p.dtype for name, p in policy.model.named_parameters() if p.requires_grad}
-        if policy.lora is not None or saved_dtype(policy, form) not in trained.values():
+        if policy.lora is not None or saved_dtype(policy, save_format) not in trained.values():
             precise = {name: weights[name].contiguous() for name in trained}
             save_file(precise, trainer / "parameters.safetensors")
         save_file(moments, trainer / "optimizer.safetensors")
@@ -249,21 +249,26 @@ def _random_states(world: World, mine: RandomState) -> tuple[dict[str, Tensor], 
     return noise, world.gather_json(mine[1])
 
 
-def _write_progress(file: Path, step: Progress) -> dict[str, Any]:
+def _write_progress(file: Path, progress: StepProgress) -> dict[str, Any]:
     save_file(
-        prefixed("groups", groups_to_tensors(step.groups))
-        | prefixed("updates", updates_to_tensors(step.updates)),
+        add_prefix("groups", groups_to_tensors(progress.groups))
+        | add_prefix("updates", updates_to_tensors(progress.updates)),
         file,
     )
-    written = {name: metric.to_json() for name, metric in step.metrics.items()}
-    return {"prepared": step.prepared, "done": step.done, "skipped": step.skipped, "metrics": written}
+    written = {name: metric.to_json() for name, metric in progress.metrics.items()}
+    return {
+        "prepared": progress.prepared,
+        "done": progress.done,
+        "skipped": progress.skipped,
+        "metrics": written,
+    }
 
 
-def _read_progress(file: Path, record: dict[str, Any], prompt_at: Callable[[int], Prompt]) -> Progress:
+def _read_progress(file: Path, record: dict[str, Any], prompt_at: Callable[[int], Prompt]) -> StepProgress:
     tensors = load_file(file)
-    return Progress(
-        updates_from_tensors(under("updates", tensors)),
-        groups_from_tensors(under("groups", tensors), prompt_at),
+    return StepProgress(
+        updates_from_tensors(strip_prefix("updates", tensors)),
+        groups_from_tensors(strip_prefix("groups", tensors), prompt_at),
         record["prepared"],
         record["done"],
         record["skipped"],

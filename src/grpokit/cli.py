@@ -147,9 +147,9 @@ def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
 
 def _fail_among_ranks(error: Exception, world: World) -> int:
     """One message for the whole job, from the rank that knows the cause, or else from one that misses another."""
-    from .parallel import Together, is_lost_connection, whereabouts
+    from .parallel import FailedOnSomeRank, is_lost_connection, whereabouts
 
-    own = error.__cause__ if isinstance(error, Together) else error
+    own = error.__cause__ if isinstance(error, FailedOnSomeRank) else error
     if is_lost_connection(error):
         lost = world.lost_peer()
         if lost is not None:
@@ -207,9 +207,9 @@ def replay(config: ReplayConfig) -> int:
 
     with waiting("loading torch and the model"):
         _quiet()
-        from .configured import loss_of
+        from .configured import loss_from_config
         from .replay import replay as run
-    return int(run(config, loss_of))
+    return int(run(config, loss_from_config))
 
 
 def report(config: ReportConfig) -> int:
@@ -219,9 +219,9 @@ def report(config: ReportConfig) -> int:
     saved = Path(config.run) / "config.yaml"
     formula = None
     if saved.is_file():
-        from .configured import loss_of
+        from .configured import loss_from_config
 
-        formula = loss_of(load_yaml(TrainConfig, str(saved))).formula
+        formula = loss_from_config(load_yaml(TrainConfig, str(saved))).formula
     print(write_report(config.run, config.output or None, formula=formula))
     return 0
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .losses import LOSSES, Loss, LossBatch, StepStats, loss_options, make_loss, policy_loss
+from .losses import LOSSES, Loss, LossBatch, UpdateStats, loss_options, make_loss, policy_loss
 from .recorded import batch_for, read_batch
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class Comparison:
     """What one loss does to the batch."""
 
     loss: Loss
@@ -37,7 +37,7 @@ class Compared:
 
 def compare(
     path: str | Path, names: Sequence[str] = (), max_completion_length: int | None = None
-) -> list[Compared]:
+) -> list[Comparison]:
     """The batch in file `path` through the losses `names` (default: the whole table).
 
     A loss that needs what the batch hasn't got (the sampler's log-probs, groups) is returned with `refused` saying so. Raises
@@ -53,22 +53,22 @@ def compare(
     return [_one(loss, fields) for loss in losses]
 
 
-def _one(loss: Loss, fields: Mapping[str, Tensor]) -> Compared:
+def _one(loss: Loss, fields: Mapping[str, Tensor]) -> Comparison:
     nothing = torch.zeros(len(fields["logps"]), dtype=torch.float64)
     try:
         batch = batch_for(loss, fields)
         logps = batch.logps.clone().requires_grad_()
         batch = dataclasses.replace(batch, logps=logps)
-        stats = StepStats.of(loss, batch).finish(loss) if loss.coupling != "token" else None
+        stats = UpdateStats.of(loss, batch).finish(loss) if loss.coupling != "token" else None
         out = policy_loss(loss, batch, stats)
     except ValueError as error:
-        return Compared(loss, float("nan"), nothing, float("nan"), refused=str(error))
+        return Comparison(loss, float("nan"), nothing, float("nan"), refused=str(error))
     out.loss.backward()
     gradient = nothing if logps.grad is None else logps.grad
-    return Compared(loss, float(out.loss.detach()), gradient, out.metrics["ratio/ess"].value)
+    return Comparison(loss, float(out.loss.detach()), gradient, out.metrics["ratio/ess"].value)
 
 
-def cosines(found: Sequence[Compared]) -> Tensor:
+def cosines(found: Sequence[Comparison]) -> Tensor:
     """[L, L] cosine between the losses' gradients; NaN where one has none."""
     stacked = torch.stack([c.gradient for c in found])
     unit = stacked / stacked.norm(dim=-1, keepdim=True)
@@ -135,7 +135,7 @@ def print_comparison(
         say(f"plot: {plot(done, fields, Path(output))}")
 
 
-def plot(found: Sequence[Compared], fields: Mapping[str, Tensor], output: Path) -> Path:
+def plot(found: Sequence[Comparison], fields: Mapping[str, Tensor], output: Path) -> Path:
     """Cosines between all losses, and the gradient's share by completion length, as one picture."""
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--output {output}: expected a name ending in .png, .svg or .pdf")

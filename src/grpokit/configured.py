@@ -26,7 +26,7 @@ LOSS_OPTIONS = (
 )
 
 
-def loss_of(config: TrainConfig) -> Loss:
+def loss_from_config(config: TrainConfig) -> Loss:
     """The configured loss. Raises ValueError where an option is given that it does not use.
 
     Rollouts that are a step old are corrected by token truncation unless `correction_mode` says otherwise, or the
@@ -47,7 +47,7 @@ def loss_of(config: TrainConfig) -> Loss:
         raise ValueError(f"--{error}") from error  # its messages begin with the option's name
 
 
-def lora_of(config: TrainConfig) -> Lora | None:
+def lora_from_config(config: TrainConfig) -> Lora | None:
     """The configured adapter; None where all weights are trained."""
     if not config.lora_r:
         return None

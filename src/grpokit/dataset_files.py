@@ -24,8 +24,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from grpokit.loading import json_array, json_lines, one_line, parse_json
-from grpokit.overlay import did_you_mean
+from .loading import json_array, json_lines, one_line, parse_json
+from .overlay import did_you_mean
 
 # (place, values) of a row; a ValueError in the place of values says what is wrong with it.
 RawRow = tuple[str, Any]

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from .types import Prompt, RolloutGroup
 
 # (prompts, how many completions of each, greedy) → their groups, scored
-Completed = Callable[[Sequence[Prompt], int, bool], list[RolloutGroup]]
+Complete = Callable[[Sequence[Prompt], int, bool], list[RolloutGroup]]
 
 PASS = 1.0  # a completion passes where the first reward function gives it at least this
 
 
 def evaluate(
-    completed: Completed,
+    completed: Complete,
     prompts: Sequence[Prompt],
     *,
     num_generations: int,

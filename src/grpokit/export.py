@@ -14,44 +14,46 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .adapter import without, write_adapter
+from .adapter import merge_adapter, write_adapter
 from .model import DTYPES, Policy
 from .parallel import ALONE, World, full
 
 
 @dataclass(frozen=True)
-class Form:
+class SaveFormat:
     """How a policy is saved."""
 
     dtype: str | None = None  # as loaded; of an adapter, as it is trained
     only_adapter: bool = False  # else an adapter is added to the weights that it stands beside
 
 
-def save_model(path: Path, policy: Policy, tokenizer: Any, form: Form, world: World = ALONE) -> None:
+def save_model(
+    path: Path, policy: Policy, tokenizer: Any, save_format: SaveFormat, world: World = ALONE
+) -> None:
     """Write a Hugging Face directory to `path` (made, or replaced whole). Raises OSError where it can't be written."""
-    weights = whole_weights(policy, form, world)
+    weights = gather_weights(policy, save_format, world)
     if world.is_main:
-        atomically(path, lambda directory: write_model(directory, weights, policy, tokenizer, form))
+        atomically(path, lambda directory: write_model(directory, weights, policy, tokenizer, save_format))
 
 
-def whole_weights(policy: Policy, form: Form, world: World) -> dict[str, Tensor]:
+def gather_weights(policy: Policy, save_format: SaveFormat, world: World) -> dict[str, Tensor]:
     """The part of the policy's state dict that `form` needs, gathered on the main rank. All ranks call it."""
     weights = policy.model.state_dict(keep_vars=True)
-    if form.only_adapter:
+    if save_format.only_adapter:
         weights = {name: tensor for name, tensor in weights.items() if tensor.requires_grad}
-    return whole(weights, world)
+    return gather_to_main(weights, world)
 
 
 def write_model(
-    directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, form: Form
+    directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, save_format: SaveFormat
 ) -> None:
-    """Write weights that `whole_weights` gave, with the model's config and tokenizer, into an empty directory."""
-    model, dtype = policy.model, saved_dtype(policy, form)
+    """Write weights that `gather_weights` gave, with the model's config and tokenizer, into an empty directory."""
+    model, dtype = policy.model, saved_dtype(policy, save_format)
     tokenizer.save_pretrained(directory)
-    if form.only_adapter:
+    if save_format.only_adapter:
         assert policy.lora is not None
         return write_adapter(directory, weights, policy.lora, dtype)
-    weights = dict(without(weights, model, lambda tensor: tensor))
+    weights = dict(merge_adapter(weights, model, lambda tensor: tensor))
     narrowed: dict[int, Tensor] = {
         id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
     }
@@ -66,26 +68,26 @@ def write_model(
     described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def saved_dtype(policy: Policy, form: Form) -> torch.dtype:
+def saved_dtype(policy: Policy, save_format: SaveFormat) -> torch.dtype:
     """Type of saved weights: as asked for, else as loaded; a float64 run keeps float64, an adapter what it's trained in."""
-    if form.dtype is not None:
-        return DTYPES[form.dtype]
+    if save_format.dtype is not None:
+        return DTYPES[save_format.dtype]
     if policy.compute_dtype == torch.float64:
         return torch.float64
-    return torch.float32 if form.only_adapter else policy.stored_dtype
+    return torch.float32 if save_format.only_adapter else policy.stored_dtype
 
 
-def for_engine(policy: Policy, only_adapter: bool = False) -> Form:
+def engine_format(policy: Policy, only_adapter: bool = False) -> SaveFormat:
     """How another engine gets the weights: in the type that the policy computes in, whatever type they are saved in.
 
     Less would hide small steps from it; and what a resumed run sends must not depend on what a checkpoint was saved in.
     """
     compute = str(policy.compute_dtype).removeprefix("torch.")
-    return Form(None if only_adapter else compute, only_adapter)
+    return SaveFormat(None if only_adapter else compute, only_adapter)
 
 
 def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """The policy's weights under the names of its directory, whole and as `for_engine` says, one at a time.
+    """The policy's weights under the names of its directory, whole and as `engine_format` says, one at a time.
 
     Tied weights come once, an adapter is in them. On the device; all ranks must go through it together, unless it's for
     `shapes_only`: then the tensors are on torch's meta device, and nothing is gathered. Raises ValueError where a
@@ -95,7 +97,7 @@ def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Ten
         raise ValueError(
             f"{type(policy.model).__name__} keeps its weights in another form than its directory; use --vllm_sync files"
         )
-    dtype, seen = saved_dtype(policy, for_engine(policy)), set()
+    dtype, seen = saved_dtype(policy, engine_format(policy)), set()
     weights = {}
     for name, tensor in policy.model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -108,11 +110,11 @@ def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Ten
     def gathered(tensor: Tensor) -> Tensor:
         return full(tensor.detach())
 
-    for name, tensor in without(weights, policy.model, described if shapes_only else gathered):
+    for name, tensor in merge_adapter(weights, policy.model, described if shapes_only else gathered):
         yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+def gather_to_main(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """Tensors whole and on the CPU, on the main rank only: one at a time, so that no other holds more than that."""
     found: dict[int, Tensor] = {}  # tied weights are one tensor with two names
     for tensor in tensors.values():

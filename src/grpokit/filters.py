@@ -10,7 +10,7 @@ import torch
 from .types import Metric, Metrics, Prompt, RolloutGroup
 
 
-def with_spread(
+def resample(
     prompts_from: Callable[[int, int], list[Prompt]],
     complete: Callable[[Sequence[Prompt]], list[RolloutGroup]],
     step: int,
@@ -68,7 +68,7 @@ def _has_spread(group: RolloutGroup, weights: Sequence[float]) -> bool:
     return any(len(values) > 1 and bool(values.max() > values.min()) for values in present)
 
 
-def without_truncated(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+def mask_truncated(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
     """Groups whose truncated completions may not be trained on: overlong filtering (arXiv 2503.14476, section 3.4).
 
     Their rewards stay in the group's baseline; their tokens leave the loss and its denominators.

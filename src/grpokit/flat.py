@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .losses import Stats
-from .types import Prompt, Rollout, RolloutGroup, Row, StepBatch
+from .types import Prompt, Rollout, RolloutGroup, Sample, Update
 
 Tensors = dict[str, Tensor]
 
@@ -80,31 +80,33 @@ def groups_from_tensors(
 _LOGPS = ("old_logps", "ref_logps")
 
 
-def rows_to_tensors(rows: Sequence[Row]) -> Tensors:
-    """Rows of an update, whole."""
+def samples_to_tensors(samples: Sequence[Sample]) -> Tensors:
+    """Samples of an update, whole."""
     found = {
-        "index": torch.tensor([row.index for row in rows], dtype=torch.int64),
-        "group": torch.tensor([row.group for row in rows], dtype=torch.int64),
-        "prompt_length": torch.tensor([len(row.prompt_ids) for row in rows], dtype=torch.int64),
-        "prompt_ids": _ragged([torch.tensor(row.prompt_ids) for row in rows], torch.int64),
-        "completion_length": torch.tensor([len(row.completion_ids) for row in rows], dtype=torch.int64),
-        "completion_ids": _ragged([row.completion_ids for row in rows], torch.int64),
-        "trainable": _ragged([row.trainable for row in rows], torch.bool),
-        "advantage": torch.tensor([row.advantage for row in rows], dtype=torch.float64),
-        "weight": torch.tensor([row.weight for row in rows], dtype=torch.float64),
-        "length": torch.tensor([row.length for row in rows], dtype=torch.int64),
-        "sampler_logps": _ragged([row.sampler_logps for row in rows], torch.float32),
+        "index": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        "group": torch.tensor([sample.group for sample in samples], dtype=torch.int64),
+        "prompt_length": torch.tensor([len(sample.prompt_ids) for sample in samples], dtype=torch.int64),
+        "prompt_ids": _ragged([torch.tensor(sample.prompt_ids) for sample in samples], torch.int64),
+        "completion_length": torch.tensor(
+            [len(sample.completion_ids) for sample in samples], dtype=torch.int64
+        ),
+        "completion_ids": _ragged([sample.completion_ids for sample in samples], torch.int64),
+        "trainable": _ragged([sample.trainable for sample in samples], torch.bool),
+        "advantage": torch.tensor([sample.advantage for sample in samples], dtype=torch.float64),
+        "weight": torch.tensor([sample.weight for sample in samples], dtype=torch.float64),
+        "length": torch.tensor([sample.length for sample in samples], dtype=torch.int64),
+        "sampler_logps": _ragged([sample.sampler_logps for sample in samples], torch.float32),
     }
     for name in _LOGPS:
-        known = [row for row in rows if getattr(row, name) is not None]
+        known = [sample for sample in samples if getattr(sample, name) is not None]
         if known:
-            found[name] = torch.cat([getattr(row, name) for row in known])
-            found[name + "_known"] = torch.tensor([getattr(row, name) is not None for row in rows])
+            found[name] = torch.cat([getattr(sample, name) for sample in known])
+            found[name + "_known"] = torch.tensor([getattr(sample, name) is not None for sample in samples])
     return found
 
 
-def rows_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Row, ...]:
-    """What `rows_to_tensors` took apart."""
+def samples_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Sample, ...]:
+    """What `samples_to_tensors` took apart."""
     lengths = tensors["length"].tolist()
     count = len(lengths)
     prompts = tensors["prompt_ids"].split(tensors["prompt_length"].tolist())
@@ -119,7 +121,7 @@ def rows_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Row, ...]:
             parts = iter(tensors[name].split([n for n, has in zip(lengths, known, strict=True) if has]))
             logps[name] = [next(parts) if has else None for has in known]  # pyright: ignore[reportArgumentType]
     return tuple(
-        Row(
+        Sample(
             index=int(tensors["index"][i]),
             group=int(tensors["group"][i]),
             prompt_ids=tuple(prompts[i].tolist()),
@@ -133,23 +135,23 @@ def rows_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Row, ...]:
     )
 
 
-def updates_to_tensors(updates: Sequence[StepBatch]) -> Tensors:
+def updates_to_tensors(updates: Sequence[Update]) -> Tensors:
     """A step's updates, each under its number."""
     return {
         f"{u}/{name}": value
         for u, update in enumerate(updates)
         for name, value in {
-            **rows_to_tensors(update.rows),
+            **samples_to_tensors(update.samples),
             "num_tokens": torch.tensor([update.num_tokens]),
         }.items()
     }
 
 
-def updates_from_tensors(tensors: Mapping[str, Tensor]) -> list[StepBatch]:
+def updates_from_tensors(tensors: Mapping[str, Tensor]) -> list[Update]:
     """What `updates_to_tensors` took apart."""
     numbers = sorted({int(name.split("/")[0]) for name in tensors})
     parts = [{n.split("/", 1)[1]: v for n, v in tensors.items() if n.startswith(f"{u}/")} for u in numbers]
-    return [StepBatch(rows_from_tensors(part), int(part["num_tokens"])) for part in parts]
+    return [Update(samples_from_tensors(part), int(part["num_tokens"])) for part in parts]
 
 
 def stats_to_tensors(stats: Stats) -> Tensors:
@@ -169,11 +171,11 @@ def stats_from_tensors(tensors: Mapping[str, Tensor]) -> Stats:
     return Stats(tensors["sequence_ids"], tensors["positions"], part("token/"), part("sequence/"))
 
 
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """The same tensors under `prefix`/name."""
     return {f"{prefix}/{name}": value for name, value in tensors.items()}
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """Those under `prefix`, without it."""
     return {n.removeprefix(prefix + "/"): v for n, v in tensors.items() if n.startswith(prefix + "/")}

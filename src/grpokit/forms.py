@@ -9,7 +9,7 @@ from .model import Policy
 from .reference import AdapterOff, Reference
 
 
-def packs(config: TrainConfig, policy: Policy) -> bool:
+def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
     """Whether micro-batches are packed. Raises ValueError where they are asked to be and the model can't be."""
     if config.packing == "packed" and not policy.packs:
         raise ValueError(
@@ -20,7 +20,7 @@ def packs(config: TrainConfig, policy: Policy) -> bool:
     return policy.packs and (config.packing == "packed" or (config.packing == "auto" and varlen))
 
 
-def sharing(
+def resolve_sharing(
     config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
 ) -> tuple[Sharing, str | None]:
     """Whether completions of up to `longest` tokens, prompt included, share their prompts; and if not, why.

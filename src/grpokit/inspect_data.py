@@ -13,13 +13,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from grpokit.commands import InspectConfig
-from grpokit.console import console, say
-from grpokit.dataset_files import open_dataset
-from grpokit.loading import one_line
-from grpokit.prompts import Prompts
-from grpokit.rows import DatasetRow, read_rows, recognised
-from grpokit.types import Messages, Prompt
+from .commands import InspectConfig
+from .console import console, say
+from .dataset_files import open_dataset
+from .loading import one_line
+from .prompts import Prompts
+from .rows import DatasetRow, describe_dataset, read_rows
+from .types import Messages, Prompt
 
 SHOWN = 10  # of what is wrong
 WIDTH = 48  # so that titles stay on a line
@@ -32,7 +32,7 @@ def inspect_data(config: InspectConfig) -> bool:
     """
     source = open_dataset(config.file, "inspect-data", config.dataset_split)
     rows, bad = read_rows(source, skip_bad_rows=True, limit=config.max_samples)
-    say(recognised(source, rows))
+    say(describe_dataset(source, rows))
     if not config.model:
         for row in rows[: config.rows]:
             console.print(_panel(Text(_written(row.content)), row.source, row.columns))
@@ -53,7 +53,7 @@ def inspect_data(config: InspectConfig) -> bool:
 def _tokenized(
     config: InspectConfig, rows: Sequence[DatasetRow], bad: Sequence[str]
 ) -> tuple[list[Prompt], Any, tuple[str, ...]]:
-    from grpokit.pretrained import load_tokenizer
+    from .pretrained import load_tokenizer
 
     if not any((Path(config.model) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"--model {config.model}: has no config.json; name a model's directory")

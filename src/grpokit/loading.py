@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from grpokit.overlay import did_you_mean
+from .overlay import did_you_mean
 
 FORMS = "file.py:name or package.module:name"
 EXPECTED_JSON_LINES = "expected a .jsonl or .jsonl.gz file with one JSON object per line"

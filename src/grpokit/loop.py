@@ -7,15 +7,15 @@ What is not here: how a run is put together and what it writes (`run.py`), and e
 
 from __future__ import annotations
 
-from .advantages import with_advantages
+from .advantages import add_advantages
 from .batching import plan_step
 from .console import StepDisplay
-from .filters import with_spread, without_truncated
+from .filters import mask_truncated, resample
 from .metrics import Clock, rollout_metrics
 from .optimizer import learning_rate, set_learning_rate
 from .rewards import reward_metrics
 from .run import Run
-from .step import Progress, learn
+from .step import StepProgress, learn
 
 
 def train(run: Run) -> None:
@@ -28,7 +28,7 @@ def train(run: Run) -> None:
             clock = Clock()
             with clock("step"):
                 if run.unfinished is None:  # else a checkpoint has brought a step back in its midst
-                    groups, filtered = with_spread(
+                    groups, filtered = resample(
                         run.prompts.take,
                         lambda prompts, clock=clock: run.complete(prompts, clock),  # sample, and score
                         step,
@@ -36,14 +36,14 @@ def train(run: Run) -> None:
                         config.max_resample_times,
                         run.reward_weights,
                     )
-                    groups = with_advantages(
+                    groups = add_advantages(
                         groups, config.advantage_estimator, run.scale_rewards, run.reward_weights
                     )
                     if config.mask_truncated_completions:
-                        groups = without_truncated(groups)
+                        groups = mask_truncated(groups)
                     # The weights are fixed here.
                     updates = plan_step(groups, run.loss, config.updates_per_step, ranks)
-                    run.unfinished = Progress(updates, groups, metrics=filtered | run.staleness(groups))
+                    run.unfinished = StepProgress(updates, groups, metrics=filtered | run.staleness(groups))
                 run.sample_ahead()  # with --async_depth 1, the next step's
                 rate = set_learning_rate(run.optimizer, learning_rate(config, step))
                 with clock("learn"), run.recording(step, run.unfinished):

@@ -30,7 +30,7 @@ T = TypeVar("T")
 PEER_WAIT = 5.0  # seconds that a rank waits for word of the others when a collective has failed
 
 
-class Together(RuntimeError):
+class FailedOnSomeRank(RuntimeError):
     """A rank has failed in a place where all wait for each other: that one has a cause, the others have none."""
 
 
@@ -75,7 +75,7 @@ class World:
         payload = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         return [load(part) for part in self.gather_bytes(payload)]
 
-    def gather_rows(self, found: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def gather_by_index(self, found: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Values by row, row index → [T_i], of all ranks together."""
         if self.size == 1:
             return dict(found)
@@ -137,7 +137,7 @@ class World:
         except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know
             failed = error
         if self.any(failed is not None):
-            raise Together(whereabouts(self)) from failed
+            raise FailedOnSomeRank(whereabouts(self)) from failed
 
     # ------------------------------------------------------------------- when something fails
 
@@ -295,7 +295,7 @@ def _sharded(policy: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def whole_weights(policy: nn.Module) -> Iterator[None]:
+def unsharded(policy: nn.Module) -> Iterator[None]:
     """Gather all weights once; inside, forwards of the model or of its parts run without collectives.
 
     Every rank must enter and leave it. Nothing to do where nothing is sharded.

@@ -12,7 +12,7 @@ import torch
 from .adapter import attach
 from .checks import check_train_config
 from .config import PlanConfig
-from .configured import lora_of, loss_of
+from .configured import lora_from_config, loss_from_config
 from .footprint import Activations, Group, Sizes, activations_of, sizes_of
 from .logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
 from .losses import Loss
@@ -164,7 +164,7 @@ def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
     compute = resolve_dtype(config.dtype, torch.device(config.device))
     master = torch.float64 if compute == torch.float64 else torch.float32
     stored = DTYPES[config.save_dtype] if config.save_dtype else model.dtype
-    lora = lora_of(config)
+    lora = lora_from_config(config)
     if lora is not None:
         attach(model, lora, frozen=compute, trained=master)
     activations = activations_of(model, *fullest(config), compute, master)
@@ -209,7 +209,7 @@ def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activ
         types=types,
         batch=batch,
         memory=tuple(part for part in parts if part.bytes),
-        traffic=_traffic(config, sizes, reference, batch, types, loss_of(config)),
+        traffic=_traffic(config, sizes, reference, batch, types, loss_from_config(config)),
         host=_host(config, sizes, types),
     )
 

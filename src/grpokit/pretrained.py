@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapter import Lora, attach, base_of, in_4_bits, merge_into
+from .adapter import Lora, attach, base_of, merge_into, quantization_options
 from .architecture import backbone, head, layers, obstacle
 from .batching import collate
 from .model import Policy, resolve_dtype
-from .parallel import ALONE, World, shard, whole_weights
-from .types import Form, Row
+from .parallel import ALONE, World, shard, unsharded
+from .types import Layout, Sample
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def load_policy(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if lora is not None and lora.quantized:
-        options |= in_4_bits(compute, device)
+        options |= quantization_options(compute, device)
     model, stored = _load(path, options)
     model.config.use_cache = True
     dropped = remove_dropout(model)
@@ -69,7 +69,7 @@ def load_policy(
             # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
             # run would differ in the last bit.
             parameter.data = parameter.data.clone()
-    said = world.gather_json(_probe_forms(policy))  # what one rank can't, none does: they must cut alike
+    said = world.gather_json(_probe_layouts(policy))  # what one rank can't, none does: they must cut alike
     policy.packs = all(packs for packs, _ in said)
     policy.shares_not = next((why for _, why in said if why is not None), None)
     if gradient_checkpointing:  # each computation of a layer would append to the cache
@@ -97,7 +97,7 @@ def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
 
 
 def compile_layers(policy: Policy) -> None:
-    """torch.compile each layer, for rows of any number and length. Sampling leaves them as they are.
+    """torch.compile each layer, for samples of any number and length. Sampling leaves them as they are.
 
     Each by itself: that is what FSDP2 gathers, and one compilation serves all of them.
     """
@@ -115,7 +115,7 @@ def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # A kernel for packed rows keeps what sdpa keeps, and may not be installed where a run is planned.
+    # A kernel for packed samples keeps what sdpa keeps, and may not be installed where a run is planned.
     attention = "eager" if attn_implementation == "eager" else "sdpa"
     try:
         trust = {"trust_remote_code": trust_remote_code}
@@ -164,21 +164,21 @@ def remove_dropout(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _probe_forms(policy: Policy) -> tuple[bool, str | None]:
-    """Whether rows may be packed, and why prompts may not be shared: log-probs must be those of rows that stand alone."""
+def _probe_layouts(policy: Policy) -> tuple[bool, str | None]:
+    """Whether samples may be packed, and why prompts may not be shared: log-probs must be those of samples that stand alone."""
     vocabulary = policy.model.config.get_text_config().vocab_size
-    rows = [_probe_row(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
+    samples = [_probe_sample(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
     # FSDP2 wants a forward of the root before any of its parts': this is one, and _probe_head calls parts.
-    want = policy(collate(rows, "padded", policy.device))[0].logps
+    want = policy(collate(samples, "padded", policy.device))[0].logps
 
-    def gap(form: Form) -> float:
-        return float((want - policy(collate(rows, form, policy.device))[0].logps).abs().max())
+    def gap(layout: Layout) -> float:
+        return float((want - policy(collate(samples, layout, policy.device))[0].logps).abs().max())
 
     try:
         packs = gap("packed") < _tolerance(policy)
     except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that start again
         packs = False
-    reason = obstacle(policy.model, max(row.num_tokens for row in rows))
+    reason = obstacle(policy.model, max(sample.num_tokens for sample in samples))
     if reason is None:
         try:
             apart = gap("shared")
@@ -189,12 +189,12 @@ def _probe_forms(policy: Policy) -> tuple[bool, str | None]:
     return packs, reason
 
 
-def _probe_row(index: int, group: int, vocabulary: int) -> Row:
-    """A row of 5 to 8 tokens, whose prompt is its group's: 3 or 2 of them."""
+def _probe_sample(index: int, group: int, vocabulary: int) -> Sample:
+    """A sample of 5 to 8 tokens, whose prompt is its group's: 3 or 2 of them."""
     prompt = tuple((5 * i + 2 * group + 1) % vocabulary for i in range(3 - group))
     ids = (torch.arange(3 + index) * 7 + 3 * index + 1) % vocabulary
     ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids))
-    return Row(index, group, prompt, ids, ones, 0.0, 0.0, len(ids), zeros)
+    return Sample(index, group, prompt, ids, ones, 0.0, 0.0, len(ids), zeros)
 
 
 def _tolerance(policy: Policy) -> float:
@@ -206,7 +206,7 @@ def _probe_head(policy: Policy, path: str) -> None:
     """Our head against the model's own on a few tokens: an unknown scale or cap would be silently wrong."""
     model = policy.model
     ids = torch.arange(8, device=policy.device)[None] % model.config.get_text_config().vocab_size
-    with whole_weights(policy), policy.computing():
+    with unsharded(policy), policy.computing():
         want = model(input_ids=ids, use_cache=False).logits[0].double()
         got = (
             head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from grpokit.loading import one_line
-from grpokit.rows import DatasetRow
-from grpokit.types import Messages, Prompt
+from .loading import one_line
+from .rows import DatasetRow
+from .types import Messages, Prompt
 
 LongPrompts = Literal["error", "truncate_left", "drop"]
 

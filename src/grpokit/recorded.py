@@ -15,33 +15,33 @@ import torch
 from torch import Tensor
 
 from .losses import Counts, Loss, LossBatch, sequence_weights
-from .types import Row
+from .types import Sample
 
 REQUIRED = ("logps", "advantages", "sequence_ids")
 OPTIONAL = tuple(f.name for f in dataclasses.fields(LossBatch) if f.name not in (*REQUIRED, "weights"))
 
 
 def write_batch(
-    path: Path, rows: Sequence[Row], old: Mapping[int, Tensor], new: Mapping[int, Tensor]
+    path: Path, samples: Sequence[Sample], old: Mapping[int, Tensor], new: Mapping[int, Tensor]
 ) -> None:
-    """Write an update's rows: `old` and `new` are row index → [T_i], the log-probs before and after the step's updates."""
+    """Write an update's samples: `old` and `new` are sample index → [T_i], the log-probs before and after the step's updates."""
     from safetensors.torch import save_file
 
-    rows = [row for row in rows if row.index in new]
-    lengths = torch.tensor([row.length for row in rows])
+    samples = [sample for sample in samples if sample.index in new]
+    lengths = torch.tensor([sample.length for sample in samples])
 
     def per_token(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(lengths)
 
     fields = {
-        "logps": torch.cat([new[row.index] for row in rows]),
-        "old_logps": torch.cat([old[row.index] for row in rows]),
-        "sampler_logps": torch.cat([row.sampler_logps for row in rows]),
-        "advantages": per_token([row.advantage for row in rows], torch.float64),
-        "sequence_ids": per_token([row.index for row in rows], torch.int64),
-        "group_ids": per_token([row.group for row in rows], torch.int64),
-        "lengths": per_token([row.length for row in rows], torch.int64),
-        "positions": torch.cat([torch.nonzero(row.trainable).flatten() for row in rows]),
+        "logps": torch.cat([new[sample.index] for sample in samples]),
+        "old_logps": torch.cat([old[sample.index] for sample in samples]),
+        "sampler_logps": torch.cat([sample.sampler_logps for sample in samples]),
+        "advantages": per_token([sample.advantage for sample in samples], torch.float64),
+        "sequence_ids": per_token([sample.index for sample in samples], torch.int64),
+        "group_ids": per_token([sample.group for sample in samples], torch.int64),
+        "lengths": per_token([sample.length for sample in samples], torch.int64),
+        "positions": torch.cat([torch.nonzero(sample.trainable).flatten() for sample in samples]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: values.contiguous() for name, values in fields.items()}, path)

@@ -19,25 +19,32 @@ from .batching import collate
 from .checkpoint import checkpoints, load_parameters, read_record
 from .commands import ReplayConfig
 from .config import TrainConfig
-from .configured import lora_of
+from .configured import lora_from_config
 from .console import console, say
-from .flat import prefixed, rows_from_tensors, rows_to_tensors, stats_from_tensors, stats_to_tensors, under
+from .flat import (
+    add_prefix,
+    samples_from_tensors,
+    samples_to_tensors,
+    stats_from_tensors,
+    stats_to_tensors,
+    strip_prefix,
+)
 from .losses import Loss, Stats
 from .model import Policy, default_device
 from .overlay import from_yaml, to_yaml
 from .pretrained import load_policy
 from .step import Offender
-from .types import Form, Row
+from .types import Layout, Sample
 
 
 @dataclass(frozen=True)
-class Dumped:
-    """What a dump holds: the rows, the statistics they were given, and where in which run that was."""
+class Dump:
+    """What a dump holds: the samples, the statistics they were given, and where in which run that was."""
 
-    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
     stats: Stats | None
     config: TrainConfig
-    form: Form
+    layout: Layout
     what: str
     step: int  # steps done before it
     policy_version: int
@@ -47,12 +54,12 @@ def write_offender(
     file: Path, offender: Offender, config: TrainConfig, step: int, policy_version: int
 ) -> None:
     """Write a micro-batch with all that a replay needs but the weights."""
-    tensors = prefixed("rows", rows_to_tensors(offender.rows))
+    tensors = add_prefix("samples", samples_to_tensors(offender.samples))
     if offender.stats is not None:
-        tensors |= prefixed("stats", stats_to_tensors(offender.stats))
+        tensors |= add_prefix("stats", stats_to_tensors(offender.stats))
     about = {
         "what": offender.what,
-        "form": offender.form,
+        "layout": offender.layout,
         "step": step,
         "policy_version": policy_version,
     }
@@ -60,7 +67,7 @@ def write_offender(
     save_file(tensors, file, metadata={"about": json.dumps(about), "config": to_yaml(config)})
 
 
-def read_offender(file: Path) -> Dumped:
+def read_offender(file: Path) -> Dump:
     """What `write_offender` wrote. Raises ValueError naming the file where it's something else."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file; expected a dump from a run's nonfinite/ directory")
@@ -69,9 +76,9 @@ def read_offender(file: Path) -> Dumped:
             metadata = content.metadata() or {}
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
         about = json.loads(metadata["about"])
-        stats = under("stats", tensors)
-        return Dumped(
-            rows=rows_from_tensors(under("rows", tensors)),
+        stats = strip_prefix("stats", tensors)
+        return Dump(
+            samples=samples_from_tensors(strip_prefix("samples", tensors)),
             stats=stats_from_tensors(stats) if stats else None,
             config=from_yaml(TrainConfig, metadata["config"], str(file)),
             **about,
@@ -80,7 +87,7 @@ def read_offender(file: Path) -> Dumped:
         raise ValueError(f"{file}: is no dump of a micro-batch: {error}") from error
 
 
-def weights_for(dumped: Dumped, file: Path, model: str) -> tuple[Path, str]:
+def weights_for(dumped: Dump, file: Path, model: str) -> tuple[Path, str]:
     """The weights to replay with, and how near they are to those of the moment. Raises ValueError where there are none."""
     if model:
         return Path(model), "as asked for"
@@ -111,7 +118,7 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
     say(f"weights: {weights} ({how_near})")
     # An adapter is in trainer/, beside the model that it belongs to; any other directory is taken as it is.
     beside = (weights / "trainer" / "parameters.safetensors").is_file() or weights == Path(c.model)
-    lora = lora_of(c) if beside else None
+    lora = lora_from_config(c) if beside else None
     policy = load_policy(
         str(weights) if lora is None else c.model,
         dtype=config.dtype or c.dtype,
@@ -130,7 +137,7 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class ReplayResult:
     """What a replay found."""
 
     first: str | None  # where the first number that isn't finite came up, forwards and then backwards
@@ -155,9 +162,9 @@ class Replayed:
         return table
 
 
-def run_again(policy: Policy, loss: Loss, dumped: Dumped) -> Replayed:
+def run_again(policy: Policy, loss: Loss, dumped: Dump) -> ReplayResult:
     """Forward and backward of the dumped micro-batch, watched."""
-    micro = collate(dumped.rows, dumped.form, policy.device)
+    micro = collate(dumped.samples, dumped.layout, policy.device)
     seen: list[tuple[str, float]] = []
     with watching(policy, seen):
         scores, output = policy(micro, loss, dumped.stats)
@@ -170,7 +177,7 @@ def run_again(policy: Policy, loss: Loss, dumped: Dumped) -> Replayed:
     first = next((f"output of {name}" for name, value in seen if not value < float("inf")), None)
     if first is None and bad:
         first = f"gradient of {bad[-1]} (of {len(bad)} parameters; the last in the forward is the first going back)"
-    return Replayed(first, seen, float(output.loss.detach()), bad)
+    return ReplayResult(first, seen, float(output.loss.detach()), bad)
 
 
 @contextmanager

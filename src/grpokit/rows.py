@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from grpokit.dataset_files import Source, open_dataset
-from grpokit.loading import EXPECTED_JSON_LINES, one_line
-from grpokit.types import SAMPLED, Messages
+from .dataset_files import Source, open_dataset
+from .loading import EXPECTED_JSON_LINES, one_line
+from .types import SAMPLED, Messages
 
 STATEMENTS = ("prompt", "messages", "question")
 EXPECTED_ROW = "expected an object with a column `prompt`, `messages` or `question`"
@@ -80,7 +80,7 @@ def read_rows(
     return rows, skipped
 
 
-def recognised(source: Source, rows: Sequence[DatasetRow]) -> str:
+def describe_dataset(source: Source, rows: Sequence[DatasetRow]) -> str:
     """What was found and how it is read, in one line for the start of the run."""
     split = f", split {source.split}" if source.split else ""
     shapes = Counter(map(_shape, rows))

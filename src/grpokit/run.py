@@ -19,7 +19,7 @@ from .configured import correction_note
 from .console import before_after, console, counting, say
 from .cutting import Sharing
 from .evaluate import evaluate
-from .export import Form, save_model
+from .export import SaveFormat, save_model
 from .filters import first_position
 from .flat import groups_from_tensors, groups_to_tensors
 from .losses import Loss
@@ -27,7 +27,7 @@ from .losses.lint import notes
 from .metrics import Clock, JsonLines, staleness, values
 from .model import Policy
 from .overlay import to_yaml
-from .parallel import Together, World
+from .parallel import FailedOnSomeRank, World
 from .prompts import Prompts
 from .recorded import write_batch
 from .records import group_record, sample_of_groups
@@ -35,14 +35,14 @@ from .reference import Reference
 from .replay import write_offender
 from .rewards import Reward, score
 from .rollouts import Sampler, SamplingStopped
-from .rollouts.ahead import Ahead
+from .rollouts.ahead import SampleAhead
 from .signals import Stopped, StopRequest
-from .step import Learning, NonFiniteError, Offender, Progress
-from .step import score as score_rows
+from .step import Learning, NonFiniteError, Offender, StepProgress
+from .step import score as score_samples
 from .trackers import Tracker
 from .types import Metric, Metrics, Prompt, RolloutGroup
 
-FLAT = 5  # steps without anything to learn from, before the run says so
+STEPS_WITHOUT_SIGNAL = 5  # steps without anything to learn from, before the run says so
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Run:
     rewards: tuple[Reward, ...]
     sampler: Sampler
     eval_sampler: Sampler
-    ahead: Ahead | None  # the sampler, where it samples a step ahead
+    ahead: SampleAhead | None  # the sampler, where it samples a step ahead
     optimizer: torch.optim.Optimizer
     state: TrainState
     output: Path
@@ -75,9 +75,9 @@ class Run:
     world: World
     stop: StopRequest
     trackers: list[Tracker] = field(default_factory=list)
-    unfinished: Progress | None = None  # the step that is under way
+    unfinished: StepProgress | None = None  # the step that is under way
     random_state: RandomState = field(default_factory=random_state_now)  # where the present step began
-    flat: float = 0  # steps since this process began, until one had something to learn from
+    steps_without_signal: float = 0  # steps since this process began, until one had something to learn from
 
     @property
     def reward_weights(self) -> list[float]:
@@ -85,9 +85,9 @@ class Run:
         return [reward.weight for reward in self.rewards]
 
     @property
-    def form(self) -> Form:
+    def save_format(self) -> SaveFormat:
         """How the model is saved."""
-        return Form(self.config.save_dtype, only_adapter=self.config.lora_save == "adapter")
+        return SaveFormat(self.config.save_dtype, only_adapter=self.config.lora_save == "adapter")
 
     @property
     def notes(self) -> list[str]:
@@ -204,7 +204,7 @@ class Run:
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
         best = max((row.get("eval/reward", -math.inf) for row in self.evaluations), default=math.inf)
         if figures.get("eval/reward", -math.inf) > best:
-            save_model(self.output / "best", self.policy, self.tokenizer, self.form, self.world)
+            save_model(self.output / "best", self.policy, self.tokenizer, self.save_format, self.world)
             if self.world.is_main:
                 record = {"step": step, "eval/reward": figures["eval/reward"]}
                 (self.output / "best" / "evaluation.json").write_text(
@@ -228,10 +228,12 @@ class Run:
             say(
                 "note: no reward function applied to any completion of this step, so nothing was learned from it"
             )
-        self.flat = self.flat + 1 if row.get("frac_reward_zero_std") == 1 else -math.inf
-        if self.flat == FLAT:
+        self.steps_without_signal = (
+            self.steps_without_signal + 1 if row.get("frac_reward_zero_std") == 1 else -math.inf
+        )
+        if self.steps_without_signal == STEPS_WITHOUT_SIGNAL:
             say(
-                f"note: in none of {FLAT} steps had any group rewards that differ, so nothing was learned; "
+                f"note: in none of {STEPS_WITHOUT_SIGNAL} steps had any group rewards that differ, so nothing was learned; "
                 f"{self.output}/completions.jsonl has completions and their rewards"
             )
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
@@ -250,25 +252,25 @@ class Run:
         return row
 
     @contextmanager
-    def recording(self, step: int, progress: Progress) -> Iterator[None]:
+    def recording(self, step: int, progress: StepProgress) -> Iterator[None]:
         """Around a step's learning: its first update's tokens before and after, for the first --record_batches steps."""
         wanted = step < self.config.record_batches
         if wanted and progress.done:
             say(f"note: the batch of step {step + 1} is not recorded: it was under way when the run stopped")
-        if not wanted or progress.done or not progress.updates[0].rows:
+        if not wanted or progress.done or not progress.updates[0].samples:
             yield
             return
-        rows = progress.updates[0].rows
-        old = score_rows(self.policy, rows, self.how)
+        samples = progress.updates[0].samples
+        old = score_samples(self.policy, samples, self.how)
         yield
-        new = score_rows(self.policy, rows, self.how)
+        new = score_samples(self.policy, samples, self.how)
         if self.world.is_main:
-            write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", rows, old, new)
+            write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", samples, old, new)
 
     def dump(self, offender: Offender) -> Path:
         """Write a micro-batch whose loss or gradient is not finite, for `grpokit replay`."""
         done = 0 if self.unfinished is None else self.unfinished.done
-        name = f"step-{self.state.step + 1}-update-{done + 1}-rank-{self.world.rank}-rows-{offender.rows[0].index}"
+        name = f"step-{self.state.step + 1}-update-{done + 1}-rank-{self.world.rank}-rows-{offender.samples[0].index}"
         file = self.output / "nonfinite" / f"{name}.safetensors"
         write_offender(file, offender, self.config, self.state.step, self.policy.version)
         return file
@@ -286,7 +288,7 @@ class Run:
             self.policy,
             self.tokenizer,
             self.optimizer,
-            self.form,
+            self.save_format,
             config=to_yaml(self.config),
             world=self.world,
             # Rewards that were drawn before a stop in a step's sampling are drawn again.
@@ -305,7 +307,7 @@ class Run:
         torn = self.unfinished is not None and self.unfinished.torn
         begun = self.state.step > 0 or self.unfinished is not None
         name = replace(self.state, unfinished=self.unfinished).name
-        if begun and not torn and (alone or isinstance(error, Stopped | NonFiniteError | Together)):
+        if begun and not torn and (alone or isinstance(error, Stopped | NonFiniteError | FailedOnSomeRank)):
             try:
                 if not (self.output / name).exists():
                     self.save()
@@ -328,7 +330,7 @@ class Run:
         from .report import write_report
 
         final = self.output / "final"
-        save_model(final, self.policy, self.tokenizer, self.form, self.world)
+        save_model(final, self.policy, self.tokenizer, self.save_format, self.world)
         if not self.world.is_main:
             return
         if self.evaluations and not (self.output / "best").exists():

@@ -189,7 +189,7 @@ def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
     return list(changes.values())
 
 
-def sampled_otherwise(config: TrainConfig, checkpoint: Path) -> bool:
+def rollouts_differ(config: TrainConfig, checkpoint: Path) -> bool:
     """Whether the checkpoint's rollouts that were sampled ahead are not those that `config` asks for."""
     return bool(OF_ROLLOUTS & _changes(config, checkpoint).keys())
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .losses import Counts, Loss, LossBatch, StepStats, Surrogate, make_loss, policy_loss, sequence_weights
+from .losses import Counts, Loss, LossBatch, Surrogate, UpdateStats, make_loss, policy_loss, sequence_weights
 
 TOLERANCE = 1e-10  # relative, in float64: far above rounding, far below any wrong denominator
 
@@ -97,7 +97,9 @@ def _run(loss: Loss, batch: LossBatch, parts: list[Tensor]) -> tuple[Tensor, Ten
     batch = dataclasses.replace(batch, logps=logps)
     stats = None
     if loss.coupling != "token":
-        stats = StepStats.across_ranks([StepStats.of(loss, batch.select(p)) for p in parts])[0].finish(loss)
+        stats = UpdateStats.across_ranks([UpdateStats.of(loss, batch.select(p)) for p in parts])[0].finish(
+            loss
+        )
     shares = [policy_loss(loss, batch.select(p), stats).loss for p in parts]
     total = torch.stack(shares).sum()
     if total.requires_grad:

@@ -16,9 +16,9 @@ from torch import Tensor
 Messages = list[dict[str, Any]]
 SAMPLED = ("prompts", "completions", "completion_ids")  # what rewards get beside the dataset's columns
 MetricKind = Literal["mean", "sum", "max", "min", "derived"]
-# How rows stand in a forward: each padded to the longest, one after the other, or as completions that go on from prompts
-# which are there once for all of them.
-Form = Literal["padded", "packed", "shared"]
+# The layout of samples in a forward: each padded to the longest; one after the other without padding; or completions
+# only, which continue prompts that are computed once for all of them.
+Layout = Literal["padded", "packed", "shared"]
 
 
 # --------------------------------------------------------------------------- prompts, rollouts, groups
@@ -70,7 +70,7 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class Sample:
     """One sequence of an update: prompt and completion with everything the loss needs but the log-probs.
 
     `*_logps` are over the sequence's T_i trainable tokens only, in order.
@@ -95,19 +95,19 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class StepBatch:
+class Update:
     """One update: the unit over which weights and counts are fixed, before anything is cut."""
 
-    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
     num_tokens: int  # trainable tokens of the update
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The prompts of a micro-batch, each once, where its rows are completions that go on from them."""
+    """The prompts of a micro-batch, each once, where its samples are completions that continue them."""
 
     input_ids: Tensor  # [P, Lp], padded on the right
-    of: Tensor  # [B] which of them each row goes on from
+    of: Tensor  # [B] the prompt that each sample continues
     mask: Tensor | None  # [B, Lp + L] 0 where a prompt's padding is, else 1; None where all are of one length
 
     def to(self, device: torch.device | str) -> Prefix:
@@ -118,19 +118,19 @@ class Prefix:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Some rows of an update for one forward; N trainable tokens in flat lists beside them.
+    """Some samples of an update for one forward, and their N trainable tokens in flat lists.
 
-    Rows are whole sequences, right-padded or packed, or, with a prefix, completions alone. A causal model never looks
-    right, so that no form needs a mask for the padding there.
+    Samples are whole sequences, right-padded or packed, or, with a prefix, completions alone. A causal model never looks
+    right, so that no layout needs a mask for the padding there.
     """
 
     input_ids: Tensor  # [B, L]; packed: [1, L]; with a prefix: of completions, without their last token
-    position_ids: Tensor | None  # like input_ids: packed, from 0 in each row; with a prefix; else None
+    position_ids: Tensor | None  # like input_ids: packed, from 0 in each sample; with a prefix; else None
     prefix: Prefix | None
-    at: Tensor  # [N] place of the hidden state that predicts the token, among the prefix's and then the rows' [M, H]
+    at: Tensor  # [N] place of the hidden state that predicts the token, among the prefix's and then the samples' [M, H]
     targets: Tensor  # [N] the tokens
-    rows: tuple[Row, ...]  # its rows, in order
-    sequence_ids: Tensor  # [N] index of the token's row within the update
+    samples: tuple[Sample, ...]  # in order
+    sequence_ids: Tensor  # [N] index of the token's sample within the update
     group_ids: Tensor  # [N]
     positions: Tensor  # [N] place of the token in its completion
     lengths: Tensor  # [N] T_i of the token's sequence
@@ -141,8 +141,8 @@ class MicroBatch:
     ref_logps: Tensor | None  # [N]
 
     @property
-    def form(self) -> Form:
-        """How its rows stand."""
+    def layout(self) -> Layout:
+        """How its samples are laid out in the forward."""
         if self.prefix is not None:
             return "shared"
         return "padded" if self.position_ids is None else "packed"

@@ -5,26 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from grpokit.checkpoint import TrainState, load_checkpoint
-from grpokit.config import TrainConfig
-from grpokit.configured import loss_of
-from grpokit.console import say
-from grpokit.forms import packs, sharing
-from grpokit.metrics import JsonLines
-from grpokit.optimizer import make_optimizer
-from grpokit.overlay import to_yaml
-from grpokit.parallel import ALONE, World
-from grpokit.pretrained import load_tokenizer
-from grpokit.rewards import recognised as recognised_rewards
-from grpokit.run import Run
-from grpokit.rundir import changed_options, claim, find_checkpoint, set_aside, set_best_aside
-from grpokit.signals import StopRequest
-from grpokit.trackers import Tracker, start_trackers
-from grpokit.types import Prompt
-
-from .data import load_prompts, rewards_of
+from ..checkpoint import TrainState, load_checkpoint
+from ..config import TrainConfig
+from ..configured import loss_from_config
+from ..console import say
+from ..forms import resolve_packing, resolve_sharing
+from ..metrics import JsonLines
+from ..optimizer import make_optimizer
+from ..overlay import to_yaml
+from ..parallel import ALONE, World
+from ..pretrained import load_tokenizer
+from ..rewards import describe_rewards as recognised_rewards
+from ..run import Run
+from ..rundir import changed_options, claim, find_checkpoint, set_aside, set_best_aside
+from ..signals import StopRequest
+from ..trackers import Tracker, start_trackers
+from ..types import Prompt
+from .data import load_prompts, make_rewards
 from .models import context_of, load_models, set_threads
-from .samplers import one_step_ahead, samplers
+from .samplers import make_sample_ahead, sampler_factory
 
 EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
 
@@ -32,7 +31,7 @@ EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
 def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = None) -> Run:
     """Assemble a run, or pick one up where `resume_from_checkpoint` says. Raises ValueError naming the flag."""
     stop = StopRequest() if stop is None else stop  # it's false until a signal comes
-    loss = loss_of(config)
+    loss = loss_from_config(config)
     if config.scale_rewards == "group" and loss.scale_rewards == "none":
         raise ValueError(
             f"--scale_rewards group: {loss.name} is the loss that leaves advantages unscaled; leave the flag out, or "
@@ -44,26 +43,26 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
     set_threads(config, policy)
     tokenizer = load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
     prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
-    rewards = rewards_of(config, prompts.columns)
+    rewards = make_rewards(config, prompts.columns)
     say(recognised_rewards(rewards))
     longest = prompts.longest
     eval_prompts: list[Prompt] = []
     if config.eval_dataset:
         held_out = load_prompts(config, config.eval_dataset, "--eval_dataset", tokenizer, context_of(policy))
-        rewards_of(config, held_out.columns)  # an error now, rather than at the first evaluation
+        make_rewards(config, held_out.columns)  # an error now, rather than at the first evaluation
         eval_prompts = held_out.in_order(config.eval_samples)
         longest = max(longest, held_out.longest)
     longest += config.max_completion_length
-    sampler_of = samplers(config, policy, tokenizer, stop.__bool__, world, longest)
-    share, shares_not = sharing(config, policy, reference, longest)
+    sampler_of = sampler_factory(config, policy, tokenizer, stop.__bool__, world, longest)
+    share, shares_not = resolve_sharing(config, policy, reference, longest)
     optimizer = make_optimizer(policy, config)
     state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world) if checkpoint else TrainState()
     if world.is_main:
         (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
         (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     sampler = sampler_of(config.seed)
-    ahead = one_step_ahead(config, sampler, state.ahead, checkpoint, world)
-    trackers = trackers_of(config, output, state.step) if world.is_main else []
+    ahead = make_sample_ahead(config, sampler, state.ahead, checkpoint, world)
+    trackers = make_trackers(config, output, state.step) if world.is_main else []
     evaluations_file = JsonLines(
         output / "evaluations.jsonl", state.step if checkpoint else -1, world.is_main
     )
@@ -87,7 +86,7 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
         evaluations_file=evaluations_file,
         evaluations=world.from_main(evaluations_file.rows() if world.is_main else None),
         scale_rewards=config.scale_rewards or loss.scale_rewards,
-        packed=packs(config, policy),
+        packed=resolve_packing(config, policy),
         share=share,
         shares_not=shares_not,
         first_step=state.step,
@@ -98,7 +97,7 @@ def start(config: TrainConfig, world: World = ALONE, stop: StopRequest | None = 
     )
 
 
-def trackers_of(config: TrainConfig, output: Path, first_step: int) -> list[Tracker]:
+def make_trackers(config: TrainConfig, output: Path, first_step: int) -> list[Tracker]:
     """What --report_to names. Raises ValueError naming the one that isn't installed."""
     return start_trackers(
         config.report_to,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from grpokit.config import ModelConfig, TrainConfig
-from grpokit.console import say
-from grpokit.dataset_files import HELD_OUT, TRAINING, open_dataset
-from grpokit.prompts import Prompts
-from grpokit.rewards import Reward, load_rewards
-from grpokit.rows import read_rows, recognised
+from ..config import ModelConfig, TrainConfig
+from ..console import say
+from ..dataset_files import HELD_OUT, TRAINING, open_dataset
+from ..prompts import Prompts
+from ..rewards import Reward, load_rewards
+from ..rows import describe_dataset, read_rows
 
 
 def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, context: int | None) -> Prompts:
@@ -34,7 +34,7 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
     source = open_dataset(path, flag, split, TRAINING if trains else HELD_OUT)
     limit = config.max_samples if flag == "--dataset" else 0  # the other has --eval_samples
     rows, skipped = read_rows(source, config.skip_bad_rows, limit=limit)
-    say(recognised(source, rows))
+    say(describe_dataset(source, rows))
     prompts = Prompts(
         rows,
         tokenizer,
@@ -56,7 +56,7 @@ def load_prompts(config: ModelConfig, path: str, flag: str, tokenizer: Any, cont
     return prompts
 
 
-def rewards_of(config: ModelConfig, columns: Collection[str]) -> tuple[Reward, ...]:
+def make_rewards(config: ModelConfig, columns: Collection[str]) -> tuple[Reward, ...]:
     """The reward functions of a configuration, checked against the dataset's columns."""
     return load_rewards(
         config.reward_funcs,

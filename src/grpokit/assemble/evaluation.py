@@ -7,16 +7,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpokit.config import EvalConfig
-from grpokit.console import console, counting, figures_table, say, waiting
-from grpokit.evaluate import evaluate
-from grpokit.model import default_device
-from grpokit.pretrained import load_policy, load_tokenizer
-from grpokit.rewards import recognised as recognised_rewards
-from grpokit.rewards import score
-from grpokit.types import Prompt, RolloutGroup
-
-from .data import load_prompts, rewards_of
+from ..config import EvalConfig
+from ..console import console, counting, figures_table, say, waiting
+from ..evaluate import evaluate
+from ..model import default_device
+from ..pretrained import load_policy, load_tokenizer
+from ..rewards import describe_rewards as recognised_rewards
+from ..rewards import score
+from ..types import Prompt, RolloutGroup
+from .data import load_prompts, make_rewards
 from .models import context_of, set_threads
 from .samplers import make_sampler
 
@@ -41,7 +40,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, float]:
         )
         set_threads(config, policy)
         prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context_of(policy))
-        rewards = rewards_of(config, prompts.columns)
+        rewards = make_rewards(config, prompts.columns)
         say(recognised_rewards(rewards))
         sampler = make_sampler(config, policy, tokenizer, config.seed)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from grpokit.adapter import Lora, adapted
-from grpokit.config import ModelConfig, TrainConfig
-from grpokit.configured import lora_of
-from grpokit.console import say
-from grpokit.model import Policy, default_device
-from grpokit.parallel import World
-from grpokit.pretrained import compile_layers, load_policy
-from grpokit.reference import AdapterOff, Reference
+from ..adapter import Lora, adapted_layers
+from ..config import ModelConfig, TrainConfig
+from ..configured import lora_from_config
+from ..console import say
+from ..model import Policy, default_device
+from ..parallel import World
+from ..pretrained import compile_layers, load_policy
+from ..reference import AdapterOff, Reference
 
 SMALL = 1_000_000  # parameters; below, handing work to a second thread takes longer than the work
 
@@ -25,7 +25,7 @@ def load_models(
 
     Of a LoRA run, it is as the run began in any case: what a checkpoint has beside that is in its trainer/.
     """
-    lora = lora_of(config)
+    lora = lora_from_config(config)
 
     def load(path: str, gradient_checkpointing: bool, lora: Lora | None = None) -> Policy:
         policy = load_policy(
@@ -51,7 +51,7 @@ def load_models(
             sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (False, True)
         )
         say(
-            f"LoRA: {len(adapted(policy.model))} modules have an adapter of rank {lora.r}; {trained:,} of {total:,} "
+            f"LoRA: {len(adapted_layers(policy.model))} modules have an adapter of rank {lora.r}; {trained:,} of {total:,} "
             f"parameters are trained ({trained / total:.2%})"
         )
     if not config.beta:

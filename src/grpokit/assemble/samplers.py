@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpokit.config import ModelConfig, TrainConfig
-from grpokit.console import say
-from grpokit.model import Policy
-from grpokit.parallel import World
-from grpokit.rollouts import Sampler
-from grpokit.rollouts.ahead import Ahead
-from grpokit.rollouts.transformers import TransformersSampler
-from grpokit.rundir import sampled_otherwise
-from grpokit.types import RolloutGroup
+from ..config import ModelConfig, TrainConfig
+from ..console import say
+from ..model import Policy
+from ..parallel import World
+from ..rollouts import Sampler
+from ..rollouts.ahead import SampleAhead
+from ..rollouts.transformers import TransformersSampler
+from ..rundir import rollouts_differ
+from ..types import RolloutGroup
 
 if TYPE_CHECKING:
-    from grpokit.rollouts.vllm import Engine
+    from ..rollouts.vllm import Engine
 
 
 def make_sampler(
@@ -38,7 +38,7 @@ def make_sampler(
     )
 
 
-def samplers(
+def sampler_factory(
     config: TrainConfig, policy: Policy, tokenizer: Any, stop: Callable[[], bool], world: World, longest: int
 ) -> Callable[[int], Sampler]:
     """Seed → a sampler of the run's engine, for sequences of up to `longest` tokens, prompt included.
@@ -47,10 +47,10 @@ def samplers(
     """
     if config.sampler == "transformers":
         return lambda seed: make_sampler(config, policy, tokenizer, seed, stop)
-    from grpokit.rollouts.vllm import VLLMSampler, Weights
+    from ..rollouts.vllm import VLLMSampler, WeightSync
 
     engine = make_engine(config, policy, world, longest)
-    weights = Weights(engine, policy, tokenizer, config.vllm_max_gap, config.max_completion_length, world)
+    weights = WeightSync(engine, policy, tokenizer, config.vllm_max_gap, config.max_completion_length, world)
     return lambda seed: VLLMSampler(
         weights,
         seed=seed,
@@ -64,7 +64,7 @@ def samplers(
 def make_engine(config: TrainConfig, policy: Policy, world: World, longest: int) -> Engine:
     """The vLLM of a configuration."""
     if config.vllm_mode == "colocate":
-        from grpokit.rollouts.vllm_colocated import Colocated
+        from ..rollouts.vllm_colocated import Colocated
 
         return Colocated(
             config.model,
@@ -74,29 +74,29 @@ def make_engine(config: TrainConfig, policy: Policy, world: World, longest: int)
             trust_remote_code=config.trust_remote_code,
             world=world,
         )
-    from grpokit.rollouts.vllm_server import Server
+    from ..rollouts.vllm_server import Server
 
     directory = Path(config.output_dir) / "vllm"
     if config.vllm_sync == "nccl":
-        from grpokit.rollouts.vllm_nccl import NcclServer
+        from ..rollouts.vllm_nccl import NcclServer
 
         return NcclServer(config.vllm_url, config.vllm_timeout, directory)
     return Server(config.vllm_url, config.vllm_timeout, directory, only_adapter=config.vllm_sync == "adapter")
 
 
-def one_step_ahead(
+def make_sample_ahead(
     config: TrainConfig,
     sampler: Any,
     saved: Sequence[RolloutGroup],
     checkpoint: Path | None,
     world: World,
-) -> Ahead | None:
+) -> SampleAhead | None:
     """The run's sampler a step ahead, with --async_depth 1.
 
     `saved` are the rollouts, of all ranks, that `checkpoint` has for the step that is next: trained on if they are what
     the run would sample.
     """
-    if saved and checkpoint and sampled_otherwise(config, checkpoint):
+    if saved and checkpoint and rollouts_differ(config, checkpoint):
         say("  sampled anew: the rollouts that the checkpoint has for its next step, for what changed since")
         saved = ()
-    return Ahead(sampler, world, world.share(saved) if saved else None) if config.async_depth else None
+    return SampleAhead(sampler, world, world.share(saved) if saved else None) if config.async_depth else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .show import list_losses, show_loss
 
 if TYPE_CHECKING:
-    from grpokit.losses import Loss
+    from ..losses import Loss
 
 __all__ = ["list_losses", "plot_losses", "show_loss"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpokit.losses import Loss
+from ..losses import Loss
 
 POINTS = 401
 NARROW = 0.02  # a clip range within this acts on sequences' ratios: on the wide axis it would be a line

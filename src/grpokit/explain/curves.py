@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from grpokit.losses import LOSSES, Loss, LossBatch, Stats, StepStats, make_loss, policy_loss
+from ..losses import LOSSES, Loss, LossBatch, Stats, UpdateStats, make_loss, policy_loss
 
 EXAMPLE_LENGTH = 1024  # L_max of a drawn loss that must have one; it is no part of ℓ
 
@@ -48,7 +48,7 @@ class Curve:
     held: Tensor  # bool: the ratio is out of the loss's range (clipped, capped or dropped)
 
 
-def composed(loss: str | Loss) -> Loss:
+def compose(loss: str | Loss) -> Loss:
     """A loss of the table by name, with its row's defaults. Raises make_loss's ValueError for an unknown name."""
     if isinstance(loss, Loss):
         return loss
@@ -108,7 +108,7 @@ def _evaluate(
 def _stats(loss: Loss, batch: LossBatch, section: Section) -> Stats | None:
     if loss.coupling == "token":
         return None
-    stats = StepStats.of(loss, batch).finish(loss)
+    stats = UpdateStats.of(loss, batch).finish(loss)
     fixed = {name: torch.full_like(batch.weights, value).detach() for name, value in section.fixed.items()}
     return dataclasses.replace(stats, by_token={**stats.by_token, **fixed})
 

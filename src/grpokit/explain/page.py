@@ -6,8 +6,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from grpokit.losses import Loss
-
+from ..losses import Loss
 from .axes import axes_of
 from .notes import notes_of
 from .plain_text import plain_text

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from grpokit.losses import LOSSES, Loss
-
+from ..losses import LOSSES, Loss
 from .axes import Axis, axes_of
-from .curves import Curve, composed, curve, edge, sections
+from .curves import Curve, compose, curve, edge, sections
 from .page import page
 from .style import COLOURS, FAINT, INK, RC, STYLES, label_lines
 from .weights import weights_figure
@@ -47,7 +46,7 @@ def plot_losses(names: Sequence[str | Loss], output: Path) -> list[Path]:
     output = Path(output)
     if output.suffix not in SUFFIXES:
         raise ValueError(f"output {str(output)!r}: ends in none of {', '.join(SUFFIXES)}; losses.svg works")
-    losses = [composed(name) for name in (names or LOSSES)]
+    losses = [compose(name) for name in (names or LOSSES)]
     figures = loss_figures(losses) | {"weights": weights_figure([loss.reduction for loss in losses])}
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".html":

@@ -12,11 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from grpokit.console import console
-from grpokit.losses import LOSSES, Counts, Loss, LossBatch, StepStats, policy_loss, sequence_weights
-from grpokit.metrics import METRICS, declared_name
-
-from .curves import composed
+from ..console import console
+from ..losses import LOSSES, Counts, Loss, LossBatch, UpdateStats, policy_loss, sequence_weights
+from ..metrics import METRICS, declared_name
+from .curves import compose
 from .notes import notes_of
 from .plain_text import plain_text
 
@@ -42,7 +41,7 @@ def list_losses(out: Console | None = None) -> None:
     table.add_column("ratio × surrogate × reduction, defaults", ratio=3)
     table.add_column("what it does, what it couples, paper", ratio=3)
     for name, row in LOSSES.items():
-        loss = composed(name)
+        loss = compose(name)
         parts = f"{row.ratio_level} × {row.surrogate} × {row.reduction}\n"
         origin = f"\ncouples {loss.coupling} · {row.paper}"
         options = options_text(loss, off=False)
@@ -57,7 +56,7 @@ def show_loss(name: str, out: Console | None = None) -> None:
 
     Raises ValueError for a name that isn't in the table, as make_loss does.
     """
-    loss, notes = composed(name), notes_of(name)
+    loss, notes = compose(name), notes_of(name)
     row = LOSSES[name]
     title = Text.assemble((name, "bold"), "   ", row.summary)
     formula = Text("\n".join(plain_text(line) for line in formula_lines(loss)), style="cyan")
@@ -85,7 +84,7 @@ def _facts(loss: Loss) -> Iterator[tuple[str, Any]]:
     yield "unchanged by", Text("; ".join(text for key, text in INVARIANCES.items() if key in distinct(loss)))
     if loss.needs_sampler:
         yield "needs", Text("the sampler's log-probs (sampler_logps)")
-    yield "logs", _metrics_grid(logged(loss))
+    yield "logs", _metrics_grid(logged_metrics(loss))
 
 
 def distinct(loss: Loss) -> frozenset[str]:
@@ -112,7 +111,7 @@ def option_value(value: Any) -> str:
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def logged(loss: Loss) -> Mapping[str, str]:
+def logged_metrics(loss: Loss) -> Mapping[str, str]:
     """Metric → meaning, for all that `policy_loss` logs of this loss: asked of it, on an update of two tokens."""
     zeros, ids = torch.zeros(2, dtype=torch.float64), torch.arange(2)
     lengths = torch.ones_like(ids)
@@ -130,7 +129,7 @@ def logged(loss: Loss) -> Mapping[str, str]:
         positions=torch.zeros_like(ids),
         lengths=lengths,
     )
-    stats = StepStats.of(loss, batch).finish(loss) if loss.needs_stats else None
+    stats = UpdateStats.of(loss, batch).finish(loss) if loss.needs_stats else None
     names = policy_loss(loss, batch, stats=stats).metrics
     return {name: _meaning(name) for name in names}
 

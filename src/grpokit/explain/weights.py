@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from grpokit.losses import REDUCTIONS, Counts, make_loss, sequence_weights
-
+from ..losses import REDUCTIONS, Counts, make_loss, sequence_weights
 from .curves import EXAMPLE_LENGTH
 from .style import COLOURS, FAINT, RC
 

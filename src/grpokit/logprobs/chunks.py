@@ -46,7 +46,7 @@ def length(rows: Rows) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
-def joined(unit: list[Rows]) -> Rows:
+def join(unit: list[Rows]) -> Rows:
     """The rows of neighbouring pieces in one."""
     first, last = unit[0], unit[-1]
     if isinstance(first, slice) and isinstance(last, slice):

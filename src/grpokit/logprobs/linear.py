@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpokit.losses import Loss, LossBatch, Stats, policy_loss
-from grpokit.types import LossOutput, Metrics, join_metrics
-
+from ..losses import Loss, LossBatch, Stats, policy_loss
+from ..types import LossOutput, Metrics, join_metrics
 from .chunks import Rows
 from .functions import Connect, Score
 from .head import Head

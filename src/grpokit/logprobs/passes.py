@@ -11,10 +11,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from grpokit.types import LossOutput
-
+from ..types import LossOutput
 from . import rows as torch_rows
-from .chunks import Rows, cut, default_chunk_tokens, joined, length
+from .chunks import Rows, cut, default_chunk_tokens, join, length
 from .head import Head, Squash, check_inputs
 from .projection import Projection, wide_dtype
 from .rows import RowStats
@@ -60,7 +59,7 @@ class HeadPass:
     def score(self, rows: Rows) -> tuple[Tensor, RowStats]:
         """Fill in the rows' log-probs and entropies; returns what `backward` needs, until the next call."""
         raw = self.projection.logits(rows)
-        stats = self.kernels.statistics(raw, self.targets[rows], self.squash, self.with_entropy)
+        stats = self.kernels.row_statistics(raw, self.targets[rows], self.squash, self.with_entropy)
         self.logps[rows] = stats.logps
         if self.entropies is not None:
             self.entropies[rows] = stats.entropies
@@ -85,7 +84,7 @@ class HeadPass:
         """The loss of a unit's rows, without gradients."""
         for piece in unit:
             self.score(piece)
-        rows = joined(unit)
+        rows = join(unit)
         return loss_fn(self.logps[rows], None if self.entropies is None else self.entropies[rows], rows)
 
     def learn(self, unit: list[Rows], loss_fn: LossFn) -> LossOutput:
@@ -93,7 +92,7 @@ class HeadPass:
         scored = None
         for piece in unit:
             scored = self.score(piece)
-        rows = joined(unit)
+        rows = join(unit)
         output, slopes = _slopes(
             loss_fn, self.logps[rows], None if self.entropies is None else self.entropies[rows], rows
         )

@@ -68,7 +68,7 @@ class RowStats:
         return self.total.log()
 
 
-def statistics(logits: Tensor, targets: Tensor, squash: Squash, with_entropy: bool) -> RowStats:
+def row_statistics(logits: Tensor, targets: Tensor, squash: Squash, with_entropy: bool) -> RowStats:
     """Statistics of rows of raw logits [n, V], which become e^(x − m), with 0 at the target [n]."""
     if squash.slope is not None:
         logits.mul_(squash.slope).tanh_()
@@ -97,7 +97,7 @@ def gradient_(
     d_entropies: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """∂L/∂logp [n] (and ∂L/∂entropy) → ∂L/∂raw [n, V], over what `statistics` left in `logits`, as a view of type `dtype`.
+    """∂L/∂logp [n] (and ∂L/∂entropy) → ∂L/∂raw [n, V], over what `row_statistics` left in `logits`, as a view of type `dtype`.
 
     ∂logp/∂x_j = [j = target] − p_j and ∂H/∂x_j = −p_j·(log p_j + H); then x's slope to the raw logit.
     """

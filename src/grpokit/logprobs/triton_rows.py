@@ -1,6 +1,6 @@
 """`rows` for a GPU, in float32: each function is one kernel, a program per row, and no pass of [n, V] more than it needs.
 
-`statistics` reads the logits once and leaves them as they are; `gradient_` reads them once more and writes over them.
+`row_statistics` reads the logits once and leaves them as they are; `gradient_` reads them once more and writes over them.
 """
 
 # A kernel's launch and its arithmetic are beyond a type checker, which may not find Triton at all.
@@ -21,7 +21,7 @@ NUM_WARPS = 8
 LOWEST = tl.constexpr(-1e30)  # in place of −∞, which would make NaN of ∞ − ∞ and of 0·∞
 
 
-def statistics(logits: Tensor, targets: Tensor, squash: Squash, with_entropy: bool) -> RowStats:
+def row_statistics(logits: Tensor, targets: Tensor, squash: Squash, with_entropy: bool) -> RowStats:
     """Statistics of rows of raw logits [n, V] and targets [n]; the logits stay."""
     n, vocabulary = logits.shape
     shift, target, others, moment = logits.new_empty(4, n)

@@ -1,4 +1,4 @@
-"""The losses: pure functions of tensors, usable in any trainer. Imports torch and `grpokit.types` only.
+"""The losses: pure functions of tensors, usable in any trainer. This room knows no model, no trainer and no ranks.
 
 loss    = make_loss("dapo", epsilon_high=0.28)
 weights = sequence_weights(loss, lengths, Counts.of(lengths))       # [S], once for the whole update
@@ -13,8 +13,10 @@ from .loss import Loss
 from .policy_loss import policy_loss
 from .ratio import RATIO_LEVELS
 from .reductions import REDUCTIONS, Counts, sequence_weights
-from .stats import Stats, StepStats
+from .stats import Stats, UpdateStats
 from .surrogate import SURROGATES, Surrogate, surrogate
+
+StepStats = UpdateStats  # its name in 0.1; will be removed in 0.3
 
 __all__ = [
     "LOSSES",
@@ -29,6 +31,7 @@ __all__ = [
     "Stats",
     "StepStats",
     "Surrogate",
+    "UpdateStats",
     "find_surrogate",
     "loss_options",
     "make_loss",

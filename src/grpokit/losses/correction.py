@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpokit.types import Metric, Metrics
+from ..types import Metric, Metrics
 
 CORRECTION_MODES = ("truncate", "mask")
 CORRECTION_LEVELS = ("token", "sequence_product", "sequence_geometric")

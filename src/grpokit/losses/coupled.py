@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpokit.noise import keyed_hash
-
+from ..noise import keyed_hash
 from .stats import Tokens, without_noise
 from .surrogate import TOKEN_LEVELS, above, surrogate
 from .surrogates import clip, clip_check, clip_health
@@ -156,7 +155,9 @@ def clip_cov_statistics(
     ]
     eligible = torch.nonzero((cov > cov_low) & (cov < cov_high) & ~clipped).flatten()
     # Smallest hashes, as unsigned numbers: flipping the sign bit makes the signed order the unsigned one.
-    rank = keyed_hash(tokens.seed, tokens.step, tokens.sequence_ids, tokens.positions)[eligible] ^ (-(2**63))
+    rank = keyed_hash(tokens.seed, tokens.version, tokens.sequence_ids, tokens.positions)[eligible] ^ (
+        -(2**63)
+    )
     chosen = eligible[rank.argsort(stable=True)[: max(1, int(cov_ratio * len(cov)))]]
     return {"selected": torch.zeros_like(cov).index_fill(0, chosen, 1.0)}
 

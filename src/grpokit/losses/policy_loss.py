@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpokit.types import LossOutput, Metric, Metrics
-
+from ..types import LossOutput, Metric, Metrics
 from .batch import LossBatch
 from .correction import diagnostics
 from .kl import KL_ESTIMATORS, kl_term
 from .loss import Loss
 from .ratio import MAX_LOG_RATIO, clamp_log_ratio, token_log_ratio
-from .stats import Stats, StepStats
+from .stats import Stats, UpdateStats
 
 
 def policy_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> LossOutput:
@@ -60,15 +59,15 @@ def _policy_term(loss: Loss, batch: LossBatch, log_ratio: Tensor, stats: Stats |
 def _own_stats(loss: Loss, batch: LossBatch) -> Stats:
     if loss.needs_stats:
         raise ValueError(
-            f"{loss.name} couples the tokens of a whole {loss.coupling}: gather StepStats.of(loss, slice) over every slice of "
-            "the update first, and pass stats=StepStats.finish(loss, seed, step)"
+            f"{loss.name} couples the tokens of a whole {loss.coupling}: gather UpdateStats.of(loss, slice) over every slice of "
+            "the update first, and pass stats=UpdateStats.finish(loss, seed, version)"
         )
     if batch.lengths is None:
         raise ValueError(
             f"{loss.name} needs whole sequences, and without LossBatch.lengths nobody can tell whether these are; give them, "
             "or pass stats= gathered over the whole update"
         )
-    return StepStats.of(loss, batch).finish(loss)
+    return UpdateStats.of(loss, batch).finish(loss)
 
 
 def _require(loss: Loss, batch: LossBatch) -> None:

@@ -1,6 +1,6 @@
 """Statistics of a whole update, for losses that couple tokens: gathered over slices and ranks without gradient.
 
-A pass over all slices makes `StepStats`, which add up; `finish` sorts the tokens by sequence and position, so that every
+A pass over all slices makes `UpdateStats`, which add up; `finish` sorts the tokens by sequence and position, so that every
 sum is taken in one order however the update was cut, and computes what each token's loss must know of the others.
 """
 
@@ -34,7 +34,7 @@ class Tokens:
     drift: Tensor  # clamped sampler − logps; likewise
     entropies: Tensor  # NaN without
     seed: int = 0
-    step: int = 0
+    version: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that have one value for each token."""
@@ -91,7 +91,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """What `StepStats.finish` found: values by token, or by sequence, to be looked up for any slice."""
+    """What `UpdateStats.finish` found: values by token, or by sequence, to be looked up for any slice."""
 
     sequence_ids: Tensor  # [n] sorted
     positions: Tensor  # [n]
@@ -117,16 +117,16 @@ class Stats:
 
 
 @dataclass(frozen=True, eq=False)
-class StepStats:
+class UpdateStats:
     """Gathered tokens of an update: `a + b` joins slices, `across_ranks` ranks, `finish` computes.
 
-    Example: `(StepStats.of(loss, slice_1) + StepStats.of(loss, slice_2)).finish(loss, seed=0, step=0)`
+    Example: `(UpdateStats.of(loss, slice_1) + UpdateStats.of(loss, slice_2)).finish(loss, seed=0, version=0)`
     """
 
     tokens: Tokens  # not yet sorted
 
     @classmethod
-    def of(cls, loss: Loss, batch: LossBatch) -> StepStats:
+    def of(cls, loss: Loss, batch: LossBatch) -> UpdateStats:
         """A slice's tokens, without gradient.
 
         Raises ValueError where the batch lacks a field that the loss couples by: positions, group_ids, entropies, ...
@@ -158,25 +158,25 @@ class StepStats:
             )
         )
 
-    def __add__(self, other: StepStats) -> StepStats:
+    def __add__(self, other: UpdateStats) -> UpdateStats:
         return self.across_ranks([self, other])[0]
 
     @classmethod
-    def across_ranks(cls, per_rank: Sequence[StepStats]) -> list[StepStats]:
-        """One StepStats per rank → the joined one, once for each."""
+    def across_ranks(cls, per_rank: Sequence[UpdateStats]) -> list[UpdateStats]:
+        """One UpdateStats per rank → the joined one, once for each."""
         parts = [s.tokens.tensors() for s in per_rank]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return [cls(dataclasses.replace(per_rank[0].tokens, **joined))] * len(per_rank)
 
-    def finish(self, loss: Loss, seed: int = 0, step: int = 0) -> Stats:
+    def finish(self, loss: Loss, seed: int = 0, version: int = 0) -> Stats:
         """Thresholds, sums over sequences and groups, selected tokens: what `policy_loss(..., stats=)` takes.
 
-        `seed` and `step` key the selections by chance. Raises ValueError for a token gathered twice and for a
-        sequence with a token missing.
+        `seed` and `version` (optimizer steps behind the weights) key the selections by chance. Raises ValueError for a
+        token gathered twice and for a sequence with a token missing.
         """
         order = _sort(self.tokens)
         in_order = {name: values[order] for name, values in self.tokens.tensors().items()}
-        tokens = dataclasses.replace(self.tokens, **in_order, seed=seed, step=step)
+        tokens = dataclasses.replace(self.tokens, **in_order, seed=seed, version=version)
         _check_whole(tokens, loss)
         if loss.one_advantage and not torch.equal(
             tokens.advantages, tokens.sequence_advantages[tokens.index]
@@ -185,7 +185,7 @@ class StepStats:
                 f"{loss.name} has one value for a sequence, so it needs one advantage for all its tokens; "
                 "loss_type gspo_token is the one that takes an advantage per token"
             )
-        by_token, by_sequence = statistics(loss, tokens)
+        by_token, by_sequence = compute_statistics(loss, tokens)
         return Stats(tokens.sequence_ids, tokens.positions, by_token, by_sequence)
 
 
@@ -207,7 +207,7 @@ def _check_whole(tokens: Tokens, loss: Loss) -> None:
         k = int(short[0])
         raise ValueError(
             f"{loss.name} needs whole sequences: sequence {int(tokens.sequence_ids[tokens._first[k]])} has "
-            f"{int(tokens.sequence_lengths[k])} of its {int(said[k])} tokens here; gather StepStats over every slice of the "
+            f"{int(tokens.sequence_lengths[k])} of its {int(said[k])} tokens here; gather UpdateStats over every slice of the "
             "update and pass stats="
         )
 
@@ -225,7 +225,7 @@ def positions_of(batch: LossBatch) -> Tensor:
     return batch.positions
 
 
-def statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def compute_statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What tokens must know of each other: (by token, by sequence), name → [n] over the sorted `tokens`."""
     by_token: dict[str, Tensor] = {}
     by_sequence: dict[str, Tensor] = {}

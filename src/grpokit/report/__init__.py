@@ -24,8 +24,8 @@ def write_report(
     Raises ValueError naming the path and what is expected there: no such directory, not a run, no metrics yet,
     an output that can't be written; naming file:line for a malformed line.
     """
-    from grpokit.report.data import read_run
-    from grpokit.report.page import render_page
+    from .data import read_run
+    from .page import render_page
 
     run = read_run(Path(run_dir))
     path = Path(output) if output is not None else run.path / "report.html"

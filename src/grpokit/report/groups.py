@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from grpokit.report.data import Row, RunData, is_number
-from grpokit.report.markup import box, escaped, number
+from .data import Row, RunData, is_number
+from .markup import box, escape, number
 
 MOST_COMPLETIONS = 16  # of a group; more are cut to the best and the worst
 
@@ -47,7 +47,7 @@ def _group(title: str, group: Row) -> str:
         items = completions
     return (
         f'<article class="group"><h3>{title} <small>{reward}</small></h3>'
-        f'<p class="source">{escaped(group.get("source") or "")}</p>{_prompt(group.get("prompt"))}'
+        f'<p class="source">{escape(group.get("source") or "")}</p>{_prompt(group.get("prompt"))}'
         f'{_columns(group.get("columns"))}<ol class="completions">{"".join(items)}</ol></article>'
     )
 
@@ -61,7 +61,7 @@ def _prompt(prompt: Any) -> str:
         row = message if isinstance(message, dict) else {"content": message}
         content = row.get("content")
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-        parts.append(f'<div class="role">{escaped(row.get("role", ""))}</div>{box(text, "prompt")}')
+        parts.append(f'<div class="role">{escape(row.get("role", ""))}</div>{box(text, "prompt")}')
     return "".join(parts)
 
 
@@ -69,7 +69,7 @@ def _columns(columns: Any) -> str:
     """What else the row had, such as the reference answer."""
     if not isinstance(columns, dict) or not columns:
         return ""
-    items = "".join(f"<dt>{escaped(k)}</dt><dd>{box(str(v))}</dd>" for k, v in columns.items())
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{box(str(v))}</dd>" for k, v in columns.items())
     return f'<dl class="columns">{items}</dl>'
 
 
@@ -87,7 +87,7 @@ def _completions(group: Row) -> list[str]:
         if is_number(_at(advantages, i)):
             parts.append(_advantage(advantages[i]))
         if len(by_name) > 1:
-            parts += [f"{escaped(name)} {_shown(_at(_list(v), i))}" for name, v in by_name.items()]
+            parts += [f"{escape(name)} {_shown(_at(_list(v), i))}" for name, v in by_name.items()]
         if _at(reasons, i) == "length":
             parts.append('<span class="cut">cut off</span>')
         meta = "".join(f"<span>{part}</span>" for part in parts)

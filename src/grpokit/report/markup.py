@@ -9,7 +9,7 @@ from typing import Any
 LONGEST = 6000  # characters of a text that are shown, so that a page with many completions stays light
 
 
-def escaped(value: Any) -> str:
+def escape(value: Any) -> str:
     """`value` as text with nothing in it that HTML would read, or that UTF-8 can't write."""
     # Half a surrogate pair is JSON but no character, and control characters aren't HTML.
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", str(value).replace("\r\n", "\n"))
@@ -27,7 +27,7 @@ def box(text: str, css: str = "") -> str:
     # What scrolls must be reachable without a mouse.
     scrolls = len(text) > 500 or text.count("\n") > 8
     focus = ' tabindex="0"' if scrolls else ""
-    return f'<pre class="{css}"{focus}>{escaped(text)}</pre>'
+    return f'<pre class="{css}"{focus}>{escape(text)}</pre>'
 
 
 def number(value: float) -> str:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from grpokit import __version__
-from grpokit.config import TrainConfig
-from grpokit.report.data import RunData
-from grpokit.report.groups import groups_html
-from grpokit.report.markup import escaped
-from grpokit.report.panels import REWARD, Panel, panels_of
-from grpokit.report.plots import Key, draw
-from grpokit.report.series import MOST_POINTS, trend_window
-from grpokit.report.style import CSS
-from grpokit.report.summary import cards_html
-from grpokit.report.svg import COLOURS, formula_svg
+from .. import __version__
+from ..config import TrainConfig
+from .data import RunData
+from .groups import groups_html
+from .markup import escape
+from .panels import REWARD, Panel, panels_of
+from .plots import Key, draw
+from .series import MOST_POINTS, trend_window
+from .style import CSS
+from .summary import cards_html
+from .svg import COLOURS, formula_svg
 
 # The browser itself holds the page to its word: nothing is run, and nothing is fetched.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -31,7 +31,7 @@ def render_page(run: RunData, formula: str | None = None) -> str:
             _formula(formula, run),
             groups_html(run),
             _configuration(run),
-            f"<footer>Made by grpokit {escaped(__version__)} from {escaped(run.path)}</footer>",
+            f"<footer>Made by grpokit {escape(__version__)} from {escape(run.path)}</footer>",
         )
     )
     return (
@@ -39,7 +39,7 @@ def render_page(run: RunData, formula: str | None = None) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escaped(run.name)} · grpokit</title><style>{CSS}</style></head>"
+        f"<title>{escape(run.name)} · grpokit</title><style>{CSS}</style></head>"
         f"<body><main>{body}</main></body></html>\n"
     )
 
@@ -52,8 +52,8 @@ def _header(run: RunData) -> str:
         *_batch(config.get("prompts_per_step"), config.get("num_generations")),
     ]
     return (
-        f'<header><p class="eyebrow">grpokit run</p><h1>{escaped(run.name)}</h1>'
-        f'<p class="facts">{" · ".join(map(escaped, facts))}</p></header>'
+        f'<header><p class="eyebrow">grpokit run</p><h1>{escape(run.name)}</h1>'
+        f'<p class="facts">{" · ".join(map(escape, facts))}</p></header>'
     )
 
 
@@ -79,15 +79,15 @@ def _figure(panel: Panel, run: RunData, sizes: tuple[str, ...] = ("",)) -> str:
     drawn = [(f"on-{size}", *draw(panel, run, size)) for size in sizes]
     plots = "".join(f'<div class="{css}">{svg}</div>' for css, svg, _ in drawn)
     return (
-        f'<figure class="plot" id="plot-{panel.key}"><h3>{escaped(panel.title)}</h3>'
-        f"{_legend(drawn[0][2])}{plots}<figcaption>{escaped(panel.caption)}</figcaption></figure>"
+        f'<figure class="plot" id="plot-{panel.key}"><h3>{escape(panel.title)}</h3>'
+        f"{_legend(drawn[0][2])}{plots}<figcaption>{escape(panel.caption)}</figcaption></figure>"
     )
 
 
 def _legend(keys: list[Key]) -> str:
     """What the lines are; nothing where there's only one."""
     items = "".join(
-        f'<li><i class="{key.mark}" style="--key:var({COLOURS[key.colour]})"></i>{escaped(key.label)}</li>'
+        f'<li><i class="{key.mark}" style="--key:var({COLOURS[key.colour]})"></i>{escape(key.label)}</li>'
         for key in keys
     )
     return f'<ul class="legend">{items}</ul>' if items else ""
@@ -113,11 +113,11 @@ def _formula(formula: str | None, run: RunData) -> str:
     if not lines:
         return ""
     drawn = [
-        formula_svg(line, f"formula-{place}") or f"<code>{escaped(line)}</code>"
+        formula_svg(line, f"formula-{place}") or f"<code>{escape(line)}</code>"
         for place, line in enumerate(lines)
     ]
     name = run.config.get("loss_type")
-    title = f"The loss <small>{escaped(name)}</small>" if name else "The loss"
+    title = f"The loss <small>{escape(name)}</small>" if name else "The loss"
     items = "".join(f"<p>{line}</p>" for line in drawn)
     return f'<section><h2>{title}</h2><div class="formula" tabindex="0">{items}</div></section>'
 
@@ -148,7 +148,7 @@ def _option(name: str, value: Any, changed: bool, default: Any) -> str:
         else ""
     )
     css = ' class="changed"' if changed else ""
-    return f"<tr{css}><th scope='row'>{escaped(name).replace('_', '_<wbr>')}</th><td>{_value(value)}{was}</td></tr>"
+    return f"<tr{css}><th scope='row'>{escape(name).replace('_', '_<wbr>')}</th><td>{_value(value)}{was}</td></tr>"
 
 
 def _value(value: Any) -> str:
@@ -156,10 +156,10 @@ def _value(value: Any) -> str:
     if value is None or value == "" or value == []:
         return "–"
     if isinstance(value, list):
-        return escaped(" ".join(map(str, value)))
+        return escape(" ".join(map(str, value)))
     if isinstance(value, bool):
         return str(value).lower()
-    return escaped(f"{value:.10g}" if isinstance(value, float) else value)
+    return escape(f"{value:.10g}" if isinstance(value, float) else value)
 
 
 def _plain(value: Any) -> Any:

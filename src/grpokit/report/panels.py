@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from grpokit.report.data import RunData
-from grpokit.report.svg import AMBER, BLUE, GREEN, GREY, PINK, RED
+from .data import RunData
+from .svg import AMBER, BLUE, GREEN, GREY, PINK, RED
 
 
 @dataclass(frozen=True)

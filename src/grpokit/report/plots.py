@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from grpokit.report.data import Row, RunData, is_number
-from grpokit.report.panels import Line, Panel, describe
-from grpokit.report.series import Floats, smooth, thin, trend_window
-from grpokit.report.svg import AMBER, BLUE, GREEN, GREY, INK, PINK, RED, STYLE, figure_svg
+from .data import Row, RunData, is_number
+from .panels import Line, Panel, describe
+from .series import Floats, smooth, thin, trend_window
+from .svg import AMBER, BLUE, GREEN, GREY, INK, PINK, RED, STYLE, figure_svg
 
 # Inches. A plot is drawn for the width it's shown at, so that its text has the page's size: 72 points an inch.
 SIZES = {"wide": (10.6, 3.1), "narrow": (4.7, 2.9), "normal": (4.7, 2.45), "small": (4.7, 1.9)}

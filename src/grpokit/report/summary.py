@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from grpokit.report.data import RunData
-from grpokit.report.markup import decimal, escaped, percent, seconds
+from .data import RunData
+from .markup import decimal, escape, percent, seconds
 
 
 class Card(NamedTuple):
@@ -26,10 +26,10 @@ def cards_html(run: RunData) -> str:
 
 
 def _card(card: Card) -> str:
-    before = f"<span>{escaped(card.before)} →</span> " if card.before else ""
+    before = f"<span>{escape(card.before)} →</span> " if card.before else ""
     return (
-        f'<div class="card"><dt>{escaped(card.title)}</dt>'
-        f"<dd>{before}{escaped(card.value)}<small>{escaped(card.note)}</small></dd></div>"
+        f'<div class="card"><dt>{escape(card.title)}</dt>'
+        f"<dd>{before}{escape(card.value)}<small>{escape(card.note)}</small></dd></div>"
     )
 
 

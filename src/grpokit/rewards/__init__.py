@@ -4,7 +4,7 @@ A reward function is the field's: `f(completions, **columns) -> list[float | Non
 completions of a step, by name, with what its signature asks for. `signatures.py` knows the field's others.
 """
 
-from grpokit.rewards.registry import BUILT_IN, Reward, load_rewards, recognised
-from grpokit.rewards.scoring import RewardError, reward_metrics, score
+from .registry import BUILT_IN, Reward, describe_rewards, load_rewards
+from .scoring import RewardError, reward_metrics, score
 
-__all__ = ["BUILT_IN", "Reward", "RewardError", "load_rewards", "recognised", "reward_metrics", "score"]
+__all__ = ["BUILT_IN", "Reward", "RewardError", "describe_rewards", "load_rewards", "reward_metrics", "score"]

@@ -22,13 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from grpokit.rewards.builtin import (
-    RewardFunction,
-    find_answer_column,
-    last_boxed,
-    reference_text,
-    text_of,
-)
+from .builtin import RewardFunction, find_answer_column, last_boxed, reference_text, text_of
 
 ANSWER_SECONDS = 5.0  # as math-verify's own limit; a common answer takes a millisecond
 START_SECONDS = 120.0  # of a worker: sympy's import, on a busy machine

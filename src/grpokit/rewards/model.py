@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from grpokit.loading import one_line
-from grpokit.rewards.builtin import text_of
+from ..loading import one_line
+from .builtin import text_of
 
 BATCH_SIZE = 16  # sequences in one forward; sorted by length, so that little is padded
 EXPECTED = "expected the directory of a sequence-classification model with one label, as TRL's RewardTrainer saves it"
@@ -28,7 +28,7 @@ def load_reward_model(path: str) -> RewardModel:
     _check_config(path)
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from grpokit.model import default_device
+    from ..model import default_device
 
     device = default_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16

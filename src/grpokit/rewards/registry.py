@@ -11,14 +11,14 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from grpokit.loading import load_object, one_line, raised_at
-from grpokit.overlay import did_you_mean
-from grpokit.rewards import builtin
-from grpokit.rewards.accuracy import accuracy_reward
-from grpokit.rewards.builtin import RewardFunction
-from grpokit.rewards.model import is_reward_model, load_reward_model
-from grpokit.rewards.signatures import TRL, adapted, is_async, unwrapped
-from grpokit.types import SAMPLED
+from ..loading import load_object, one_line, raised_at
+from ..overlay import did_you_mean
+from ..types import SAMPLED
+from . import builtin
+from .accuracy import accuracy_reward
+from .builtin import RewardFunction
+from .model import is_reward_model, load_reward_model
+from .signatures import TRL, adapt_signature, is_async, unwrap
 
 BUILT_IN = (
     "exact_match",
@@ -107,7 +107,7 @@ def load_rewards(
         else:
             column = partial(builtin.find_answer_column, answer_column, columns, spec)
             fn, was_class = _load_function(spec)
-            fn, kind = adapted(fn, column, was_class)
+            fn, kind = adapt_signature(fn, column, was_class)
             reward = Reward(spec.rpartition(":")[2], fn, float(weight), kind)
         if reward.name in {other.name for other in rewards}:
             raise ValueError(
@@ -118,7 +118,7 @@ def load_rewards(
     return tuple(rewards)
 
 
-def recognised(rewards: Sequence[Reward]) -> str:
+def describe_rewards(rewards: Sequence[Reward]) -> str:
     """What each reward was taken for, in one line for the start of the run."""
     shown = [
         f"{reward.name} ({reward.kind}{', async' if is_async(reward.fn) else ''})"
@@ -163,7 +163,7 @@ def defined_at(fn: RewardFunction) -> str:
 
 def code_of(fn: RewardFunction) -> Any:
     """The code object of a function, method, partial or callable object; None if it isn't Python."""
-    inner = unwrapped(fn)
+    inner = unwrap(fn)
     return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpokit.loading import one_line, raised_at
-from grpokit.rewards.calling import TimeOut, awaited_together, time_limit
-from grpokit.rewards.registry import Reward, arguments, check_parameters, code_of, defined_at
-from grpokit.rewards.signatures import is_async
-from grpokit.types import SAMPLED, Messages, Metric, Metrics, Prompt, Rollout, RolloutGroup
+from ..loading import one_line, raised_at
+from ..types import SAMPLED, Messages, Metric, Metrics, Prompt, Rollout, RolloutGroup
+from .calling import TimeOut, awaited_together, time_limit
+from .registry import Reward, arguments, check_parameters, code_of, defined_at
+from .signatures import is_async
 
 
 class RewardError(ValueError):

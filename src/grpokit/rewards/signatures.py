@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any
 
-from grpokit.rewards.builtin import RewardFunction, text_of
+from .builtin import RewardFunction, text_of
 
 TRL, SWIFT, VERL = "TRL's signature", "ms-swift's, completions as text", "verl's, called for each completion"
 
 
-def unwrapped(fn: RewardFunction) -> Any:
+def unwrap(fn: RewardFunction) -> Any:
     """The function itself, under its decorators, partials and adapters."""
     inner = inspect.unwrap(fn)
     while isinstance(inner, functools.partial):
@@ -32,11 +32,11 @@ def unwrapped(fn: RewardFunction) -> Any:
 
 def is_async(fn: RewardFunction) -> bool:
     """Whether calling it gives something to await."""
-    inner = unwrapped(fn)
+    inner = unwrap(fn)
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
 
 
-def adapted(
+def adapt_signature(
     fn: RewardFunction, answer_column: Callable[[], str], was_class: bool = False
 ) -> tuple[RewardFunction, str]:
     """(the same function under the house's signature, which one its own is).

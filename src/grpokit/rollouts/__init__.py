@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from grpokit.types import Prompt, RolloutGroup
+from ..types import Prompt, RolloutGroup
 
 
 class SamplingStopped(Exception):

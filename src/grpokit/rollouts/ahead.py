@@ -13,13 +13,12 @@ import contextlib
 import threading
 from collections.abc import Sequence
 
-from grpokit.parallel import ALONE, World
-from grpokit.types import Prompt, RolloutGroup
-
+from ..parallel import ALONE, World
+from ..types import Prompt, RolloutGroup
 from . import Pending, SamplingStopped, StartingSampler
 
 
-class Ahead:
+class SampleAhead:
     """A `Sampler` around another one that can be told to begin what will be asked for next.
 
     `ready` is this rank's share of the rollouts that were sampled ahead of the present step, or None where there are

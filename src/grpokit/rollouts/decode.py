@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from grpokit.architecture import backbone, head
-
+from ..architecture import backbone, head
 from . import SamplingStopped
 from .attention import LIGHT
 from .picking import TokenPicker

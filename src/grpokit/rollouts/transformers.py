@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
-from grpokit.architecture import obstacle
-from grpokit.model import Policy
-from grpokit.parallel import whole_weights
-from grpokit.types import Prompt, Rollout, RolloutGroup
-
+from ..architecture import obstacle
+from ..model import Policy
+from ..parallel import unsharded
+from ..types import Prompt, Rollout, RolloutGroup
 from . import SamplingStopped
 from .attention import light
 from .decode import decode
@@ -76,7 +75,7 @@ class TransformersSampler:
         try:
             # The weights are gathered once, if they are sharded. Layers that are compiled for training are not so here,
             # where each new token would be a shape of its own.
-            with whole_weights(self.policy), torch.compiler.set_stance("force_eager"):
+            with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
                 for start in range(0, len(jobs), self.batch_size):
                     if self.stop():
                         raise SamplingStopped(f"stopped after {start} of {len(jobs)} completions")

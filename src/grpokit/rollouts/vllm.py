@@ -13,12 +13,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from grpokit.model import Policy
-from grpokit.noise import keyed_hash
-from grpokit.parallel import ALONE, World
-from grpokit.step import Learning, score
-from grpokit.types import Prompt, Rollout, RolloutGroup, Row
-
+from ..model import Policy
+from ..noise import keyed_hash
+from ..parallel import ALONE, World
+from ..step import Learning, score
+from ..types import Prompt, Rollout, RolloutGroup, Sample
 from . import SamplingStopped
 from .transformers import eos_token_ids
 
@@ -80,7 +79,7 @@ class Engine(Protocol):
         ...
 
 
-class Weights:
+class WeightSync:
     """The policy's weights on the engine's side. All samplers of a run share one, so that each is taken once."""
 
     def __init__(
@@ -130,7 +129,7 @@ class Weights:
             asked = [[answer.token_ids, answer.logps, answer.finish_reason] for answer in answers]
         found = [Completion(*answer) for part in self.world.gather_json(asked) for answer in part]
         rows = [
-            Row(
+            Sample(
                 index=index,
                 group=0,
                 prompt_ids=prompt_ids,
@@ -162,7 +161,7 @@ class VLLMSampler:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: WeightSync,
         *,
         seed: int,
         max_completion_length: int,
@@ -216,7 +215,7 @@ class VLLMPending:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: WeightSync,
         prompts: Sequence[Prompt],
         num_generations: int,
         requests: Sequence[Request],

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from grpokit.adapter import base_of
-from grpokit.export import stream
-from grpokit.model import Policy
-from grpokit.parallel import World
-
+from ..adapter import base_of
+from ..export import stream
+from ..model import Policy
+from ..parallel import World
 from . import SamplingStopped
 from .vllm import Completion, Request
 

@@ -16,10 +16,9 @@ import httpx
 import torch
 from torch import Tensor
 
-from grpokit.export import stream
-from grpokit.model import Policy
-from grpokit.parallel import World
-
+from ..export import stream
+from ..model import Policy
+from ..parallel import World
 from .vllm_server import HELLO, Server, Unreachable
 
 START_FOR_NCCL = 'start it with --weight-transfer-config \'{"backend": "nccl"}\''

@@ -17,10 +17,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from grpokit.export import for_engine, save_model
-from grpokit.model import Policy
-from grpokit.parallel import World
-
+from ..export import engine_format, save_model
+from ..model import Policy
+from ..parallel import World
 from . import SamplingStopped
 from .vllm import Completion, Request
 
@@ -42,11 +41,11 @@ class Unreachable(Exception):
     """No answer, or one that says the server is in trouble: worth another try."""
 
 
-class Refused(Unreachable):
+class ServerError(Unreachable):
     """The server has failed at it: status 500."""
 
 
-class Missing(ValueError):
+class NotFound(ValueError):
     """The server knows no such path, or no such model."""
 
 
@@ -69,7 +68,7 @@ class Server:
         """See `Engine.take`. Raises ValueError where the server cannot read the directory."""
         tag = ""
         with world.together():
-            save_model(self.directory, policy, tokenizer, for_engine(policy, self.only_adapter), world)
+            save_model(self.directory, policy, tokenizer, engine_format(policy, self.only_adapter), world)
             tag = digest(self.directory) if world.is_main else ""
         self.tag = world.from_main(tag)
         with world.together():
@@ -110,7 +109,7 @@ class Server:
         body = {"model": self.model, "prompt": list(request.prompt_ids), "return_token_ids": True}
         try:
             answer = await self._send(client, "POST", "/v1/completions", body | request.parameters())
-        except Missing as error:
+        except NotFound as error:
             if self.model == self.first_model:
                 raise
             # Started anew, it has no adapters. The whole batch is asked for again, since the name is another then.
@@ -187,7 +186,9 @@ class Server:
         where = {"lora_name": name, "lora_path": str(self.directory.resolve())}
         try:
             await self._send(client, "POST", "/v1/load_lora_adapter", where)
-        except Refused as error:  # it says so of a rank that is too large, and tomorrow it would say the same
+        except (
+            ServerError
+        ) as error:  # it says so of a rank that is too large, and tomorrow it would say the same
             raise ValueError(
                 f"--vllm_url {self.url}: does not take the adapter ({error}); is its --max-lora-rank at least --lora_r?"
             ) from error
@@ -206,9 +207,9 @@ class Server:
             raise ValueError(f"--vllm_url {self.url}: {error}") from error
         if answer.status_code == 404:
             start = START_FOR_ADAPTERS if "lora" in path else START
-            raise Missing(f"--vllm_url {self.url}: has no {path.partition('?')[0]}; {start}")
+            raise NotFound(f"--vllm_url {self.url}: has no {path.partition('?')[0]}; {start}")
         if answer.status_code >= 500:
-            failed = Refused if answer.status_code == 500 else Unreachable
+            failed = ServerError if answer.status_code == 500 else Unreachable
             raise failed(f"status {answer.status_code}: {answer.text[:300]}")
         if answer.status_code >= 400:
             raise ValueError(f"--vllm_url {self.url}: {path} refused: {answer.text[:500]}")

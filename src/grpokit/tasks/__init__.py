@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpokit.overlay import did_you_mean
-from grpokit.tasks import sort_digits
+from ..overlay import did_you_mean
+from . import sort_digits
 
 
 @dataclass(frozen=True)

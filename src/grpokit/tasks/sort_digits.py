@@ -87,7 +87,7 @@ def make_model(
     150 steps take 5 to 10 s of one core (a progress bar is shown) and leave the model at an accuracy of about
     0.3 sampled and 0.95 greedy on held-out prompts.
     """
-    from grpokit.tasks.warmup import Example, warm_up
+    from .warmup import Example, warm_up
 
     tokenizer = make_tokenizer()
     model = _new_model(seed)
