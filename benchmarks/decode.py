@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from grpokit.model import Policy, default_device
+from grpokit.model import Policy
+from grpokit.parallel import default_device
 from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.rollouts.transformers import TransformersSampler, left_pad
 from grpokit.types import Prompt

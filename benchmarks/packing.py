@@ -22,7 +22,8 @@ from rich.table import Table
 
 from grpokit.batching import micro_batches
 from grpokit.losses import make_loss
-from grpokit.model import Policy, default_device
+from grpokit.model import Policy
+from grpokit.parallel import default_device
 from grpokit.types import MicroBatch, Sample
 
 MODELS = {  # a Qwen3's hidden size, layers, feed-forward and vocabulary

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from grpokit.batching import collate
 from grpokit.cutting import cut_samples
-from grpokit.model import default_device
+from grpokit.parallel import default_device
 from grpokit.types import Sample
 
 SHAPES = [

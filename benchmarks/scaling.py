@@ -21,7 +21,8 @@ from decode import MEDIUM, make_model
 
 from grpokit.batching import micro_batches, plan_step
 from grpokit.losses import make_loss
-from grpokit.model import Policy, default_device
+from grpokit.model import Policy
+from grpokit.parallel import default_device
 from grpokit.pretrained import load_policy
 from grpokit.step import Learning, optimize
 from grpokit.types import MicroBatch, Prompt, Rollout, RolloutGroup

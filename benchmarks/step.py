@@ -231,7 +231,7 @@ def difference(args: argparse.Namespace, folder: Path) -> float:
 
     from grpokit.batching import plan_step
     from grpokit.losses import make_loss
-    from grpokit.model import default_device
+    from grpokit.parallel import default_device
     from grpokit.pretrained import load_policy
     from grpokit.step import Learning, optimize
     from grpokit.types import Prompt, Rollout, RolloutGroup

@@ -24,8 +24,9 @@ from grpokit.checkpoint import checkpoints, read_record, verify
 from grpokit.checks import check_train_config
 from grpokit.cli import main
 from grpokit.config import TrainConfig
-from grpokit.configured import correction_note, loss_from_config
+from grpokit.configured import loss_from_config
 from grpokit.flat import groups_from_tensors, groups_to_tensors
+from grpokit.losses.lint import correction_note
 from grpokit.overlay import from_yaml, to_yaml
 from grpokit.parallel import World
 from grpokit.rollouts.ahead import SampleAhead

@@ -7,7 +7,8 @@ import yaml
 
 from grpokit.cli import main
 from grpokit.config import TrainConfig
-from grpokit.convert import NOT_NEEDED, RENAMED, convert
+from grpokit.convert import convert
+from grpokit.foreign import NOT_NEEDED, RENAMED
 from grpokit.overlay import from_yaml
 
 TRL = {

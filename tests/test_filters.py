@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import group_of, tiny_config
 
-from grpokit.advantages import add_advantages
+from grpokit.advantages import add_advantages, mask_truncated
 from grpokit.assemble import start
 from grpokit.batching import plan_update
-from grpokit.filters import mask_truncated, resample
+from grpokit.filters import resample
 from grpokit.loop import train
 from grpokit.losses import make_loss
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from grpokit.loading import load_object, one_line, raised_at
+from grpokit.loading import load_object, raised_at
+from grpokit.text import one_line
 
 FLAG = "--reward_funcs"
 

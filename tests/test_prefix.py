@@ -18,9 +18,10 @@ from grpokit.assemble import start
 from grpokit.batching import collate, micro_batches, plan_step
 from grpokit.checks import check_train_config
 from grpokit.cutting import cut_samples
+from grpokit.dumps import read_offender, write_offender
 from grpokit.metrics import values
 from grpokit.pretrained import load_policy
-from grpokit.replay import read_offender, run_again, write_offender
+from grpokit.replay import run_again
 from grpokit.step import Learning, NonFiniteError, StepProgress, learn, optimize, score
 from grpokit.types import Prompt, Rollout, RolloutGroup, Update
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -120,3 +121,22 @@ def _rewards(group: RolloutGroup) -> Tensor:
     if group.reward is None:
         raise ValueError(f"{group.prompt.source}: the group has no rewards yet; score it first")
     return group.reward
+
+
+def mask_truncated(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Groups whose truncated completions may not be trained on: overlong filtering (arXiv 2503.14476, section 3.4).
+
+    Their rewards stay in the group's baseline; their tokens leave the loss and its denominators.
+    """
+    return [
+        replace(
+            group,
+            rollouts=tuple(
+                rollout
+                if rollout.finish_reason == "stop"
+                else replace(rollout, trainable=torch.zeros_like(rollout.trainable))
+                for rollout in group.rollouts
+            ),
+        )
+        for group in groups
+    ]

@@ -121,8 +121,9 @@ def _train_among_ranks(config: TrainConfig, stop: StopRequest) -> int:
 
 
 def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
+    from .announce import batch_plan
     from .assemble import start
-    from .console import batch_plan, say
+    from .console import say
     from .loop import train as loop
     from .signals import Stopped
 

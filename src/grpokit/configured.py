@@ -61,20 +61,6 @@ def lora_from_config(config: TrainConfig) -> Lora | None:
     )
 
 
-def correction_note(config: TrainConfig, loss: Loss) -> str | None:
-    """With --async_depth 1: what makes up for the age of the rollouts, where the user has not chosen it."""
-    if config.async_depth == 0 or config.correction_mode in ("truncate", "mask"):
-        return None
-    if loss.surrogate.anchor == "sampler":
-        return f"no correction for rollouts of one step before: the ratio of {loss.name} is to their sampler already"
-    if loss.correction is None:
-        return "correction_mode none: nothing corrects for rollouts of one step before"
-    return (
-        f"correction_mode {loss.correction.mode}, correction_level {loss.correction.level}, correction_cap "
-        f"{loss.correction.cap:g}: the default with --async_depth {config.async_depth}, for rollouts of one step before"
-    )
-
-
 def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:
     """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the one that isn't so."""
     found: dict[str, Any] = {}

@@ -19,8 +19,6 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from .config import TrainConfig
-
 # Of several processes one speaks: what all find out, they all find out.
 console = Console(highlight=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 
@@ -28,32 +26,6 @@ console = Console(highlight=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 def say(text: str) -> None:
     """A line for the user; a progress bar that is up stays below it."""
     console.print(text, markup=False, soft_wrap=True)
-
-
-def batch_plan(config: TrainConfig, ranks: int = 1) -> str:
-    """The step in one line: what is sampled, how often it is learned from, and in what pieces."""
-    p, g, u, n = (
-        config.prompts_per_step,
-        config.num_generations,
-        config.updates_per_step,
-        config.num_iterations,
-    )
-    return (
-        f"plan: {_count(p, 'prompt')} × {g} = {p * g} completions a step, {_count(u, 'update')} of "
-        f"{p * g // u} completions × {_count(n, 'iteration')}, {_ranks(config, ranks)}, "
-        f"≤ {config.micro_batch_tokens:,} tokens a micro-batch, {_count(config.max_steps, 'step')}"
-    )
-
-
-def _ranks(config: TrainConfig, ranks: int) -> str:
-    if ranks == 1:
-        return "1 process"
-    copies = ranks // config.shard_size if config.shard_size else 1
-    return f"{ranks} ranks" + (f" ({copies} copies of the weights)" if copies > 1 else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .loading import json_array, json_lines, one_line, parse_json
-from .overlay import did_you_mean
+from .json_lines import json_array, json_lines, parse_json
+from .text import did_you_mean, one_line
 
 # (place, values) of a row; a ValueError in the place of values says what is wrong with it.
 RawRow = tuple[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -66,22 +65,3 @@ def _has_spread(group: RolloutGroup, weights: Sequence[float]) -> bool:
     columns = [group.reward, *weighed]
     present = [column[~column.isnan()] for column in columns]
     return any(len(values) > 1 and bool(values.max() > values.min()) for values in present)
-
-
-def mask_truncated(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """Groups whose truncated completions may not be trained on: overlong filtering (arXiv 2503.14476, section 3.4).
-
-    Their rewards stay in the group's baseline; their tokens leave the loss and its denominators.
-    """
-    return [
-        replace(
-            group,
-            rollouts=tuple(
-                rollout
-                if rollout.finish_reason == "stop"
-                else replace(rollout, trainable=torch.zeros_like(rollout.trainable))
-                for rollout in group.rollouts
-            ),
-        )
-        for group in groups
-    ]

@@ -16,9 +16,9 @@ from rich.text import Text
 from .commands import InspectConfig
 from .console import console, say
 from .dataset_files import open_dataset
-from .loading import one_line
 from .prompts import Prompts
 from .rows import DatasetRow, describe_dataset, read_rows
+from .text import one_line
 from .types import Messages, Prompt
 
 SHOWN = 10  # of what is wrong

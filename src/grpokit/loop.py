@@ -7,11 +7,11 @@ What is not here: how a run is put together and what it writes (`run.py`), and e
 
 from __future__ import annotations
 
-from .advantages import add_advantages
+from .advantages import add_advantages, mask_truncated
 from .batching import plan_step
 from .console import StepDisplay
-from .filters import mask_truncated, resample
-from .metrics import Clock, rollout_metrics
+from .filters import resample
+from .measure import Clock, rollout_metrics
 from .optimizer import learning_rate, set_learning_rate
 from .rewards import reward_metrics
 from .run import Run

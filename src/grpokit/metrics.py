@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import torch
-
-from .parallel import ALONE, World
-from .types import Metric, MetricKind, Metrics, RolloutGroup
+from .types import Metric, MetricKind
 
 
 class Declared(NamedTuple):
@@ -101,49 +94,6 @@ METRICS: dict[str, Declared] = {
 }
 
 
-def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
-    """Lengths, cut-offs and entropy of a step's completions."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.float64)
-    cut = torch.tensor([r.finish_reason == "length" for r in rollouts])
-    prompts = sum(len(group.prompt.ids) * len(group.rollouts) for group in groups)
-    return {
-        "completions/mean_length": Metric.mean(lengths),
-        "completions/min_length": Metric.min(lengths),
-        "completions/max_length": Metric.max(lengths),
-        "completions/clipped_ratio": Metric.mean(cut),
-        "completions/mean_terminated_length": Metric.mean(lengths[~cut]),
-        "entropy": Metric.mean(torch.cat([r.entropies for r in rollouts])),
-        "num_tokens": Metric.sum(lengths.sum() + prompts),
-    }
-
-
-def staleness(groups: Sequence[RolloutGroup], version: int) -> Metrics:
-    """How old a step's completions are; `version`: the optimizer steps behind the weights at the step's start."""
-    ages = [version - rollout.policy_version for group in groups for rollout in group.rollouts]
-    return {"sampler/staleness": Metric.mean(torch.tensor(ages, dtype=torch.float64))}
-
-
-class Clock:
-    """Wall time by phase: `with clock("rollout"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    def metrics(self, completion_tokens: float, world: World = ALONE) -> Metrics:
-        """`time/*`, the largest of any rank, and completion tokens of all ranks per second of the step."""
-        seconds = {**dict.fromkeys(("step", "rollout", "reward", "learn", "sync"), 0.0), **self.seconds}
-        times = {f"time/{phase}": Metric.max(torch.tensor([value])) for phase, value in seconds.items()}
-        times = world.join_metrics(times)
-        return times | {"tokens_per_second": Metric.share(completion_tokens, times["time/step"].value)}
-
-
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """name → number, in the order of METRICS; a metric that had nothing to measure is left out."""
     order = {name: place for place, name in enumerate(METRICS)}
@@ -156,56 +106,3 @@ def declared_name(name: str) -> str:
     """The key of METRICS that declares `name`: rewards/x/mean → rewards/<name>/mean."""
     parts = name.split("/")
     return f"rewards/<name>/{parts[-1]}" if parts[0] == "rewards" and len(parts) >= 3 else name
-
-
-class JsonLines:
-    """A file of one JSON object a line, flushed at each; reopened after a kill without what came after `step`."""
-
-    def __init__(self, path: Path, last_step: int, writes: bool = True) -> None:
-        """Keep lines whose `step` is at most `last_step` (a torn last line goes too), and append after them.
-
-        Of several ranks only one `writes`; for the others the file isn't there.
-        """
-        self.path, self.file = path, None
-        if not writes:
-            return
-        kept = [line for line in _lines(path) if _step_of(line) <= last_step]
-        if kept or path.exists():
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(path)
-        self.file = path.open("a", encoding="utf-8")
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Append one object. Raises OSError naming the file."""
-        if self.file is None:
-            return
-        try:
-            self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise OSError(f"{self.path}: could not be written: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            with suppress(OSError):  # of a line that has failed already, and said so
-                self.file.close()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All objects in the file."""
-        return [json.loads(line) for line in _lines(self.path)]
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return [line for line in file if line.endswith("\n")]
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
+
+from .text import did_you_mean
 
 
 def load_yaml(cls: type, path: str) -> Any:
@@ -43,7 +44,7 @@ def from_yaml(cls: type, text: str, path: str) -> Any:
     names = {f.name for f in dataclasses.fields(cls)}
     normal = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in normal.keys() - names:
-        from .convert import FOREIGN
+        from .foreign import FOREIGN
 
         mend = (
             " (of TRL or ms-swift: see grpokit convert-config)"
@@ -54,12 +55,6 @@ def from_yaml(cls: type, text: str, path: str) -> Any:
     return cls(
         **{key: _coerce(value, hints[key], f"--config {path}: {key}") for key, value in normal.items()}
     )
-
-
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:

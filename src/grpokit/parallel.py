@@ -326,3 +326,8 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
 
     assert isinstance(parameter, DTensor)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from .adapter import Lora, attach, base_of, merge_into, quantization_options
-from .architecture import backbone, head, layers, obstacle
-from .batching import collate
+from .architecture import layers
 from .model import Policy, resolve_dtype
-from .parallel import ALONE, World, shard, unsharded
-from .types import Layout, Sample
+from .parallel import ALONE, World, shard
+from .probes import probe_head, probe_layouts
+from .text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +69,13 @@ def load_policy(
             # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
             # run would differ in the last bit.
             parameter.data = parameter.data.clone()
-    said = world.gather_json(_probe_layouts(policy))  # what one rank can't, none does: they must cut alike
+    said = world.gather_json(probe_layouts(policy))  # what one rank can't, none does: they must cut alike
     policy.packs = all(packs for packs, _ in said)
     policy.shares_not = next((why for _, why in said if why is not None), None)
     if gradient_checkpointing:  # each computation of a layer would append to the cache
         policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
     if probe:
-        _probe_head(policy, path)
+        probe_head(policy, path)
     return policy
 
 
@@ -92,7 +92,7 @@ def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
         return (model if base is None else merge_into(model, path)), stored
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ValueError(
-            f"--model {path}: cannot be loaded as a causal language model: {_first_line(error)}"
+            f"--model {path}: cannot be loaded as a causal language model: {first_line(error)}"
         ) from error
 
 
@@ -146,7 +146,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"--model {path}: has no tokenizer that can be loaded: {_first_line(error)}"
+            f"--model {path}: has no tokenizer that can be loaded: {first_line(error)}"
         ) from error
 
 
@@ -163,64 +163,15 @@ def remove_dropout(model: nn.Module) -> int:
     return found
 
 
-@torch.no_grad()
-def _probe_layouts(policy: Policy) -> tuple[bool, str | None]:
-    """Whether samples may be packed, and why prompts may not be shared: log-probs must be those of samples that stand alone."""
-    vocabulary = policy.model.config.get_text_config().vocab_size
-    samples = [_probe_sample(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
-    # FSDP2 wants a forward of the root before any of its parts': this is one, and _probe_head calls parts.
-    want = policy(collate(samples, "padded", policy.device))[0].logps
+def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """All tokens that end a completion: the model directory's (chat models name several) and the tokenizer's.
 
-    def gap(layout: Layout) -> float:
-        return float((want - policy(collate(samples, layout, policy.device))[0].logps).abs().max())
-
-    try:
-        packs = gap("packed") < _tolerance(policy)
-    except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that start again
-        packs = False
-    reason = obstacle(policy.model, max(sample.num_tokens for sample in samples))
-    if reason is None:
-        try:
-            apart = gap("shared")
-            if not apart < _tolerance(policy):
-                reason = f"its log-probs are others with a cache (by {apart:.2g})"
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = f"its forward with a cache fails: {_first_line(error)}"
-    return packs, reason
-
-
-def _probe_sample(index: int, group: int, vocabulary: int) -> Sample:
-    """A sample of 5 to 8 tokens, whose prompt is its group's: 3 or 2 of them."""
-    prompt = tuple((5 * i + 2 * group + 1) % vocabulary for i in range(3 - group))
-    ids = (torch.arange(3 + index) * 7 + 3 * index + 1) % vocabulary
-    ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids))
-    return Sample(index, group, prompt, ids, ones, 0.0, 0.0, len(ids), zeros)
-
-
-def _tolerance(policy: Policy) -> float:
-    return 2e-2 if policy.compute_dtype in (torch.bfloat16, torch.float16) else 1e-4
-
-
-@torch.no_grad()
-def _probe_head(policy: Policy, path: str) -> None:
-    """Our head against the model's own on a few tokens: an unknown scale or cap would be silently wrong."""
-    model = policy.model
-    ids = torch.arange(8, device=policy.device)[None] % model.config.get_text_config().vocab_size
-    with unsharded(policy), policy.computing():
-        want = model(input_ids=ids, use_cache=False).logits[0].double()
-        got = (
-            head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()
-        )
-    if not torch.isfinite(want).all():
-        raise ValueError(f"--model {path}: its logits are NaN or infinite: the weights are damaged")
-    gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
-    if not gap <= _tolerance(policy):
-        raise ValueError(
-            f"--model {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
-            f"know (logits differ by {gap:.2g}); please report the architecture"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    Raises ValueError where there is none.
+    """
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ids = list(named) if isinstance(named, list | tuple) else [named]
+    ids.append(tokenizer.eos_token_id)
+    unique = list(dict.fromkeys(i for i in ids if i is not None))
+    if not unique:
+        raise ValueError("--model: neither its tokenizer nor its generation_config.json names an eos token")
+    return unique

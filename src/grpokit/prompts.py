@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .loading import one_line
 from .rows import DatasetRow
+from .text import one_line
 from .types import Messages, Prompt
 
 LongPrompts = Literal["error", "truncate_left", "drop"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,80 +10,18 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .batching import collate
 from .checkpoint import checkpoints, load_parameters, read_record
 from .commands import ReplayConfig
-from .config import TrainConfig
 from .configured import lora_from_config
 from .console import console, say
-from .flat import (
-    add_prefix,
-    samples_from_tensors,
-    samples_to_tensors,
-    stats_from_tensors,
-    stats_to_tensors,
-    strip_prefix,
-)
-from .losses import Loss, Stats
-from .model import Policy, default_device
-from .overlay import from_yaml, to_yaml
+from .dumps import Dump, read_offender
+from .losses import Loss
+from .model import Policy
+from .parallel import default_device
 from .pretrained import load_policy
-from .step import Offender
-from .types import Layout, Sample
-
-
-@dataclass(frozen=True)
-class Dump:
-    """What a dump holds: the samples, the statistics they were given, and where in which run that was."""
-
-    samples: tuple[Sample, ...]
-    stats: Stats | None
-    config: TrainConfig
-    layout: Layout
-    what: str
-    step: int  # steps done before it
-    policy_version: int
-
-
-def write_offender(
-    file: Path, offender: Offender, config: TrainConfig, step: int, policy_version: int
-) -> None:
-    """Write a micro-batch with all that a replay needs but the weights."""
-    tensors = add_prefix("samples", samples_to_tensors(offender.samples))
-    if offender.stats is not None:
-        tensors |= add_prefix("stats", stats_to_tensors(offender.stats))
-    about = {
-        "what": offender.what,
-        "layout": offender.layout,
-        "step": step,
-        "policy_version": policy_version,
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"about": json.dumps(about), "config": to_yaml(config)})
-
-
-def read_offender(file: Path) -> Dump:
-    """What `write_offender` wrote. Raises ValueError naming the file where it's something else."""
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; expected a dump from a run's nonfinite/ directory")
-    try:
-        with safe_open(file, "pt") as content:
-            metadata = content.metadata() or {}
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
-        about = json.loads(metadata["about"])
-        stats = strip_prefix("stats", tensors)
-        return Dump(
-            samples=samples_from_tensors(strip_prefix("samples", tensors)),
-            stats=stats_from_tensors(stats) if stats else None,
-            config=from_yaml(TrainConfig, metadata["config"], str(file)),
-            **about,
-        )
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: is no dump of a micro-batch: {error}") from error
 
 
 def weights_for(dumped: Dump, file: Path, model: str) -> tuple[Path, str]:

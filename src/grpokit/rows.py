@@ -21,7 +21,8 @@ from os import PathLike
 from typing import Any
 
 from .dataset_files import Source, open_dataset
-from .loading import EXPECTED_JSON_LINES, one_line
+from .json_lines import EXPECTED_JSON_LINES
+from .text import one_line
 from .types import SAMPLED, Messages
 
 STATEMENTS = ("prompt", "messages", "question")

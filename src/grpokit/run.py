@@ -15,16 +15,18 @@ import torch
 
 from .checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
 from .config import TrainConfig
-from .configured import correction_note
 from .console import before_after, console, counting, say
 from .cutting import Sharing
+from .dumps import write_offender
 from .evaluate import evaluate
 from .export import SaveFormat, save_model
 from .filters import first_position
 from .flat import groups_from_tensors, groups_to_tensors
+from .jsonl import JsonLines
 from .losses import Loss
-from .losses.lint import notes
-from .metrics import Clock, JsonLines, staleness, values
+from .losses.lint import correction_note, notes
+from .measure import Clock, staleness
+from .metrics import values
 from .model import Policy
 from .overlay import to_yaml
 from .parallel import FailedOnSomeRank, World
@@ -32,7 +34,6 @@ from .prompts import Prompts
 from .recorded import write_batch
 from .records import group_record, sample_of_groups
 from .reference import Reference
-from .replay import write_offender
 from .rewards import Reward, score
 from .rollouts import Sampler, SamplingStopped
 from .rollouts.ahead import SampleAhead
@@ -94,7 +95,9 @@ class Run:
         """What of the configuration would silently not act."""
         updates = self.config.num_iterations * self.config.updates_per_step
         found = notes(self.loss, updates, sampler_is_trainer=self.config.sampler == "transformers")
-        found += filter(None, [correction_note(self.config, self.loss)])
+        found += filter(
+            None, [correction_note(self.loss, self.config.async_depth, self.config.correction_mode)]
+        )
         if self.shares_not is not None:
             found.append(f"each completion's forward computes its prompt again: {self.shares_not}")
         return found

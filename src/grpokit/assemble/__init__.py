@@ -10,7 +10,7 @@ from ..config import TrainConfig
 from ..configured import loss_from_config
 from ..console import say
 from ..forms import resolve_packing, resolve_sharing
-from ..metrics import JsonLines
+from ..jsonl import JsonLines
 from ..optimizer import make_optimizer
 from ..overlay import to_yaml
 from ..parallel import ALONE, World

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import EvalConfig
 from ..console import console, counting, figures_table, say, waiting
 from ..evaluate import evaluate
-from ..model import default_device
+from ..parallel import default_device
 from ..pretrained import load_policy, load_tokenizer
 from ..rewards import describe_rewards as recognised_rewards
 from ..rewards import score

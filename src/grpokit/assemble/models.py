@@ -10,8 +10,8 @@ from ..adapter import Lora, adapted_layers
 from ..config import ModelConfig, TrainConfig
 from ..configured import lora_from_config
 from ..console import say
-from ..model import Policy, default_device
-from ..parallel import World
+from ..model import Policy
+from ..parallel import World, default_device
 from ..pretrained import compile_layers, load_policy
 from ..reference import AdapterOff, Reference
 

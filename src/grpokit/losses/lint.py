@@ -43,3 +43,17 @@ def _on_policy_notes(loss: Loss) -> list[str]:
             f"kl_cov_coef: there is one update per rollout, so its penalty |log ratio| has no gradient; {mend}"
         )
     return found
+
+
+def correction_note(loss: Loss, async_depth: int, chosen_mode: str | None) -> str | None:
+    """Says what corrects for the age of the rollouts with `async_depth` 1, unless the user chose a correction."""
+    if async_depth == 0 or chosen_mode in ("truncate", "mask"):
+        return None
+    if loss.surrogate.anchor == "sampler":
+        return f"no correction for rollouts of one step before: the ratio of {loss.name} is to their sampler already"
+    if loss.correction is None:
+        return "correction_mode none: nothing corrects for rollouts of one step before"
+    return (
+        f"correction_mode {loss.correction.mode}, correction_level {loss.correction.level}, correction_cap "
+        f"{loss.correction.cap:g}: the default with --async_depth {async_depth}, for rollouts of one step before"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..loading import one_line
+from ..text import one_line
 from .builtin import text_of
 
 BATCH_SIZE = 16  # sequences in one forward; sorted by length, so that little is padded
@@ -28,7 +28,7 @@ def load_reward_model(path: str) -> RewardModel:
     _check_config(path)
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from ..model import default_device
+    from ..parallel import default_device
 
     device = default_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16

@@ -15,6 +15,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 from ..architecture import obstacle
 from ..model import Policy
 from ..parallel import unsharded
+from ..pretrained import eos_token_ids
 from ..types import Prompt, Rollout, RolloutGroup
 from . import SamplingStopped
 from .attention import light
@@ -217,17 +218,3 @@ def left_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, T
         input_ids[b, width - len(ids) :] = torch.tensor(ids)
         mask[b, width - len(ids) :] = 1
     return input_ids, mask
-
-
-def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """All tokens that end a completion: the model directory's (chat models name several) and the tokenizer's.
-
-    Raises ValueError where there is none.
-    """
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = list(named) if isinstance(named, list | tuple) else [named]
-    ids.append(tokenizer.eos_token_id)
-    unique = list(dict.fromkeys(i for i in ids if i is not None))
-    if not unique:
-        raise ValueError("--model: neither its tokenizer nor its generation_config.json names an eos token")
-    return unique

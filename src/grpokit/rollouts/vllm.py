@@ -16,10 +16,10 @@ import torch
 from ..model import Policy
 from ..noise import keyed_hash
 from ..parallel import ALONE, World
+from ..pretrained import eos_token_ids
 from ..step import Learning, score
 from ..types import Prompt, Rollout, RolloutGroup, Sample
 from . import SamplingStopped
-from .transformers import eos_token_ids
 
 PROBES, PROBE_TOKENS = 4, 16  # completions, and most tokens of each, that both engines score after a sync
 

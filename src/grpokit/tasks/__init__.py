@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..overlay import did_you_mean
+from ..text import did_you_mean
 from . import sort_digits
 
 
