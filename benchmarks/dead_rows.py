@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from decode import MEDIUM, make_model
 
-from grpokit.batching import plan_step
+from grpokit.batch.plan import plan_step
 from grpokit.losses import make_loss
 from grpokit.parallel import default_device
-from grpokit.pretrained import load_policy
-from grpokit.step import Learning, optimize
+from grpokit.policy.learn import Learning, optimize
+from grpokit.policy.load import load_policy
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
 SHARES = (0.0, 0.3, 0.6, 0.9)

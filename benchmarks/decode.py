@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from grpokit.model import Policy
 from grpokit.parallel import default_device
-from grpokit.pretrained import load_policy, load_tokenizer
+from grpokit.policy.load import load_policy, load_tokenizer
+from grpokit.policy.policy import Policy
 from grpokit.rollouts.transformers import TransformersSampler, left_pad
 from grpokit.types import Prompt
 
@@ -85,7 +85,7 @@ def make_model(path: Path, **sizes: Any) -> str:
     """A Qwen3 with random weights in `path`, with a tokenizer."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
-    from grpokit.tasks import sort_digits
+    from grpokit.commands.tasks import sort_digits
 
     tokenizer = sort_digits.make_tokenizer()
     config = Qwen3Config(

@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from grpokit.batching import micro_batches
+from grpokit.batch.collate import micro_batches
 from grpokit.losses import make_loss
-from grpokit.model import Policy
 from grpokit.parallel import default_device
+from grpokit.policy.policy import Policy
 from grpokit.types import MicroBatch, Sample
 
 MODELS = {  # a Qwen3's hidden size, layers, feed-forward and vocabulary

@@ -24,8 +24,8 @@ from packing import MODELS, compare, learn, make_policy
 from rich.console import Console
 from rich.table import Table
 
-from grpokit.batching import collate
-from grpokit.cutting import cut_samples
+from grpokit.batch.collate import collate
+from grpokit.batch.cuts import cut_samples
 from grpokit.parallel import default_device
 from grpokit.types import Sample
 

@@ -19,12 +19,13 @@ import torch
 from common import arguments, environment, figure, finish, table
 from decode import MEDIUM, make_model
 
-from grpokit.batching import micro_batches, plan_step
+from grpokit.batch.collate import micro_batches
+from grpokit.batch.plan import plan_step
 from grpokit.losses import make_loss
-from grpokit.model import Policy
 from grpokit.parallel import default_device
-from grpokit.pretrained import load_policy
-from grpokit.step import Learning, optimize
+from grpokit.policy.learn import Learning, optimize
+from grpokit.policy.load import load_policy
+from grpokit.policy.policy import Policy
 from grpokit.types import MicroBatch, Prompt, Rollout, RolloutGroup
 
 

@@ -77,9 +77,9 @@ class Turns:
 
 def train_ours(args: argparse.Namespace, turns: Turns) -> None:
     """The run of `grpokit train`, which stops at the end of each step."""
-    from grpokit.assemble import start
-    from grpokit.config import TrainConfig
-    from grpokit.loop import train
+    from grpokit.config.options import TrainConfig
+    from grpokit.training.loop import train
+    from grpokit.training.setup.start import start
 
     config = TrainConfig(
         model=args.model,
@@ -229,11 +229,11 @@ def difference(args: argparse.Namespace, folder: Path) -> float:
     """TRL's first batch, with its advantages, through grpokit: the relative difference of the gradients."""
     from safetensors.torch import load_file
 
-    from grpokit.batching import plan_step
+    from grpokit.batch.plan import plan_step
     from grpokit.losses import make_loss
     from grpokit.parallel import default_device
-    from grpokit.pretrained import load_policy
-    from grpokit.step import Learning, optimize
+    from grpokit.policy.learn import Learning, optimize
+    from grpokit.policy.load import load_policy
     from grpokit.types import Prompt, Rollout, RolloutGroup
 
     theirs = load_file(folder / "first.safetensors")

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from grpokit.explain.curves import compose
-from grpokit.explain.show import distinct, formula_lines, option_value
+from grpokit.commands.explain.curves import compose
+from grpokit.commands.explain.show import distinct, formula_lines, option_value
 from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, Loss
 from grpokit.losses.reductions import REDUCTION_FORMULAS
 
@@ -192,9 +192,9 @@ def pictures() -> list[Path]:
 
 def draw() -> None:
     """Draw all pictures: symbols only, so both languages share them."""
-    from grpokit.explain.axes import axes_of
-    from grpokit.explain.plots import loss_figure, save
-    from grpokit.explain.weights import weights_figure
+    from grpokit.commands.explain.axes import axes_of
+    from grpokit.commands.explain.plots import loss_figure, save
+    from grpokit.commands.explain.weights import weights_figure
 
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name in LOSSES:

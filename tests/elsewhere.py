@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-import grpokit.assemble
-import grpokit.report
-from grpokit.assemble.samplers import make_sampler
-from grpokit.config import TrainConfig
+import grpokit.runs.report
+import grpokit.training.setup.start
+from grpokit.config.options import TrainConfig
 from grpokit.parallel import ALONE, World, full
-from grpokit.pretrained import load_policy
-from grpokit.rollouts import SamplingStopped
+from grpokit.policy.load import load_policy
 from grpokit.rollouts.ahead import SampleAhead
+from grpokit.rollouts.sampler import SamplingStopped
+from grpokit.training.setup.samplers import make_sampler
 
 DIARY: list[
     tuple
@@ -111,7 +111,7 @@ class Engine:
 
 
 def samplers_elsewhere(config, policy, tokenizer, stop, world, longest):
-    """In the place of `grpokit.assemble.samplers`: seed → a sampler whose engine is elsewhere."""
+    """In the place of `grpokit.training.setup.samplers`: seed → a sampler whose engine is elsewhere."""
     engine = Engine(config, policy, tokenizer, world)
     return lambda seed: Elsewhere(engine, seed, stop)
 
@@ -126,18 +126,18 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def main(file: str, output: str, checkpoint: str = "") -> None:
     """Train among ranks."""
-    from grpokit.loop import train
-    from grpokit.overlay import load_yaml
+    from grpokit.config.yaml import load_yaml
     from grpokit.parallel import end_process, joined_world
+    from grpokit.training.loop import train
 
     torch.set_num_threads(1)
-    grpokit.assemble.samplers = samplers_elsewhere
-    grpokit.report.write_report = lambda *_, **__: "no report"
+    grpokit.training.setup.samplers = samplers_elsewhere
+    grpokit.runs.report.write_report = lambda *_, **__: "no report"
     config = replace(
         load_yaml(TrainConfig, file), output_dir=output, resume_from_checkpoint=checkpoint, config=""
     )
     with joined_world(timeout=120) as world:
-        run = grpokit.assemble.start(config, world)
+        run = grpokit.training.setup.start.start(config, world)
         assert isinstance(run.sampler, SampleAhead)
         train(run)
         run.close()

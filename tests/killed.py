@@ -12,9 +12,9 @@ import threading
 
 import torch
 
-import grpokit.export
-from grpokit import cli
-from grpokit.model import Policy
+import grpokit.policy.export
+from grpokit.commands import cli
+from grpokit.policy.policy import Policy
 from grpokit.rollouts import picking
 
 
@@ -55,13 +55,13 @@ def arm(phase: str, count: float) -> None:
 
         Policy.forward = watched
     elif phase == "write":  # some files of a checkpoint are there
-        tick, sync = after(int(count), kill), grpokit.export._sync
+        tick, sync = after(int(count), kill), grpokit.policy.export._sync
 
         def synced(path):
             tick()
             sync(path)
 
-        grpokit.export._sync = synced
+        grpokit.policy.export._sync = synced
     else:
         timer = threading.Timer(count, kill)
         timer.daemon = True

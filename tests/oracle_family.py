@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from grpokit.noise import keyed_hash
+from grpokit.common.noise import keyed_hash
 
 
 @dataclass

@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from tiny import group_of
 
-from grpokit.advantages import add_advantages
-from grpokit.assemble.models import load_models
-from grpokit.batching import plan_step
-from grpokit.config import PlanConfig
-from grpokit.configured import loss_from_config
-from grpokit.model import Policy
-from grpokit.optimizer import make_optimizer
+from grpokit.batch.advantages import add_advantages
+from grpokit.batch.plan import plan_step
+from grpokit.config.options import PlanConfig
 from grpokit.parallel import World, joined_world, unsharded
-from grpokit.step import Learning, StepProgress, learn
+from grpokit.policy.learn import Learning, StepProgress, learn
+from grpokit.policy.optimizer import make_optimizer
+from grpokit.policy.policy import Policy
+from grpokit.training.setup.loss import loss_from_config
+from grpokit.training.setup.models import load_models
 
 PROMPT, COMPLETION = 2, 14  # tokens of each prompt and completion
 BASE = {

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from tiny import tiny_config
 
-import grpokit.report
-from grpokit.assemble import start
-from grpokit.loop import train
+import grpokit.runs.report
 from grpokit.parallel import end_process, joined_world
+from grpokit.training.loop import train
+from grpokit.training.setup.start import start
 
 LOSSES: dict[str, dict] = {
     "grpo": {"beta": 0.04},
@@ -45,7 +45,7 @@ SHARDS = {  # of four ranks
 def main(directory: Path, layout: str) -> None:
     torch.set_num_threads(1)
     logging.disable()
-    grpokit.report.write_report = lambda *_, **__: (
+    grpokit.runs.report.write_report = lambda *_, **__: (
         "no report"
     )  # a second for each run, and of no interest here
     with joined_world(timeout=120) as world:

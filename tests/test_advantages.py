@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import group_of
 
-from grpokit.advantages import add_advantages
+from grpokit.batch.advantages import add_advantages
 
 NAN = float("nan")
 

@@ -18,20 +18,20 @@ from safetensors.torch import load_file
 from test_resume import STOPPED, in_update, same_bytes, stop_when
 from tiny import group_of, tiny_config
 
-import grpokit.assemble
-import grpokit.loop
-from grpokit.checkpoint import checkpoints, read_record, verify
-from grpokit.checks import check_train_config
-from grpokit.cli import main
-from grpokit.config import TrainConfig
-from grpokit.configured import loss_from_config
-from grpokit.flat import groups_from_tensors, groups_to_tensors
+import grpokit.training.loop
+import grpokit.training.setup.start
+from grpokit.commands.cli import main
+from grpokit.config.checks import check_train_config
+from grpokit.config.options import TrainConfig
+from grpokit.config.yaml import from_yaml, to_yaml
 from grpokit.losses.lint import correction_note
-from grpokit.overlay import from_yaml, to_yaml
 from grpokit.parallel import World
 from grpokit.rollouts.ahead import SampleAhead
-from grpokit.run import Run
-from grpokit.rundir import OF_ROLLOUTS
+from grpokit.runs.checkpoint import checkpoints, read_record, verify
+from grpokit.runs.directory import OF_ROLLOUTS
+from grpokit.runs.tensors import groups_from_tensors, groups_to_tensors
+from grpokit.training.run import Run
+from grpokit.training.setup.loss import loss_from_config
 
 REWARDS = HERE / "reward_functions.py"
 
@@ -39,7 +39,7 @@ REWARDS = HERE / "reward_functions.py"
 @pytest.fixture(autouse=True)
 def engine(monkeypatch):
     """Runs sample by an engine of their own, and leave no thread behind."""
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
+    monkeypatch.setattr(grpokit.training.setup.start, "samplers", samplers_elsewhere)
     DIARY.clear()
     yield
     BEFORE.clear()
@@ -97,7 +97,7 @@ def test_depth_0_says_nothing_of_staleness_and_starts_no_thread(tmp_path, monkey
 def test_it_samples_while_the_step_is_scored_and_learned_from(tmp_path, monkeypatch):
     """The engine begins before the rewards, and is held until the step has been learned from."""
     learned = threading.Event()
-    learn, scored = grpokit.loop.learn, Run.score
+    learn, scored = grpokit.training.loop.learn, Run.score
 
     def scoring(run, *arguments):
         if run.state.step < 2:  # beside the last step nothing is sampled
@@ -115,7 +115,7 @@ def test_it_samples_while_the_step_is_scored_and_learned_from(tmp_path, monkeypa
             learned.clear()
 
     monkeypatch.setattr(Run, "score", scoring)
-    monkeypatch.setattr(grpokit.loop, "learn", learning)
+    monkeypatch.setattr(grpokit.training.loop, "learn", learning)
     BEFORE.append(until_learned)
     assert main([*command_for(tmp_path, max_steps=3), str(tmp_path / "run")]) == 0
 
@@ -166,7 +166,7 @@ def undisturbed(tmp_path_factory):
     """A run that nothing happens to, with a checkpoint after each step."""
     directory = tmp_path_factory.mktemp("ahead")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
+        patch.setattr(grpokit.training.setup.start, "samplers", samplers_elsewhere)
         assert main([*command_for(directory, save_steps=1), str(directory / "undisturbed")]) == 0
     return directory
 
@@ -245,7 +245,7 @@ def test_a_stop_between_two_steps_is_resumed_to_the_byte(undisturbed, tmp_path, 
     run = tmp_path / "run"
     assert resume(undisturbed, run, "--save_steps", "0") == STOPPED
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
+    monkeypatch.setattr(grpokit.training.setup.start, "samplers", samplers_elsewhere)
     (checkpoint,) = checkpoints(run)
     assert checkpoint.name == "checkpoint-2"
     assert (checkpoint / "trainer" / "ahead.safetensors").is_file()
@@ -258,7 +258,7 @@ def test_a_reward_that_fails_loses_no_rollouts(undisturbed, tmp_path, monkeypatc
     run = tmp_path / "run"
     assert resume(undisturbed, run, "--save_steps", "0") == 2
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
+    monkeypatch.setattr(grpokit.training.setup.start, "samplers", samplers_elsewhere)
     assert [path.name for path in checkpoints(run)] == ["checkpoint-2"]
     assert resume(undisturbed, run) == 0
     same_bytes(run, undisturbed / "undisturbed")
@@ -285,7 +285,7 @@ def test_a_stop_in_the_midst_of_a_step_ends_the_sampling_and_samples_again(
     run = tmp_path / "run"
     assert resume(undisturbed, run) == STOPPED
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
+    monkeypatch.setattr(grpokit.training.setup.start, "samplers", samplers_elsewhere)
     BEFORE.clear()
     assert checkpoints(run)[-1].name == "checkpoint-1-update-0"
     assert not (checkpoints(run)[-1] / "trainer" / "ahead.safetensors").exists()
@@ -313,7 +313,7 @@ def test_a_stop_while_the_run_waits_at_a_steps_end(undisturbed, tmp_path, monkey
     run = tmp_path / "run"
     assert resume(undisturbed, run) == STOPPED
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
+    monkeypatch.setattr(grpokit.training.setup.start, "samplers", samplers_elsewhere)
     BEFORE.clear()
     assert checkpoints(run)[-1].name == "checkpoint-2"
     assert not (checkpoints(run)[-1] / "trainer" / "ahead.safetensors").exists()
@@ -322,7 +322,7 @@ def test_a_stop_while_the_run_waits_at_a_steps_end(undisturbed, tmp_path, monkey
 
 
 def test_another_error_ends_the_sampling_too(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpokit.loop, "learn", fails_at(grpokit.loop.learn, 2))
+    monkeypatch.setattr(grpokit.training.loop, "learn", fails_at(grpokit.training.loop.learn, 2))
     BEFORE.append(until_stopped)
     began = time.monotonic()
     assert resume(undisturbed, tmp_path / "run") == 2

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny import group_of
 
-from grpokit.advantages import add_advantages
-from grpokit.batching import loss_batch, micro_batches, plan_step, plan_update, split_by_sample
-from grpokit.cutting import ATTENTION, PASS, cut_samples, deal
+from grpokit.batch.advantages import add_advantages
+from grpokit.batch.collate import loss_batch, micro_batches, split_by_sample
+from grpokit.batch.cuts import ATTENTION, PASS, cut_samples, deal
+from grpokit.batch.plan import plan_step, plan_update
 from grpokit.losses import make_loss
 from grpokit.types import TokenScores
 

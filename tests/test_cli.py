@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
-from grpokit.checks import check_train_config
-from grpokit.cli import main, parse
-from grpokit.config import EvalConfig, TrainConfig
-from grpokit.overlay import load_yaml, to_yaml
+from grpokit.commands.cli import main, parse
+from grpokit.config.checks import check_train_config
+from grpokit.config.options import EvalConfig, TrainConfig
+from grpokit.config.yaml import load_yaml, to_yaml
 
 HERE = Path(__file__).parent
 
@@ -239,7 +239,7 @@ def test_a_reward_that_exits_is_an_error_like_any_other(base, tmp_path, capsys):
 
 def test_help_is_fast_because_torch_is_not_imported():
     code = (
-        "import sys; from grpokit.cli import main\n"
+        "import sys; from grpokit.commands.cli import main\n"
         "try: main(['train', '--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(bool({'torch', 'transformers', 'matplotlib', 'numpy'} & sys.modules.keys()))"
@@ -306,7 +306,7 @@ def test_every_recipe_is_a_valid_configuration(tmp_path, model):
             config, model=str(model), dataset=str(model / "config.json"), eval_dataset=""
         )
         check_train_config(here)
-        from grpokit.configured import loss_from_config
+        from grpokit.training.setup.loss import loss_from_config
 
         loss_from_config(here)
 
@@ -332,7 +332,7 @@ def test_eval(tmp_path, model, capsys):
 
 def test_pass_at_k_by_hand():
     """Chen et al.'s estimator: 4 samples, 1 right, k = 2: 1 − C(3,2)/C(4,2) = 1 − 3/6."""
-    from grpokit.evaluate import estimate_pass_at_k
+    from grpokit.training.evaluation import estimate_pass_at_k
 
     assert estimate_pass_at_k(4, 1, 2) == 0.5
     assert estimate_pass_at_k(4, 0, 4) == 0

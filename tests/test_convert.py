@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from grpokit.cli import main
-from grpokit.config import TrainConfig
-from grpokit.convert import convert
-from grpokit.foreign import NOT_NEEDED, RENAMED
-from grpokit.overlay import from_yaml
+from grpokit.commands.cli import main
+from grpokit.commands.convert import convert
+from grpokit.config.foreign import NOT_NEEDED, RENAMED
+from grpokit.config.options import TrainConfig
+from grpokit.config.yaml import from_yaml
 
 TRL = {
     "model_name_or_path": "org/model",

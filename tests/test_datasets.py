@@ -13,11 +13,11 @@ import pytest
 from test_prompts import CHAT, PLAIN, assistant, rows_of, text_of, user
 from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
-from grpokit.cli import main
-from grpokit.dataset_files import HELD_OUT, is_hub_name, open_dataset, split_in
-from grpokit.overlay import to_yaml
-from grpokit.prompts import Prompts
-from grpokit.rows import DatasetRow, describe_dataset, read_rows
+from grpokit.commands.cli import main
+from grpokit.config.yaml import to_yaml
+from grpokit.data.prompts import Prompts
+from grpokit.data.rows import DatasetRow, describe_dataset, read_rows
+from grpokit.data.sources import HELD_OUT, is_hub_name, open_dataset, split_in
 
 TABLE = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": 'say "a,b"\nand c', "answer": None}]
 VERL = {
@@ -508,7 +508,7 @@ def test_inspect_data_shows_rows_as_the_model_sees_them(tmp_path, chat_model, ca
     path = write(tmp_path / "a.jsonl", rows)
     assert main(["inspect-data", str(path), "--model", str(chat_model), "--max_prompt_length", "4"]) == 0
     said = capsys.readouterr().out
-    from grpokit.pretrained import load_tokenizer
+    from grpokit.policy.load import load_tokenizer
 
     eos = load_tokenizer(str(chat_model)).eos_token
     assert f"{eos}31=" in said  # the template was applied, and the special token is there to be seen

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny import make_model_dir
 
-from grpokit.architecture import obstacle
-from grpokit.noise import keyed_uniform
-from grpokit.pretrained import load_policy, load_tokenizer
-from grpokit.rollouts import SamplingStopped
+from grpokit.common.noise import keyed_uniform
+from grpokit.policy.architecture import obstacle
+from grpokit.policy.load import load_policy, load_tokenizer
 from grpokit.rollouts import decode as decode_module
 from grpokit.rollouts.decode import RoomyLayer
 from grpokit.rollouts.picking import TokenPicker, inverse_cdf
+from grpokit.rollouts.sampler import SamplingStopped
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt
 
@@ -81,7 +81,7 @@ def save(path, name, settings, tokenizer=None):
     """A model of that configuration in `path`, with the tokenizer of the tests if no other is given."""
     import transformers
 
-    from grpokit.tasks import sort_digits
+    from grpokit.commands.tasks import sort_digits
 
     tokenizer = tokenizer or sort_digits.make_tokenizer()
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -13,12 +13,12 @@ import torch
 from family_data import MAX_LENGTH, build, flat, make_step, run
 
 import grpokit.losses
-from grpokit.explain.curves import compose
-from grpokit.explain.show import logged_metrics
+from grpokit.commands.explain.curves import compose
+from grpokit.commands.explain.show import logged_metrics
+from grpokit.common.noise import keyed_hash
 from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, family
 from grpokit.losses.correction import CORRECTION_LEVELS, CORRECTION_MODES
 from grpokit.losses.kl import KL_ESTIMATORS, KL_GRADIENTS
-from grpokit.noise import keyed_hash
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

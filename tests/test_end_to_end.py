@@ -18,12 +18,12 @@ import yaml
 from safetensors.torch import load_file
 from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
-from grpokit.assemble import start
-from grpokit.cli import main
-from grpokit.config import TrainConfig
-from grpokit.loop import train
-from grpokit.metrics import METRICS, declared_name
-from grpokit.overlay import to_yaml
+from grpokit.commands.cli import main
+from grpokit.config.options import TrainConfig
+from grpokit.config.yaml import to_yaml
+from grpokit.runs.metrics import METRICS, declared_name
+from grpokit.training.loop import train
+from grpokit.training.setup.start import start
 
 HERE = Path(__file__).parent
 
@@ -212,9 +212,9 @@ def test_bfloat16_compute_trains(tmp_path):
 
 def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
     """The weights of the step whose held-out reward was highest, whatever came after."""
-    import grpokit.run
-    from grpokit.assemble import start
-    from grpokit.loop import train
+    import grpokit.training.run
+    from grpokit.training.loop import train
+    from grpokit.training.setup.start import start
 
     rewards, weights = iter([0.2, 0.3, 0.5, 0.4]), []
 
@@ -222,7 +222,7 @@ def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
         weights.append(run.policy.model.get_input_embeddings().weight.detach().clone())
         return {"eval/reward": next(rewards)}
 
-    monkeypatch.setattr(grpokit.run, "evaluate", figures)
+    monkeypatch.setattr(grpokit.training.run, "evaluate", figures)
     data = str(tmp_path / "train.jsonl")
     run = start(tiny_config(tmp_path, eval_dataset=data, eval_steps=1, eval_samples=2, max_steps=3))
     train(run)

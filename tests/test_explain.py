@@ -10,12 +10,12 @@ import torch
 from family_data import WEIGHTS
 from rich.console import Console
 
-from grpokit.explain import list_losses, plot_losses, show_loss
-from grpokit.explain.curves import compose, curve, sections
-from grpokit.explain.notes import NOTES
-from grpokit.explain.plain_text import plain_text
-from grpokit.explain.show import logged_metrics
-from grpokit.explain.weights import LENGTHS, example_weights
+from grpokit.commands.explain import list_losses, plot_losses, show_loss
+from grpokit.commands.explain.curves import compose, curve, sections
+from grpokit.commands.explain.notes import NOTES
+from grpokit.commands.explain.plain_text import plain_text
+from grpokit.commands.explain.show import logged_metrics
+from grpokit.commands.explain.weights import LENGTHS, example_weights
 from grpokit.losses import (
     LOSSES,
     RATIO_LEVELS,

@@ -12,18 +12,18 @@ import torch
 from family_data import assert_same, flat, make_step, run
 from tiny import group_of, tiny_config
 
-from grpokit.advantages import add_advantages
-from grpokit.assemble import start
-from grpokit.cli import main
-from grpokit.compare import compare, cosines
-from grpokit.config import TrainConfig
-from grpokit.configured import loss_from_config
-from grpokit.loop import train
+from grpokit.batch.advantages import add_advantages
+from grpokit.commands.cli import main
+from grpokit.commands.compare_batch import compare, cosines
+from grpokit.config.options import TrainConfig
 from grpokit.losses import LOSSES, SURROGATES, LossRow, make_loss, register, surrogate
 from grpokit.losses.family import _ROWS
 from grpokit.losses.lint import notes
-from grpokit.recorded import read_batch
-from grpokit.testing import check_loss
+from grpokit.losses.testing import check_loss
+from grpokit.runs.batches import read_batch
+from grpokit.training.loop import train
+from grpokit.training.setup.loss import loss_from_config
+from grpokit.training.setup.start import start
 
 WHOLE = [slice(None)]
 

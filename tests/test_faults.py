@@ -18,9 +18,9 @@ from launch import ENVIRONMENT, HERE, launcher, rows, torchrun
 from safetensors.torch import load_file, save_file
 from tiny import make_model_dir, tiny_config
 
-from grpokit.checkpoint import checkpoints, verify
-from grpokit.cli import main
-from grpokit.overlay import to_yaml
+from grpokit.commands.cli import main
+from grpokit.config.yaml import to_yaml
+from grpokit.runs.checkpoint import checkpoints, verify
 from grpokit.types import LossOutput, Metric
 
 pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
@@ -108,7 +108,7 @@ def test_a_signal_saves_a_checkpoint_in_the_midst_of_a_step(undisturbed, tmp_pat
 @pytest.mark.parametrize("pauses", [1, 2, 3, 4, 5, 6, 8, 11])
 def test_a_stop_at_any_pause_is_resumed_to_the_byte(undisturbed, tmp_path, monkeypatch, capsys, pauses):
     """Every place where a run may stop: before and after rollouts, between micro-batches, in an evaluation."""
-    from grpokit.run import Run
+    from grpokit.training.run import Run
 
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
     first = main([*command, "--max_steps", "3"])  # from a checkpoint, so that there is something to lose
@@ -145,7 +145,7 @@ def test_only_so_many_checkpoints_are_kept_and_never_less_than_a_whole_one(undis
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
     assert main([*command, "--save_steps", "1", "--save_total_limit", "2", "--max_steps", "5"]) == 0
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint-4", "checkpoint-5"]
-    from grpokit.checkpoint import prune
+    from grpokit.runs.checkpoint import prune
 
     (tmp_path / "run" / "checkpoint-5" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="is not whole"):
@@ -282,7 +282,7 @@ def test_a_checkpoint_of_another_run_does_not_cut_this_ones_files(undisturbed, t
 
 
 def test_in_the_midst_of_a_step_its_loss_may_not_change(undisturbed, tmp_path, monkeypatch, capsys):
-    from grpokit.run import Run
+    from grpokit.training.run import Run
 
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
     pause = Run.pause
@@ -305,8 +305,8 @@ def test_in_the_midst_of_a_step_its_loss_may_not_change(undisturbed, tmp_path, m
 def test_what_a_resumed_run_may_change_is_written_down():
     from dataclasses import fields
 
-    from grpokit.config import TrainConfig
-    from grpokit.rundir import FREE, OF_OPTIMIZER, STEERING
+    from grpokit.config.options import TrainConfig
+    from grpokit.runs.directory import FREE, OF_OPTIMIZER, STEERING
 
     names = {field.name for field in fields(TrainConfig)}
     assert names >= FREE | STEERING
@@ -380,7 +380,7 @@ def test_a_lora_run_can_be_replayed_and_other_weights_are_those_that_were_named(
 
 def test_so_many_updates_may_be_skipped(tmp_path, monkeypatch, capsys):
     """One token's log-prob is NaN in two updates: they are skipped and counted, the third stops the run."""
-    from grpokit.model import Policy
+    from grpokit.policy.policy import Policy
 
     forward, calls = Policy.forward, [0]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import group_of, tiny_config
 
-from grpokit.advantages import add_advantages, mask_truncated
-from grpokit.assemble import start
-from grpokit.batching import plan_update
-from grpokit.filters import resample
-from grpokit.loop import train
+from grpokit.batch.advantages import add_advantages, mask_truncated
+from grpokit.batch.plan import plan_update
 from grpokit.losses import make_loss
+from grpokit.rollouts.resample import resample
+from grpokit.training.loop import train
+from grpokit.training.setup.start import start
 
 
 def source(flat):

@@ -24,8 +24,8 @@ import httpx
 import pytest
 from test_recipes import COMING, arguments_of, skip_what_is_coming
 
-from grpokit.cli import COMMANDS, parse
-from grpokit.metrics import METRICS
+from grpokit.commands.cli import COMMANDS, parse
+from grpokit.runs.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "docs" / "en" / "guides", ROOT / "docs" / "zh" / "guides"

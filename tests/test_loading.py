@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from grpokit.loading import load_object, raised_at
-from grpokit.text import one_line
+from grpokit.common.imports import load_object, raised_at
+from grpokit.common.text import one_line
 
 FLAG = "--reward_funcs"
 

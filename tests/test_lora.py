@@ -15,19 +15,19 @@ from safetensors.torch import load_file
 from test_resume import STOPPED, in_update, stop_when
 from tiny import make_model_dir, tiny_config
 
-from grpokit.adapter import Lora, adapted_layers, merge_adapter
-from grpokit.assemble import start
-from grpokit.assemble.evaluation import run_evaluation
-from grpokit.batching import collate
-from grpokit.cli import main
-from grpokit.config import EvalConfig
-from grpokit.export import SaveFormat, engine_format, save_model, stream
-from grpokit.loop import train
+from grpokit.batch.collate import collate
+from grpokit.commands.cli import main
+from grpokit.commands.evaluate import run_evaluation
+from grpokit.config.options import EvalConfig
+from grpokit.config.yaml import to_yaml
 from grpokit.losses import make_loss
-from grpokit.model import Float64Throughout
-from grpokit.overlay import to_yaml
-from grpokit.pretrained import load_policy, load_tokenizer
-from grpokit.reference import AdapterOff
+from grpokit.policy.export import SaveFormat, engine_format, save_model, stream
+from grpokit.policy.load import load_policy, load_tokenizer
+from grpokit.policy.lora import Lora, adapted_layers, merge_adapter
+from grpokit.policy.policy import Float64Throughout
+from grpokit.policy.reference import AdapterOff
+from grpokit.training.loop import train
+from grpokit.training.setup.start import start
 from grpokit.types import Sample
 
 CPU = torch.device("cpu")
@@ -317,7 +317,7 @@ def test_another_engine_gets_what_a_directory_would_have(tmp_path, lora, tied):
 
 
 def test_an_adapter_beside_an_adapter(tmp_path):
-    from grpokit.checks import check_train_config
+    from grpokit.config.checks import check_train_config
 
     directory = make_model_dir(tmp_path / "model")
     policy = policy_of(directory)
@@ -344,7 +344,7 @@ def test_some_modules_alone(tmp_path):
     ],
 )
 def test_flags_that_cannot_work(tmp_path, changes, message):
-    from grpokit.checks import check_train_config
+    from grpokit.config.checks import check_train_config
 
     with pytest.raises(ValueError, match=message):
         check_train_config(tiny_config(tmp_path, **changes))
@@ -418,7 +418,7 @@ def test_beside_weights_of_4_bits(tmp_path, monkeypatch):
     ],
 )
 def test_weights_of_4_bits_that_cannot_be(tmp_path, changes, message):
-    from grpokit.checks import check_train_config
+    from grpokit.config.checks import check_train_config
 
     settings = {"lora_r": 4, "lora_save": "adapter", "load_in_4bit": True, "dtype": "float32"}
     with pytest.raises(ValueError, match=f"--load_in_4bit True: .*{message}"):

@@ -10,8 +10,8 @@ import torch
 from tiny import make_model_dir
 
 from grpokit.logprobs import Head, linear_logprob
-from grpokit.model import Float64Throughout
-from grpokit.pretrained import load_policy, load_tokenizer, remove_dropout
+from grpokit.policy.load import load_policy, load_tokenizer, remove_dropout
+from grpokit.policy.policy import Float64Throughout
 
 CPU = torch.device("cpu")
 
@@ -130,11 +130,11 @@ def test_gemma_softcap_is_read_from_its_config(tmp_path):
 
 
 def test_a_head_that_is_not_understood_is_refused(tmp_path, monkeypatch):
-    import grpokit.pretrained
+    import grpokit.policy.load
 
     path = make_model_dir(tmp_path / "model")
     monkeypatch.setattr(
-        grpokit.pretrained, "head", lambda model: Head(2 * model.get_output_embeddings().weight)
+        grpokit.policy.load, "head", lambda model: Head(2 * model.get_output_embeddings().weight)
     )
     with pytest.raises(ValueError, match=r"head of Qwen3ForCausalLM .* does not know"):
         load(path)
@@ -152,8 +152,8 @@ def test_a_directory_that_is_no_model(tmp_path):
     ("asked", "small", "want"), [(0, True, 1), (0, False, 2), (3, True, 3), (3, False, 3)]
 )
 def test_a_small_model_gets_one_thread_unless_asked_otherwise(tmp_path, monkeypatch, asked, small, want):
-    from grpokit.assemble import models
-    from grpokit.config import ModelConfig
+    from grpokit.config.options import ModelConfig
+    from grpokit.training.setup import models
 
     policy = load_policy(
         str(make_model_dir(tmp_path / "model")), dtype="float32", temperature=1.0, device=CPU
@@ -174,8 +174,8 @@ def test_a_small_model_gets_one_thread_unless_asked_otherwise(tmp_path, monkeypa
 def test_compiled_layers_give_the_same_gradient_and_tokens(tmp_path):
     from tiny import tiny_config
 
-    from grpokit.assemble import start
-    from grpokit.loop import train
+    from grpokit.training.loop import train
+    from grpokit.training.setup.start import start
 
     ends = []
     for compiled in (False, True):

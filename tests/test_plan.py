@@ -15,17 +15,18 @@ from plan_ranks import BASE, CASES
 from safetensors.torch import save
 from tiny import group_of
 
-from grpokit.architecture import backbone, layers
-from grpokit.batching import micro_batches, plan_step
-from grpokit.cli import main, parse
-from grpokit.config import PlanConfig
-from grpokit.flat import groups_to_tensors
-from grpokit.footprint import activations_of, sizes_of
+from grpokit.batch.collate import micro_batches
+from grpokit.batch.plan import plan_step
+from grpokit.commands.cli import main, parse
+from grpokit.commands.plan.estimate import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
+from grpokit.commands.plan.footprint import activations_of, sizes_of
+from grpokit.commands.plan.tables import remedies
+from grpokit.config.options import PlanConfig
 from grpokit.losses import make_loss
-from grpokit.model import Policy
-from grpokit.plan import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
-from grpokit.plan_tables import remedies
-from grpokit.pretrained import skeleton
+from grpokit.policy.architecture import backbone, layers
+from grpokit.policy.load import skeleton
+from grpokit.policy.policy import Policy
+from grpokit.runs.tensors import groups_to_tensors
 
 pytestmark = pytest.mark.xdist_group("plan")  # its runs are made once, by one worker
 
@@ -255,7 +256,7 @@ def test_a_real_config_gives_the_known_parameters_without_their_memory(tmp_path,
     model = write_config(tmp_path / "model", config)
     code = (
         "import resource, sys\n"
-        "from grpokit.cli import main\n"
+        "from grpokit.commands.cli import main\n"
         f"assert main(['plan', '--model', {str(model)!r}, '--ranks', '8', '--device_memory', '80']) == 0\n"
         "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )

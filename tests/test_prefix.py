@@ -12,17 +12,18 @@ from family_data import build
 from test_decode import SIZES, save
 from tiny import make_model_dir, tiny_config
 
-from grpokit.advantages import add_advantages
-from grpokit.architecture import backbone
-from grpokit.assemble import start
-from grpokit.batching import collate, micro_batches, plan_step
-from grpokit.checks import check_train_config
-from grpokit.cutting import cut_samples
-from grpokit.dumps import read_offender, write_offender
-from grpokit.metrics import values
-from grpokit.pretrained import load_policy
-from grpokit.replay import run_again
-from grpokit.step import Learning, NonFiniteError, StepProgress, learn, optimize, score
+from grpokit.batch.advantages import add_advantages
+from grpokit.batch.collate import collate, micro_batches
+from grpokit.batch.cuts import cut_samples
+from grpokit.batch.plan import plan_step
+from grpokit.commands.replay import run_again
+from grpokit.config.checks import check_train_config
+from grpokit.policy.architecture import backbone
+from grpokit.policy.learn import Learning, NonFiniteError, StepProgress, learn, optimize, score
+from grpokit.policy.load import load_policy
+from grpokit.runs.dumps import read_offender, write_offender
+from grpokit.runs.metrics import values
+from grpokit.training.setup.start import start
 from grpokit.types import Prompt, Rollout, RolloutGroup, Update
 
 CPU = torch.device("cpu")

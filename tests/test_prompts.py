@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from grpokit.prompts import Prompts
-from grpokit.rows import DatasetRow, read_rows
+from grpokit.data.prompts import Prompts
+from grpokit.data.rows import DatasetRow, read_rows
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

@@ -13,7 +13,7 @@ from ranks import CUTS, LOSSES, SHARDS
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from grpokit.overlay import to_yaml
+from grpokit.config.yaml import to_yaml
 
 pytestmark = pytest.mark.xdist_group("ranks")  # its runs are made once, by one worker
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from tiny import ROWS, make_model_dir, write_rows
 
-from grpokit.checks import check_train_config
-from grpokit.cli import COMMANDS, parse
-from grpokit.config import TrainConfig
-from grpokit.configured import loss_from_config
+from grpokit.commands.cli import COMMANDS, parse
+from grpokit.config.checks import check_train_config
+from grpokit.config.options import TrainConfig
 from grpokit.losses.lint import notes
+from grpokit.training.setup.loss import loss_from_config
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -13,11 +13,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from grpokit.config import TrainConfig
-from grpokit.overlay import to_yaml
-from grpokit.report import write_report
-from grpokit.report.markup import LONGEST, box, escape, number, seconds
-from grpokit.report.series import MOST_POINTS, smooth, thin, trend_window
+from grpokit.config.options import TrainConfig
+from grpokit.config.yaml import to_yaml
+from grpokit.runs.report import write_report
+from grpokit.runs.report.markup import LONGEST, box, escape, number, seconds
+from grpokit.runs.report.series import MOST_POINTS, smooth, thin, trend_window
 
 FORMULA = "\n".join(
     [
@@ -483,7 +483,9 @@ def test_numbers():
 
 
 def test_importing_it_is_cheap():
-    code = "import sys, grpokit.report; sys.exit(bool({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, grpokit.runs.report; sys.exit(bool({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

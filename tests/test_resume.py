@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from test_faults import rows
 from tiny import make_model_dir, tiny_config
 
-import grpokit.step
-from grpokit.checkpoint import checkpoints
-from grpokit.cli import main
-from grpokit.model import Policy
-from grpokit.overlay import to_yaml
-from grpokit.run import Run
-from grpokit.signals import StopRequest
+import grpokit.policy.learn
+from grpokit.commands.cli import main
+from grpokit.config.yaml import to_yaml
+from grpokit.policy.policy import Policy
+from grpokit.runs.checkpoint import checkpoints
+from grpokit.training.run import Run
+from grpokit.training.signals import StopRequest
 from grpokit.types import LossOutput, Metric
 
 STOPPED = 128 + signal.SIGTERM
@@ -143,16 +143,16 @@ def test_a_skipped_first_update_is_scored_for_the_passes_to_come(tmp_path, monke
     command = command_for(tmp_path, max_steps=1, beta=0.0)
     nan_at(monkeypatch, 1, 2)
     started, seen = {}, {}
-    optimize = grpokit.step.optimize
+    optimize = grpokit.policy.learn.optimize
 
     def spy(policy, update, loss, optimizer, how, step):
         if step.done == 0:
-            started.update(grpokit.step.score(policy, update.samples, how))
+            started.update(grpokit.policy.learn.score(policy, update.samples, how))
         if step.done == 2:
             seen.update({row.index: row.old_logps for row in update.samples})
         return optimize(policy, update, loss, optimizer, how, step)
 
-    monkeypatch.setattr(grpokit.step, "optimize", spy)
+    monkeypatch.setattr(grpokit.policy.learn, "optimize", spy)
     assert main([*command, str(tmp_path / "run"), "--max_skipped_steps", "1"]) == 0
     assert seen.keys() == started.keys()
     for index, old in seen.items():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_rewards import group, load, refuses
 
+from grpokit.commands.tasks import sort_digits
 from grpokit.rewards import RewardError, describe_rewards, score
 from grpokit.rewards.model import load_reward_model
-from grpokit.tasks import sort_digits
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}={% endfor %}"
 TEXTS = ["1", "13", "31=13", "9081", "0", "55555555"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import make_model_dir
 
-from grpokit.noise import keyed_uniform
-from grpokit.pretrained import load_policy, load_tokenizer
+from grpokit.common.noise import keyed_uniform
+from grpokit.policy.load import load_policy, load_tokenizer
 from grpokit.rollouts.picking import inverse_cdf
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt

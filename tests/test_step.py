@@ -10,12 +10,13 @@ import torch
 from family_data import FAMILY, build
 from tiny import make_model_dir
 
-from grpokit.advantages import add_advantages
-from grpokit.batching import micro_batches, plan_step
-from grpokit.metrics import METRICS, declared_name, values
-from grpokit.pretrained import load_policy, load_tokenizer
+from grpokit.batch.advantages import add_advantages
+from grpokit.batch.collate import micro_batches
+from grpokit.batch.plan import plan_step
+from grpokit.policy.learn import Learning, NonFiniteError, StepProgress, drop_rejected, learn, optimize, score
+from grpokit.policy.load import load_policy, load_tokenizer
 from grpokit.rollouts.transformers import TransformersSampler
-from grpokit.step import Learning, NonFiniteError, StepProgress, drop_rejected, learn, optimize, score
+from grpokit.runs.metrics import METRICS, declared_name, values
 from grpokit.types import Prompt, RolloutGroup
 
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def test_an_update_of_dead_rows_does_the_same_with_and_without_them(directory):
 @pytest.mark.parametrize("updates", [1, 2, 4])
 def test_old_is_the_policy_at_the_start_of_the_step(directory, updates, monkeypatch):
     """Every update after the first sees `old` of the start, bitwise; the first sees None."""
-    import grpokit.step
+    import grpokit.policy.learn
 
     loss = build("grpo", beta=0.0)
     policy, optimizer = fresh(directory)
@@ -158,7 +159,7 @@ def test_old_is_the_policy_at_the_start_of_the_step(directory, updates, monkeypa
         seen.append([row.old_logps for row in update.samples])
         return real(policy, update, *rest)
 
-    monkeypatch.setattr(grpokit.step, "optimize", spy)
+    monkeypatch.setattr(grpokit.policy.learn, "optimize", spy)
     learn(policy, None, StepProgress(plan), loss, optimizer, how)
     assert len(seen) == 2 * updates
     assert seen[0] == [None] * len(seen[0])
@@ -169,9 +170,9 @@ def test_old_is_the_policy_at_the_start_of_the_step(directory, updates, monkeypa
 
 def test_no_forward_for_old_in_one_update_per_pass(directory, monkeypatch):
     """num_iterations 2, one update: two training forwards, and none to score."""
-    import grpokit.step
+    import grpokit.policy.learn
 
-    monkeypatch.setattr(grpokit.step, "score", None)
+    monkeypatch.setattr(grpokit.policy.learn, "score", None)
     _, metrics = run(directory, "dapo", num_iterations=2)
     assert metrics["ratio/max"] > 1
 

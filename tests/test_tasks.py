@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpokit.tasks import TASKS, sort_digits, write_task
-from grpokit.tasks.warmup import IGNORED, Example, collate, warm_up
+from grpokit.commands.tasks import TASKS, sort_digits, write_task
+from grpokit.commands.tasks.warmup import IGNORED, Example, collate, warm_up
 
 
 @pytest.fixture(scope="module")

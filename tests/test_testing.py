@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grpokit.losses import LOSSES, SURROGATES, surrogate
-from grpokit.testing import check_loss
+from grpokit.losses.testing import check_loss
 
 
 def good(log_ratio, advantages, logps, *, power: float = 2.0):

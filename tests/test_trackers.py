@@ -7,8 +7,8 @@ import json
 import pytest
 from tiny import tiny_config
 
-from grpokit.assemble import start
-from grpokit.loop import train
+from grpokit.training.loop import train
+from grpokit.training.setup.start import start
 
 
 def trained(tmp_path, *stops, **changes):

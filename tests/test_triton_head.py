@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpokit.logprobs import Head, linear_policy_loss, rows
+from grpokit.logprobs import Head, linear_policy_loss
+from grpokit.logprobs import kernels as rows
 from grpokit.logprobs.head import Squash
 from grpokit.types import LossOutput
 
@@ -57,7 +58,7 @@ SQUASHES = {"plain": Squash(1.0), "gain": Squash(1.7), "softcap": Squash(6.0, 0.
 @pytest.mark.parametrize("vocabulary", [8, 37, 128])
 def test_rows_are_those_of_torch(vocabulary, squash, with_entropy, monkeypatch):
     """Vocabularies of one block, of several with a rest, and of whole blocks."""
-    from grpokit.logprobs import triton_rows
+    from grpokit.logprobs import triton_kernels as triton_rows
 
     monkeypatch.setattr(triton_rows, "BLOCK", 16)
     logits, targets = make_rows(vocabulary=vocabulary)
@@ -86,7 +87,7 @@ def test_rows_are_those_of_torch(vocabulary, squash, with_entropy, monkeypatch):
 @kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_narrow_gradient_lies_over_its_own_rows(dtype, monkeypatch):
-    from grpokit.logprobs import triton_rows
+    from grpokit.logprobs import triton_kernels as triton_rows
 
     monkeypatch.setattr(triton_rows, "BLOCK", 16)
     logits, targets = make_rows(vocabulary=100)
@@ -106,7 +107,8 @@ def test_a_narrow_gradient_lies_over_its_own_rows(dtype, monkeypatch):
 @kernels
 @pytest.mark.parametrize("head", [{}, {"bias": True, "softcap": 3.0, "scale": 0.5}])
 def test_the_loss_through_the_kernels(head, monkeypatch):
-    from grpokit.logprobs import passes, triton_rows
+    from grpokit.logprobs import head_pass as passes
+    from grpokit.logprobs import triton_kernels as triton_rows
 
     g = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*s, generator=g).to(DEVICE) for s in ((9, 6), (50, 6), (50,)))
@@ -134,7 +136,8 @@ def test_the_loss_through_the_kernels(head, monkeypatch):
 
 @kernels
 def test_float32_takes_the_kernels_and_float64_does_not():
-    from grpokit.logprobs import passes, triton_rows
+    from grpokit.logprobs import head_pass as passes
+    from grpokit.logprobs import triton_kernels as triton_rows
 
     device = torch.device(DEVICE)
     assert passes._row_kernels(device, torch.float32) is triton_rows
@@ -142,11 +145,11 @@ def test_float32_takes_the_kernels_and_float64_does_not():
 
 
 def test_without_triton_torch_serves_and_says_so(monkeypatch, caplog):
-    from grpokit.logprobs import passes
+    from grpokit.logprobs import head_pass as passes
 
     passes._triton_or_torch.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "grpokit.logprobs.triton_rows", raising=False)
+    monkeypatch.delitem(sys.modules, "grpokit.logprobs.triton_kernels", raising=False)
     import grpokit.logprobs
 
     monkeypatch.delattr(grpokit.logprobs, "triton_rows", raising=False)

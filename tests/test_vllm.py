@@ -16,14 +16,14 @@ from launch import ENVIRONMENT, HERE, torchrun
 from safetensors.torch import load_file
 from vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
-from grpokit.assemble import start
-from grpokit.cli import main
-from grpokit.config import TrainConfig
-from grpokit.loop import train as loop
-from grpokit.rollouts.vllm import VLLMPending
-from grpokit.rollouts.vllm_server import Server
-from grpokit.run import Run
-from grpokit.step import Learning, score
+from grpokit.commands.cli import main
+from grpokit.config.options import TrainConfig
+from grpokit.policy.learn import Learning, score
+from grpokit.rollouts.vllm.engine import VLLMPending
+from grpokit.rollouts.vllm.server import Server
+from grpokit.training.loop import train as loop
+from grpokit.training.run import Run
+from grpokit.training.setup.start import start
 from grpokit.types import Sample
 
 pytestmark = pytest.mark.xdist_group("vllm")
@@ -278,7 +278,7 @@ def test_sigterm_stops_the_sampling_ahead_and_the_run_goes_on(
 @needs_vllm
 @pytest.mark.slow
 def test_two_ranks_a_step_ahead(task, server, a_step_ahead, tmp_path):
-    from grpokit.overlay import to_yaml
+    from grpokit.config.yaml import to_yaml
 
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(ahead_config(task, tmp_path / "run", server.url, max_steps=3, save_steps=1)))
@@ -343,7 +343,7 @@ def test_a_server_that_answers_500_is_an_error_within_a_moment(tmp_path):
 def test_no_server_at_all(tmp_path, capsys):
     from tiny import tiny_config
 
-    from grpokit.overlay import to_yaml
+    from grpokit.config.yaml import to_yaml
 
     config = tiny_config(tmp_path, sampler="vllm", vllm_url="http://127.0.0.1:9")
     (tmp_path / "run.yaml").write_text(to_yaml(config))

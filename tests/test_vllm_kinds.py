@@ -11,10 +11,10 @@ import pytest
 from launch import ENVIRONMENT, HERE, rows
 from vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
-from grpokit.assemble import start
-from grpokit.cli import main
-from grpokit.loop import train as loop
-from grpokit.overlay import to_yaml
+from grpokit.commands.cli import main
+from grpokit.config.yaml import to_yaml
+from grpokit.training.loop import train as loop
+from grpokit.training.setup.start import start
 
 pytestmark = pytest.mark.xdist_group("vllm")
 LORA = {"lora_r": 8, "learning_rate": 1e-2}
@@ -197,7 +197,7 @@ def test_without_vllm_it_says_what_to_do(task, tmp_path, capsys):
 def test_flags_that_cannot_work(tmp_path, changes, message):
     from tiny import tiny_config
 
-    from grpokit.checks import check_train_config
+    from grpokit.config.checks import check_train_config
 
     with pytest.raises(ValueError, match=message):
         check_train_config(tiny_config(tmp_path, **({"sampler": "vllm", "dtype": "float32"} | changes)))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from grpokit.config import TrainConfig
-from grpokit.tasks import sort_digits
+from grpokit.commands.tasks import sort_digits
+from grpokit.config.options import TrainConfig
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
 

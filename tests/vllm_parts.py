@@ -16,7 +16,7 @@ import pytest
 import torch
 from launch import ENVIRONMENT, HERE
 
-from grpokit.config import TrainConfig
+from grpokit.config.options import TrainConfig
 
 PYTHON = os.environ.get("GRPOKIT_VLLM_PYTHON", "")
 needs_vllm = pytest.mark.skipif(
@@ -116,7 +116,7 @@ def train(config: TrainConfig, *, slowly: bool = False) -> subprocess.Popen:
     reward = (f"{HERE / 'reward_functions.py'}:slow_digits_in_order",) if slowly else config.reward_funcs
     from dataclasses import replace
 
-    from grpokit.overlay import to_yaml
+    from grpokit.config.yaml import to_yaml
 
     file = Path(config.output_dir + ".yaml")
     file.write_text(to_yaml(replace(config, reward_funcs=reward)))

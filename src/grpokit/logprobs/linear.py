@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..losses import Loss, LossBatch, Stats, policy_loss
 from ..types import LossOutput, Metrics, join_metrics
+from .autograd import Connect, Score
 from .chunks import Rows
-from .functions import Connect, Score
 from .head import Head
-from .passes import HeadPass, LossFn
+from .head_pass import HeadPass, LossFn
 from .projection import operand_dtype
 
 COUPLINGS = ("token", "sequence", "group", "step")

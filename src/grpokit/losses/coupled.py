@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..noise import keyed_hash
+from ..common.noise import keyed_hash
 from .stats import Tokens, without_noise
 from .surrogate import TOKEN_LEVELS, above, surrogate
 from .surrogates import clip, clip_check, clip_health

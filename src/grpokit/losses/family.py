@@ -294,7 +294,7 @@ def find_surrogate(surrogate: str | Callable[..., Tensor] | Surrogate) -> Surrog
     if isinstance(surrogate, Surrogate):
         return surrogate
     if isinstance(surrogate, str) and ":" in surrogate:
-        from ..loading import load_object
+        from ..common.imports import load_object
 
         surrogate = load_object(surrogate, "surrogate")  # pyright: ignore[reportAssignmentType]
     if isinstance(surrogate, str):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from ..text import did_you_mean
+from ..common.text import did_you_mean
 
 RewardFunction = Callable[..., Any]  # f(completions, **columns) -> one number or None for each completion
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..text import one_line
+from ..common.text import one_line
 from .builtin import text_of
 
 BATCH_SIZE = 16  # sequences in one forward; sorted by length, so that little is padded

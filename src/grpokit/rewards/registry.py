@@ -11,8 +11,8 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from ..loading import load_object, raised_at
-from ..text import did_you_mean, one_line
+from ..common.imports import load_object, raised_at
+from ..common.text import did_you_mean, one_line
 from ..types import SAMPLED
 from . import builtin
 from .accuracy import accuracy_reward

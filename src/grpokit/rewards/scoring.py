@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..loading import raised_at
-from ..text import one_line
+from ..common.imports import raised_at
+from ..common.text import one_line
 from ..types import SAMPLED, Messages, Metric, Metrics, Prompt, Rollout, RolloutGroup
 from .calling import TimeOut, awaited_together, time_limit
 from .registry import Reward, arguments, check_parameters, code_of, defined_at

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from ..parallel import ALONE, World
 from ..types import Prompt, RolloutGroup
-from . import Pending, SamplingStopped, StartingSampler
+from .sampler import Pending, SamplingStopped, StartingSampler
 
 
 class SampleAhead:

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ..architecture import backbone, head
-from . import SamplingStopped
+from ..policy.architecture import backbone, head
 from .attention import LIGHT
 from .picking import TokenPicker
+from .sampler import SamplingStopped
 
 STOP_EVERY = 32  # tokens between two looks at `stop`
 SYNC_EVERY = 8  # tokens between two looks at who has finished, on a GPU, where looking means waiting

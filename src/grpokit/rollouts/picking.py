@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.stopping_criteria import StopStringCriteria
 
-from ..noise import keyed_uniform
+from ..common.noise import keyed_uniform
 
 FLOOR = -1e4  # exp of it is 0 in float64; for log-probs of −inf, where a model forbids a token: 0·log 0 is 0
 # Numbers of [rows, V] worked on at once: what is made of them should stay in a CPU's cache, and fit a GPU's memory.

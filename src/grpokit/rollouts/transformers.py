@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
-from ..architecture import obstacle
-from ..model import Policy
 from ..parallel import unsharded
-from ..pretrained import eos_token_ids
+from ..policy.architecture import obstacle
+from ..policy.load import eos_token_ids
+from ..policy.policy import Policy
 from ..types import Prompt, Rollout, RolloutGroup
-from . import SamplingStopped
 from .attention import light
 from .decode import decode
 from .picking import Ended, KeyedSampling, TokenPicker
+from .sampler import SamplingStopped
 
 log = logging.getLogger(__name__)
 

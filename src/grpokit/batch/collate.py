@@ -1,0 +1,168 @@
+"""Groups → updates with fixed weights, then micro-batches by token budget. Only the first decides any number."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..losses import LossBatch
+from ..types import Layout, MicroBatch, Prefix, Sample, TokenScores
+from .cuts import Sharing, cut_samples
+
+
+def micro_batches(
+    samples: Iterable[Sample],
+    budget: int,
+    device: torch.device | str = "cpu",
+    *,
+    packed: bool = False,
+    share: Sharing = "never",
+    rank: int = 0,
+    ranks: int = 1,
+) -> list[MicroBatch]:
+    """A rank's share of the samples in forwards of at most `budget` tokens, padding included; a longer sample goes alone.
+
+    How the samples are cut changes no result: their weights are fixed. All ranks get the same number of micro-batches,
+    because each forward is a meeting of all; one that has too few cuts the larger ones, or adds empty ones.
+    """
+    cut = cut_samples(samples, budget, packed=packed, share=share, ranks=ranks)
+    return [collate(part, cut.layout, device) for part in cut.parts[rank]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What goes into the layers, and where in what comes out each sample's hidden states are."""
+
+    input_ids: Tensor
+    position_ids: Tensor | None
+    prefix: Prefix | None
+    firsts: list[int]  # flat place of what predicts the completion's first token
+    seconds: list[int]  # and its second; the others follow on that
+
+
+def _padded(samples: Sequence[Sample]) -> _Inputs:
+    input_ids = _pad([_sequence(sample) for sample in samples])
+    ends = [b * input_ids.shape[1] + len(sample.prompt_ids) for b, sample in enumerate(samples)]
+    return _Inputs(input_ids, None, None, [end - 1 for end in ends], ends)
+
+
+def _packed(samples: Sequence[Sample]) -> _Inputs:
+    sequences = [_sequence(sample) for sample in samples] or [_NOTHING]
+    starts = [0, *itertools.accumulate(map(len, sequences))]
+    ends = [start + len(sample.prompt_ids) for start, sample in zip(starts, samples, strict=False)]
+    position_ids = torch.cat([torch.arange(len(ids)) for ids in sequences])[None]
+    return _Inputs(torch.cat(sequences)[None], position_ids, None, [end - 1 for end in ends], ends)
+
+
+def _shared(samples: Sequence[Sample]) -> _Inputs:
+    """Prompts padded on the right, where no token of theirs looks; a mask hides the padding from the completions."""
+    place: dict[int, int] = {}  # of a group's prompt
+    prompts: list[tuple[int, ...]] = []
+    for sample in samples:
+        if sample.group not in place:
+            place[sample.group] = len(prompts)
+            prompts.append(sample.prompt_ids)
+        elif prompts[place[sample.group]] != sample.prompt_ids:
+            raise ValueError(f"samples of group {sample.group} have different prompts: they cannot share one")
+    of = torch.tensor([place[sample.group] for sample in samples] or [0])
+    lengths = torch.tensor([len(ids) for ids in prompts] or [1])
+    prompt_ids = _pad([torch.tensor(ids) for ids in prompts])
+    input_ids = _pad([sample.completion_ids[:-1] for sample in samples])  # the last token predicts nothing
+    (_, width), (_, length) = prompt_ids.shape, input_ids.shape
+    # Padding stands on the sample's last place: a model may have no positions beyond its context.
+    last = torch.tensor([len(sample.completion_ids) - 1 for sample in samples] or [0])
+    position_ids = lengths[of, None] + torch.minimum(torch.arange(length), last[:, None])
+    mask = None
+    if int(lengths.min()) < width:
+        mask = torch.ones(len(of), width + length, dtype=torch.int64)
+        mask[:, :width] = torch.arange(width) < lengths[of, None]
+    firsts = [place[sample.group] * width + len(sample.prompt_ids) - 1 for sample in samples]
+    seconds = [prompt_ids.numel() + b * length for b in range(len(samples))]
+    return _Inputs(input_ids, position_ids, Prefix(prompt_ids, of, mask), firsts, seconds)
+
+
+_LAYOUTS: dict[Layout, Callable[[Sequence[Sample]], _Inputs]] = {
+    "padded": _padded,
+    "packed": _packed,
+    "shared": _shared,
+}
+_NOTHING = torch.zeros(1, dtype=torch.int64)  # a forward of no samples has one token, which nothing looks at
+
+
+def _sequence(sample: Sample) -> Tensor:
+    return torch.cat([torch.tensor(sample.prompt_ids, dtype=torch.int64), sample.completion_ids])
+
+
+def _pad(sequences: Sequence[Tensor]) -> Tensor:
+    """Token lists → [B, L], padded on the right; of at least one token, whatever they have."""
+    return torch.nn.utils.rnn.pad_sequence([_NOTHING, *sequences], batch_first=True)[bool(sequences) :]
+
+
+def collate(samples: Sequence[Sample], layout: Layout, device: torch.device | str) -> MicroBatch:
+    """One forward of these samples: its inputs, and the trainable tokens of all samples in flat lists [N]."""
+    inputs = _LAYOUTS[layout](samples)
+    lengths = torch.tensor([sample.length for sample in samples], dtype=torch.int64)
+    # Of no samples, too, there are tensors. Narrower types than what joins them: they change none.
+    none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    at, positions, targets = [none], [none], [none]
+    for sample, first, second in zip(samples, inputs.firsts, inputs.seconds, strict=True):
+        position = torch.nonzero(sample.trainable).flatten()
+        positions.append(position)
+        at.append(torch.where(position == 0, first, second + position - 1))
+        targets.append(sample.completion_ids[position])
+
+    def per_token(values: Sequence[float | int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(lengths).to(device)
+
+    def joined(name: str) -> Tensor | None:
+        parts = [getattr(sample, name) for sample in samples]
+        if parts and all(part is None for part in parts):
+            return None
+        if any(part is None for part in parts):
+            raise ValueError(f"{name}: some samples of the micro-batch have them, and some have none")
+        return torch.cat([nothing, *parts]).to(device)
+
+    return MicroBatch(
+        input_ids=inputs.input_ids.to(device),
+        position_ids=None if inputs.position_ids is None else inputs.position_ids.to(device),
+        prefix=None if inputs.prefix is None else inputs.prefix.to(device),
+        at=torch.cat(at).to(device),
+        targets=torch.cat(targets).to(device),
+        samples=tuple(samples),
+        sequence_ids=per_token([sample.index for sample in samples], torch.int64),
+        group_ids=per_token([sample.group for sample in samples], torch.int64),
+        positions=torch.cat(positions).to(device),
+        lengths=per_token(lengths.tolist(), torch.int64),
+        advantages=per_token([sample.advantage for sample in samples], torch.float64),
+        weights=per_token([sample.weight for sample in samples], torch.float64),
+        sampler_logps=torch.cat([nothing, *(sample.sampler_logps for sample in samples)]).to(device),
+        old_logps=joined("old_logps"),
+        ref_logps=joined("ref_logps"),
+    )
+
+
+def loss_batch(micro: MicroBatch, scores: TokenScores) -> LossBatch:
+    """The loss's view of a micro-batch whose tokens a forward gave `scores`."""
+    return LossBatch(
+        logps=scores.logps,
+        entropies=scores.entropies,
+        old_logps=micro.old_logps,
+        ref_logps=micro.ref_logps,
+        sampler_logps=micro.sampler_logps,
+        advantages=micro.advantages,
+        weights=micro.weights,
+        sequence_ids=micro.sequence_ids,
+        group_ids=micro.group_ids,
+        positions=micro.positions,
+        lengths=micro.lengths,
+    )
+
+
+def split_by_sample(micro: MicroBatch, values: Tensor) -> dict[int, Tensor]:
+    """`values` [N] of a micro-batch → sample index → [T_i], on the CPU."""
+    parts = values.detach().cpu().split([sample.length for sample in micro.samples])
+    return {sample.index: part for sample, part in zip(micro.samples, parts, strict=True)}

@@ -1,0 +1,69 @@
+"""Plans a step's updates and fixes every weight. All denominators are decided in this file, before any cut."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..losses import Counts, Loss, sequence_weights
+from ..types import RolloutGroup, Sample, Update
+from .cuts import deal
+
+
+def plan_step(
+    groups: Sequence[RolloutGroup], loss: Loss, updates_per_step: int = 1, ranks: int = 1
+) -> list[Update]:
+    """A step's groups in `updates_per_step` updates of whole groups, each with its weights fixed for good."""
+    size = -(-len(groups) // updates_per_step)
+    return [plan_update(groups[start : start + size], loss, ranks) for start in range(0, len(groups), size)]
+
+
+def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> Update:
+    """One update: its sequences as samples, weighed before anything is cut."""
+    samples = [
+        Sample(
+            index=index,
+            group=number,
+            prompt_ids=group.prompt.ids,
+            completion_ids=rollout.completion_ids,
+            trainable=rollout.trainable,
+            advantage=float(_advantages(group)[g]),
+            weight=0.0,
+            length=int(rollout.trainable.sum()),
+            sampler_logps=rollout.logps[rollout.trainable],
+        )
+        for index, (number, g, group, rollout) in enumerate(
+            (number, g, group, rollout)
+            for number, group in enumerate(groups)
+            for g, rollout in enumerate(group.rollouts)
+        )
+    ]
+    return weigh(samples, loss, ranks)
+
+
+def weigh(samples: Sequence[Sample], loss: Loss, ranks: int = 1) -> Update:
+    """An update's samples with w_i of every sequence, from the counts of all of them.
+
+    The samples are dealt to `ranks` first, since one reduction (bnpo's) divides by the tokens of the sequence's own rank.
+    A sequence without trainable tokens has no weight and isn't counted, so it's left out here.
+    """
+    shares = deal(samples, ranks)
+    lengths = [torch.tensor([sample.length for sample in share], dtype=torch.int64) for share in shares]
+    groups = [torch.tensor([sample.group for sample in share], dtype=torch.int64) for share in shares]
+    counts = Counts.across_ranks([Counts.of(*of_rank) for of_rank in zip(lengths, groups, strict=True)])
+    weighed = [
+        dataclasses.replace(sample, weight=float(w))
+        for share, own, n, g in zip(shares, counts, lengths, groups, strict=True)
+        for sample, w in zip(share, sequence_weights(loss, n, own, g), strict=True)
+        if sample.length
+    ]
+    return Update(tuple(sorted(weighed, key=lambda sample: sample.index)), counts[0].tokens)
+
+
+def _advantages(group: RolloutGroup) -> Tensor:
+    if group.advantages is None:
+        raise ValueError(f"{group.prompt.source}: the group has no advantages yet; with_advantages first")
+    return group.advantages

@@ -1,0 +1,336 @@
+"""The command line. Imports torch only once the arguments are understood, so that --help answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import tyro
+
+from ..config.checks import check_model_config, check_train_config
+from ..config.commands import (
+    CompareConfig,
+    ConvertConfig,
+    InspectConfig,
+    LossesConfig,
+    ReplayConfig,
+    ReportConfig,
+    TaskConfig,
+)
+from ..config.options import EvalConfig, PlanConfig, TrainConfig
+from ..config.yaml import load_yaml, to_yaml
+
+if TYPE_CHECKING:
+    from ..parallel import World
+    from ..training.signals import StopRequest
+
+COMMANDS = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "plan": PlanConfig,
+    "inspect-data": InspectConfig,
+    "report": ReportConfig,
+    "losses": LossesConfig,
+    "compare-batch": CompareConfig,
+    "replay": ReplayConfig,
+    "convert-config": ConvertConfig,
+    "task": TaskConfig,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, or 2 for a mistake that the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = parse(arguments)
+        return RUN[type(config)](config)
+    except ValueError as error:
+        return _fail(error, *getattr(error, "__notes__", []))
+    except OSError as error:
+        _fail(error, *getattr(error, "__notes__", []))
+        return 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """Arguments → one of the configurations: flags over the --config file over the defaults."""
+    command = arguments[0] if arguments else ""
+    path = _value_of("--config", arguments)
+    default = {}
+    if path and command in ("train", "eval", "plan"):
+        default = {command: dataclasses.replace(load_yaml(COMMANDS[command], path), config=path)}
+    kinds: Any = [
+        Annotated[cls, tyro.conf.subcommand(name, **({"default": default[name]} if name in default else {}))]
+        for name, cls in COMMANDS.items()
+    ]
+    chosen: Any = Union[tuple(kinds)]  # noqa: UP007
+    return tyro.cli(
+        chosen,
+        prog="grpokit",
+        description="GRPO training for language models: every policy loss behind one flag, one gradient however "
+        "the step is cut.",
+        args=list(arguments),
+        use_underscores=True,
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.HelptextFromCommentsOff,
+        ),
+    )
+
+
+def train(config: TrainConfig) -> int:
+    """`grpokit train`, in one process or under torchrun."""
+    check_train_config(config)
+    from ..common.console import waiting
+
+    with waiting("loading torch and the model"):
+        _quiet()
+        from ..parallel import end_process, from_torchrun
+        from ..training.signals import StopRequest
+    code = _train_among_ranks(config, StopRequest())
+    if from_torchrun():
+        end_process(code)
+    return code
+
+
+def _train_among_ranks(config: TrainConfig, stop: StopRequest) -> int:
+    from ..common.console import say
+    from ..parallel import joined_world
+    from ..training.signals import Stopped
+
+    tell = _tell if int(os.environ.get("RANK", "0")) == 0 else (lambda text: None)
+    with joined_world(config.ddp_timeout) as world, stop.listening(tell):
+        try:
+            return _train(config, world, stop)
+        except Stopped as stopped:
+            say(f"stopped by {stopped}")
+            return stopped.exit_code
+        except Exception as error:
+            if world.size == 1:
+                raise
+            return _fail_among_ranks(error, world)
+
+
+def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
+    from ..common.console import say
+    from ..training.loop import train as loop
+    from ..training.setup.announce import batch_plan
+    from ..training.setup.start import start
+    from ..training.signals import Stopped
+
+    say(to_yaml(config, only_changed=True).strip())
+    say(f"(all other settings are at their defaults: {config.output_dir}/config.yaml has them)\n")
+    say(batch_plan(config, world.size))
+    run = start(config, world, stop)
+    say(f"loss: {run.loss}")
+    for note in run.notes:
+        say(f"note: {note}")
+    try:
+        loop(run)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, Stopped) and world.is_main:
+            error.add_note(run.write_error(error))
+        run.rescue(error)
+        raise
+    finally:
+        run.close()
+    return 0
+
+
+def _fail_among_ranks(error: Exception, world: World) -> int:
+    """One message for the whole job, from the rank that knows the cause, or else from one that misses another."""
+    from ..parallel import FailedOnSomeRank, is_lost_connection, whereabouts
+
+    own = error.__cause__ if isinstance(error, FailedOnSomeRank) else error
+    if is_lost_connection(error):
+        lost = world.lost_peer()
+        if lost is not None:
+            _fail(f"{whereabouts(world)}: {lost}; continue with --resume_from_checkpoint auto")
+        return 1
+    if own is not None and world.is_first_to_fail():
+        _fail(f"{whereabouts(world)}: {own}", *getattr(error, "__notes__", []))
+        if not isinstance(own, ValueError | OSError):
+            traceback.print_exception(own)
+    return 2 if isinstance(own, ValueError) else 1
+
+
+def evaluate(config: EvalConfig) -> int:
+    """`grpokit eval`."""
+    check_model_config(config)
+    from .evaluate import run_evaluation
+
+    _quiet()
+    run_evaluation(config)
+    return 0
+
+
+def inspect_data(config: InspectConfig) -> int:
+    """`grpokit inspect-data FILE`: exit code 1 where a row is malformed."""
+    from ..common.console import waiting
+
+    with waiting("reading the data"):
+        if config.model:
+            _quiet()
+        from .inspect_data import inspect_data as run
+    return int(run(config))
+
+
+def plan(config: PlanConfig) -> int:
+    """`grpokit plan --model DIR --ranks N`: the model's config.json is enough."""
+    from ..common.console import console, waiting
+
+    with waiting("loading torch"):
+        _quiet()
+        from ..policy.load import skeleton
+        from .plan.estimate import check_plan_config, make_plan
+        from .plan.tables import tables
+    check_plan_config(config)
+    with waiting("running the model's forward on shapes alone"):
+        how = config.attn_implementation, config.trust_remote_code
+        reference = skeleton(config.ref_model, "--ref_model", *how) if config.ref_model else None
+        planned = make_plan(config, skeleton(config.model, "--model", *how), reference)
+    console.print(*tables(planned), sep="\n")
+    return 0
+
+
+def replay(config: ReplayConfig) -> int:
+    """`grpokit replay FILE`: exit code 1 where a number went wrong again, 0 where all are finite."""
+    from ..common.console import waiting
+
+    with waiting("loading torch and the model"):
+        _quiet()
+        from ..training.setup.loss import loss_from_config
+        from .replay import replay as run
+    return int(run(config, loss_from_config))
+
+
+def report(config: ReportConfig) -> int:
+    """`grpokit report RUN`."""
+    from ..runs.report import write_report
+
+    saved = Path(config.run) / "config.yaml"
+    formula = None
+    if saved.is_file():
+        from ..training.setup.loss import loss_from_config
+
+        formula = loss_from_config(load_yaml(TrainConfig, str(saved))).formula
+    print(write_report(config.run, config.output or None, formula=formula))
+    return 0
+
+
+def task(config: TaskConfig) -> int:
+    """`grpokit task NAME`."""
+    from ..common.console import waiting
+    from .tasks import write_task
+
+    with waiting("loading torch"):
+        _quiet()
+    write_task(config.name, config.output_dir or f"runs/{config.name}", seed=config.seed)
+    return 0
+
+
+def losses(config: LossesConfig) -> int:
+    """`grpokit losses list | show NAME | plot [NAME ...]`."""
+    from . import explain
+
+    if config.action == "plot":
+        for path in explain.plot_losses(config.names, Path(config.output)):
+            print(path)
+        return 0
+    if config.action == "show" and not config.names:
+        raise ValueError(
+            "losses show: name a loss, such as `grpokit losses show dapo`; `grpokit losses list` has them all"
+        )
+    if config.action == "list":
+        explain.list_losses()
+    for name in config.names:
+        explain.show_loss(name)
+    return 0
+
+
+def compare_batch(config: CompareConfig) -> int:
+    """`grpokit compare-batch FILE`."""
+    from .compare_batch import print_comparison
+
+    print_comparison(config.file, config.losses, config.output, config.max_completion_length)
+    return 0
+
+
+def convert_config(config: ConvertConfig) -> int:
+    """`grpokit convert-config FILE`: the YAML to standard output or a file, and what there is to say to standard error."""
+    from .convert import convert_file
+
+    text, said = convert_file(config)
+    for sentence in said:
+        print(f"note: {sentence}", file=sys.stderr)
+    if config.output:
+        Path(config.output).write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return 0
+
+
+RUN: dict[type, Callable[[Any], int]] = {
+    TrainConfig: train,
+    EvalConfig: evaluate,
+    PlanConfig: plan,
+    InspectConfig: inspect_data,
+    ReportConfig: report,
+    LossesConfig: losses,
+    CompareConfig: compare_batch,
+    ReplayConfig: replay,
+    ConvertConfig: convert_config,
+    TaskConfig: task,
+}
+
+
+def _quiet() -> None:
+    """Our own lines and warnings only: transformers' bars and advice would bury them."""
+    import logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str:
+    """The value of `flag` in `--flag value` or `--flag=value`, or an empty string."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(flag + "="):
+            return argument.split("=", 1)[1]
+        if argument == flag and place + 1 < len(arguments):
+            return arguments[place + 1]
+    return ""
+
+
+PATIENCE = 10.0  # seconds; torchrun ends all ranks as soon as one has ended
+
+
+def _fail(error: Exception | str, *notes: str) -> int:
+    """Print it and return the exit code. A mistake that every rank finds is for rank 0 to tell, which ends the others."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and isinstance(error, Exception):
+        time.sleep(PATIENCE)
+        error = f"rank {rank}: {error}"  # still here: rank 0 has found nothing
+    print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
+    return 2
+
+
+def _tell(text: str) -> None:
+    """A line from within a signal handler, where print may not be called."""
+    os.write(2, f"\n{text}\n".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""`grpokit inspect-data`: rows as the model will see them, their lengths, and what would be left out and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ..common.console import console, say
+from ..common.text import one_line
+from ..config.commands import InspectConfig
+from ..data.prompts import Prompts
+from ..data.rows import DatasetRow, describe_dataset, read_rows
+from ..data.sources import open_dataset
+from ..types import Messages, Prompt
+
+SHOWN = 10  # of what is wrong
+WIDTH = 48  # so that titles stay on a line
+
+
+def inspect_data(config: InspectConfig) -> bool:
+    """Print what there is to know of a dataset, and return whether a row of it is malformed.
+
+    Raises ValueError naming the option: no such data, no model, no row that can be used.
+    """
+    source = open_dataset(config.file, "inspect-data", config.dataset_split)
+    rows, bad = read_rows(source, skip_bad_rows=True, limit=config.max_samples)
+    say(describe_dataset(source, rows))
+    if not config.model:
+        for row in rows[: config.rows]:
+            console.print(_panel(Text(_written(row.content)), row.source, row.columns))
+        console.print(_lengths("characters", [len(_written(row.content)) for row in rows]))
+        say("with --model DIR: the prompts through its tokenizer and chat template, and lengths in tokens")
+    else:
+        prompts, tokenizer, bad = _tokenized(config, rows, bad)
+        for prompt in prompts[: config.rows]:
+            text = visible(prompt.ids, tokenizer)
+            console.print(_panel(text, prompt.source, prompt.columns, f", {len(prompt.ids)} tokens"))
+        console.print(_lengths("tokens", [len(prompt.ids) for prompt in prompts]))
+        _tell_long(prompts, config.max_prompt_length)
+    console.print(_columns(rows))
+    _tell("malformed: a run stops at the first, or leaves them out with --skip_bad_rows", bad)
+    return bool(bad)
+
+
+def _tokenized(
+    config: InspectConfig, rows: Sequence[DatasetRow], bad: Sequence[str]
+) -> tuple[list[Prompt], Any, tuple[str, ...]]:
+    from ..policy.load import load_tokenizer
+
+    if not any((Path(config.model) / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ValueError(f"--model {config.model}: has no config.json; name a model's directory")
+    tokenizer = load_tokenizer(config.model)
+    found = Prompts(
+        rows,
+        tokenizer,
+        skip_bad_rows=True,
+        skipped_rows=bad,
+        flag=config.file,
+        system_prompt=config.system_prompt,
+    )
+    return found.in_order(), tokenizer, found.skipped_rows
+
+
+def visible(ids: Sequence[int], tokenizer: Any) -> Text:
+    """The tokens as text, special ones marked."""
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    text = Text()
+    for is_special, run in groupby(ids, key=special.__contains__):
+        shown = tokenizer.decode(list(run), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text.append(shown, style="bold magenta" if is_special else "")
+    return text
+
+
+def _written(content: str | Messages) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(f"{message['role']}: {message['content']}" for message in content)
+
+
+def _panel(text: Text, source: str, columns: Mapping[str, Any], more: str = "") -> Panel:
+    title = source.rpartition("/")[2] + more  # a long path would be cut where it matters
+    shown = Text.assemble(text, *(part for name in columns for part in _column(name, columns[name])))
+    return Panel(shown, title=Text(title), title_align="left")
+
+
+def _column(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    yield f"\n{name}: ", "bold cyan"
+    yield (
+        one_line(
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), 200
+        ),
+        "",
+    )
+
+
+def _lengths(unit: str, lengths: Sequence[int]) -> Table:
+    table = Table(
+        title=f"length of {len(lengths):,} prompts in {unit}", title_justify="left", min_width=WIDTH
+    )
+    figures = {
+        "min": min(lengths),
+        "median": np.median(lengths),
+        "p95": np.percentile(lengths, 95),
+        "max": max(lengths),
+    }
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{value:,.0f}" for value in figures.values()))
+    return table
+
+
+def _columns(rows: Sequence[DatasetRow]) -> Table:
+    """Every column, how many rows have it, and what is in it."""
+    table = Table(title="columns that rewards get", title_justify="left", min_width=WIDTH)
+    for heading in ("column", "rows", "types", "for example"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "rows" else "left")
+    for name in sorted({name for row in rows for name in row.columns}):
+        values = [row.columns[name] for row in rows if row.columns.get(name) is not None]
+        kinds = ", ".join(sorted({type(value).__name__ for value in values})) or "null"
+        example = one_line(values[0] if values else "", 60)
+        table.add_row(name, f"{len(values):,}", kinds, Text(example))
+    return table
+
+
+def _tell_long(prompts: Sequence[Prompt], limit: int | None) -> None:
+    over = [p for p in prompts if limit is not None and len(p.ids) > limit]
+    what = f"longer than --max_prompt_length {limit}: a run stops, or does what --long_prompts says"
+    _tell(what, [f"{prompt.source}: {len(prompt.ids)} tokens" for prompt in over])
+
+
+def _tell(what: str, places: Sequence[str]) -> None:
+    if not places:
+        return
+    more = [f"... and {len(places) - SHOWN:,} more"] if len(places) > SHOWN else []
+    say("\n".join([f"{len(places):,} rows are {what}", *(f"  {place}" for place in places[:SHOWN]), *more]))

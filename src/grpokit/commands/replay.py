@@ -1,0 +1,146 @@
+"""A micro-batch whose numbers went wrong: written down when it happened, and run again by `grpokit replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from ..batch.collate import collate
+from ..common.console import console, say
+from ..config.commands import ReplayConfig
+from ..losses import Loss
+from ..parallel import default_device
+from ..policy.load import load_policy
+from ..policy.policy import Policy
+from ..runs.checkpoint import checkpoints, load_parameters, read_record
+from ..runs.dumps import Dump, read_offender
+from ..training.setup.loss import lora_from_config
+
+
+def weights_for(dumped: Dump, file: Path, model: str) -> tuple[Path, str]:
+    """The weights to replay with, and how near they are to those of the moment. Raises ValueError where there are none."""
+    if model:
+        return Path(model), "as asked for"
+    found = [p for p in checkpoints(file.parent.parent) if (p / "trainer" / "state.json").is_file()]
+    version = {path: read_record(path)["policy_version"] for path in found}
+    exact = [path for path in found if version[path] == dumped.policy_version]
+    if exact:
+        return exact[-1], "the very weights of that moment"
+    older = [path for path in found if version[path] < dumped.policy_version]
+    if older:
+        return older[-1], "OLDER than that moment: no checkpoint of it was written"
+    if dumped.policy_version == 0 and Path(dumped.config.model).is_dir():
+        return Path(dumped.config.model), "the initial model: nothing had been trained yet"
+    raise ValueError(
+        f"{file}: no checkpoint from before it in {file.parent.parent}; name weights with --model"
+    )
+
+
+def replay(config: ReplayConfig, loss_of: Any) -> bool:
+    """Run a dumped micro-batch again and show where the first number goes wrong; whether one did."""
+    file = Path(config.file)
+    dumped = read_offender(file)
+    weights, how_near = weights_for(dumped, file, config.model)
+    c = dumped.config
+    say(
+        f"{file}: {dumped.what} not finite after {dumped.policy_version} optimizer steps (step {dumped.step + 1})"
+    )
+    say(f"weights: {weights} ({how_near})")
+    # An adapter is in trainer/, beside the model that it belongs to; any other directory is taken as it is.
+    beside = (weights / "trainer" / "parameters.safetensors").is_file() or weights == Path(c.model)
+    lora = lora_from_config(c) if beside else None
+    policy = load_policy(
+        str(weights) if lora is None else c.model,
+        dtype=config.dtype or c.dtype,
+        temperature=c.temperature,
+        device=default_device(),
+        attn_implementation=c.attn_implementation,
+        trust_remote_code=c.trust_remote_code,
+        lora=lora,
+        probe=False,  # weights that are wrong are what it's about
+    )
+    load_parameters(weights, policy)
+    report = run_again(policy, loss_of(c), dumped)
+    console.print(report.table())
+    console.print(report.verdict)
+    return report.first is not None
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What a replay found."""
+
+    first: str | None  # where the first number that isn't finite came up, forwards and then backwards
+    largest: list[tuple[str, float]]  # of each module's output, in the order of the forward
+    loss: float
+    bad_gradients: list[str]
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        if self.first is None:
+            return f"every number is finite here (loss {self.loss:g}): other weights, another device or another type"
+        return f"the first number that is not finite: {self.first}"
+
+    def table(self) -> Table:
+        """The largest numbers of the forward, where it went wrong, or else where it came nearest to that."""
+        table = Table("output of", "largest |x|", title="forward", title_justify="left")
+        bad = [i for i, (_, value) in enumerate(self.largest) if not value < float("inf")]
+        around = self.largest[max(0, bad[0] - 6) : bad[0] + 3] if bad else self.largest[-12:]
+        for name, value in around:
+            table.add_row(name, f"{value:.3g}", style="red" if not value < float("inf") else None)
+        return table
+
+
+def run_again(policy: Policy, loss: Loss, dumped: Dump) -> ReplayResult:
+    """Forward and backward of the dumped micro-batch, watched."""
+    micro = collate(dumped.samples, dumped.layout, policy.device)
+    seen: list[tuple[str, float]] = []
+    with watching(policy, seen):
+        scores, output = policy(micro, loss, dumped.stats)
+    seen.append(("log-probs", largest(scores.logps)))
+    assert output is not None
+    seen.append(("loss", largest(output.loss)))
+    output.loss.backward()
+    grads = [(n, p.grad) for n, p in policy.named_parameters() if p.grad is not None]
+    bad = [name for name, grad in grads if not torch.isfinite(grad).all()]
+    first = next((f"output of {name}" for name, value in seen if not value < float("inf")), None)
+    if first is None and bad:
+        first = f"gradient of {bad[-1]} (of {len(bad)} parameters; the last in the forward is the first going back)"
+    return ReplayResult(first, seen, float(output.loss.detach()), bad)
+
+
+@contextmanager
+def watching(policy: Policy, seen: list[tuple[str, float]]) -> Iterator[None]:
+    """Note the largest number of what each innermost module gives out."""
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, Tensor) and first.is_floating_point():
+                seen.append((name, largest(first)))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in policy.model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def largest(values: Tensor) -> float:
+    """max |x|; NaN where one is, 0 for none."""
+    return float(values.detach().abs().amax()) if values.numel() else 0.0

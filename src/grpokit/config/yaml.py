@@ -1,0 +1,99 @@
+"""YAML ↔ a configuration: values laid over a dataclass's defaults, with mistakes named by file, key and nearest word."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from ..common.text import did_you_mean
+
+
+def load_yaml(cls: type, path: str) -> Any:
+    """`cls` with the values of a YAML file laid over its defaults.
+
+    Raises ValueError naming the file, the key and the nearest valid one where a key is unknown or a value has
+    the wrong type.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path}: no such file")
+    try:
+        return from_yaml(cls, Path(path).read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def from_yaml(cls: type, text: str, path: str) -> Any:
+    """`cls` from YAML text; `path` is where it's from, for messages."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(
+            f"--config {path}{line}: not YAML: {error.problem}; expected `name: value` lines"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected `name: value` lines, got a {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    normal = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in normal.keys() - names:
+        from .foreign import FOREIGN
+
+        mend = (
+            " (of TRL or ms-swift: see grpokit convert-config)"
+            if key in FOREIGN
+            else did_you_mean(key, names)
+        )
+        raise ValueError(f"--config {path}: unknown option {key!r}{mend}")
+    return cls(
+        **{key: _coerce(value, hints[key], f"--config {path}: {key}") for key, value in normal.items()}
+    )
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """`value` as `hint` says; YAML 1.1 reads 1e-6 as a string, so numbers are converted from text too."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        value = "none" if value is None and "none" in args else value
+        if not any(value == arg and type(value) is type(arg) for arg in args):  # True == 1
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_coerce(item, args[0], where) for item in items)
+    if isinstance(value, bool) != (hint is bool):
+        raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}")
+    try:
+        number = hint(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}") from error
+    if hint is int and float(value) != number:
+        raise ValueError(f"{where}: expected a whole number, got {value!r}")
+    return number
+
+
+def _kind(hint: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+
+
+def to_yaml(config: Any, only_changed: bool = False) -> str:
+    """The resolved configuration as YAML that `--config` reads back; with `only_changed`, what isn't at its default."""
+    import yaml
+
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    values.pop("config", None)  # everything of that file is in here
+    if only_changed:
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        values = {name: value for name, value in values.items() if getattr(config, name) != defaults[name]}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""Rows of a file, a folder, the Hub or memory become prompts."""

@@ -1,0 +1,195 @@
+"""Rows of a dataset → `Prompt`s, and the endless, seeded, resumable order in which training draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from ..common.text import one_line
+from ..types import Messages, Prompt
+from .rows import DatasetRow
+
+LongPrompts = Literal["error", "truncate_left", "drop"]
+
+
+# --------------------------------------------------------------------------- tokenizing
+
+
+def _tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str) -> Prompt:
+    """The row as the model sees it. `verbose=False`: lengths are checked here, by --max_prompt_length.
+
+    `system_prompt` comes before a chat that doesn't begin with a system message of its own.
+
+    Raises ValueError with file:line if the chat template refuses the messages or no token comes out.
+    """
+    content = row.content
+    if row.statement == "question" and getattr(tokenizer, "chat_template", None):
+        content = [{"role": "user", "content": content}]
+    if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):
+        content = [{"role": "system", "content": system_prompt}, *content]
+    if isinstance(content, str):
+        ids = tokenizer(content, verbose=False)["input_ids"]
+    else:
+        ids = _apply_template(content, row.source, tokenizer)
+    if len(ids) == 0:
+        raise ValueError(f"{row.source}: the tokenizer makes no token of this prompt; expected at least one")
+    return Prompt(0, tuple(map(int, ids)), content, row.columns, row.source)
+
+
+def _apply_template(messages: Messages, source: str, tokenizer: Any) -> list[int]:
+    """Token ids of a chat. The template adds the special tokens; a last assistant turn is left open."""
+    prefill = messages[-1]["role"] == "assistant"
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=True,
+            add_generation_prompt=not prefill,
+            continue_final_message=prefill,
+            return_dict=False,  # transformers 5 returns a BatchEncoding otherwise
+            tokenizer_kwargs={"verbose": False},
+        )
+    except Exception as error:  # templates are programs of the model's authors, and raise what they like
+        turns = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"{source}: the chat template refuses these messages ({turns}): {one_line(error)}"
+        ) from error
+
+
+def _require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
+    chat = next((row for row in rows if not isinstance(row.content, str)), None)
+    if chat and not getattr(tokenizer, "chat_template", None):
+        name = getattr(tokenizer, "name_or_path", "") or "--model"
+        raise ValueError(
+            f"{chat.source}: `{chat.statement}` is a chat, and the tokenizer of {name} has no chat template; use an "
+            "instruct model, put a chat_template.jinja in the model's directory, or state the prompt as text"
+        )
+
+
+def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts, reason: str | None) -> list[Prompt]:
+    """`prompts` with those over `limit` tokens cut or left out, as `policy` says; ValueError where it's "error"."""
+    if policy == "truncate_left":
+        return [replace(prompt, ids=prompt.ids[-limit:]) for prompt in prompts]
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= limit]
+    if policy != "drop" and len(fitting) < len(prompts):
+        first = next(prompt for prompt in prompts if len(prompt.ids) > limit)
+        over = reason or f"--max_prompt_length {limit}"
+        mend = "lower --max_completion_length" if reason else "raise --max_prompt_length"
+        raise ValueError(
+            f"{first.source}: the prompt has {len(first.ids)} tokens, over {over} "
+            f"({len(prompts) - len(fitting)} of {len(prompts)} prompts are, the longest has "
+            f"{max(len(prompt.ids) for prompt in prompts)}); {mend}, or instead of --long_prompts "
+            "error use truncate_left (keep the last tokens) or drop (leave such prompts out)"
+        )
+    return fitting
+
+
+# --------------------------------------------------------------------------- the order
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """[n] the rows in the order of one epoch: a function of (n, seed, epoch) alone.
+
+    Raw bits are sorted because numpy promises them for ever, but not the stream of `Generator.permutation`.
+    """
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    order = np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+class Prompts:
+    """Tokenized prompts in an endless order: every row once per epoch, each epoch shuffled anew.
+
+    The order is a function of (seed, position) alone, so resuming needs no state but the position.
+
+    Example: `Prompts(rows, tokenizer, seed=1).take(step * 8, 8)` are the prompts of a step.
+
+    Attributes: `columns`, the names of all columns (a prompt has None where its row lacks one); `skipped_rows`,
+    what was wrong with the malformed rows; `skipped`, `dropped` and `truncated`, how many rows were malformed,
+    too long and left out, too long and cut.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[DatasetRow],
+        tokenizer: Any,
+        *,
+        max_prompt_length: int | None = None,
+        limit_reason: str | None = None,
+        long_prompts: LongPrompts = "error",
+        seed: int = 42,
+        skip_bad_rows: bool = False,
+        skipped_rows: Sequence[str] = (),
+        flag: str = "--dataset",
+        system_prompt: str = "",
+    ) -> None:
+        """Tokenize all `rows` (of `read_rows`) with a Hugging Face tokenizer.
+
+        Args:
+            max_prompt_length: in tokens; None: no limit. `limit_reason` says where it comes from, if not from its flag.
+            long_prompts: what to do with prompts over that; "truncate_left" keeps the last tokens.
+            skip_bad_rows: rows that the chat template refuses or that have no tokens join `skipped_rows`, which
+                are those that `read_rows` skipped.
+            flag: the option that named the dataset, for messages.
+            system_prompt: put before every chat that doesn't begin with a system message of its own.
+
+        Raises ValueError naming file:line for such a row, for a chat whose tokenizer has no chat template, and
+        for a prompt over `max_prompt_length` if `long_prompts` is "error"; naming `flag` if no prompt is left; naming
+        --system_prompt if there is one and no chat.
+        """
+        _require_template(rows, tokenizer)
+        prompts, bad = [], list(skipped_rows)
+        for row in rows:
+            try:
+                prompts.append(_tokenize(row, tokenizer, system_prompt))
+            except ValueError as error:
+                if not skip_bad_rows:
+                    raise
+                bad.append(str(error))
+        if system_prompt and all(isinstance(prompt.content, str) for prompt in prompts):
+            raise ValueError(
+                f"--system_prompt {one_line(system_prompt, 40)!r}: no prompt of {flag} is a chat, so nothing would have it; "
+                "put it into the prompts' text, or state them as `messages`"
+            )
+        limit = max_prompt_length or max((len(prompt.ids) for prompt in prompts), default=0)
+        fitting = _fit(prompts, limit, long_prompts, limit_reason)
+        if not fitting:
+            over = f"{len(prompts)} over --max_prompt_length {limit}, which --long_prompts drop leaves out"
+            raise ValueError(
+                "; ".join([f"{flag}: no prompt is left: {len(bad)} malformed, {over}", *bad[:1]])
+            )
+        self.columns = {name for row in rows for name in row.columns}
+        self.seed = seed
+        self.skipped_rows = tuple(bad)
+        self.skipped = len(bad)
+        self.dropped = len(prompts) - len(fitting)
+        self.truncated = sum(len(p.ids) > limit for p in prompts) if long_prompts == "truncate_left" else 0
+        blank = dict.fromkeys(sorted(self.columns))
+        self._prompts = [replace(prompt, columns={**blank, **prompt.columns}) for prompt in fitting]
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.ids) for prompt in self._prompts)
+
+    def at(self, position: int) -> Prompt:
+        """The prompt at `position` ≥ 0 of the endless order; its epoch is `position // len(self)`."""
+        epoch, place = divmod(position, len(self))
+        row = _epoch_order(len(self), self.seed, epoch)[place]
+        return replace(self._prompts[row], position=position)
+
+    def take(self, position: int, count: int) -> list[Prompt]:
+        """The `count` prompts from `position` on, over the ends of epochs."""
+        return [self.at(position + offset) for offset in range(count)]
+
+    def in_order(self, limit: int | None = None) -> list[Prompt]:
+        """The first `limit` prompts (None or 0: all) in the file's order, for evaluation; positions count from 0."""
+        return [replace(p, position=place) for place, p in enumerate(self._prompts[: limit or None])]

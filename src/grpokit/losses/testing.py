@@ -1,0 +1,190 @@
+"""For authors of losses: does a surrogate of yours keep the promises that the others keep?
+
+from grpokit.testing import check_loss
+print(check_loss("my_file.py:my_surrogate"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import Counts, Loss, LossBatch, Surrogate, UpdateStats, make_loss, policy_loss, sequence_weights
+
+TOLERANCE = 1e-10  # relative, in float64: far above rounding, far below any wrong denominator
+
+
+@dataclass(frozen=True)
+class LossCheck:
+    """What `check_loss` found. `ok` where the loss may be trained with; `print` it for the findings in words."""
+
+    name: str
+    cut_invariant: bool  # the same loss and gradient however the batch is cut
+    finite: bool  # at log-ratios of ±100, in float32 and float64
+    gradient: bool  # autograd's gradient is the derivative of the value; False where parts are detached
+    zero_at_zero_advantage: bool  # ℓ and its gradient are 0 where A = 0
+    findings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Cut-invariant and finite, and no promise made that isn't kept."""
+        return self.cut_invariant and self.finite and not any(f.startswith("wrong") for f in self.findings)
+
+    def __str__(self) -> str:
+        marks = [f"{'yes' if getattr(self, f) else 'NO':>4}  {f.replace('_', ' ')}" for f in _CHECKS]
+        return "\n".join(
+            [f"{self.name}: {'ok' if self.ok else 'not ok'}", *marks, *(f"  - {f}" for f in self.findings)]
+        )
+
+
+_CHECKS = ("cut_invariant", "finite", "gradient", "zero_at_zero_advantage")
+
+
+def check_loss(
+    surrogate: str | Callable[..., Tensor] | Surrogate, loss_type: str = "grpo", **options: Any
+) -> LossCheck:
+    """Run the property tests on a surrogate, composed into the row `loss_type` with `options`.
+
+    `surrogate`: a function `f(log_ratio, advantages, logps, *, options)`, or where it is: `"file.py:name"`,
+    `"package.module:name"`. Raises ValueError as `make_loss` does, or where it doesn't return one value per token.
+    """
+    loss = make_loss(loss_type, surrogate=surrogate, **options)
+    batch = _batch(loss, torch.float64)
+    _check_shape(loss, batch)
+    findings: list[str] = []
+    checks = {
+        "cut_invariant": _cut_invariant(loss, batch, findings),
+        "finite": all([_finite(loss, dtype, findings) for dtype in (torch.float32, torch.float64)]),
+        "gradient": _gradient(loss, batch, findings),
+        "zero_at_zero_advantage": _zero(loss, batch, findings),
+    }
+    return LossCheck(loss.surrogate.name, findings=tuple(findings), **checks)
+
+
+def _batch(loss: Loss, dtype: torch.dtype, spread: float = 0.4) -> LossBatch:
+    """Six ragged sequences in three groups, with what any loss may ask for."""
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([1, 3, 5, 2, 4, 7])
+    ids = torch.repeat_interleave(torch.arange(6), lengths)
+    n, groups = len(ids), torch.arange(6) // 2
+    logps = -torch.rand(n, generator=g, dtype=dtype) - 0.1
+    noise = torch.randn(4, n, generator=g, dtype=dtype)
+    advantages = torch.tensor([1.0, -0.7, 0.4, -1.3, 0.9, -0.2], dtype=dtype)
+    weights = sequence_weights(loss, lengths, Counts.of(lengths, groups), groups)
+    return LossBatch(
+        logps=logps,
+        old_logps=logps + spread * noise[0],
+        ref_logps=logps + spread * noise[1],
+        sampler_logps=(logps + spread * noise[2]).clamp(max=-1e-3),
+        entropies=noise[3].abs(),
+        advantages=advantages[ids],
+        weights=weights[ids].to(dtype),
+        sequence_ids=ids,
+        group_ids=groups[ids],
+        positions=torch.cat([torch.arange(int(k)) for k in lengths]),
+        lengths=lengths[ids],
+    )
+
+
+def _run(loss: Loss, batch: LossBatch, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a batch in `parts`, each a slice, with statistics where tokens are coupled."""
+    logps = batch.logps.detach().clone().requires_grad_()
+    batch = dataclasses.replace(batch, logps=logps)
+    stats = None
+    if loss.coupling != "token":
+        stats = UpdateStats.across_ranks([UpdateStats.of(loss, batch.select(p)) for p in parts])[0].finish(
+            loss
+        )
+    shares = [policy_loss(loss, batch.select(p), stats).loss for p in parts]
+    total = torch.stack(shares).sum()
+    if total.requires_grad:
+        total.backward()
+    return total.detach(), torch.zeros_like(logps) if logps.grad is None else logps.grad
+
+
+def _check_shape(loss: Loss, batch: LossBatch) -> None:
+    inputs = [getattr(batch, name, None) for name in loss.surrogate.inputs]
+    if any(value is None for value in inputs):
+        return  # statistics: policy_loss looks them up
+    returned = loss.surrogate.fn(
+        torch.zeros_like(batch.logps), batch.advantages, batch.logps, *inputs, **loss.options
+    )
+    if not isinstance(returned, Tensor) or returned.shape != batch.logps.shape:
+        shape = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+        raise ValueError(
+            f"surrogate {loss.surrogate.name} returned {shape} for {len(batch)} tokens; it must return one value per token, "
+            f"[{len(batch)}], and leave sums and means to the reduction"
+        )
+
+
+def _cut_invariant(loss: Loss, batch: LossBatch, findings: list[str]) -> bool:
+    whole = _run(loss, batch, [torch.arange(len(batch))])
+    for parts in (2, 3, 8):
+        part_of = torch.randint(0, parts, (len(batch),), generator=torch.Generator().manual_seed(parts))
+        cut = _run(loss, batch, [torch.nonzero(part_of == p).flatten() for p in range(parts)])
+        for got, want, what in zip(cut, whole, ("loss", "gradient"), strict=True):
+            gap = float((got - want).abs().max() / want.abs().max().clamp(min=1e-300))
+            if not gap <= TOLERANCE:
+                findings.append(
+                    f"wrong: cut into {parts} slices, its {what} changes by {gap:.2g} of its size: it averages or compares "
+                    "tokens that a cut can separate; leave averages to the reduction"
+                )
+                return False
+    return True
+
+
+def _finite(loss: Loss, dtype: torch.dtype, findings: list[str]) -> bool:
+    for far in (100.0, -100.0):
+        batch = _batch(loss, dtype)
+        batch = dataclasses.replace(batch, old_logps=batch.logps - far)
+        value, gradient = _run(loss, batch, [torch.arange(len(batch))])
+        if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
+            findings.append(
+                f"wrong: at a log-ratio of {far:g} in {str(dtype)[6:]} its loss or gradient is not finite"
+            )
+            return False
+    return True
+
+
+def _gradient(loss: Loss, batch: LossBatch, findings: list[str]) -> bool:
+    """Central differences of the value, one token at a time, against autograd."""
+    everything = [torch.arange(len(batch))]
+    _, gradient = _run(loss, batch, everything)
+    step = 1e-6
+    numeric = torch.zeros_like(gradient)
+    for i in range(len(batch)):
+        moved = [batch.logps.clone(), batch.logps.clone()]
+        moved[0][i] += step
+        moved[1][i] -= step
+        up, down = (_run(loss, dataclasses.replace(batch, logps=m), everything)[0] for m in moved)
+        numeric[i] = (up - down) / (2 * step)
+    if torch.allclose(gradient, numeric, rtol=1e-4, atol=1e-7):
+        return True
+    worst = int((gradient - numeric).abs().argmax())
+    findings.append(
+        f"its gradient is not the derivative of its value (token {worst}: {float(gradient[worst]):.4g} against "
+        f"{float(numeric[worst]):.4g}): parts of it are detached. That is right where the paper says so (cispo, vespo), "
+        "and a mistake otherwise"
+    )
+    return False
+
+
+def _zero(loss: Loss, batch: LossBatch, findings: list[str]) -> bool:
+    dead = dataclasses.replace(batch, advantages=torch.zeros_like(batch.advantages))
+    value, gradient = _run(loss, dead, [torch.arange(len(batch))])
+    zero = float(value) == 0 and not gradient.any()
+    if loss.surrogate.zero_at_zero_advantage and not zero:
+        findings.append(
+            "wrong: it says zero_at_zero_advantage, and it isn't zero there: rows would be dropped that count"
+        )
+    if zero and not loss.surrogate.zero_at_zero_advantage:
+        findings.append(
+            "it is zero where the advantage is: enter it with @surrogate(zero_at_zero_advantage=True), and rows without "
+            "an advantage need no forward"
+        )
+    return zero

@@ -1,0 +1,40 @@
+"""How rows stand in a forward, as far as a run's flags and its models decide it."""
+
+from __future__ import annotations
+
+from ..batch.cuts import Sharing
+from ..config.options import TrainConfig
+from .architecture import obstacle
+from .policy import Policy
+from .reference import AdapterOff, Reference
+
+
+def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
+    """Whether micro-batches are packed. Raises ValueError where they are asked to be and the model can't be."""
+    if config.packing == "packed" and not policy.packs:
+        raise ValueError(
+            f"--packing packed: {type(policy.model).__name__} does not keep packed rows apart with --attn_implementation "
+            f"{policy.model.config._attn_implementation}; use padded"
+        )
+    varlen = policy.model.config._attn_implementation.startswith(("flash", "flex"))
+    return policy.packs and (config.packing == "packed" or (config.packing == "auto" and varlen))
+
+
+def resolve_sharing(
+    config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
+) -> tuple[Sharing, str | None]:
+    """Whether completions of up to `longest` tokens, prompt included, share their prompts; and if not, why.
+
+    Raises ValueError where they are asked to and a model can't.
+    """
+    if config.share_prompts == "never":
+        return "never", None
+    others = [] if reference is None or isinstance(reference, AdapterOff) else [reference]
+    for of in (policy, *others):
+        reason = obstacle(of.model, longest) or of.shares_not
+        if reason is not None:
+            why = f"{type(of.model).__name__}: {reason}"
+            if config.share_prompts == "always":
+                raise ValueError(f"--share_prompts always: cannot be for {why}; use auto or never")
+            return "never", why
+    return config.share_prompts, None

@@ -1,0 +1,177 @@
+"""Model directories → policies and tokenizers. What a model is able to do is tried when it is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common.text import first_line
+from ..parallel import ALONE, World, shard
+from .architecture import layers
+from .lora import Lora, attach, base_of, merge_into, quantization_options
+from .policy import Policy, resolve_dtype
+from .probes import probe_head, probe_layouts
+
+log = logging.getLogger(__name__)
+
+
+def load_policy(
+    path: str,
+    *,
+    dtype: str,
+    temperature: float,
+    device: torch.device,
+    world: World = ALONE,
+    shard_size: int = 0,
+    gradient_checkpointing: bool = False,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    lora: Lora | None = None,
+    probe: bool = True,
+) -> Policy:
+    """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout, sharded over `world`.
+
+    With `lora`, those of its adapter alone are so, and trained; the others are in the compute type. Raises ValueError
+    naming the directory where it cannot be loaded as a causal language model, and with `probe` where its logits are no
+    numbers or its head does something that the log-prob head doesn't know.
+    """
+    compute = resolve_dtype(dtype, device)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if lora is not None and lora.quantized:
+        options |= quantization_options(compute, device)
+    model, stored = _load(path, options)
+    model.config.use_cache = True
+    dropped = remove_dropout(model)
+    if dropped and world.is_main:
+        log.warning("dropout is off: %d modules of %s had one; log-probs must be repeatable", dropped, path)
+    policy = Policy(model, temperature, compute, stored_dtype=stored)
+    if gradient_checkpointing:  # what is computed again in the backward must be computed in the same type
+        again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
+        model.gradient_checkpointing_enable(again)
+    master = torch.float64 if compute == torch.float64 else torch.float32
+    if lora is not None:
+        policy.lora = lora
+        attach(model, lora, frozen=compute, trained=master)
+    if world.size == 1:
+        policy.to(device)
+    # Sharded as stored and widened afterwards: no rank ever holds the whole model in full precision.
+    shard(policy, layers(model), world, shard_size, compute, master)
+    if lora is None:
+        policy.to(master)
+    if world.size == 1:
+        for parameter in policy.parameters():
+            # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
+            # run would differ in the last bit.
+            parameter.data = parameter.data.clone()
+    said = world.gather_json(probe_layouts(policy))  # what one rank can't, none does: they must cut alike
+    policy.packs = all(packs for packs, _ in said)
+    policy.shares_not = next((why for _, why in said if why is not None), None)
+    if gradient_checkpointing:  # each computation of a layer would append to the cache
+        policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
+    if probe:
+        probe_head(policy, path)
+    return policy
+
+
+def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
+    """The model in directory `path`, and the type of its weights there. An adapter is added to the model it belongs to."""
+    from transformers import AutoModelForCausalLM
+
+    base = base_of(path)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base or path, dtype="auto", local_files_only=True, **options
+        )
+        stored = model.dtype
+        return (model if base is None else merge_into(model, path)), stored
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"--model {path}: cannot be loaded as a causal language model: {first_line(error)}"
+        ) from error
+
+
+def compile_layers(policy: Policy) -> None:
+    """torch.compile each layer, for samples of any number and length. Sampling leaves them as they are.
+
+    Each by itself: that is what FSDP2 gathers, and one compilation serves all of them.
+    """
+    for layer in layers(policy.model):
+        layer.compile(dynamic=True)
+    # The place of a layer's keys in the cache is a constant to the compiler: one compilation for each layer, twice.
+    policy.shares_not = "with --compile, going on from a cache would be compiled for every layer anew"
+
+
+def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote_code: bool = False) -> Any:
+    """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
+
+    Raises ValueError naming the flag where its config.json describes none.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # A kernel for packed samples keeps what sdpa keeps, and may not be installed where a run is planned.
+    attention = "eager" if attn_implementation == "eager" else "sdpa"
+    try:
+        trust = {"trust_remote_code": trust_remote_code}
+        described = AutoConfig.from_pretrained(base_of(path) or path, local_files_only=True, **trust)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described, attn_implementation=attention, **trust)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        first = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{flag} {path}: its config.json does not describe a causal language model that transformers knows: {first}"
+        ) from error
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in directory `path`. Raises ValueError naming the directory."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--model {path}: has no tokenizer that can be loaded: {first_line(error)}"
+        ) from error
+
+
+def remove_dropout(model: nn.Module) -> int:
+    """Set every dropout to 0 and return how many modules had one. The saved config keeps its values."""
+    found = 0
+    for module in model.modules():
+        rates = [k for k, v in vars(module).items() if "dropout" in k and isinstance(v, float) and v > 0]
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            rates.append("p")
+        for name in rates:
+            setattr(module, name, 0.0)
+        found += bool(rates)
+    return found
+
+
+def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """All tokens that end a completion: the model directory's (chat models name several) and the tokenizer's.
+
+    Raises ValueError where there is none.
+    """
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ids = list(named) if isinstance(named, list | tuple) else [named]
+    ids.append(tokenizer.eos_token_id)
+    unique = list(dict.fromkeys(i for i in ids if i is not None))
+    if not unique:
+        raise ValueError("--model: neither its tokenizer nor its generation_config.json names an eos token")
+    return unique

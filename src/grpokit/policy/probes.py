@@ -1,0 +1,70 @@
+"""Tries what a loaded model can do, before anything relies on it."""
+
+from __future__ import annotations
+
+import torch
+
+from ..batch.collate import collate
+from ..common.text import first_line
+from ..parallel import unsharded
+from ..types import Layout, Sample
+from .architecture import backbone, head, obstacle
+from .policy import Policy
+
+
+@torch.no_grad()
+def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
+    """Whether samples may be packed, and why prompts may not be shared: log-probs must be those of samples that stand alone."""
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    samples = [_probe_sample(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
+    # FSDP2 wants a forward of the root before any of its parts': this is one, and probe_head calls parts.
+    want = policy(collate(samples, "padded", policy.device))[0].logps
+
+    def gap(layout: Layout) -> float:
+        return float((want - policy(collate(samples, layout, policy.device))[0].logps).abs().max())
+
+    try:
+        packs = gap("packed") < _tolerance(policy)
+    except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that start again
+        packs = False
+    reason = obstacle(policy.model, max(sample.num_tokens for sample in samples))
+    if reason is None:
+        try:
+            apart = gap("shared")
+            if not apart < _tolerance(policy):
+                reason = f"its log-probs are others with a cache (by {apart:.2g})"
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = f"its forward with a cache fails: {first_line(error)}"
+    return packs, reason
+
+
+def _probe_sample(index: int, group: int, vocabulary: int) -> Sample:
+    """A sample of 5 to 8 tokens, whose prompt is its group's: 3 or 2 of them."""
+    prompt = tuple((5 * i + 2 * group + 1) % vocabulary for i in range(3 - group))
+    ids = (torch.arange(3 + index) * 7 + 3 * index + 1) % vocabulary
+    ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids))
+    return Sample(index, group, prompt, ids, ones, 0.0, 0.0, len(ids), zeros)
+
+
+def _tolerance(policy: Policy) -> float:
+    return 2e-2 if policy.compute_dtype in (torch.bfloat16, torch.float16) else 1e-4
+
+
+@torch.no_grad()
+def probe_head(policy: Policy, path: str) -> None:
+    """Our head against the model's own on a few tokens: an unknown scale or cap would be silently wrong."""
+    model = policy.model
+    ids = torch.arange(8, device=policy.device)[None] % model.config.get_text_config().vocab_size
+    with unsharded(policy), policy.computing():
+        want = model(input_ids=ids, use_cache=False).logits[0].double()
+        got = (
+            head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()
+        )
+    if not torch.isfinite(want).all():
+        raise ValueError(f"--model {path}: its logits are NaN or infinite: the weights are damaged")
+    gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
+    if not gap <= _tolerance(policy):
+        raise ValueError(
+            f"--model {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
+            f"know (logits differ by {gap:.2g}); please report the architecture"
+        )

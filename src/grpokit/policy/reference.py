@@ -1,0 +1,31 @@
+"""The reference of a KL penalty: a model of its own, or the policy with its adapter switched off."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..types import MicroBatch, TokenScores
+from .lora import switched_off
+from .policy import Policy
+
+
+class AdapterOff(nn.Module):
+    """A policy without its LoRA adapter: the model that the run began with, in no memory of its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.policy.device
+
+    def forward(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[TokenScores, None]:
+        """See `Policy.forward`."""
+        with switched_off(self.policy.model):
+            return self.policy(micro, with_entropy=with_entropy)[0], None
+
+
+Reference = Policy | AdapterOff

@@ -1,0 +1,1 @@
+"""vLLM as the engine that samples: a server, or in the trainer's process."""

@@ -1,0 +1,294 @@
+"""A running vLLM server as an engine: requests side by side, tried again while the server comes back.
+
+The policy's weights are written as a Hugging Face directory that the server loads. They are known by their digest, which
+the server keeps: one that was started anew, with its first weights, is found out and loads them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from ...parallel import World
+from ...policy.export import engine_format, save_model
+from ...policy.policy import Policy
+from ..sampler import SamplingStopped
+from .engine import Completion, Request
+
+T = TypeVar("T")
+
+START = "start one with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --host 127.0.0.1 --logprobs-mode processed_logprobs"
+START_FOR_ADAPTERS = (
+    f"{START} --enable-lora --max-lora-rank R, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True before it"
+)
+CONNECTIONS = 256  # requests under way at once; the server batches them as it likes
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
+LOOK_EVERY = 0.2  # seconds between two looks at `stop`
+RESTARTS = 5  # of the server that one batch survives
+SAYS_SO = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")  # answer with a sentence, and not with JSON
+HELLO = 30.0  # seconds for an answer that needs no work
+
+
+class Unreachable(Exception):
+    """No answer, or one that says the server is in trouble: worth another try."""
+
+
+class ServerError(Unreachable):
+    """The server has failed at it: status 500."""
+
+
+class NotFound(ValueError):
+    """The server knows no such path, or no such model."""
+
+
+class Server:
+    """The engine behind `--sampler vllm`. It is given up after `timeout` seconds in which it serves nothing.
+
+    `directory` is where the weights are written for it. With `only_adapter`, those are of the policy's LoRA adapter
+    alone, beside the model that the server was started with.
+    """
+
+    def __init__(self, url: str, timeout: float, directory: Path, only_adapter: bool = False) -> None:
+        """Raises ValueError where no vLLM server answers, or one that can't be given weights."""
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self.timeout, self.directory, self.only_adapter = timeout, directory, only_adapter
+        self.tag = ""  # of the weights that it should have
+        self.loading = asyncio.Lock()  # of the tasks of one batch, the first that misses an adapter loads it
+        self.model = self.first_model = self._run(self._introduce)
+
+    def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
+        """See `Engine.take`. Raises ValueError where the server cannot read the directory."""
+        tag = ""
+        with world.together():
+            save_model(self.directory, policy, tokenizer, engine_format(policy, self.only_adapter), world)
+            tag = digest(self.directory) if world.is_main else ""
+        self.tag = world.from_main(tag)
+        with world.together():
+            if world.is_main:
+                self._run(self._weights)
+
+    def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
+        """See `Engine.complete`. Raises ValueError naming the request that the server refuses or doesn't answer."""
+
+        async def all_of_them(client: httpx.AsyncClient) -> list[Completion]:
+            for _ in range(RESTARTS + 1):
+                before = await self._weights(client)
+                found = await self._batch(client, requests)
+                # What came between a restart and its discovery, by whichever rank, is of other weights: ask again, by
+                # the same seeds.
+                if await self._weights(client) == before:
+                    return found
+            raise ValueError(
+                f"--vllm_url {self.url}: the server was started anew {RESTARTS} times in one batch"
+            )
+
+        return self._run(lambda client: _unless(stop, all_of_them(client)))
+
+    # ------------------------------------------------------------------- requests
+
+    async def _batch(self, client: httpx.AsyncClient, requests: Sequence[Request]) -> list[Completion]:
+        places = asyncio.Semaphore(CONNECTIONS)
+
+        async def one(request: Request) -> Completion:
+            async with places:
+                return await self._persist(request.name, lambda: self._complete(client, request))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(request)) for request in requests]
+        return [task.result() for task in tasks]
+
+    async def _complete(self, client: httpx.AsyncClient, request: Request) -> Completion:
+        body = {"model": self.model, "prompt": list(request.prompt_ids), "return_token_ids": True}
+        try:
+            answer = await self._send(client, "POST", "/v1/completions", body | request.parameters())
+        except NotFound as error:
+            if self.model == self.first_model:
+                raise
+            # Started anew, it has no adapters. The whole batch is asked for again, since the name is another then.
+            async with self.loading:
+                await self._ensure_weights(client)
+            raise Unreachable("it has lost the adapter") from error
+        try:
+            (choice,) = answer["choices"]
+            ids, logps = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+            # Anything else was given up by the server: it was paused, say.
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise Unreachable(f"finish_reason {choice['finish_reason']}")
+            if len(ids) != len(logps) or not ids:
+                raise ValueError(f"{len(ids)} tokens and {len(logps)} log-probs")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"--vllm_url {self.url}: its answer for {request.name} is not that of a vLLM server: {error!r}"
+            ) from error
+        return Completion([int(i) for i in ids], [float(x) for x in logps], choice["finish_reason"])
+
+    # ------------------------------------------------------------------- weights
+
+    async def _introduce(self, client: httpx.AsyncClient) -> str:
+        try:
+            async with asyncio.timeout(min(self.timeout, HELLO)):
+                models = await self._send(client, "GET", "/v1/models")
+                name = models["data"][0]["id"]
+                await self._send(client, "GET", "/weight_info")
+        except (Unreachable, TimeoutError) as error:
+            why = str(error) or "it accepts, and says nothing"
+            raise ValueError(
+                f"--vllm_url {self.url}: no vLLM server answers there ({why}); {START}"
+            ) from error
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"--vllm_url {self.url}: what answers there is no vLLM server; {START}"
+            ) from error
+        return name
+
+    async def _weights(self, client: httpx.AsyncClient) -> str:
+        """The name of the load that the server's weights come from; they are loaded first where it has others."""
+        return await self._persist("the weights", lambda: self._ensure_weights(client))
+
+    async def _ensure_weights(self, client: httpx.AsyncClient) -> str:
+        has = str((await self._send(client, "GET", "/weight_info")).get("weight_version"))
+        if not has.startswith(self.tag + "-"):
+            # Each load has a name of its own, so that one after a restart shows, even if another rank was first to do
+            # it. The server hears it last: a load that broke off anywhere has no name, and is done again.
+            before, has = has, f"{self.tag}-{uuid.uuid4().hex[:8]}"
+            if self.only_adapter:
+                await self._load_adapter(client, has, before)
+            else:
+                await self._load_model(client)
+            await self._send(client, "POST", "/update_weight_version", {"new_version": has})
+        if self.only_adapter:
+            self.model = has
+        return has
+
+    async def _load_model(self, client: httpx.AsyncClient) -> None:
+        path = {"weights_path": str(self.directory.resolve())}
+        await self._send(client, "POST", "/pause?mode=wait")
+        try:
+            await self._send(client, "POST", "/collective_rpc", {"method": "reload_weights", "kwargs": path})
+            await self._send(client, "POST", "/reset_prefix_cache")
+        except BaseException:
+            with contextlib.suppress(Unreachable, TimeoutError):  # the first error is the one to tell
+                async with asyncio.timeout(HELLO):
+                    await self._send(client, "POST", "/resume")
+            raise
+        await self._send(client, "POST", "/resume")
+
+    async def _load_adapter(self, client: httpx.AsyncClient, name: str, before: str) -> None:
+        """The adapter as a model of that name, of which nothing is cached, and no more the one from `before`."""
+        where = {"lora_name": name, "lora_path": str(self.directory.resolve())}
+        try:
+            await self._send(client, "POST", "/v1/load_lora_adapter", where)
+        except (
+            ServerError
+        ) as error:  # it says so of a rank that is too large, and tomorrow it would say the same
+            raise ValueError(
+                f"--vllm_url {self.url}: does not take the adapter ({error}); is its --max-lora-rank at least --lora_r?"
+            ) from error
+        with contextlib.suppress(ValueError):  # it's gone, or there was none
+            await self._send(client, "POST", "/v1/unload_lora_adapter", {"lora_name": before})
+
+    # ------------------------------------------------------------------- transport
+
+    async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> Any:
+        """One try. Raises Unreachable, or ValueError where the server says that the request is wrong."""
+        try:
+            answer = await client.request(method, self.url + path, json=body)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+        except httpx.InvalidURL as error:
+            raise ValueError(f"--vllm_url {self.url}: {error}") from error
+        if answer.status_code == 404:
+            start = START_FOR_ADAPTERS if "lora" in path else START
+            raise NotFound(f"--vllm_url {self.url}: has no {path.partition('?')[0]}; {start}")
+        if answer.status_code >= 500:
+            failed = ServerError if answer.status_code == 500 else Unreachable
+            raise failed(f"status {answer.status_code}: {answer.text[:300]}")
+        if answer.status_code >= 400:
+            raise ValueError(f"--vllm_url {self.url}: {path} refused: {answer.text[:500]}")
+        if path in SAYS_SO or not answer.content:
+            return {}
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise Unreachable(f"an answer that is no JSON: {answer.text[:100]!r}") from error
+
+    async def _persist(self, name: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Until it succeeds, with growing pauses.
+
+        Raises ValueError naming the request where `timeout` seconds pass in which nothing at all succeeds: a long
+        batch on a server that works takes as long as it takes.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            task = asyncio.ensure_future(attempt())
+            try:
+                while not task.done():
+                    if self._left() <= 0:
+                        raise TimeoutError("no answer")
+                    await asyncio.wait([task], timeout=self._left())
+                found = task.result()
+            except (Unreachable, TimeoutError) as error:
+                if self._left() <= pause:
+                    raise ValueError(
+                        f"--vllm_timeout {self.timeout:g}: {self.url} did not serve {name} in that time (the last "
+                        f"try: {error}); is the server still running?"
+                    ) from error
+            else:
+                self.alive = time.monotonic()
+                return found
+            finally:
+                task.cancel()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _left(self) -> float:
+        return self.alive + self.timeout - time.monotonic()
+
+    def _run(self, work: Callable[[httpx.AsyncClient], Coroutine[Any, Any, T]]) -> T:
+        self.alive = time.monotonic()  # when the server last served anything
+
+        async def inside() -> T:
+            self.loading = asyncio.Lock()  # of this loop
+            limits = httpx.Limits(max_connections=CONNECTIONS)
+            async with httpx.AsyncClient(timeout=httpx.Timeout(None), limits=limits) as client:
+                return await work(client)
+
+        try:
+            return asyncio.run(inside())
+        except* (ValueError, SamplingStopped) as several:
+            raise _first(several) from several
+
+
+async def _unless(stop: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T:
+    """`work`'s result. Raises SamplingStopped once `stop()`, and gives the work up."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        await asyncio.wait([task], timeout=LOOK_EVERY)
+        if stop() and not task.done():
+            task.cancel()
+            raise SamplingStopped("stopped while the server was sampling")
+    return task.result()
+
+
+def _first(several: BaseExceptionGroup) -> BaseException:
+    error: BaseException = several
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def digest(directory: Path) -> str:
+    """Of a directory's weights: equal weights have the same, whatever run wrote them."""
+    found = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            found.update(hashlib.file_digest(handle, "sha256").digest())
+    return found.hexdigest()[:16]

@@ -1,0 +1,278 @@
+"""Checkpoints: a Hugging Face directory, and beside it all that an exact resume needs. Nothing is pickled.
+
+    checkpoint-40/                     after 40 steps; checkpoint-40-update-3 has 3 updates of the next one behind it
+        config.json  model.safetensors  tokenizer.json ...     what from_pretrained and vLLM load
+        trainer/state.json             steps done, optimizer steps, every other file's size and SHA-256; written last
+        trainer/config.yaml            the configuration it was trained with
+        trainer/optimizer.safetensors  AdamW's moments, by parameter name
+        trainer/parameters.safetensors the trained parameters in full precision, where the model has them otherwise
+        trainer/random.safetensors     the random state of numpy and torch on each rank (a reward function may use it)
+        trainer/step.safetensors       of a step in its midst: its rollouts, their log-probs, and where it stands
+        trainer/ahead.safetensors      between two steps: the rollouts that were sampled ahead for the next one
+
+A directory is written under a temporary name, synced, read again, and renamed, so a name that exists is whole. What is
+sharded is gathered first, so that any number of ranks can go on from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..policy.export import SaveFormat, atomically, gather_to_main, gather_weights, saved_dtype, write_model
+from .tensors import add_prefix, groups_from_tensors, groups_to_tensors, strip_prefix, updates_from_tensors, updates_to_tensors
+from ..policy.policy import Policy
+from ..parallel import ALONE, World, like
+from ..policy.learn import StepProgress
+from ..types import Metric, Prompt, RolloutGroup
+
+FORMAT = 2  # of the trainer directory; raised when its contents change
+AHEAD = "ahead.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands: between two steps, or in the midst of one."""
+
+    step: int = 0  # steps done; it also says where the next one begins in the prompt order
+    skipped: int = 0  # updates of those steps that were skipped because their numbers went wrong
+    unfinished: StepProgress | None = None  # of the next step
+    ahead: Sequence[
+        RolloutGroup
+    ] = ()  # of the next step: all ranks' rollouts that were sampled ahead, not scored
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint's directory."""
+        return f"checkpoint-{self.step}" + (
+            "" if self.unfinished is None else f"-update-{self.unfinished.done}"
+        )
+
+
+def save_checkpoint(
+    path: Path,
+    state: TrainState,
+    policy: Policy,
+    tokenizer: Any,
+    optimizer: torch.optim.Optimizer,
+    save_format: SaveFormat,
+    *,
+    config: str = "",
+    world: World = ALONE,
+    random_state: RandomState | None = None,
+) -> None:
+    """Write a checkpoint directory to `path`: the model, and all that an exact resume needs.
+
+    All ranks must call it; the main one writes. `random_state` is this rank's, where it isn't the
+    present one. Raises OSError, with nothing changed, where it can't be written.
+    """
+    weights = gather_weights(policy, save_format, world)
+    moments = gather_to_main(_optimizer_tensors(policy, optimizer), world)
+    noise, pythons = _random_states(world, random_state or random_state_now())
+    if not world.is_main:
+        return
+
+    def write(directory: Path) -> None:
+        write_model(directory, weights, policy, tokenizer, save_format)
+        trainer = directory / "trainer"
+        trainer.mkdir()
+        trained = {name: p.dtype for name, p in policy.model.named_parameters() if p.requires_grad}
+        if policy.lora is not None or saved_dtype(policy, save_format) not in trained.values():
+            precise = {name: weights[name].contiguous() for name in trained}
+            save_file(precise, trainer / "parameters.safetensors")
+        save_file(moments, trainer / "optimizer.safetensors")
+        save_file(noise, trainer / "random.safetensors")
+        (trainer / "config.yaml").write_text(config, encoding="utf-8")
+        record = {
+            "format": FORMAT,
+            "step": state.step,
+            "skipped": state.skipped,
+            "policy_version": policy.version,
+            "random": pythons,
+        }
+        if state.unfinished is not None:
+            record["unfinished"] = _write_progress(trainer / "step.safetensors", state.unfinished)
+        if state.ahead:
+            save_file(groups_to_tensors(state.ahead), trainer / AHEAD)
+        files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+        record["files"] = {str(f.relative_to(directory)): [f.stat().st_size, _digest(f)] for f in files}
+        (trainer / "state.json").write_text(json.dumps(record), encoding="utf-8")
+
+    try:
+        atomically(path, write)
+    except OSError as error:
+        others = checkpoints(path.parent)
+        raise OSError(f"{error}; the newest checkpoint is {others[-1]}" if others else str(error)) from error
+
+
+def load_checkpoint(
+    path: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    prompt_at: Callable[[int], Prompt],
+    world: World = ALONE,
+) -> TrainState:
+    """Bring optimizer, full-precision parameters, random state and a step's rollouts back; the model is loaded already.
+
+    Raises ValueError naming the file where it is missing or not this format's.
+    """
+    trainer = path / "trainer"
+    try:
+        record = read_record(path)
+        tensors = load_file(trainer / "optimizer.safetensors")
+        noise = load_file(trainer / "random.safetensors")
+        load_parameters(path, policy)
+        unfinished = None
+        if "unfinished" in record:
+            unfinished = _read_progress(trainer / "step.safetensors", record["unfinished"], prompt_at)
+        ahead: Sequence[RolloutGroup] = ()
+        if f"trainer/{AHEAD}" in record["files"]:
+            ahead = groups_from_tensors(load_file(trainer / AHEAD), prompt_at)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"--resume_from_checkpoint {path}: cannot be resumed from: {error}") from error
+    for name, parameter in policy.model.named_parameters():
+        slots = {key.split("/", 1)[0]: v for key, v in tensors.items() if key.split("/", 1)[1] == name}
+        if slots:
+            optimizer.state[parameter] = {
+                slot: value if slot == "step" else like(parameter, value) for slot, value in slots.items()
+            }
+    policy.version = record["policy_version"]
+    if world.rank < len(record["random"]):  # another number of ranks: the new ones keep what they have
+        python_state, (kind, *rest) = record["random"][world.rank]
+        random.setstate(_tuples(python_state))
+        np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(noise[f"torch/{world.rank}"])
+    return TrainState(record["step"], record["skipped"], unfinished, ahead)
+
+
+@torch.no_grad()
+def load_parameters(path: Path, policy: Policy) -> None:
+    """The parameters in full precision, where a checkpoint has them beside a model saved in less."""
+    precise = path / "trainer" / "parameters.safetensors"
+    exact = load_file(precise) if precise.exists() else {}
+    for name, parameter in policy.model.named_parameters():
+        if name in exact:
+            parameter.copy_(like(parameter, exact[name]))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A checkpoint's trainer/state.json. Raises OSError, ValueError or KeyError where it has none of this format."""
+    record = json.loads((path / "trainer" / "state.json").read_text(encoding="utf-8"))
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}; this version of grpokit reads format {FORMAT}")
+    return record
+
+
+def verify(path: Path) -> None:
+    """Raise ValueError naming the first file of a checkpoint that is missing, cut short or changed."""
+    try:
+        record = read_record(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: is not whole: trainer/state.json: {error}") from error
+    for name, (size, digest) in record["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{path}: is not whole: {name} is missing")
+        if file.stat().st_size != size:
+            raise ValueError(f"{path}: is not whole: {name} has {file.stat().st_size} bytes, not {size}")
+        if _digest(file) != digest:
+            raise ValueError(f"{path}: is not whole: {name} is not what was written (its SHA-256 differs)")
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints in a run's directory, from the oldest to the newest. `verify` says whether one is whole."""
+
+    def age(path: Path) -> tuple[int, int]:
+        _, step, *update = path.name.split("-")
+        return int(step), int(update[1]) if update else -1
+
+    names = re.compile(r"checkpoint-\d+(-update-\d+)?")
+    return sorted((p for p in output_dir.glob("checkpoint-*") if names.fullmatch(p.name)), key=age)
+
+
+def prune(output_dir: Path, limit: int, written: Path | None = None) -> None:
+    """Delete the oldest checkpoints, so that `limit` are left (0: all); none unless the newest is whole.
+
+    Never the one that was just `written`.
+    """
+    found = checkpoints(output_dir)
+    if limit and len(found) > limit:
+        verify(found[-1])
+        for path in found[:-limit]:
+            if path != written:
+                shutil.rmtree(path)
+
+
+def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{slot}/{name}": value
+        for name, parameter in policy.model.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+RandomState = tuple[dict[str, Tensor], list[Any]]
+
+
+def random_state_now() -> RandomState:
+    """This rank's generators, which reward functions may draw from: tensors, and what JSON can hold."""
+    numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
+    return tensors, [random.getstate(), [numpy_state[0], *numpy_state[2:]]]
+
+
+def _random_states(world: World, mine: RandomState) -> tuple[dict[str, Tensor], list[Any]]:
+    """Of every rank: numpy's and torch's as tensors, Python's and the rest of numpy's as JSON."""
+    noise = {
+        f"{name}/{r}": v for r, part in enumerate(world.gather_tensors(mine[0])) for name, v in part.items()
+    }
+    return noise, world.gather_json(mine[1])
+
+
+def _write_progress(file: Path, progress: StepProgress) -> dict[str, Any]:
+    save_file(
+        add_prefix("groups", groups_to_tensors(progress.groups))
+        | add_prefix("updates", updates_to_tensors(progress.updates)),
+        file,
+    )
+    written = {name: metric.to_json() for name, metric in progress.metrics.items()}
+    return {
+        "prepared": progress.prepared,
+        "done": progress.done,
+        "skipped": progress.skipped,
+        "metrics": written,
+    }
+
+
+def _read_progress(file: Path, record: dict[str, Any], prompt_at: Callable[[int], Prompt]) -> StepProgress:
+    tensors = load_file(file)
+    return StepProgress(
+        updates_from_tensors(strip_prefix("updates", tensors)),
+        groups_from_tensors(strip_prefix("groups", tensors), prompt_at),
+        record["prepared"],
+        record["done"],
+        record["skipped"],
+        {name: Metric.from_json(written) for name, written in record["metrics"].items()},
+    )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

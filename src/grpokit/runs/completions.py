@@ -1,0 +1,46 @@
+"""What of a step's groups is written down: some of them, as lines of completions.jsonl."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..rewards import Reward
+from ..types import RolloutGroup
+
+
+def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
+    """At most `count` groups to write down: the best and the worst by mean reward, then the first others."""
+
+    def mean(i: int) -> float:
+        reward = groups[i].reward
+        return 0.0 if reward is None or reward.isnan().all() else float(reward.nanmean())
+
+    order = sorted(range(len(groups)), key=mean)
+    picked = list(dict.fromkeys([*order[-1:], *order[:1], *range(len(groups))]))[:count]
+    return [groups[i] for i in sorted(picked)]
+
+
+def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, Any]:
+    """A group as a line of completions.jsonl."""
+
+    def numbers(column: Tensor | None) -> list[float | None]:
+        return [] if column is None else [None if math.isnan(x) else x for x in column.tolist()]
+
+    table = group.rewards
+    return {
+        "prompt": group.prompt.content,
+        "source": group.prompt.source,
+        "columns": {
+            k: v if isinstance(v, str | int | float | bool | None) else str(v)
+            for k, v in group.prompt.columns.items()
+        },
+        "completions": [rollout.text for rollout in group.rollouts],
+        "finish_reasons": [rollout.finish_reason for rollout in group.rollouts],
+        "rewards": {r.name: numbers(None if table is None else table[:, f]) for f, r in enumerate(rewards)},
+        "reward": numbers(group.reward),
+        "advantages": numbers(group.advantages),
+    }

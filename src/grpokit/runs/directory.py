@@ -1,0 +1,207 @@
+"""A run's directory: whose it is, where to resume, what changed since."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+from .checkpoint import checkpoints, read_record, verify
+from ..config.options import TrainConfig
+from ..config.yaml import load_yaml
+from ..parallel import restarts
+
+# What a run leaves before its first checkpoint: nothing that can't be made again.
+BEGUN = {
+    "config.yaml",
+    "error.txt",
+    "metrics.jsonl",
+    "completions.jsonl",
+    "evaluations.jsonl",
+    "batches",
+    "nonfinite",
+    "vllm",
+    "best",
+    "tensorboard",
+    "wandb",
+    "swanlab",
+}
+
+# Options that a resumed run may have otherwise than its checkpoint. These change no number of the run:
+FREE = frozenset(
+    "config output_dir resume_from_checkpoint skip_bad_rows rollout_batch_size decode share_prefill num_threads "
+    "micro_batch_tokens packing share_prompts gradient_checkpointing compile attn_implementation shard_size "
+    "ddp_timeout vllm_mode vllm_url vllm_timeout vllm_sync vllm_gpu_memory_utilization vllm_max_gap "
+    "trust_remote_code report_to project run_name logging_steps log_completions record_batches save_steps "
+    "save_total_limit save_dtype lora_save eval_dataset eval_split eval_steps eval_samples eval_generations "
+    "max_skipped_steps reward_timeout".split()
+)
+# These change how it goes on from there, but not what is behind it; the run says so:
+STEERING = frozenset(
+    "max_steps reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
+    "max_grad_norm temperature sampler async_depth max_completion_length min_completion_length stop reward_funcs "
+    "answer_column format_pattern soft_cache_length repetition_n_grams repetition_max_penalty "
+    "loss_type surrogate reduction ratio_level importance_sampling_level loss_kwargs beta ref_model epsilon "
+    "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
+    "top_entropy_quantile correction_mode correction_level correction_cap correction_low correction_high "
+    "opsm_threshold rejected_tokens advantage_estimator scale_rewards num_generations num_iterations "
+    "updates_per_step drop_dead_rows mask_truncated_completions".split()
+)
+OF_OPTIMIZER = frozenset(
+    "max_steps learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
+    "max_grad_norm".split()
+)
+# Of these, what a rollout that was sampled ahead may not differ in:
+OF_ROLLOUTS = frozenset(
+    "sampler async_depth temperature stop max_completion_length min_completion_length num_generations".split()
+)
+# All others (model, dataset, seed, dtype, prompts_per_step, prompt lengths) say what the run is, and may not differ.
+
+
+def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
+    """The checkpoint to resume from, whole, or None for a fresh start.
+
+    A start by `torchrun --max-restarts` after a failure resumes by itself. Raises ValueError where the named checkpoint
+    isn't there or isn't whole (and names an older one that is), or where a fresh start would write over another run's
+    files. What a run leaves that failed before its first step, or with `auto` before its first checkpoint, is no obstacle.
+    """
+    found = checkpoints(output) if output.is_dir() else []
+    wanted = config.resume_from_checkpoint
+    if restarts() and (found or not wanted):
+        wanted = "auto"
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output_dir {output}: is a file; name a directory")
+    if wanted and wanted != "auto":
+        if not (Path(wanted) / "trainer").is_dir():
+            raise ValueError(
+                f"--resume_from_checkpoint {wanted}: is no checkpoint (it has no directory trainer); "
+                "use `auto` for the newest one in --output_dir"
+            )
+        if Path(wanted).resolve().parent != output.resolve() and not restarts():
+            _refuse_used(output, bool(found))  # what is in there is another run's
+        return _whole_one(Path(wanted))
+    if wanted == "auto" and found:
+        return _whole_one(found[-1])
+    if wanted == "auto" and (others := _others(output)):
+        raise ValueError(
+            f"--output_dir {output}: has {min(others)} but no checkpoint to resume from, and a fresh start would write over "
+            "it; name another directory (a run with --save_steps N writes checkpoints)"
+        )
+    if not wanted:
+        _refuse_used(output, bool(found))
+    return None
+
+
+def _others(output: Path) -> set[str]:
+    """What is in a run's directory besides what can be made again."""
+    names = {item.name for item in output.iterdir()} if output.exists() else set()
+    return {name for name in names - BEGUN if not name.endswith(".writing")}
+
+
+def _refuse_used(output: Path, has_checkpoint: bool) -> None:
+    steps = output / "metrics.jsonl"
+    if _others(output) or (steps.exists() and steps.stat().st_size > 0):
+        resume = ", or continue the run in it with --resume_from_checkpoint auto" if has_checkpoint else ""
+        raise ValueError(f"--output_dir {output}: is not empty; name another{resume}")
+
+
+def set_aside(checkpoint: Path, output: Path) -> list[Path]:
+    """Rename the run's checkpoints, and its best model, that are newer than the one it resumes from: of a way not taken.
+
+    Returns their new names. Otherwise `auto` would find them again, and the steps between would be missing.
+    """
+    found = checkpoints(output.resolve())
+    here = checkpoint.resolve()
+    newer = found[found.index(here) + 1 :] if here in found else []
+    return [path.rename(_free_name(path)) for path in newer] + set_best_aside(
+        output, read_record(here)["step"]
+    )
+
+
+def set_best_aside(output: Path, step: int) -> list[Path]:
+    """Rename the best model where its step is after `step`; -1: whatever its step. Returns its new name."""
+    best = output.resolve() / "best"
+    written = best / "evaluation.json"
+    if not best.is_dir() or (written.is_file() and json.loads(written.read_text())["step"] <= step):
+        return []
+    return [best.rename(_free_name(best))]
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name("superseded-" * times + path.name) for times in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _whole_one(checkpoint: Path) -> Path:
+    """The same path. Raises ValueError where the checkpoint isn't whole, and names the newest older one that is."""
+    try:
+        verify(checkpoint)
+    except ValueError as error:
+        others = checkpoints(checkpoint.parent)
+        older = others[: others.index(checkpoint)] if checkpoint in others else []
+        for other in reversed(older):
+            try:
+                verify(other)
+            except ValueError:
+                continue
+            raise ValueError(f"{error}; an older one is whole: --resume_from_checkpoint {other}") from error
+        raise ValueError(f"{error}; there is no older one that is whole") from error
+    return checkpoint
+
+
+def claim(output: Path) -> None:
+    """Make the directory, and try it. Raises ValueError where it can't be made or written to."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output_dir {output}: cannot be made: {error.strerror}; name another") from error
+    trial = output / ".trial.writing"
+    try:
+        trial.write_text("", encoding="utf-8")
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {output}: cannot be written to ({error.strerror}); name another, or change its permissions"
+        ) from error
+
+
+def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
+    """`name: old → new` for what differs from the checkpoint's configuration in how the run goes on.
+
+    Raises ValueError for an option that may not differ: see FREE and STEERING. In the midst of a step its loss and its
+    batch are fixed too, and it must be among those to be done.
+    """
+    record = read_record(checkpoint)
+    midst, under_way = "unfinished" in record, record["step"] + 1
+    if midst and config.max_steps < under_way:
+        raise ValueError(
+            f"--max_steps {config.max_steps}: {checkpoint} is in the midst of step {under_way}; use {under_way} or more"
+        )
+    changes = _changes(config, checkpoint)
+    allowed = OF_OPTIMIZER if midst else STEERING
+    for name, change in changes.items():
+        if name not in allowed:
+            when = " in the midst of a step" if name in STEERING else ""
+            raise ValueError(
+                f"--{change}: cannot change{when} on resume from {checkpoint}; put it back, or start a new run "
+                f"with --model {checkpoint}"
+            )
+    return list(changes.values())
+
+
+def rollouts_differ(config: TrainConfig, checkpoint: Path) -> bool:
+    """Whether the checkpoint's rollouts that were sampled ahead are not those that `config` asks for."""
+    return bool(OF_ROLLOUTS & _changes(config, checkpoint).keys())
+
+
+def _changes(config: TrainConfig, checkpoint: Path) -> dict[str, str]:
+    """Of the options that are not free, those that differ from the checkpoint's: name → `name: old → new`."""
+    saved = checkpoint / "trainer" / "config.yaml"
+    if not saved.is_file() or not saved.read_text(encoding="utf-8").strip():
+        return {}
+    before = load_yaml(TrainConfig, str(saved))
+    return {
+        name: f"{name}: {getattr(before, name)} → {getattr(config, name)}"
+        for name in vars(config)
+        if name not in FREE and getattr(before, name) != getattr(config, name)
+    }

@@ -1,0 +1,108 @@
+"""Every metric that a run logs: declared once with its kind and meaning, gathered for a step, written as JSON lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..types import Metric, MetricKind
+
+
+class Declared(NamedTuple):
+    """A metric's kind and meaning."""
+
+    kind: MetricKind
+    meaning: str
+
+
+# Names follow TRL's where it has the metric, so that dashboards carry over. `<name>` stands for a reward function.
+METRICS: dict[str, Declared] = {
+    "reward": Declared("mean", "weighted sum of the reward functions, mean over completions that have one"),
+    "reward_std": Declared("mean", "standard deviation of the reward within a group, mean over groups"),
+    "frac_reward_zero_std": Declared(
+        "mean", "share of groups whose rewards are all equal: they teach nothing"
+    ),
+    "resampled_groups": Declared(
+        "sum", "groups without spread that made way for further prompts (--max_resample_times)"
+    ),
+    "rewards/<name>/mean": Declared("mean", "this reward function, over completions that it applies to"),
+    "rewards/<name>/std": Declared("derived", "its standard deviation over the same completions"),
+    "completions/mean_length": Declared("mean", "tokens of a completion, end-of-sequence included"),
+    "completions/min_length": Declared("min", "the shortest completion"),
+    "completions/max_length": Declared("max", "the longest completion"),
+    "completions/clipped_ratio": Declared("mean", "share of completions cut off at --max_completion_length"),
+    "completions/mean_terminated_length": Declared("mean", "tokens of the completions that were not cut off"),
+    "entropy": Declared(
+        "mean", "entropy of the distribution each token was sampled from, in nats, over all tokens"
+    ),
+    "loss": Declared(
+        "mean", "the update's loss, mean over the step's updates; near 0 at ratio 1 by construction"
+    ),
+    "grad_norm": Declared("mean", "gradient norm before clipping, mean over the step's updates"),
+    "learning_rate": Declared("mean", "learning rate of the step"),
+    "clip_ratio/low_mean": Declared(
+        "mean", "share of tokens below the clip range with A < 0 (cispo: at the floor)"
+    ),
+    "clip_ratio/high_mean": Declared(
+        "mean", "share of tokens above the clip range with A > 0 (cispo: at the cap)"
+    ),
+    "clip_ratio/region_mean": Declared("mean", "share of tokens clipped either way"),
+    "clip_ratio/delta_mean": Declared("mean", "share of tokens with A < 0 whose ratio is over delta"),
+    "gate/mean": Declared("mean", "how open sapo's gate is, 4σ(1−σ): 1 on-policy, 0 closed"),
+    "ratio/mean": Declared("mean", "importance ratio π/π_old, over live tokens"),
+    "ratio/max": Declared("max", "largest importance ratio"),
+    "ratio/ess": Declared("derived", "effective sample size (Σρ)² / (n·Σρ²), as a share of the live tokens"),
+    "ratio/clamped": Declared("mean", "share of tokens whose log-ratio was beyond ±20 and lost its gradient"),
+    "kl": Declared("mean", "KL to the reference per token, by --kl_estimator (k3)"),
+    "entropy/trainer": Declared("mean", "entropy of the policy being trained, over live tokens"),
+    "clip_cov/selected": Declared("mean", "share of tokens that lost their gradient for their covariance"),
+    "kl_cov/selected": Declared("mean", "share of tokens under kl_cov's penalty"),
+    "m2po/kept": Declared("mean", "share of tokens kept under the bound on the second moment"),
+    "sampler_kl": Declared("mean", "KL of the sampler to the trainer at the start of the step, k3 estimator"),
+    "sampler/kl_k1": Declared("mean", "the same by k1: mean(sampler − old)"),
+    "sampler/logp_diff_mean": Declared("mean", "mean |old − sampler| of the log-probs"),
+    "sampler/logp_diff_max": Declared("max", "largest |old − sampler|"),
+    "sampler/chi2": Declared("mean", "χ² divergence, mean of c² − 1 with c = old/sampler"),
+    "sampler/ess": Declared("derived", "effective sample size of the weights c, as a share of the tokens"),
+    "sampler/truncated": Declared("mean", "share of tokens whose weight c was cut to the cap"),
+    "sampler/staleness": Declared(
+        "mean",
+        "optimizer steps between the weights that sampled a completion and those at the start of the step "
+        "(--async_depth 1)",
+    ),
+    "sampler/masked": Declared("mean", "share of tokens whose weight c was outside the range"),
+    "opsm/dropped": Declared("mean", "share of tokens in sequences that OPSM dropped"),
+    "frac_tokens_dropped": Declared(
+        "mean", "share of trainable tokens whose row left before the forward (A = 0)"
+    ),
+    "skipped_updates": Declared("sum", "updates skipped because their loss or gradient was not finite"),
+    "tokens_per_second": Declared(
+        "mean", "completion tokens sampled and learned from, per second of the step"
+    ),
+    "num_tokens": Declared("sum", "tokens of prompts and completions in the step"),
+    "time/step": Declared("max", "seconds of the whole step"),
+    "time/rollout": Declared(
+        "max", "seconds of sampling; with --async_depth 1 of waiting for it, before a step and at its end"
+    ),
+    "time/reward": Declared("max", "seconds in the reward functions"),
+    "time/learn": Declared("max", "seconds of forward, backward and optimizer steps"),
+    "time/imbalance": Declared(
+        "max", "work of the busiest rank over the mean, largest of the step's updates"
+    ),
+    "time/sync": Declared("max", "seconds of handing the new weights to the sampler"),
+}
+
+
+def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """name → number, in the order of METRICS; a metric that had nothing to measure is left out."""
+    order = {name: place for place, name in enumerate(METRICS)}
+    names = sorted(metrics, key=lambda name: (order.get(declared_name(name), len(order)), name))
+    numbers = {name: metrics[name].value for name in names}
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+def declared_name(name: str) -> str:
+    """The key of METRICS that declares `name`: rewards/x/mean → rewards/<name>/mean."""
+    parts = name.split("/")
+    return f"rewards/<name>/{parts[-1]}" if parts[0] == "rewards" and len(parts) >= 3 else name

@@ -1,0 +1,167 @@
+"""`RunData` → the HTML page."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ... import __version__
+from ...config.options import TrainConfig
+from .data import RunData
+from .groups import groups_html
+from .markup import escape
+from .panels import REWARD, Panel, panels_of
+from .plots import Key, draw
+from .series import MOST_POINTS, trend_window
+from .style import CSS
+from .summary import cards_html
+from .svg import COLOURS, formula_svg
+
+# The browser itself holds the page to its word: nothing is run, and nothing is fetched.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def render_page(run: RunData, formula: str | None = None) -> str:
+    """The whole page. `formula`: LaTeX, one formula a line."""
+    body = "".join(
+        (
+            _header(run),
+            cards_html(run),
+            _plots(run),
+            _formula(formula, run),
+            groups_html(run),
+            _configuration(run),
+            f"<footer>Made by grpokit {escape(__version__)} from {escape(run.path)}</footer>",
+        )
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{escape(run.name)} · grpokit</title><style>{CSS}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def _header(run: RunData) -> str:
+    """The run's name, and what it trained on what."""
+    config = run.config
+    facts = [
+        *(str(config[name]) for name in ("loss_type", "model", "dataset") if config.get(name)),
+        *_batch(config.get("prompts_per_step"), config.get("num_generations")),
+    ]
+    return (
+        f'<header><p class="eyebrow">grpokit run</p><h1>{escape(run.name)}</h1>'
+        f'<p class="facts">{" · ".join(map(escape, facts))}</p></header>'
+    )
+
+
+def _batch(prompts: Any, generations: Any) -> list[str]:
+    return [f"{prompts} prompts × {generations} completions a step"] if prompts and generations else []
+
+
+# --------------------------------------------------------------------------- plots
+
+
+def _plots(run: RunData) -> str:
+    """The reward across the page, the others in two columns."""
+    panels = panels_of(run)
+    hero = _figure(REWARD, run, ("wide", "narrow")) if run.has("reward") else ""
+    if not panels and not hero:
+        return ""
+    grid = "".join(_figure(panel, run) for panel in panels)
+    return f"<section><h2>Training</h2>{_how_drawn(run)}{hero}<div class='plots'>{grid}</div></section>"
+
+
+def _figure(panel: Panel, run: RunData, sizes: tuple[str, ...] = ("",)) -> str:
+    """A plot under its title and legend, over its caption; of several sizes, the page shows the fitting one."""
+    drawn = [(f"on-{size}", *draw(panel, run, size)) for size in sizes]
+    plots = "".join(f'<div class="{css}">{svg}</div>' for css, svg, _ in drawn)
+    return (
+        f'<figure class="plot" id="plot-{panel.key}"><h3>{escape(panel.title)}</h3>'
+        f"{_legend(drawn[0][2])}{plots}<figcaption>{escape(panel.caption)}</figcaption></figure>"
+    )
+
+
+def _legend(keys: list[Key]) -> str:
+    """What the lines are; nothing where there's only one."""
+    items = "".join(
+        f'<li><i class="{key.mark}" style="--key:var({COLOURS[key.colour]})"></i>{escape(key.label)}</li>'
+        for key in keys
+    )
+    return f'<ul class="legend">{items}</ul>' if items else ""
+
+
+def _how_drawn(run: RunData) -> str:
+    """What the faint and the strong lines are, where there are two kinds."""
+    points = len(run.steps)
+    window = trend_window(min(points, MOST_POINTS))
+    if window == 1:
+        return ""
+    each = -(-points // MOST_POINTS)
+    faint = "each step" if each == 1 else f"the mean of {each} steps"
+    return f'<p class="note">Faint lines: {faint}. Strong lines: a rolling mean over about {window * each} steps.</p>'
+
+
+# --------------------------------------------------------------------------- the loss and the configuration
+
+
+def _formula(formula: str | None, run: RunData) -> str:
+    """The loss, a line for each formula; a line that mathtext can't draw is shown as it was written."""
+    lines = [line.strip() for line in (formula or "").splitlines() if line.strip()]
+    if not lines:
+        return ""
+    drawn = [
+        formula_svg(line, f"formula-{place}") or f"<code>{escape(line)}</code>"
+        for place, line in enumerate(lines)
+    ]
+    name = run.config.get("loss_type")
+    title = f"The loss <small>{escape(name)}</small>" if name else "The loss"
+    items = "".join(f"<p>{line}</p>" for line in drawn)
+    return f'<section><h2>{title}</h2><div class="formula" tabindex="0">{items}</div></section>'
+
+
+def _configuration(run: RunData) -> str:
+    """All options in a table, those that aren't at their default first and marked."""
+    defaults = {
+        field.name: _plain(field.default)
+        for field in dataclasses.fields(TrainConfig)
+        if field.default is not dataclasses.MISSING
+    }
+    changed = [n for n, value in run.config.items() if n not in defaults or _plain(value) != defaults[n]]
+    same = [name for name in run.config if name not in changed]
+    rows = "".join(_option(name, run.config[name], True, defaults.get(name)) for name in changed)
+    rows += "".join(_option(name, run.config[name], False, None) for name in same)
+    count = f"{len(changed)} of {len(run.config)} options differ from their defaults"
+    return (
+        f"<section><details><summary><h2>Configuration</h2> <span class='note'>{count}</span></summary>"
+        f"<table class='options'><thead><tr><th>option</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>"
+        "</details></section>"
+    )
+
+
+def _option(name: str, value: Any, changed: bool, default: Any) -> str:
+    was = (
+        f' <span class="note">default {_value(default)}</span>'
+        if changed and default not in (None, "", [])
+        else ""
+    )
+    css = ' class="changed"' if changed else ""
+    return f"<tr{css}><th scope='row'>{escape(name).replace('_', '_<wbr>')}</th><td>{_value(value)}{was}</td></tr>"
+
+
+def _value(value: Any) -> str:
+    """As one would write it on the command line; a dash where nothing was given."""
+    if value is None or value == "" or value == []:
+        return "–"
+    if isinstance(value, list):
+        return escape(" ".join(map(str, value)))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return escape(f"{value:.10g}" if isinstance(value, float) else value)
+
+
+def _plain(value: Any) -> Any:
+    """YAML has no tuples."""
+    return list(value) if isinstance(value, tuple) else value

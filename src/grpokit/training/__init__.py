@@ -1,0 +1,1 @@
+"""The whole journey: the training loop, what it moves, and how it is set up."""

@@ -1,0 +1,77 @@
+"""Held-out prompts: pass@1 greedy and sampled, pass@k, and the mean reward."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from ..types import Prompt, RolloutGroup
+
+# (prompts, how many completions of each, greedy) → their groups, scored
+Complete = Callable[[Sequence[Prompt], int, bool], list[RolloutGroup]]
+
+PASS = 1.0  # a completion passes where the first reward function gives it at least this
+
+
+def evaluate(
+    completed: Complete,
+    prompts: Sequence[Prompt],
+    *,
+    num_generations: int,
+    pass_at_k: Sequence[int],
+    batch_prompts: int = 32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """`eval/pass@1_greedy`, `eval/pass@k` for each k, `eval/reward` and `eval/mean_length` over `prompts`.
+
+    `eval/pass@1_ci95` is half the width of pass@1's 95 % confidence interval: 1.96 standard errors of the mean over
+    prompts, whose samples are no independent draws (arXiv 2411.00640).
+
+    A completion passes where the *first* reward function gives it at least 1. pass@k is the unbiased estimator of
+    Chen et al. (arXiv 2107.03374, eq. 1) from `num_generations` samples; prompts where that function does not
+    apply are left out. `progress` is told the number of prompts done.
+    """
+    passed: list[list[bool]] = []  # by prompt, sampled
+    greedy: list[bool] = []
+    reward: list[float] = []
+    lengths: list[int] = []
+    for start in range(0, len(prompts), batch_prompts):
+        part = prompts[start : start + batch_prompts]
+        for group in completed(part, num_generations, False):
+            verdict = _passes(group)
+            passed += [verdict] if verdict else []
+            reward += [
+                r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
+            ]
+            lengths += [len(rollout.completion_ids) for rollout in group.rollouts]
+        for group in completed(part, 1, True):
+            greedy += _passes(group)
+        progress(start + len(part))
+    figures = {"eval/pass@1_greedy": _mean(greedy)}
+    for k in pass_at_k:
+        figures[f"eval/pass@{k}"] = _mean(
+            [estimate_pass_at_k(len(p), sum(p), k) for p in passed if len(p) >= k]
+        )
+    shares = [sum(p) / len(p) for p in passed]
+    figures["eval/pass@1_ci95"] = (
+        1.96 * statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else float("nan")
+    )
+    return figures | {"eval/reward": _mean(reward), "eval/mean_length": _mean(lengths)}
+
+
+def estimate_pass_at_k(n: int, c: int, k: int) -> float:
+    """1 − C(n−c, k) / C(n, k): the chance that k of n samples, c of them right, hold a right one."""
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs between {k} and n samples of a prompt; there are {n}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def _passes(group: RolloutGroup) -> list[bool]:
+    assert group.rewards is not None  # scored
+    first = group.rewards[:, 0]
+    return [bool(value >= PASS) for value in first if not value.isnan()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,77 @@
+"""A configuration → its loss, and its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...config.options import TrainConfig
+from ...losses import Loss, loss_options, make_loss
+from ...losses.family import COMMON_OPTIONS, follows_sampler
+from ...policy.lora import Lora
+
+# What `make_loss` takes beside the loss's name; None means "the loss's own default", and it refuses what isn't used.
+LOSS_OPTIONS = (
+    "surrogate",
+    "reduction",
+    "ratio_level",
+    "epsilon",
+    "epsilon_high",
+    "epsilon_low_cap",
+    "delta",
+    "tau_pos",
+    "tau_neg",
+    "sapo_gain",
+    *COMMON_OPTIONS,
+)
+
+
+def loss_from_config(config: TrainConfig) -> Loss:
+    """The configured loss. Raises ValueError where an option is given that it does not use.
+
+    Rollouts that are a step old are corrected by token truncation unless `correction_mode` says otherwise, or the
+    loss's ratio is to the sampler anyway.
+    """
+    options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    options["ratio_level"] = config.ratio_level or config.importance_sampling_level
+    if "max_completion_length" in loss_options(config.loss_type, config.reduction):
+        options["max_completion_length"] = config.max_completion_length
+    kwargs = _loss_kwargs(config, options)
+    try:
+        if config.correction_mode == "none":
+            options["correction_mode"] = None
+        elif config.async_depth and not follows_sampler(config.loss_type, config.surrogate):
+            options["correction_mode"] = config.correction_mode or "truncate"
+        return make_loss(config.loss_type, **options, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error  # its messages begin with the option's name
+
+
+def lora_from_config(config: TrainConfig) -> Lora | None:
+    """The configured adapter; None where all weights are trained."""
+    if not config.lora_r:
+        return None
+    return Lora(
+        config.lora_r,
+        config.lora_alpha,
+        config.lora_target_modules,
+        config.model,
+        config.seed,
+        config.load_in_4bit,
+    )
+
+
+def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:
+    """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the one that isn't so."""
+    found: dict[str, Any] = {}
+    for item in config.loss_kwargs:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--loss_kwargs {item}: expected name=value, such as fipo_gamma=0.98")
+        if name in taken:
+            raise ValueError(f"--loss_kwargs {item}: has a flag of its own, --{name}")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = text
+    return found
