@@ -1,30 +1,44 @@
-"""Rewards → advantages: each completion against its group, in float64 over the whole step (LOSSES: "Advantages")."""
+"""Turns rewards into advantages: each completion against its group, in float64, over the whole step."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..common.imports import raised_at
+from ..common.text import one_line
 from ..types import RolloutGroup
 
 ESTIMATORS = ("group", "rloo", "reinforce_plus_plus", "opo", "gdpo")
 SCALINGS = ("group", "batch", "none")
+Estimator = Callable[..., Tensor | Sequence[float]]
+"""An advantage estimator of one's own: `f(rewards)` or `f(rewards, rollouts)`.
+
+`rewards` [G] float64 are those of a group's completions that have a reward, and `rollouts` these completions. It returns
+their advantages, G finite numbers.
+
+Example:
+    >>> def centred(rewards):
+    ...     return rewards - rewards.mean()
+"""
+
 EPSILON = 1e-4  # added to a standard deviation before dividing by it; TRL's number, so that values carry over
 
 
 def add_advantages(
     groups: Sequence[RolloutGroup],
-    estimator: str = "group",
+    estimator: str | Estimator = "group",
     scale_rewards: str = "group",
     weights: Sequence[float] | None = None,
 ) -> list[RolloutGroup]:
-    """Groups with `advantages` [G] float64. A completion without a reward gets 0 and may not be trained on.
+    """Adds `advantages` [G] float64 to groups. A completion without a reward gets 0 and may not be trained on.
 
-    `estimator`, with d = R − mean of its group:
+    The estimators, with d = R − mean of its group:
 
     * `group`: d, divided as `scale_rewards` says (`group`: the group's unbiased std + 1e-4; `batch`: the std of the
       step's rewards + 1e-4; `none`);
@@ -36,13 +50,28 @@ def add_advantages(
 
     A group whose rewards are all equal has advantages of exactly 0: in floating point its deviations from the mean
     may not be.
+
+    Args:
+        groups: the scored groups of a whole step.
+        estimator: one of ESTIMATORS, or a function: see `Estimator`.
+        scale_rewards: one of SCALINGS; for `group` alone.
+        weights: [F], one weight for each reward function; for `gdpo` alone.
+
+    Returns:
+        The same groups, in the same order.
+
+    Raises:
+        ValueError: an unknown name, a group without rewards, or a function that returns something else than advantages.
     """
+    valid = [~_rewards(group).isnan() for group in groups]
+    if not isinstance(estimator, str):
+        own = [_by_own(group, ok, estimator) for group, ok in zip(groups, valid, strict=True)]
+        return [_with(group, a, ok) for group, a, ok in zip(groups, own, valid, strict=True)]
     if estimator not in ESTIMATORS or scale_rewards not in SCALINGS:
         raise ValueError(
             f"advantage_estimator {estimator}, scale_rewards {scale_rewards}: there are {', '.join(ESTIMATORS)}, "
             f"and {', '.join(SCALINGS)}"
         )
-    valid = [~_rewards(group).isnan() for group in groups]
     raw = [_raw(group, ok, estimator, weights) for group, ok in zip(groups, valid, strict=True)]
     if estimator in ("reinforce_plus_plus", "gdpo"):
         raw = _normalised(raw, valid)
@@ -66,6 +95,32 @@ def _raw(group: RolloutGroup, valid: Tensor, estimator: str, weights: Sequence[f
         centred[centred.abs() <= 4 * torch.finfo(r.dtype).eps * r.abs().max()] = 0
         others = len(r) / (len(r) - 1) if estimator == "rloo" else 1  # R − mean of the others
         advantages[valid] = centred * others
+    return advantages
+
+
+def _by_own(group: RolloutGroup, valid: Tensor, estimator: Estimator) -> Tensor:
+    """The advantages [G] that a user's function gives a group; 0 where there is no reward. Raises ValueError naming it."""
+    rewards = _rewards(group)[valid]
+    advantages = torch.zeros_like(_rewards(group))
+    if len(rewards) == 0:
+        return advantages
+    rollouts = [rollout for rollout, ok in zip(group.rollouts, valid.tolist(), strict=True) if ok]
+    name = getattr(estimator, "__name__", type(estimator).__name__)
+    try:
+        wants_rollouts = len(inspect.signature(estimator).parameters) > 1
+        found = estimator(rewards, rollouts) if wants_rollouts else estimator(rewards)
+        values = torch.as_tensor(found, dtype=torch.float64)
+    except Exception as error:
+        raise ValueError(
+            f"--advantage_estimator {name}: raised {type(error).__name__}: {one_line(error)} ({raised_at(error)}) for the "
+            f"group of {group.prompt.source}"
+        ) from error
+    if values.shape != rewards.shape or not values.isfinite().all():
+        raise ValueError(
+            f"--advantage_estimator {name}: returned {one_line(found, 80)} for the group of {group.prompt.source}; "
+            f"expected {len(rewards)} finite numbers"
+        )
+    advantages[valid] = values
     return advantages
 
 

@@ -24,7 +24,7 @@ from ..config.commands import (
     TaskConfig,
 )
 from ..config.options import EvalConfig, PlanConfig, TrainConfig
-from ..config.yaml import load_yaml, to_yaml
+from ..config.yaml import load_yaml
 
 if TYPE_CHECKING:
     from ..parallel import World
@@ -121,25 +121,15 @@ def _train_among_ranks(config: TrainConfig, stop: StopRequest) -> int:
 
 
 def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
-    from ..common.console import say
-    from ..training.loop import train as loop
-    from ..training.setup.announce import batch_plan
-    from ..training.setup.start import start
+    from ..training.session import open_run, train_to_end
     from ..training.signals import Stopped
 
-    say(to_yaml(config, only_changed=True).strip())
-    say(f"(all other settings are at their defaults: {config.output_dir}/config.yaml has them)\n")
-    say(batch_plan(config, world.size))
-    run = start(config, world, stop)
-    say(f"loss: {run.loss}")
-    for note in run.notes:
-        say(f"note: {note}")
+    run, progress = open_run(config, world, stop)
     try:
-        loop(run)
-    except BaseException as error:
-        if isinstance(error, Exception) and not isinstance(error, Stopped) and world.is_main:
-            error.add_note(run.write_error(error))
-        run.rescue(error)
+        train_to_end(run, progress)
+    except Exception as error:
+        if world.is_main and not isinstance(error, Stopped):
+            error.add_note(run.recorder.write_error(error))
         raise
     finally:
         run.close()
@@ -166,10 +156,10 @@ def _fail_among_ranks(error: Exception, world: World) -> int:
 def evaluate(config: EvalConfig) -> int:
     """`grpokit eval`."""
     check_model_config(config)
-    from .evaluate import run_evaluation
+    from ..training.evaluate_model import evaluate_model
 
     _quiet()
-    run_evaluation(config)
+    evaluate_model(config)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: the plan, a progress bar (or plain lines), tables."""
+"""The console: lines, progress bars with the time left (in a terminal or a notebook), tables of figures."""
 
 from __future__ import annotations
 
@@ -56,16 +56,28 @@ WIDE = 110  # columns of a terminal that has room for a bar beside the figures
 
 
 class StepDisplay:
-    """The bar of a training run on a terminal, a plain line every `logging_steps` elsewhere."""
+    """Shows the steps of a run: a bar on a terminal or in a notebook, a plain line every `logging_steps` elsewhere.
 
-    def __init__(self, start: int, total: int, logging_steps: int, reward_name: str) -> None:
+    Args:
+        start: steps done before.
+        total: steps of the whole run.
+        logging_steps: steps between two plain lines.
+        reward_name: the first reward function, whose mean is shown where it is an accuracy.
+        shows: False shows nothing.
+    """
+
+    def __init__(
+        self, start: int, total: int, logging_steps: int, reward_name: str, shows: bool = True
+    ) -> None:
         self.start, self.total, self.every, self.reward_name = start, total, logging_steps, reward_name
+        self.shows = shows
         self.began = time.monotonic()
         self.progress: Progress | None = None
+        self.notebook: NotebookBar | None = None
 
     def __enter__(self) -> StepDisplay:
-        if console.is_terminal:
-            # What must be readable in any width comes first and does not shrink; the figures are cut where they don't fit.
+        if self.shows and console.is_terminal:
+            # The parts that must be readable at any width come first and do not shrink; the figures are cut to fit.
             wide = [BarColumn(bar_width=20)] if console.width >= WIDE else []
             self.progress = Progress(
                 TextColumn("step", table_column=Column(no_wrap=True, min_width=4)),
@@ -84,6 +96,8 @@ class StepDisplay:
             )
             self.task = self.progress.add_task("", total=self.total, completed=self.start)
             self.progress.start()
+        elif self.shows and console.is_jupyter and not console.quiet:
+            self.notebook = NotebookBar(self.start, self.total)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,14 +105,18 @@ class StepDisplay:
             self.progress.stop()
 
     def show(self, step: int, row: Mapping[str, float]) -> None:
-        """Step `step` is done, with these metrics."""
+        """Shows that step `step` is done, with these metrics."""
         if self.progress is not None:
             self.progress.update(self.task, completed=step, description=self._summary(row))
-        elif step % self.every == 0 or step == self.total:
-            left = (time.monotonic() - self.began) / (step - self.start) * (self.total - step)
-            say(
-                f"step {step}/{self.total}  {self._summary(row)}  left {int(left) // 60}:{int(left) % 60:02d}"
-            )
+        elif self.notebook is not None:
+            self.notebook.update(step, f"{self._summary(row)}  left {self._left(step)}")
+        elif self.shows and (step % self.every == 0 or step == self.total):
+            say(f"step {step}/{self.total}  {self._summary(row)}  left {self._left(step)}")
+
+    def _left(self, step: int) -> str:
+        """The time until the last step, as minutes and seconds."""
+        left = (time.monotonic() - self.began) / (step - self.start) * (self.total - step)
+        return f"{int(left) // 60}:{int(left) % 60:02d}"
 
     def _summary(self, row: Mapping[str, float]) -> str:
         accuracy = row.get(f"rewards/{self.reward_name}/mean")
@@ -112,6 +130,30 @@ class StepDisplay:
             f"{row.get('tokens_per_second', 0):,.0f} tok/s",
         ]
         return "  ".join(part for part in parts if part)
+
+
+class NotebookBar:
+    """A progress bar in a notebook's output, drawn as HTML that is updated in place."""
+
+    def __init__(self, done: int, total: int) -> None:
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+        self.total = total
+        self.handle = display(self._html(done, ""), display_id=True)
+
+    def update(self, done: int, text: str) -> None:
+        """Draws `done` of the total, with `text` behind."""
+        self.handle.update(self._html(done, text))
+
+    def _html(self, done: int, text: str) -> Any:
+        from html import escape
+
+        from IPython.display import HTML  # pyright: ignore[reportMissingImports]
+
+        return HTML(
+            f'<progress value="{done}" max="{self.total}" style="width:16em"></progress> '
+            f"<code>step {done}/{self.total}  {escape(text)}</code>"
+        )
 
 
 EVAL_NAMES = {"pass@1_greedy": "greedy accuracy (pass@1)", "pass@1": "sampled accuracy (pass@1)"}

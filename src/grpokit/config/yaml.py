@@ -1,14 +1,18 @@
-"""YAML ↔ a configuration: values laid over a dataclass's defaults, with mistakes named by file, key and nearest word."""
+"""Reads a configuration from YAML or from keyword arguments, and writes it; mistakes are named with the nearest word."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from ..common.text import did_you_mean
+from .foreign import FOREIGN
+
+PLAIN = (str, int, float, PurePath)  # what an option of text may be written as
 
 
 def load_yaml(cls: type, path: str) -> Any:
@@ -40,20 +44,32 @@ def from_yaml(cls: type, text: str, path: str) -> Any:
         raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected `name: value` lines, got a {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
     normal = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in normal.keys() - names:
-        from .foreign import FOREIGN
+    return with_options(cls(), normal, f"--config {path}: ")
 
+
+def with_options(config: Any, options: Mapping[str, Any], where: str = "") -> Any:
+    """A copy of `config` with `options` by name, converted to the types of their fields.
+
+    `where` begins each message. Raises ValueError naming an unknown option with the nearest known one, or a value of the
+    wrong type.
+
+    Example:
+        >>> from grpokit.config.options import TrainConfig
+        >>> with_options(TrainConfig(), {"beta": 1, "reward_weights": [1, 2]}).reward_weights
+        (1.0, 2.0)
+    """
+    hints = typing.get_type_hints(type(config))
+    names = {f.name for f in dataclasses.fields(config)}
+    for key in options.keys() - names:
         mend = (
             " (of TRL or ms-swift: see grpokit convert-config)"
             if key in FOREIGN
             else did_you_mean(key, names)
         )
-        raise ValueError(f"--config {path}: unknown option {key!r}{mend}")
-    return cls(
-        **{key: _coerce(value, hints[key], f"--config {path}: {key}") for key, value in normal.items()}
+        raise ValueError(f"{where}unknown option {key!r}{mend}")
+    return dataclasses.replace(
+        config, **{key: _coerce(value, hints[key], f"{where}{key}") for key, value in options.items()}
     )
 
 
@@ -70,15 +86,15 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, list | tuple) else [value]
         return tuple(_coerce(item, args[0], where) for item in items)
-    if isinstance(value, bool) != (hint is bool):
+    if isinstance(value, bool) != (hint is bool) or (hint is str and not isinstance(value, PLAIN)):
         raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}")
     try:
         number = hint(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: expected {_kind(hint)}, got {value!r}") from error
-    if hint is int and float(value) != number:
+    if hint is int and not isinstance(value, PurePath) and float(value) != number:
         raise ValueError(f"{where}: expected a whole number, got {value!r}")
     return number
 

@@ -19,7 +19,7 @@ LongPrompts = Literal["error", "truncate_left", "drop"]
 # --------------------------------------------------------------------------- tokenizing
 
 
-def _tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str) -> Prompt:
+def tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str = "") -> Prompt:
     """The row as the model sees it. `verbose=False`: lengths are checked here, by --max_prompt_length.
 
     `system_prompt` comes before a chat that doesn't begin with a system message of its own.
@@ -59,7 +59,7 @@ def _apply_template(messages: Messages, source: str, tokenizer: Any) -> list[int
         ) from error
 
 
-def _require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
+def require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
     chat = next((row for row in rows if not isinstance(row.content, str)), None)
     if chat and not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or "--model"
@@ -127,6 +127,7 @@ class Prompts:
         skipped_rows: Sequence[str] = (),
         flag: str = "--dataset",
         system_prompt: str = "",
+        shuffle: bool = True,
     ) -> None:
         """Tokenize all `rows` (of `read_rows`) with a Hugging Face tokenizer.
 
@@ -137,16 +138,17 @@ class Prompts:
                 are those that `read_rows` skipped.
             flag: the option that named the dataset, for messages.
             system_prompt: put before every chat that doesn't begin with a system message of its own.
+            shuffle: draw the rows of each epoch in a new random order; else in the order given.
 
         Raises ValueError naming file:line for such a row, for a chat whose tokenizer has no chat template, and
         for a prompt over `max_prompt_length` if `long_prompts` is "error"; naming `flag` if no prompt is left; naming
         --system_prompt if there is one and no chat.
         """
-        _require_template(rows, tokenizer)
+        require_template(rows, tokenizer)
         prompts, bad = [], list(skipped_rows)
         for row in rows:
             try:
-                prompts.append(_tokenize(row, tokenizer, system_prompt))
+                prompts.append(tokenize(row, tokenizer, system_prompt))
             except ValueError as error:
                 if not skip_bad_rows:
                     raise
@@ -164,7 +166,7 @@ class Prompts:
                 "; ".join([f"{flag}: no prompt is left: {len(bad)} malformed, {over}", *bad[:1]])
             )
         self.columns = {name for row in rows for name in row.columns}
-        self.seed = seed
+        self.seed, self.shuffle = seed, shuffle
         self.skipped_rows = tuple(bad)
         self.skipped = len(bad)
         self.dropped = len(prompts) - len(fitting)
@@ -183,12 +185,22 @@ class Prompts:
     def at(self, position: int) -> Prompt:
         """The prompt at `position` ≥ 0 of the endless order; its epoch is `position // len(self)`."""
         epoch, place = divmod(position, len(self))
-        row = _epoch_order(len(self), self.seed, epoch)[place]
+        row = _epoch_order(len(self), self.seed, epoch)[place] if self.shuffle else place
         return replace(self._prompts[row], position=position)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """The `count` prompts from `position` on, over the ends of epochs."""
         return [self.at(position + offset) for offset in range(count)]
+
+    def reaches(self, position: int) -> bool:
+        """Whether there is a prompt at `position`: the order never ends."""
+        return True
+
+    def data_state(self, position: int) -> None:
+        """Nothing: the order is a function of seed and position."""
+
+    def restore(self, saved: None) -> None:
+        """Nothing to restore."""
 
     def in_order(self, limit: int | None = None) -> list[Prompt]:
         """The first `limit` prompts (None or 0: all) in the file's order, for evaluation; positions count from 0."""

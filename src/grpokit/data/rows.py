@@ -66,7 +66,7 @@ def read_rows(
     rows, skipped = [], []
     for place, values in source.rows():
         try:
-            rows.append(_parse_row(values, place))
+            rows.append(parse_row(values, place))
         except ValueError as error:
             if not skip_bad_rows:
                 mend = "or leave such rows out with --skip_bad_rows"
@@ -111,8 +111,8 @@ def _is_verl(columns: Mapping[str, Any]) -> bool:
     return isinstance(judged, Mapping) and "ground_truth" in judged
 
 
-def _parse_row(values: Any, source: str) -> DatasetRow:
-    """Raises ValueError saying what's wrong with the row and what would work; the caller adds file:line."""
+def parse_row(values: Any, source: str) -> DatasetRow:
+    """Reads the prompt and the columns of one row. Raises ValueError saying what is wrong; the caller adds file:line."""
     if isinstance(values, ValueError):
         raise values
     if not isinstance(values, dict):

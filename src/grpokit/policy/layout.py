@@ -1,6 +1,8 @@
-"""How rows stand in a forward, as far as a run's flags and its models decide it."""
+"""Decides how a run lays samples out in a forward, from its flags and from what its models can do."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from ..batch.cuts import Sharing
 from ..config.options import TrainConfig
@@ -9,8 +11,38 @@ from .policy import Policy
 from .reference import AdapterOff, Reference
 
 
+@dataclass(frozen=True)
+class LayoutChoice:
+    """How a run's forwards are laid out. Example: `LayoutChoice(packed=False, share="auto", shares_not=None)`"""
+
+    packed: bool  # micro-batches without padding
+    share: Sharing  # whether prompts are computed once for all their completions
+    shares_not: str | None  # why they are not, where that wasn't asked for
+
+
+def choose_layout(
+    config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
+) -> LayoutChoice:
+    """Chooses the layouts of a run.
+
+    Args:
+        config: its --packing and --share_prompts.
+        policy: the model that is trained.
+        reference: the reference model, where there is one.
+        longest: tokens of the longest prompt and completion together.
+
+    Returns:
+        The choice, the same on every rank.
+
+    Raises:
+        ValueError: a layout is asked for that a model can't compute.
+    """
+    share, shares_not = resolve_sharing(config, policy, reference, longest)
+    return LayoutChoice(resolve_packing(config, policy), share, shares_not)
+
+
 def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
-    """Whether micro-batches are packed. Raises ValueError where they are asked to be and the model can't be."""
+    """Whether micro-batches are packed. Raises ValueError where --packing packed is given and the model can't be."""
     if config.packing == "packed" and not policy.packs:
         raise ValueError(
             f"--packing packed: {type(policy.model).__name__} does not keep packed rows apart with --attn_implementation "
@@ -23,17 +55,17 @@ def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
 def resolve_sharing(
     config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
 ) -> tuple[Sharing, str | None]:
-    """Whether completions of up to `longest` tokens, prompt included, share their prompts; and if not, why.
+    """Whether completions share their prompts in a forward, and if not, why. Takes what `choose_layout` takes.
 
-    Raises ValueError where they are asked to and a model can't.
+    Raises ValueError where --share_prompts always is given and a model can't share them.
     """
     if config.share_prompts == "never":
         return "never", None
     others = [] if reference is None or isinstance(reference, AdapterOff) else [reference]
-    for of in (policy, *others):
-        reason = obstacle(of.model, longest) or of.shares_not
+    for scored_by in (policy, *others):
+        reason = obstacle(scored_by.model, longest) or scored_by.shares_not
         if reason is not None:
-            why = f"{type(of.model).__name__}: {reason}"
+            why = f"{type(scored_by.model).__name__}: {reason}"
             if config.share_prompts == "always":
                 raise ValueError(f"--share_prompts always: cannot be for {why}; use auto or never")
             return "never", why

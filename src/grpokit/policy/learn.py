@@ -44,6 +44,7 @@ class Offender:
     stats: Stats | None
     what: str  # "loss" or "gradient"
     layout: Layout
+    update: int = 1  # number of the update within its step, counted from 1
 
 
 Dump = Callable[[Offender], Path]
@@ -170,7 +171,10 @@ def optimize(
     norm = full(torch.nn.utils.clip_grad_norm_(policy.parameters(), how.max_grad_norm or float("inf")))
     value = metrics["loss"].value
     if not (math.isfinite(value) and math.isfinite(norm)):
-        raise non_finite(policy, samples, loss, stats, how, f"loss {value}, gradient norm {float(norm)}")
+        number = 1 if progress is None else progress.done + 1
+        raise non_finite(
+            policy, samples, loss, stats, how, f"loss {value}, gradient norm {float(norm)}", number
+        )
     if progress is not None:
         progress.torn = True
     optimizer.step()
@@ -202,7 +206,13 @@ def iter_micro_batches(cut: Cut, how: Learning, policy: Reference) -> Iterator[M
 
 
 def non_finite(
-    policy: Policy, samples: Sequence[Sample], loss: Loss, stats: Stats | None, how: Learning, what: str
+    policy: Policy,
+    samples: Sequence[Sample],
+    loss: Loss,
+    stats: Stats | None,
+    how: Learning,
+    what: str,
+    update: int = 1,
 ) -> NonFiniteError:
     """The error to raise, once the first micro-batch behind it is found, on any rank, and written down.
 
@@ -219,7 +229,7 @@ def non_finite(
         bad_anywhere = how.world.any(bad_share)
         if micro.samples and how.dump is not None and (bad_share or (bad_gradient and not bad_anywhere)):
             whose = "loss" if bad_share else "gradient"
-            said.append(_write_dump(how.dump, Offender(micro.samples, stats, whose, micro.layout)))
+            said.append(_write_dump(how.dump, Offender(micro.samples, stats, whose, micro.layout, update)))
         if bad_anywhere or bad_gradient:
             break
     zero_gradients(policy)

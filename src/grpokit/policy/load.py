@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.hub import model_directory
 from ..common.text import first_line
 from ..parallel import ALONE, World, shard
 from .architecture import layers
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def load_policy(
-    path: str,
+    source: str | Any,
     *,
     dtype: str,
     temperature: float,
@@ -33,11 +34,29 @@ def load_policy(
     lora: Lora | None = None,
     probe: bool = True,
 ) -> Policy:
-    """The model in directory `path` as a Policy with float32 (or float64) parameters and no dropout, sharded over `world`.
+    """Loads a causal language model as a Policy, without dropout, its parameters in float32 (float64) and sharded.
 
-    With `lora`, those of its adapter alone are so, and trained; the others are in the compute type. Raises ValueError
-    naming the directory where it cannot be loaded as a causal language model, and with `probe` where its logits are no
-    numbers or its head does something that the log-prob head doesn't know.
+    With `lora`, only the adapter is float32 and trained; the base weights are frozen, in the compute dtype.
+
+    Args:
+        source: a directory, org/name[@revision] of the Hub, or a loaded PreTrainedModel, which is changed in place.
+        dtype: the compute dtype: auto, float32, bfloat16 or float64.
+        temperature: the sampling temperature; log-probs are of the tempered distribution.
+        device: where the parameters go.
+        world: the ranks.
+        shard_size: ranks that share one copy of the weights (0: all).
+        gradient_checkpointing: compute activations again in the backward.
+        attn_implementation: attention of transformers (None: the model's).
+        trust_remote_code: run Python code that comes with the model.
+        lora: the adapter to train in place of all weights.
+        probe: compare the model's logits with those of grpokit's head.
+
+    Returns:
+        The policy, in train mode.
+
+    Raises:
+        ValueError: it cannot be loaded as a causal language model, its logits are not finite, or its head does something
+            that grpokit's doesn't know.
     """
     compute = resolve_dtype(dtype, device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -45,7 +64,8 @@ def load_policy(
         options["attn_implementation"] = attn_implementation
     if lora is not None and lora.quantized:
         options |= quantization_options(compute, device)
-    model, stored = _load(path, options)
+    path = source if isinstance(source, str) else source.config._name_or_path or type(source).__name__
+    model, stored = _load(path, options) if isinstance(source, str) else (source, source.dtype)
     model.config.use_cache = True
     dropped = remove_dropout(model)
     if dropped and world.is_main:
@@ -80,13 +100,14 @@ def load_policy(
 
 
 def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
-    """The model in directory `path`, and the type of its weights there. An adapter is added to the model it belongs to."""
+    """Loads a model, and the dtype of its weights in their directory. An adapter is merged into its base model."""
     from transformers import AutoModelForCausalLM
 
+    path = model_directory(path, "--model")
     base = base_of(path)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base or path, dtype="auto", local_files_only=True, **options
+            model_directory(base or path, "--model"), dtype="auto", local_files_only=True, **options
         )
         stored = model.dtype
         return (model if base is None else merge_into(model, path)), stored
@@ -108,7 +129,7 @@ def compile_layers(policy: Policy) -> None:
 
 
 def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote_code: bool = False) -> Any:
-    """The causal language model in directory `path` without weights: shapes alone, on torch's meta device.
+    """Loads a causal language model without its weights: shapes alone, on torch's meta device.
 
     Raises ValueError naming the flag where its config.json describes none.
     """
@@ -117,9 +138,11 @@ def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote
 
     # A kernel for packed samples keeps what sdpa keeps, and may not be installed where a run is planned.
     attention = "eager" if attn_implementation == "eager" else "sdpa"
+    path = model_directory(path, flag)
+    path = model_directory(base_of(path) or path, flag)
     try:
         trust = {"trust_remote_code": trust_remote_code}
-        described = AutoConfig.from_pretrained(base_of(path) or path, local_files_only=True, **trust)
+        described = AutoConfig.from_pretrained(path, local_files_only=True, **trust)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(described, attn_implementation=attention, **trust)
     except (
@@ -139,9 +162,10 @@ def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in directory `path`. Raises ValueError naming the directory."""
+    """Loads the tokenizer of a model's directory, or of a model of the Hub. Raises ValueError naming it."""
     from transformers import AutoTokenizer
 
+    path = model_directory(path, "--model")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

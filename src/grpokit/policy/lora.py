@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..common.hub import is_hub_model
+
 NAME = "default"  # of the adapter, as peft calls a model's only one
 DESCRIPTION = "adapter_config.json"  # marks a directory that holds an adapter
 
@@ -45,7 +47,7 @@ class Lora:
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=str(Path(self.base).resolve()),
+            base_model_name_or_path=self.base if is_hub_model(self.base) else str(Path(self.base).resolve()),
         )
 
 
@@ -190,10 +192,10 @@ def base_of(path: str) -> str | None:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--model {path}: {DESCRIPTION} cannot be read: {error}") from error
-    if not (Path(str(base)) / "config.json").is_file():
+    if not is_hub_model(str(base)) and not (Path(str(base)) / "config.json").is_file():
         raise ValueError(
-            f"--model {path}: is an adapter of {base}, which is no directory with a config.json; correct "
-            f"base_model_name_or_path in its {DESCRIPTION}"
+            f"--model {path}: is an adapter of {base}, which is no directory with a config.json, and no model of the Hub; "
+            f"correct base_model_name_or_path in its {DESCRIPTION}"
         )
     return str(base)
 
@@ -214,3 +216,43 @@ def _require_peft(wanted_by: str) -> None:
         raise ValueError(
             f"{wanted_by}: needs peft, which is not installed; pip install grpokit[peft]"
         ) from error
+
+
+def options_of_peft(config: Any) -> dict[str, Any]:
+    """The options of TrainConfig that mean the same as a LoraConfig of peft.
+
+    Raises ValueError naming the first field that grpokit cannot honour exactly: dropout, rsLoRA, DoRA, other modules to
+    save, ranks of their own for some modules, and so on.
+    """
+    _require_peft("peft_config")
+    from peft import LoraConfig
+
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"peft_config: a {type(config).__name__}; grpokit trains peft.LoraConfig alone")
+    if config.r < 1:
+        raise ValueError(f"peft_config: r {config.r} must be at least 1; 16 is usual")
+    targets = config.target_modules
+    if targets is None or (isinstance(targets, str) and targets != "all-linear"):
+        raise ValueError(
+            f"peft_config: target_modules {targets!r}; expected a list of module names, or 'all-linear'"
+        )
+    plain = LoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=targets)
+    free = {
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "task_type",
+        "fan_in_fan_out",
+        "base_model_name_or_path",
+        "revision",
+    }
+    free |= {"inference_mode", "peft_type", "peft_version", "auto_mapping"}
+    for name, usual in vars(plain).items():
+        if name not in free and not name.startswith("_") and getattr(config, name) != usual:
+            raise ValueError(
+                f"peft_config: {name} {getattr(config, name)!r} cannot be honoured exactly; leave it at {usual!r}"
+            )
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise ValueError(f"peft_config: task_type {config.task_type}; expected CAUSAL_LM")
+    names = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+    return {"lora_r": config.r, "lora_alpha": float(config.lora_alpha), "lora_target_modules": names}

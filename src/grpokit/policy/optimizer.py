@@ -1,32 +1,98 @@
-"""AdamW and its learning rate: a pure function of the step, so that there is no scheduler state to resume."""
+"""The optimizer and its learning rate, a pure function of the step: no scheduler has a state to resume."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
+from ..common.imports import load_object
+from ..common.text import one_line
 from ..config.options import TrainConfig
 from ..types import Metric
 from .policy import Policy
 
+MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], float], torch.optim.Optimizer]
+"""An optimizer of one's own, as `optimizer=` and `--optim file.py:fn` take it.
 
-def make_optimizer(policy: Policy, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters."""
-    return torch.optim.AdamW(
-        [p for p in policy.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-    )
+It is called once, with the named parameters that are trained and the learning rate, and returns a torch optimizer over
+them. Parameter groups may begin at rates of their own: the schedule scales each.
+
+Example:
+    >>> def sgd(named_parameters, learning_rate):
+    ...     return torch.optim.SGD([p for _, p in named_parameters], lr=learning_rate, momentum=0.9)
+"""
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step `step`, counted from 0: linear warm-up, then constant or decayed to 0 at max_steps."""
+def make_optimizer(
+    policy: Policy, config: TrainConfig, own: MakeOptimizer | torch.optim.Optimizer | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer over the parameters that are trained: AdamW, or one of the user's own.
+
+    Raises ValueError where `own` makes something else than an optimizer over exactly these parameters.
+    """
+    named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    if own is None and ":" in config.optim:
+        own = load_object(config.optim, "--optim")
+    if own is None:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            [p for p in policy.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+    elif isinstance(own, torch.optim.Optimizer):
+        optimizer = own
+    else:
+        optimizer = _call(own, named, config)
+    _check_parameters(optimizer, [p for _, p in named], config)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return optimizer
+
+
+def _call(
+    make: MakeOptimizer, named: list[tuple[str, nn.Parameter]], config: TrainConfig
+) -> torch.optim.Optimizer:
+    try:
+        optimizer = make(named, config.learning_rate)
+    except Exception as error:
+        raise ValueError(
+            f"--optim {config.optim}: raised {type(error).__name__}: {one_line(error)}; expected a function "
+            "f(named_parameters, learning_rate) that returns a torch optimizer"
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"--optim {config.optim}: returned a {type(optimizer).__name__}; expected a torch.optim.Optimizer"
+        )
+    return optimizer
+
+
+def _check_parameters(
+    optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], config: TrainConfig
+) -> None:
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    wanted = {id(p) for p in trained}
+    if given != wanted:
+        raise ValueError(
+            f"--optim {config.optim}: it has {len(given & wanted)} of the {len(wanted)} parameters that are trained, and "
+            f"{len(given - wanted)} others; give it all of named_parameters, and no others (on several ranks the "
+            "parameters are shards: pass a function that makes the optimizer, not an optimizer)"
+        )
+
+
+def learning_rate(config: TrainConfig, step: int, peak: float | None = None) -> float:
+    """The learning rate of step `step`, counted from 0: linear warm-up, then constant or decayed to 0 at max_steps.
+
+    `peak` is the rate after warm-up (None: --learning_rate).
+    """
+    peak = config.learning_rate if peak is None else peak
     warm, end = config.warmup_steps, config.max_steps
     if step < warm and config.lr_scheduler_type != "constant":
-        return config.learning_rate * (step + 1) / (warm + 1)
+        return peak * (step + 1) / (warm + 1)
     progress = (step - warm) / max(1, end - warm)
     factor = {
         "constant": 1.0,
@@ -34,11 +100,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         "linear": 1 - progress,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }[config.lr_scheduler_type]
-    return config.learning_rate * factor
+    return peak * factor
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, Metric]:
-    """Set it, and return it as a metric."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> dict[str, Metric]:
+    """Sets the learning rate of step `step`, counted from 0, and returns it as a metric."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    return {"learning_rate": Metric.share(rate, 1)}
+        group["lr"] = learning_rate(config, step, group["initial_lr"])
+    return {"learning_rate": Metric.share(optimizer.param_groups[0]["lr"], 1)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..common.hub import is_hub_model, model_directory
 from ..common.text import one_line
 from .builtin import text_of
 
@@ -18,13 +19,14 @@ EXPECTED = "expected the directory of a sequence-classification model with one l
 
 
 def is_reward_model(spec: str) -> bool:
-    """Whether a value of --reward_funcs names a model's directory."""
-    return (Path(spec) / "config.json").is_file()
+    """Whether a value of --reward_funcs names a model: a directory, or org/name[@revision] of the Hub."""
+    return (Path(spec) / "config.json").is_file() or is_hub_model(spec)
 
 
 @lru_cache(maxsize=4)
-def load_reward_model(path: str) -> RewardModel:
-    """The reward model in `path`; one copy for the process. Raises ValueError naming --reward_funcs."""
+def load_reward_model(spec: str) -> RewardModel:
+    """Loads the reward model that `spec` names, once in a process. Raises ValueError naming --reward_funcs."""
+    path = model_directory(spec, "--reward_funcs")
     _check_config(path)
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -20,6 +20,7 @@ from .builtin import RewardFunction
 from .model import is_reward_model, load_reward_model
 from .signatures import TRL, adapt_signature, is_async, unwrap
 
+FROM_PYTHON = "python:"  # begins the name of a function that was given as an object
 BUILT_IN = (
     "exact_match",
     "format",
@@ -63,6 +64,7 @@ def load_rewards(
     repetition_n_grams: int = 3,
     repetition_max_penalty: float = -1.0,
     columns: Collection[str],
+    functions: Mapping[str, RewardFunction] | None = None,
 ) -> tuple[Reward, ...]:
     """The rewards that `--reward_funcs` names, checked against the dataset before anything is sampled.
 
@@ -73,6 +75,7 @@ def load_rewards(
         answer_column, format_pattern, max_completion_length, soft_cache_length, repetition_n_grams,
             repetition_max_penalty: the options of the built-in rewards.
         columns: names of the dataset's columns.
+        functions: objects from Python, by the names that `specs` has for them.
 
     Raises ValueError naming the flag, the value and what would work: an unknown or repeated name, something that
     isn't a function, a wrong number of weights, a function that asks for what there isn't.
@@ -102,11 +105,14 @@ def load_rewards(
             reward = Reward(spec, makers[spec](), float(weight), "built in", limited=spec != "accuracy")
         elif is_reward_model(spec):
             reward = Reward(
-                Path(spec).resolve().name, load_reward_model(spec), float(weight), "a reward model"
+                Path(spec.partition("@")[0]).resolve().name,
+                load_reward_model(spec),
+                float(weight),
+                "a reward model",
             )
         else:
             column = partial(builtin.find_answer_column, answer_column, columns, spec)
-            fn, was_class = _load_function(spec)
+            fn, was_class = _load_function(spec, functions or {})
             fn, kind = adapt_signature(fn, column, was_class)
             reward = Reward(spec.rpartition(":")[2], fn, float(weight), kind)
         if reward.name in {other.name for other in rewards}:
@@ -167,14 +173,19 @@ def code_of(fn: RewardFunction) -> Any:
     return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
 
-def _load_function(spec: str) -> tuple[RewardFunction, bool]:
-    """(what is called, whether it was made from a class)."""
-    if ":" not in spec and not spec.endswith(".py"):
+def _load_function(spec: str, functions: Mapping[str, RewardFunction]) -> tuple[RewardFunction, bool]:
+    """Returns the function to call, and whether it was made from a class."""
+    if spec.startswith(FROM_PYTHON) and spec not in functions:
+        raise ValueError(
+            f"--reward_funcs {spec}: was given from Python as a function without a file, so that only the same script can "
+            "give it again; put it into a file and name it file.py:function"
+        )
+    if ":" not in spec and not spec.endswith(".py") and spec not in functions:
         raise ValueError(
             f"--reward_funcs {spec}: no built-in reward of that name{did_you_mean(spec, BUILT_IN)}; built in are "
             f"{', '.join(BUILT_IN)}; your own is file.py:function, a reward model its directory"
         )
-    fn = load_object(spec, "--reward_funcs")
+    fn = functions[spec] if spec in functions else load_object(spec, "--reward_funcs")
     was_class = isinstance(fn, type)
     if was_class:
         fn = _made(fn, spec)

@@ -1,67 +1,105 @@
-"""Which completions of a step are learned from: groups without spread make way, truncated completions may be left out."""
+"""The groups of a step: dynamic sampling replaces groups that teach nothing, and a filter may leave groups out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
-from ..types import Metric, Metrics, Prompt, RolloutGroup
+from ..types import Metric, Metrics, RolloutGroup
+
+GroupFilter = Callable[[RolloutGroup], bool]
+"""Tells whether a scored group is trained on. A group that is refused is replaced, or weighs nothing."""
 
 
-def resample(
-    prompts_from: Callable[[int, int], list[Prompt]],
-    complete: Callable[[Sequence[Prompt]], list[RolloutGroup]],
-    step: int,
-    size: int,
-    max_resample_times: int,
-    weights: Sequence[float],
-) -> tuple[list[RolloutGroup], Metrics]:
-    """A step's `size` groups, and how many made way: dynamic sampling (DAPO, arXiv 2503.14476, section 3.2).
+class StepGroups:
+    """Collects the `size` groups of one step (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2).
 
-    Groups whose rewards are all equal teach nothing; further prompts take their place, up to `max_resample_times`
-    times. What is still missing then is filled up with them, so that a step has its size. Each step has a stretch of the
-    endless order to itself, used up or not: where a step begins depends on its number alone. `prompts_from(start, count)`
-    gives prompts of that order, `complete` samples and scores them. `weights` are of the reward functions: one that has
-    none is only watched.
+    Groups that `keeps` refuses make way for further prompts, up to `max_resample_times` rounds. Refused groups then fill
+    what is still missing, so that every step has its size. Each step owns a stretch of the prompt order, used up or not:
+    its start depends on the step's number alone.
+
+    Args:
+        step: the step's number, counted from 0.
+        size: prompts of a step.
+        max_resample_times: further rounds of sampling at most; 0 keeps every group of the first round.
+        keeps: whether a scored group is wanted.
+        masks: whether refused groups that stay in the step may not be trained on (for a filter of the user's).
+
+    Example:
+        >>> chosen = StepGroups(step=3, size=8, max_resample_times=0, keeps=lambda group: True)
+        >>> chosen.position, chosen.missing
+        (24, 8)
     """
-    start = first_position(step, size, max_resample_times)
-    groups = complete(prompts_from(start, size))
-    kept, flat = _divided(groups, weights)
-    for times in range(1, max_resample_times + 1):
-        missing = size - len(kept)
-        if missing == 0:
-            break
-        more, too = _divided(complete(prompts_from(start + times * size, missing)), weights)
-        kept, flat = kept + more, flat + too
-    if max_resample_times == 0:
-        return groups, {}
-    in_vain = len(kept) + len(flat) - size
-    chosen = sorted(kept + flat[: size - len(kept)], key=lambda group: group.prompt.position)
-    return chosen, {"resampled_groups": Metric.sum(torch.tensor(float(in_vain)))}
+
+    def __init__(
+        self, step: int, size: int, max_resample_times: int, keeps: GroupFilter, masks: bool = False
+    ) -> None:
+        self.size, self.max_rounds = size, 1 + max_resample_times
+        self.keeps, self.masks = keeps, masks
+        self.first, self.rounds = first_position(step, size, max_resample_times), 0
+        self.kept: list[RolloutGroup] = []
+        self.refused: list[RolloutGroup] = []
+
+    @property
+    def missing(self) -> int:
+        """The number of groups to sample next; 0 once the step has its groups."""
+        return self.size - len(self.kept) if self.rounds < self.max_rounds else 0
+
+    @property
+    def position(self) -> int:
+        """The place in the prompt order at which the next round begins."""
+        return self.first + self.rounds * self.size
+
+    def add(self, groups: Sequence[RolloutGroup]) -> None:
+        """Adds the scored groups of one round."""
+        for group in groups:
+            (self.kept if self.keeps(group) else self.refused).append(group)
+        self.rounds += 1
+
+    @property
+    def groups(self) -> list[RolloutGroup]:
+        """The step's groups, in the order of their prompts."""
+        filling = self.refused[: self.size - len(self.kept)]
+        if self.masks:
+            filling = [_untrainable(group) for group in filling]
+        return sorted(self.kept + filling, key=lambda group: group.prompt.position)
+
+    @property
+    def metrics(self) -> Metrics:
+        """`resampled_groups`, where dynamic sampling is on: the groups that made way."""
+        if self.max_rounds == 1:
+            return {}
+        in_vain = len(self.kept) + len(self.refused) - self.size
+        return {"resampled_groups": Metric.sum(torch.tensor(float(in_vain)))}
 
 
 def first_position(step: int, size: int, max_resample_times: int) -> int:
-    """Where step `step`, counted from 0, begins in the endless order of prompts; its first round is `size` of them."""
+    """The place in the prompt order at which step `step` (counted from 0) begins; its first round takes `size` prompts."""
     return step * size * (1 + max_resample_times)
 
 
-def _divided(
-    groups: Sequence[RolloutGroup], weights: Sequence[float]
-) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
-    """Groups whose rewards differ, and the others."""
-    differ = [_has_spread(group, weights) for group in groups]
-    return (
-        [group for group, has in zip(groups, differ, strict=True) if has],
-        [group for group, has in zip(groups, differ, strict=True) if not has],
-    )
+def spread_filter(reward_weights: Sequence[float]) -> GroupFilter:
+    """A filter that keeps groups whose rewards differ: others have advantage 0 and teach nothing."""
+    return partial(has_spread, reward_weights=reward_weights)
 
 
-def _has_spread(group: RolloutGroup, weights: Sequence[float]) -> bool:
-    """Of the reward, or of any one of its functions that has a weight: gdpo learns from each by itself."""
-    assert group.reward is not None  # scored
-    assert group.rewards is not None
-    weighed = [column for column, weight in zip(group.rewards.unbind(1), weights, strict=True) if weight]
-    columns = [group.reward, *weighed]
-    present = [column[~column.isnan()] for column in columns]
+def has_spread(group: RolloutGroup, reward_weights: Sequence[float]) -> bool:
+    """Whether the group's reward differs between completions, or any reward function with a weight does.
+
+    The second serves gdpo, which learns from each function by itself. A function of weight 0 only watches.
+    """
+    if group.reward is None or group.rewards is None:
+        raise ValueError(f"{group.prompt.source}: the group has no rewards yet; score it first")
+    weighed = [
+        column for column, weight in zip(group.rewards.unbind(1), reward_weights, strict=True) if weight
+    ]
+    present = [column[~column.isnan()] for column in (group.reward, *weighed)]
     return any(len(values) > 1 and bool(values.max() > values.min()) for values in present)
+
+
+def _untrainable(group: RolloutGroup) -> RolloutGroup:
+    rollouts = (replace(r, trainable=torch.zeros_like(r.trainable)) for r in group.rollouts)
+    return replace(group, rollouts=tuple(rollouts))

@@ -33,7 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..policy.export import SaveFormat, atomically, gather_to_main, gather_weights, saved_dtype, write_model
-from .tensors import add_prefix, groups_from_tensors, groups_to_tensors, strip_prefix, updates_from_tensors, updates_to_tensors
+from ..rollouts.gather import groups_from_tensors, groups_to_tensors
+from .tensors import add_prefix, strip_prefix, updates_from_tensors, updates_to_tensors
 from ..policy.policy import Policy
 from ..parallel import ALONE, World, like
 from ..policy.learn import StepProgress
@@ -53,6 +54,8 @@ class TrainState:
     ahead: Sequence[
         RolloutGroup
     ] = ()  # of the next step: all ranks' rollouts that were sampled ahead, not scored
+
+    data: dict[str, Any] | None = None  # where a dataset that is read once goes on
 
     @property
     def name(self) -> str:
@@ -80,7 +83,8 @@ def save_checkpoint(
     present one. Raises OSError, with nothing changed, where it can't be written.
     """
     weights = gather_weights(policy, save_format, world)
-    moments = gather_to_main(_optimizer_tensors(policy, optimizer), world)
+    tensors, numbers = _optimizer_state(policy, optimizer)
+    moments = gather_to_main(tensors, world)
     noise, pythons = _random_states(world, random_state or random_state_now())
     if not world.is_main:
         return
@@ -102,6 +106,8 @@ def save_checkpoint(
             "skipped": state.skipped,
             "policy_version": policy.version,
             "random": pythons,
+            "data": state.data,
+            "optimizer": numbers,
         }
         if state.unfinished is not None:
             record["unfinished"] = _write_progress(trainer / "step.safetensors", state.unfinished)
@@ -143,11 +149,15 @@ def load_checkpoint(
             ahead = groups_from_tensors(load_file(trainer / AHEAD), prompt_at)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"--resume_from_checkpoint {path}: cannot be resumed from: {error}") from error
+    slots: dict[str, dict[str, Any]] = {}
+    for key, value in (tensors | record.get("optimizer", {})).items():
+        slot, name = key.split("/", 1)
+        slots.setdefault(name, {})[slot] = value
     for name, parameter in policy.model.named_parameters():
-        slots = {key.split("/", 1)[0]: v for key, v in tensors.items() if key.split("/", 1)[1] == name}
-        if slots:
+        if name in slots:
             optimizer.state[parameter] = {
-                slot: value if slot == "step" else like(parameter, value) for slot, value in slots.items()
+                slot: like(parameter, value) if _is_like(parameter, slot, value) else value
+                for slot, value in slots[name].items()
             }
     policy.version = record["policy_version"]
     if world.rank < len(record["random"]):  # another number of ranks: the new ones keep what they have
@@ -155,7 +165,7 @@ def load_checkpoint(
         random.setstate(_tuples(python_state))
         np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
         torch.set_rng_state(noise[f"torch/{world.rank}"])
-    return TrainState(record["step"], record["skipped"], unfinished, ahead)
+    return TrainState(record["step"], record["skipped"], unfinished, ahead, record.get("data"))
 
 
 @torch.no_grad()
@@ -216,12 +226,32 @@ def prune(output_dir: Path, limit: int, written: Path | None = None) -> None:
                 shutil.rmtree(path)
 
 
-def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{slot}/{name}": value
-        for name, parameter in policy.model.named_parameters()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
+def _optimizer_state(
+    policy: Policy, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The optimizer's state by `slot/parameter`: its tensors, and the plain numbers of an optimizer of one's own.
+
+    Raises ValueError where a slot holds anything else, since nothing is pickled.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, float] = {}
+    for name, parameter in policy.model.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{slot}/{name}"] = value
+            elif isinstance(value, int | float):
+                numbers[f"{slot}/{name}"] = value
+            elif value is not None:
+                raise ValueError(
+                    f"--optim: {type(optimizer).__name__} keeps a {type(value).__name__} as {slot!r}; a checkpoint can "
+                    "hold tensors and numbers"
+                )
+    return tensors, numbers
+
+
+def _is_like(parameter: Tensor, slot: str, value: Any) -> bool:
+    """Whether a slot of an optimizer's state has the parameter's shape, and is sharded as it is."""
+    return isinstance(value, Tensor) and slot != "step" and value.shape == parameter.shape
 
 
 RandomState = tuple[dict[str, Tensor], list[Any]]

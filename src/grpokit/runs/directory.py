@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .checkpoint import checkpoints, read_record, verify
 from ..config.options import TrainConfig
+from ..config.resume import options_with
 from ..config.yaml import load_yaml
 from ..parallel import restarts
 
@@ -27,35 +28,11 @@ BEGUN = {
     "swanlab",
 }
 
-# Options that a resumed run may have otherwise than its checkpoint. These change no number of the run:
-FREE = frozenset(
-    "config output_dir resume_from_checkpoint skip_bad_rows rollout_batch_size decode share_prefill num_threads "
-    "micro_batch_tokens packing share_prompts gradient_checkpointing compile attn_implementation shard_size "
-    "ddp_timeout vllm_mode vllm_url vllm_timeout vllm_sync vllm_gpu_memory_utilization vllm_max_gap "
-    "trust_remote_code report_to project run_name logging_steps log_completions record_batches save_steps "
-    "save_total_limit save_dtype lora_save eval_dataset eval_split eval_steps eval_samples eval_generations "
-    "max_skipped_steps reward_timeout".split()
-)
-# These change how it goes on from there, but not what is behind it; the run says so:
-STEERING = frozenset(
-    "max_steps reward_weights learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
-    "max_grad_norm temperature sampler async_depth max_completion_length min_completion_length stop reward_funcs "
-    "answer_column format_pattern soft_cache_length repetition_n_grams repetition_max_penalty "
-    "loss_type surrogate reduction ratio_level importance_sampling_level loss_kwargs beta ref_model epsilon "
-    "epsilon_high epsilon_low_cap delta tau_pos tau_neg sapo_gain kl_estimator kl_gradient entropy_coef "
-    "top_entropy_quantile correction_mode correction_level correction_cap correction_low correction_high "
-    "opsm_threshold rejected_tokens advantage_estimator scale_rewards num_generations num_iterations "
-    "updates_per_step drop_dead_rows mask_truncated_completions".split()
-)
-OF_OPTIMIZER = frozenset(
-    "max_steps learning_rate lr_scheduler_type warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay "
-    "max_grad_norm".split()
-)
-# Of these, what a rollout that was sampled ahead may not differ in:
-OF_ROLLOUTS = frozenset(
-    "sampler async_depth temperature stop max_completion_length min_completion_length num_generations".split()
-)
-# All others (model, dataset, seed, dtype, prompts_per_step, prompt lengths) say what the run is, and may not differ.
+# The rules on resume stand beside each option, in config/. Options without a rule say which run it is, and may not differ.
+FREE = options_with(TrainConfig, ["free"])
+OF_OPTIMIZER = options_with(TrainConfig, ["optimizer"])
+OF_ROLLOUTS = options_with(TrainConfig, ["sampling"])
+STEERING = options_with(TrainConfig, ["steering", "optimizer", "sampling"])
 
 
 def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:

@@ -1,81 +1,15 @@
-"""A step's data as flat tensors: to travel between ranks, and to wait in a checkpoint. No pickle anywhere."""
+"""Updates and their statistics as tensors, to write them to a checkpoint or a dump. Nothing is pickled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..losses import Stats
-from ..types import Prompt, Rollout, RolloutGroup, Sample, Update
-
-Tensors = dict[str, Tensor]
-
-
-def _ragged(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([torch.zeros(0, dtype=dtype), *parts])  # widened where the parts are wider
-
-
-def _bytes(text: str) -> Tensor:
-    return torch.tensor(list(text.encode("utf-8", "surrogatepass")), dtype=torch.uint8)
-
-
-def _text(values: Tensor) -> str:
-    return values.numpy().tobytes().decode("utf-8", "surrogatepass")
-
-
-def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
-    """Groups without their prompts, of which only the position in the endless order is kept."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    texts = [_bytes(rollout.text) for rollout in rollouts]
-    found = {
-        "position": torch.tensor([group.prompt.position for group in groups], dtype=torch.int64),
-        "size": torch.tensor([len(group.rollouts) for group in groups], dtype=torch.int64),
-        "length": torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.int64),
-        "completion_ids": _ragged([r.completion_ids for r in rollouts], torch.int64),
-        "logps": _ragged([r.logps for r in rollouts], torch.float32),
-        "entropies": _ragged([r.entropies for r in rollouts], torch.float32),
-        "trainable": _ragged([r.trainable for r in rollouts], torch.bool),
-        "stopped": torch.tensor([r.finish_reason == "stop" for r in rollouts], dtype=torch.bool),
-        "policy_version": torch.tensor([r.policy_version for r in rollouts], dtype=torch.int64),
-        "text": _ragged(texts, torch.uint8),
-        "text_length": torch.tensor([len(text) for text in texts], dtype=torch.int64),
-    }
-    for name in ("rewards", "reward", "advantages"):
-        parts = [getattr(group, name) for group in groups]
-        if parts and parts[0] is not None:
-            found[name] = torch.cat(parts)
-    return found
-
-
-def groups_from_tensors(
-    tensors: Mapping[str, Tensor], prompt_at: Callable[[int], Prompt]
-) -> list[RolloutGroup]:
-    """What `groups_to_tensors` took apart; `prompt_at` finds a prompt by its position."""
-    lengths, sizes = tensors["length"].tolist(), tensors["size"].tolist()
-    per_token = {n: tensors[n].split(lengths) for n in ("completion_ids", "logps", "entropies", "trainable")}
-    texts = tensors["text"].split(tensors["text_length"].tolist())
-    rollouts = [
-        Rollout(
-            **{name: parts[i] for name, parts in per_token.items()},
-            text=_text(texts[i]),
-            finish_reason="stop" if tensors["stopped"][i] else "length",
-            policy_version=int(tensors["policy_version"][i]),
-        )
-        for i in range(len(lengths))
-    ]
-    per_group = {n: tensors[n].split(sizes) for n in ("rewards", "reward", "advantages") if n in tensors}
-    ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
-    return [
-        RolloutGroup(
-            prompt_at(position),
-            tuple(rollouts[end - size : end]),
-            **{name: parts[i] for name, parts in per_group.items()},
-        )
-        for i, (position, size, end) in enumerate(zip(tensors["position"].tolist(), sizes, ends, strict=True))
-    ]
-
+from ..rollouts.gather import Tensors, ragged
+from ..types import Sample, Update
 
 _LOGPS = ("old_logps", "ref_logps")
 
@@ -86,16 +20,16 @@ def samples_to_tensors(samples: Sequence[Sample]) -> Tensors:
         "index": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         "group": torch.tensor([sample.group for sample in samples], dtype=torch.int64),
         "prompt_length": torch.tensor([len(sample.prompt_ids) for sample in samples], dtype=torch.int64),
-        "prompt_ids": _ragged([torch.tensor(sample.prompt_ids) for sample in samples], torch.int64),
+        "prompt_ids": ragged([torch.tensor(sample.prompt_ids) for sample in samples], torch.int64),
         "completion_length": torch.tensor(
             [len(sample.completion_ids) for sample in samples], dtype=torch.int64
         ),
-        "completion_ids": _ragged([sample.completion_ids for sample in samples], torch.int64),
-        "trainable": _ragged([sample.trainable for sample in samples], torch.bool),
+        "completion_ids": ragged([sample.completion_ids for sample in samples], torch.int64),
+        "trainable": ragged([sample.trainable for sample in samples], torch.bool),
         "advantage": torch.tensor([sample.advantage for sample in samples], dtype=torch.float64),
         "weight": torch.tensor([sample.weight for sample in samples], dtype=torch.float64),
         "length": torch.tensor([sample.length for sample in samples], dtype=torch.int64),
-        "sampler_logps": _ragged([sample.sampler_logps for sample in samples], torch.float32),
+        "sampler_logps": ragged([sample.sampler_logps for sample in samples], torch.float32),
     }
     for name in _LOGPS:
         known = [sample for sample in samples if getattr(sample, name) is not None]

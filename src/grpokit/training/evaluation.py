@@ -1,11 +1,16 @@
-"""Held-out prompts: pass@1 greedy and sampled, pass@k, and the mean reward."""
+"""Evaluates on held-out prompts: pass@1 greedy and sampled, pass@k, and the mean reward."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from ..common.console import counting
+from ..parallel import World
+from ..rollouts import Sampler
+from ..rollouts.step_rollouts import sample_share
 from ..types import Prompt, RolloutGroup
 
 # (prompts, how many completions of each, greedy) → their groups, scored
@@ -75,3 +80,44 @@ def _passes(group: RolloutGroup) -> list[bool]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out prompts of a run, and the engine that answers them with noise of its own."""
+
+    prompts: Sequence[Prompt]
+    sampler: Sampler
+    num_generations: int
+
+    def evaluate(
+        self,
+        score: Callable[[Sequence[RolloutGroup], Sequence[Prompt]], list[RolloutGroup]],
+        step: int,
+        world: World,
+        pause: Callable[[], None],
+    ) -> dict[str, float]:
+        """Evaluates the present weights, on all ranks.
+
+        Args:
+            score: rewards this rank's groups and gathers those of all ranks.
+            step: steps done, for the progress bar.
+            world: the ranks.
+            pause: called where the run may stop.
+
+        Returns:
+            The figures of `evaluate` that are finite.
+        """
+
+        def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
+            return score(sample_share(self.sampler, prompts, count, world, pause, greedy=greedy), prompts)
+
+        with counting(f"evaluation at step {step}", len(self.prompts)) as progress:
+            figures = evaluate(
+                complete,
+                self.prompts,
+                num_generations=self.num_generations,
+                pass_at_k=sorted({1, self.num_generations}),
+                progress=progress,
+            )
+        return {name: value for name, value in figures.items() if math.isfinite(value)}

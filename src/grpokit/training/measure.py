@@ -29,12 +29,6 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     }
 
 
-def staleness(groups: Sequence[RolloutGroup], version: int) -> Metrics:
-    """How old a step's completions are; `version`: the optimizer steps behind the weights at the step's start."""
-    ages = [version - rollout.policy_version for group in groups for rollout in group.rollouts]
-    return {"sampler/staleness": Metric.mean(torch.tensor(ages, dtype=torch.float64))}
-
-
 class Clock:
     """Wall time by phase: `with clock("rollout"): ...`."""
 

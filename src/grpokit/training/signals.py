@@ -1,11 +1,14 @@
-"""SIGTERM and Ctrl-C: noted when they come, obeyed between two micro-batches."""
+"""Notes SIGTERM and Ctrl-C when they come; the run obeys between two micro-batches."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from ..parallel import World
 
 
 class Stopped(Exception):
@@ -22,22 +25,35 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop, and which."""
+    """Remembers whether a signal has asked this process to stop, and which one."""
 
     def __init__(self) -> None:
         self.signum = 0
 
-    def __bool__(self) -> bool:
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
         return self.signum != 0
+
+    def raise_if_set(self, world: World) -> None:
+        """Raises Stopped on every rank where a signal has come to any of them. All ranks call it."""
+        signum = world.largest(self.signum)
+        if signum:
+            raise Stopped(signum)
 
     @contextmanager
     def listening(self, told: Callable[[str], None]) -> Iterator[StopRequest]:
-        """Note SIGTERM and SIGINT while inside, and tell the user so; a second Ctrl-C stops at once."""
+        """Notes SIGTERM and SIGINT while inside, and tells the user so; a second Ctrl-C stops at once.
+
+        Python can do so on its main thread only; on another thread, signals keep what they do.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
 
         def note(signum: int, frame: FrameType | None) -> None:
-            if self and signum == signal.SIGINT:
+            if self.is_set() and signum == signal.SIGINT:
                 raise KeyboardInterrupt
-            if not self:
+            if not self.is_set():
                 self.signum = signum
                 name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
                 told(f"{name}: stopping after this micro-batch, and saving a checkpoint")

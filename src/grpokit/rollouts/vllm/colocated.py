@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...common.hub import model_directory
 from ...parallel import World
 from ...policy.export import stream
 from ...policy.lora import base_of
@@ -58,8 +59,9 @@ class Colocated:
             options["enforce_eager"] = True
         if world.size > 1:  # the ranks are torchrun's, and each engine is whole
             options["distributed_executor_backend"] = "external_launcher"
+        path = model_directory(model, "--model")
         try:
-            self.llm: Any = LLM(model=base_of(model) or model, **options)
+            self.llm: Any = LLM(model=model_directory(base_of(path) or path, "--model"), **options)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"--vllm_mode colocate: vLLM cannot run {model}: {error}") from error
 

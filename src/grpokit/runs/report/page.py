@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ... import __version__
+from ...common import VERSION
 from ...config.options import TrainConfig
 from .data import RunData
 from .groups import groups_html
@@ -31,7 +31,7 @@ def render_page(run: RunData, formula: str | None = None) -> str:
             _formula(formula, run),
             groups_html(run),
             _configuration(run),
-            f"<footer>Made by grpokit {escape(__version__)} from {escape(run.path)}</footer>",
+            f"<footer>Made by grpokit {escape(VERSION)} from {escape(run.path)}</footer>",
         )
     )
     return (

@@ -1,8 +1,66 @@
-"""Says what a run is about to do, before it does it."""
+"""Every note that a run has for its user: the plan, options that would do nothing, steps that teach nothing."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...common.console import say
 from ...config.options import TrainConfig
+from ...config.yaml import to_yaml
+from ...losses import Loss
+from ...losses.lint import correction_note, notes
+from ...policy.layout import LayoutChoice
+
+STEPS_WITHOUT_SIGNAL = 5  # steps without anything to learn from, before the run says so
+
+
+def announce_settings(config: TrainConfig, ranks: int) -> None:
+    """Prints the settings that were changed, and the plan of a step."""
+    say(to_yaml(config, only_changed=True).strip())
+    say(f"(all other settings are at their defaults: {config.output_dir}/config.yaml has them)\n")
+    say(batch_plan(config, ranks))
+
+
+def announce_loss(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> None:
+    """Prints the loss, and a note for each option that would do nothing."""
+    say(f"loss: {loss}")
+    for note in start_notes(config, loss, layout):
+        say(f"note: {note}")
+
+
+def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[str]:
+    """The notes at a run's start: options that do nothing, and defaults that were chosen for the user."""
+    updates = config.num_iterations * config.updates_per_step
+    found = notes(loss, updates, sampler_is_trainer=config.sampler == "transformers")
+    found += filter(None, [correction_note(loss, config.async_depth, config.correction_mode)])
+    if layout.shares_not is not None:
+        found.append(f"each completion's forward computes its prompt again: {layout.shares_not}")
+    return found
+
+
+class StepNotes:
+    """Says once where steps teach nothing."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.steps = 0  # since this process began
+        self.without_signal = 0.0  # steps in a row; minus infinity once one taught something
+
+    def check(self, row: Mapping[str, float]) -> None:
+        """Looks at the metrics of one more step."""
+        self.steps += 1
+        if "reward" not in row and self.steps == 1:
+            say(
+                "note: no reward function applied to any completion of this step, so nothing was learned from it"
+            )
+        self.without_signal = self.without_signal + 1 if row.get("frac_reward_zero_std") == 1 else -math.inf
+        if self.without_signal == STEPS_WITHOUT_SIGNAL:
+            say(
+                f"note: in none of {STEPS_WITHOUT_SIGNAL} steps had any group rewards that differ, so nothing was learned; "
+                f"{self.output}/completions.jsonl has completions and their rewards"
+            )
 
 
 def batch_plan(config: TrainConfig, ranks: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""A configuration → its loss, and its adapter."""
+"""Makes the loss and the LoRA adapter that a configuration names."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def loss_from_config(config: TrainConfig) -> Loss:
         raise ValueError(f"--{error}") from error  # its messages begin with the option's name
 
 
-def lora_from_config(config: TrainConfig) -> Lora | None:
-    """The configured adapter; None where all weights are trained."""
+def lora_from_config(config: TrainConfig, base: str | None = None) -> Lora | None:
+    """Makes the configured adapter; None where all weights are trained. `base` names the model (None: --model)."""
     if not config.lora_r:
         return None
     return Lora(
         config.lora_r,
         config.lora_alpha,
         config.lora_target_modules,
-        config.model,
+        config.model if base is None else base,
         config.seed,
         config.load_in_4bit,
     )

@@ -1,14 +1,16 @@
-"""The policy and the reference of a configuration."""
+"""Loads the policy and the reference of a configuration."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
-from ...parallel import World, default_device
+from ...parallel import ALONE, World, default_device
 from ...policy.load import compile_layers, load_policy
 from ...policy.lora import Lora, adapted_layers
 from ...policy.policy import Policy
@@ -18,34 +20,53 @@ from .loss import lora_from_config
 SMALL = 1_000_000  # parameters; below, handing work to a second thread takes longer than the work
 
 
-def load_models(
-    config: TrainConfig, checkpoint: Path | None, world: World
-) -> tuple[Policy, Reference | None]:
-    """The policy, as the run began or as `checkpoint` has it, and the reference where there is a KL penalty to it.
+def load_configured(
+    source: Any, config: ModelConfig, world: World = ALONE, lora: Lora | None = None, trains: bool = False
+) -> Policy:
+    """Loads one model with a configuration's options.
 
-    Of a LoRA run, it is as the run began in any case: what a checkpoint has beside that is in its trainer/.
+    Args:
+        source: a directory, a model of the Hub, or a loaded PreTrainedModel.
+        config: dtype, temperature, attention and, for training, sharding.
+        world: the ranks.
+        lora: the adapter to train.
+        trains: whether the model is trained, so that --gradient_checkpointing is for it.
+
+    Returns:
+        The policy.
     """
-    lora = lora_from_config(config)
+    training = config if isinstance(config, TrainConfig) else TrainConfig()
+    policy = load_policy(
+        source,
+        dtype=config.dtype,
+        temperature=config.temperature,
+        device=default_device(),
+        world=world,
+        shard_size=training.shard_size,
+        gradient_checkpointing=training.gradient_checkpointing and trains,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        lora=lora,
+    )
+    if training.compile:
+        compile_layers(policy)
+    return policy
 
-    def load(path: str, gradient_checkpointing: bool, lora: Lora | None = None) -> Policy:
-        policy = load_policy(
-            path,
-            dtype=config.dtype,
-            temperature=config.temperature,
-            device=default_device(),
-            world=world,
-            shard_size=config.shard_size,
-            gradient_checkpointing=gradient_checkpointing,
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-            lora=lora,
-        )
-        if config.compile:
-            compile_layers(policy)
-        return policy
 
-    path = str(checkpoint) if checkpoint and lora is None else config.model
-    policy = load(path, config.gradient_checkpointing, lora)
+def load_models(
+    config: TrainConfig, checkpoint: Path | None, world: World, model: Any = None
+) -> tuple[Policy, Reference | None]:
+    """Loads the policy, and the reference where there is a KL penalty to it.
+
+    With LoRA, the base is always loaded from `--model`; the checkpoint's adapter is restored later, from its `trainer/`
+    directory. `model` is a loaded PreTrainedModel in the place of --model.
+    """
+    initial = config.model if model is None else model
+    lora = lora_from_config(config, None if model is None else model.config._name_or_path)
+    needs_copy = model is not None and config.beta and lora is None and not config.ref_model
+    untrained = copy.deepcopy(model) if needs_copy else initial
+    source = str(checkpoint) if checkpoint and lora is None else initial
+    policy = load_configured(source, config, world, lora, trains=True)
     if lora is not None:
         trained, total = (
             sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (False, True)
@@ -58,13 +79,13 @@ def load_models(
         return policy, None
     if lora is not None and not config.ref_model:
         return policy, AdapterOff(policy)
-    reference = load(config.ref_model or config.model, False).requires_grad_(False)
+    reference = load_configured(config.ref_model or untrained, config, world).requires_grad_(False)
     check_reference(policy, reference, config.ref_model or config.model)
     return policy, reference
 
 
 def check_reference(policy: Policy, reference: Policy, path: str) -> None:
-    """Raise ValueError where the reference model cannot score the policy's tokens."""
+    """Raises ValueError where the reference model cannot score the policy's tokens."""
     sizes = [p.model.get_output_embeddings().weight.shape[0] for p in (policy, reference)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -76,12 +97,12 @@ def check_reference(policy: Policy, reference: Policy, path: str) -> None:
 
 
 def context_of(policy: Policy) -> int | None:
-    """The model's longest context in tokens, where its config says."""
+    """The model's longest context in tokens, or None where its config doesn't say."""
     return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def set_threads(config: ModelConfig, policy: Policy) -> None:
-    """torch's threads on a CPU: as asked for, else one for a small model, else torch's (or torchrun's) own choice."""
+    """Sets torch's threads on a CPU: as asked for, else one for a small model, else torch's (or torchrun's) own choice."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

@@ -1,4 +1,4 @@
-"""The engine that samples for a configuration."""
+"""Makes the engine that samples for a configuration."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ...rollouts.sampler import Sampler
 from ...rollouts.transformers import TransformersSampler
 from ...runs.directory import rollouts_differ
 from ...types import RolloutGroup
+from .parts import SamplerFactory, call_factory
 
 if TYPE_CHECKING:
     from ...rollouts.vllm.engine import Engine
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def make_sampler(
     config: ModelConfig, policy: Policy, tokenizer: Any, seed: int, stop: Callable[[], bool] = lambda: False
 ) -> TransformersSampler:
-    """The sampler of a configuration."""
+    """Makes the sampler that runs the policy itself. `stop` is asked while it samples, and ends it."""
     return TransformersSampler(
         policy,
         tokenizer,
@@ -39,12 +40,41 @@ def make_sampler(
 
 
 def sampler_factory(
-    config: TrainConfig, policy: Policy, tokenizer: Any, stop: Callable[[], bool], world: World, longest: int
+    config: TrainConfig,
+    policy: Policy,
+    tokenizer: Any,
+    stop: Callable[[], bool],
+    world: World,
+    longest: int,
+    own: Sampler | SamplerFactory | None = None,
 ) -> Callable[[int], Sampler]:
-    """Seed → a sampler of the run's engine, for sequences of up to `longest` tokens, prompt included.
+    """Prepares the run's engine.
 
-    Raises ValueError where --sampler vllm finds no server, or no vLLM.
+    Args:
+        config: --sampler and its options.
+        policy: the model to sample from.
+        tokenizer: its tokenizer.
+        stop: asked while it samples; True ends it.
+        world: the ranks.
+        longest: tokens of the longest prompt and completion together.
+        own: a sampler of the user's, or a function that makes one.
+
+    Returns:
+        A function: seed → a sampler of that engine, whose noise has that seed.
+
+    Raises:
+        ValueError: --sampler vllm finds no server, or no vLLM.
     """
+    if own is not None and hasattr(own, "sample") and not isinstance(own, type):
+        return lambda seed: own  # pyright: ignore[reportReturnType]
+    if own is not None:
+        return lambda seed: call_factory(
+            own,  # pyright: ignore[reportArgumentType]
+            policy=policy,
+            tokenizer=tokenizer,
+            config=config,
+            seed=seed,
+        )
     if config.sampler == "transformers":
         return lambda seed: make_sampler(config, policy, tokenizer, seed, stop)
     from ...rollouts.vllm.engine import VLLMSampler, WeightSync
@@ -62,7 +92,7 @@ def sampler_factory(
 
 
 def make_engine(config: TrainConfig, policy: Policy, world: World, longest: int) -> Engine:
-    """The vLLM of a configuration."""
+    """Makes the vLLM engine of a configuration, for sequences of up to `longest` tokens."""
     if config.vllm_mode == "colocate":
         from ...rollouts.vllm.colocated import Colocated
 
@@ -91,10 +121,18 @@ def make_sample_ahead(
     checkpoint: Path | None,
     world: World,
 ) -> SampleAhead | None:
-    """The run's sampler a step ahead, with --async_depth 1.
+    """Makes the sampler that works one step ahead, with --async_depth 1.
 
-    `saved` are the rollouts, of all ranks, that `checkpoint` has for the step that is next: trained on if they are what
-    the run would sample.
+    Args:
+        config: the run's configuration.
+        sampler: the engine.
+        saved: the rollouts of all ranks that the checkpoint holds for the next step. They are trained on where the run
+            would still sample the same ones.
+        checkpoint: where the run resumes from, if it does.
+        world: the ranks.
+
+    Returns:
+        The sampler, or None with --async_depth 0.
     """
     if saved and checkpoint and rollouts_differ(config, checkpoint):
         say("  sampled anew: the rollouts that the checkpoint has for its next step, for what changed since")

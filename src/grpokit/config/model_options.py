@@ -1,0 +1,129 @@
+"""Options of the model, its adapter, the data, the rewards and the engine that samples: one class for each group of flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .resume import free, sampling, steering
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model."""
+
+    config: str = free("")
+    """YAML file with any of these options; flags win over it."""
+    model: str = ""
+    """A causal language model: a Hugging Face directory, or org/name[@revision] of the Hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Compute type; parameters stay float32. auto: bfloat16 on a GPU, float32 on a CPU. float64: throughout."""
+    attn_implementation: str | None = free(None)
+    """Attention of transformers: sdpa, eager, flash_attention_2, flex_attention (default: the model's)."""
+    trust_remote_code: bool = free(False)
+    """Run Python code that comes with the model's directory. Off unless asked for: it may do anything."""
+    num_threads: int = free(0)
+    """CPU threads for torch (0: 1 for a model under a million parameters, which is fastest so; else torch's choice)."""
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """A LoRA adapter instead of all weights."""
+
+    lora_r: int = 0
+    """Rank of a LoRA adapter, which alone is trained (0: none, all weights are). Its reference is the model without it."""
+    lora_alpha: float = 32.0
+    """The adapter's part is multiplied by lora_alpha / lora_r."""
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter, by the ends of their names (q_proj v_proj ...); all-linear: all but the head."""
+    lora_save: Literal["merged", "adapter"] = free("merged")
+    """What checkpoints, final/ and best/ hold: a model with the adapter in its weights, or the adapter alone."""
+    load_in_4bit: bool = False
+    """Keep the frozen weights in 4 bits (QLoRA, by bitsandbytes). With --lora_r and --lora_save adapter, on one rank."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data."""
+
+    dataset: str = ""
+    """Prompts: a .jsonl(.gz), .json, .parquet or .csv file, a folder of them, or org/name[:config] of the Hub."""
+    dataset_split: str = ""
+    """Split of a folder or a Hub dataset (default: train, for eval test; or the only one)."""
+    max_samples: int = 0
+    """Read only this many rows of --dataset, the first ones (0: all)."""
+    system_prompt: str = ""
+    """System message before every chat prompt that doesn't have one."""
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens (default: what the model's context leaves for it)."""
+    long_prompts: Literal["error", "truncate_left", "drop"] = "error"
+    """What to do with a prompt longer than --max_prompt_length."""
+    skip_bad_rows: bool = free(False)
+    """Skip malformed rows of the dataset and say how many, instead of stopping at the first."""
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """The rewards."""
+
+    reward_funcs: tuple[str, ...] = steering(())
+    """Built-in rewards (accuracy, exact_match, format, length, ...), file.py:function, or a reward model
+    (a directory, or org/name of the Hub)."""
+    reward_weights: tuple[float, ...] = steering(())
+    """One weight for each reward function (default: 1 each)."""
+    answer_column: str = steering("")
+    """Column with the reference answer (default: answer, solution or ground_truth, whichever is there)."""
+    format_pattern: str = steering(r"^<think>.*?</think>\s*\S")
+    """Regular expression that the `format` reward looks for (. matches newlines too)."""
+    soft_cache_length: int | None = steering(None)
+    """soft_overlong: the last so many tokens before --max_completion_length cost (default: a fifth of it)."""
+    repetition_n_grams: int = steering(3)
+    """repetition: tokens in an n-gram."""
+    repetition_max_penalty: float = steering(-1.0)
+    """repetition: what a completion of nothing but repetition would get; 0 or less."""
+    reward_timeout: float = free(120.0)
+    """Seconds that a call of a reward function may take before the run stops (0: as long as it likes)."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Sampling."""
+
+    max_completion_length: int = sampling(256)
+    """Longest completion in tokens; sampling stops there."""
+    min_completion_length: int = sampling(0)
+    """End-of-sequence is not sampled before this many tokens."""
+    stop: tuple[str, ...] = sampling(())
+    """Strings that end a completion, besides the model's end-of-sequence tokens; they stay in it."""
+    temperature: float = sampling(1.0)
+    """Sampling temperature. Log-probabilities everywhere are of this tempered distribution."""
+    seed: int = 42
+    """Seed of the prompt order and of every sampled token."""
+    rollout_batch_size: int = free(256)
+    """Completions sampled at once: bounds the memory of the key-value cache, changes no result."""
+    decode: Literal["auto", "loop", "generate"] = free("auto")
+    """How transformers samples: a loop of our own where it serves the model (auto), or its generate. Same tokens."""
+    share_prefill: bool = free(True)
+    """Run a prompt once for all its completions when sampling. Same tokens."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The engine that samples."""
+
+    sampler: str = sampling("transformers")
+    """The engine: the policy itself (transformers), vLLM (vllm), which gets the weights after each step, or file.py:name."""
+    async_depth: Literal[0, 1] = sampling(0)
+    """--sampler vllm: 1 samples the next step's completions while this one trains; they are then one step old."""
+    vllm_mode: Literal["server", "colocate"] = free("server")
+    """--sampler vllm: a server that runs already, or an engine in the trainer's process (on each rank its own)."""
+    vllm_url: str = free("127.0.0.1:8000")
+    """--sampler vllm: the running server, HOST:PORT or a URL."""
+    vllm_timeout: float = free(300.0)
+    """--sampler vllm: seconds without any answer from the server before the run stops (it may be started anew meanwhile)."""
+    vllm_sync: Literal["files", "adapter", "nccl"] = free("files")
+    """--vllm_mode server: it loads files of the whole model, or of the LoRA adapter alone; or weights come over NCCL."""
+    vllm_gpu_memory_utilization: float = free(0.3)
+    """--vllm_mode colocate: share of the GPU's memory for vLLM, its copy of the weights included."""
+    vllm_max_gap: float = free(0.05)
+    """--sampler vllm: largest mean difference of log-probs to the trainer's after a sync; beyond it the run stops."""

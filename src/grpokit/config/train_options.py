@@ -1,0 +1,208 @@
+"""Options of training: one class for each group of flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .resume import free, optimizer, sampling, steering
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The loss."""
+
+    loss_type: str = steering("grpo")
+    """Policy loss: a row of `grpokit losses list` (grpo, bnpo, dr_grpo, dapo, cispo, sapo, gspo, ...)."""
+    surrogate: str | None = steering(None)
+    """Another surrogate in the loss's place: a name, or file.py:function of your own."""
+    reduction: str | None = steering(None)
+    """Another reduction: sequence_mean, rank_token_mean, token_mean, constant_length, sequence_sum, prompt_mean."""
+    ratio_level: str | None = steering(None)
+    """Another level of the importance ratio: token, sequence, sequence_token, sequence_product."""
+    importance_sampling_level: str | None = steering(None)
+    """The field's other name of --ratio_level."""
+    loss_kwargs: tuple[str, ...] = steering(())
+    """Options of a loss that have no flag of their own, as name=value (`grpokit losses show NAME` lists them)."""
+    epsilon: float | None = steering(None)
+    """Clip range of the importance ratio below 1 (and above, where epsilon_high is not set)."""
+    epsilon_high: float | None = steering(None)
+    """Clip range above 1. For cispo: the absolute cap on the ratio, at least 1."""
+    epsilon_low_cap: float | None = steering(None)
+    """cispo only: absolute floor of the ratio (default 0: none)."""
+    delta: float | None = steering(None)
+    """Bound on the ratio of tokens with a negative advantage (dual clip); must exceed 1 + epsilon_high."""
+    tau_pos: float | None = steering(None)
+    """sapo only: temperature of the gate where the advantage is positive."""
+    tau_neg: float | None = steering(None)
+    """sapo only: temperature of the gate where the advantage is negative."""
+    sapo_gain: Literal["paper", "none"] | None = steering(None)
+    """sapo only: `paper` scales the gate by 4/tau (slope 1 on-policy), `none` leaves it bare."""
+    beta: float = steering(0.0)
+    """Coefficient of the KL penalty to the reference model (0: no reference is loaded)."""
+    ref_model: str = steering("")
+    """The reference model: a directory, or org/name[@revision] of the Hub (default: the initial --model)."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = steering(None)
+    """Estimator of the KL penalty (default: k3)."""
+    kl_gradient: Literal["own", "k2", "ratio"] | None = steering(None)
+    """Its gradient: its own, that of k2 (unbiased on-policy), or times the ratio (unbiased off-policy)."""
+    entropy_coef: float | None = steering(None)
+    """Coefficient of an entropy bonus."""
+    top_entropy_quantile: float | None = steering(None)
+    """Only this share of the update's tokens, those of highest entropy, carry the policy term."""
+
+
+@dataclass(frozen=True)
+class AdvantageOptions:
+    """The advantages."""
+
+    advantage_estimator: str = steering("group")
+    """How rewards become advantages: group, rloo, reinforce_plus_plus, opo, gdpo, or file.py:function of your own."""
+    scale_rewards: Literal["group", "batch", "none"] | None = steering(None)
+    """What `group` advantages are divided by (default: the loss's own; none for dr_grpo, else group)."""
+
+
+@dataclass(frozen=True)
+class CorrectionOptions:
+    """Corrections for a sampler that isn't the trainer."""
+
+    correction_mode: Literal["truncate", "mask", "none"] | None = steering(None)
+    """Correct for a sampler that isn't the trainer, by c = old/sampler: min(c, cap), or 0 outside a range.
+    Default: none; truncate with --async_depth 1."""
+    correction_level: Literal["token", "sequence_product", "sequence_geometric"] | None = steering(None)
+    """What c is taken over (default: token)."""
+    correction_cap: float | None = steering(None)
+    """truncate: the cap (default 2)."""
+    correction_low: float | None = steering(None)
+    """mask: lower end of the range (default 0.5)."""
+    correction_high: float | None = steering(None)
+    """mask: upper end of the range (default 5)."""
+    opsm_threshold: float | None = steering(None)
+    """Drop sequences with a negative advantage whose mean(sampler - logp) exceeds this."""
+    rejected_tokens: Literal["keep", "drop"] | None = steering(None)
+    """Whether masked tokens stay in the counts (keep, the default) or leave them (drop)."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """The batch."""
+
+    prompts_per_step: int = 8
+    """Prompts sampled in a step."""
+    num_generations: int = sampling(8)
+    """Completions sampled for each prompt."""
+    shuffle: bool = True
+    """Draw the training prompts in a new random order for each epoch; off: in the order of the data."""
+    max_resample_times: int = 0
+    """Dynamic sampling: groups whose rewards are all equal make way for further prompts, up to this many times a step."""
+    group_filter: str = steering("")
+    """file.py:function of your own that says which scored groups are trained on (default with --max_resample_times: those
+    whose rewards differ)."""
+    mask_truncated_completions: bool = steering(False)
+    """Overlong filtering: completions cut off at --max_completion_length are not trained on, nor counted."""
+    num_iterations: int = steering(1)
+    """Passes over a step's completions."""
+    updates_per_step: int = steering(1)
+    """Optimizer steps in each pass; must divide --prompts_per_step."""
+    micro_batch_tokens: int = free(8192)
+    """Most tokens in one forward, padding included. Memory only: changes no result."""
+    packing: Literal["auto", "packed", "padded"] = free("auto")
+    """Rows one after the other, or padded to the longest. auto: packed where attention is varlen. Changes no result."""
+    share_prompts: Literal["auto", "never", "always"] = free("auto")
+    """Compute a prompt once for all its completions in the forward of training. auto: where it pays. Changes no result."""
+    gradient_checkpointing: bool = free(False)
+    """Compute activations again in the backward instead of keeping them: less memory, a third more time."""
+    compile: bool = free(False)
+    """torch.compile each layer for training and scoring: some seconds at the start, then faster. Not for float64."""
+    drop_dead_rows: bool = steering(True)
+    """Leave completions that cannot move the weights (advantage 0, no KL) out of the forward: same result."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer."""
+
+    optim: str = "adamw"
+    """The optimizer: adamw, or file.py:function of your own, f(named_parameters, learning_rate)."""
+    learning_rate: float = optimizer(1e-06)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = optimizer(
+        "constant_with_warmup"
+    )
+    """Learning rate after warm-up: constant, or decayed to 0 at --max_steps."""
+    warmup_steps: int = optimizer(0)
+    """Steps over which the learning rate rises linearly from 0."""
+    adam_beta1: float = optimizer(0.9)
+    """First AdamW decay rate."""
+    adam_beta2: float = optimizer(0.999)
+    """Second AdamW decay rate."""
+    adam_epsilon: float = optimizer(1e-08)
+    """Added to AdamW's denominator."""
+    weight_decay: float = optimizer(0.0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = optimizer(1.0)
+    """Gradients are scaled down to this norm (0: never)."""
+    max_steps: int = optimizer(100)
+    """Steps to train, resumed ones included."""
+    max_skipped_steps: int = free(0)
+    """Skip up to this many updates of the run whose loss or gradient is NaN or infinite; the next one stops it."""
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """Many processes, started by torchrun."""
+
+    shard_size: int = free(0)
+    """Ranks that share one copy of the weights (0: all). The ranks of one host: hybrid sharding over hosts."""
+    ddp_timeout: float = free(600.0)
+    """Seconds that a rank waits for the others in a collective before the run stops."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Evaluation on held-out prompts."""
+
+    eval_dataset: str = free("")
+    """Held-out prompts: evaluated before step 0, every --eval_steps and at the end."""
+    eval_split: str = free("")
+    """Split of --eval_dataset (default: test, or validation, or the only one)."""
+    eval_steps: int = free(0)
+    """Evaluate every so many steps (0: only before and after)."""
+    eval_samples: int = free(256)
+    """Most prompts of --eval_dataset to use."""
+    eval_generations: int = free(4)
+    """Sampled completions of each evaluation prompt; pass@k is reported for k = 1 and this many."""
+
+
+@dataclass(frozen=True)
+class LoggingOptions:
+    """Logging; all intervals count steps."""
+
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb", "swanlab"], ...] = free(())
+    """Trackers that get the metrics too, besides metrics.jsonl: each needs its package (grpokit[NAME])."""
+    project: str = free("grpokit")
+    """Project of the trackers."""
+    run_name: str = free("")
+    """Name of the run at the trackers (default: the name of --output_dir)."""
+    logging_steps: int = free(1)
+    """Print a plain line every so many steps where there is no terminal for the progress bar."""
+    log_completions: int = free(4)
+    """Groups of each step written to completions.jsonl."""
+    record_batches: int = free(0)
+    """Write the first update of this many steps to batches/, for `grpokit compare-batch`."""
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """The run's directory and its checkpoints."""
+
+    output_dir: str = free("runs/grpo")
+    """Where the run is written: config, metrics, completions, checkpoints, report."""
+    resume_from_checkpoint: str = free("")
+    """A checkpoint directory, or `auto`: the newest complete one in --output_dir, else a fresh start."""
+    save_steps: int = free(0)
+    """Write a checkpoint every so many steps (0: only final/, and one when a signal stops the run)."""
+    save_total_limit: int = free(0)
+    """Keep only this many checkpoints, the newest (0: all)."""
+    save_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = free(None)
+    """Type of the saved weights (default: the type the model was loaded in)."""

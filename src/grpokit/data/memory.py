@@ -1,0 +1,76 @@
+"""Rows that a Python caller has in memory: a list of dicts, a `datasets.Dataset`, or anything that can be iterated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from .sources import RawRow, Source, plain
+
+DIGEST_ROWS = 1000  # rows that the digest of a list looks at
+
+
+def is_listed(rows: Any) -> bool:
+    """Whether `rows` has a length and can be indexed: a list, a tuple, a `datasets.Dataset`; else it is read once."""
+    return hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+
+
+def check_rows(rows: Any, argument: str) -> None:
+    """Raises ValueError naming the argument where `rows` is not something that yields rows."""
+    if isinstance(rows, dict):  # a DatasetDict, or a dict of columns
+        names = ", ".join(map(repr, list(rows)[:5]))
+        raise ValueError(
+            f"{argument}: a {type(rows).__name__} of {names}; expected rows, such as a list of dicts, or one split: "
+            f"{argument}={argument.removesuffix('_dataset')}_data[{next(iter(rows), 'split')!r}]"
+        )
+    if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
+        raise ValueError(
+            f"{argument}: a {type(rows).__name__}; expected a path, org/name of the Hub, a list of dicts, a "
+            "datasets.Dataset, or an iterable of rows"
+        )
+
+
+def memory_source(rows: Iterable[Any], argument: str) -> Source:
+    """Rows in memory as a dataset to read. A row is named `train_dataset[5]` in messages.
+
+    Args:
+        rows: dicts by column name.
+        argument: the argument that they were given as, such as `train_dataset`.
+    """
+
+    def numbered() -> Iterator[RawRow]:
+        for number, row in enumerate(rows):
+            yield read_raw(row, f"{argument}[{number}]")
+
+    return Source(type(rows).__name__, f"--{argument}", "in memory", "", (), numbered)
+
+
+def read_raw(row: Any, place: str) -> RawRow:
+    """One row with its place; a ValueError in place of its values says what is wrong with it."""
+    try:
+        return place, plain(dict(row)) if hasattr(row, "keys") else row
+    except ValueError as error:
+        return place, error
+
+
+def describe_rows(rows: Any) -> str:
+    """A name for rows in memory, for config.yaml: their number and a digest of their contents.
+
+    Example:
+        >>> describe_rows([{"prompt": "2+2="}])
+        'python:list of 1 rows, 6fae0d90'
+    """
+    if not is_listed(rows):
+        return f"python:{type(rows).__name__}"
+    count = len(rows)
+    step = max(1, count // DIGEST_ROWS)
+    text = json.dumps([_row(rows, i) for i in range(0, count, step)], default=repr, sort_keys=True)
+    digest = hashlib.sha256(f"{count}{text}".encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"python:{type(rows).__name__} of {count} rows, {digest}"
+
+
+def _row(rows: Sequence[Any], number: int) -> Any:
+    row = rows[number]
+    return dict(row) if hasattr(row, "keys") else row

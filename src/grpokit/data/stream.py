@@ -1,0 +1,141 @@
+"""Prompts of an iterable that is read as training needs them, in the order in which it gives them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ..types import Prompt
+from .memory import read_raw
+from .rows import DatasetRow, parse_row
+
+KEPT_READS = 3  # calls of `take` whose prompts can still be asked for by position
+
+
+class PromptStream:
+    """The endless prompt order of an iterable of rows: rows are read and tokenized when a step needs them.
+
+    Where the iterable can be iterated again it starts over at its end; an iterator ends. `data_state` and `restore` serve
+    resume: by the iterable's own `state_dict()` and `load_state_dict()` where it has them, else by reading past the rows
+    that were used.
+
+    Args:
+        rows: the iterable.
+        tokenize: one row → its prompt, or None for a row that is left out; raises ValueError for a bad one.
+        longest: the limit on a prompt's length, in tokens.
+
+    Example:
+        >>> stream = PromptStream(iter([{"prompt": "a"}]), lambda row: Prompt(0, (1,), row.content, {}, row.source), 8)
+        >>> stream.take(0, 1)[0].source, stream.reaches(1)
+        ('train_dataset[0]', False)
+    """
+
+    def __init__(
+        self, rows: Iterable[Any], tokenize: Callable[[DatasetRow], Prompt | None], longest: int
+    ) -> None:
+        self.rows, self.tokenize, self.longest = rows, tokenize, longest
+        self.next_position = 0  # of the next prompt to be read
+        self.read = 0  # rows read, for messages
+        self.prompts: dict[int, Prompt] = {}  # those that may still be asked for
+        self.states: dict[int, Any] = {}  # the iterable's state before each of them
+        self.starts: deque[int] = deque(maxlen=KEPT_READS)
+        self.iterator: Iterator[Any] | None = None
+        self.ended = False
+        if not self.reaches(0):
+            raise ValueError("--dataset: the iterable has no row to train on; expected at least one")
+        self.first_columns = set(self.prompts[0].columns)
+
+    def reaches(self, position: int) -> bool:
+        """Whether there is a prompt at `position`; reads up to it."""
+        while self.next_position <= position and not self.ended:
+            self._read_one()
+        return self.next_position > position
+
+    def take(self, position: int, count: int) -> list[Prompt]:
+        """The `count` prompts from `position` on. Raises ValueError where the iterable has ended before."""
+        self.starts.append(position)
+        if not self.reaches(position + count - 1):
+            raise ValueError(
+                f"--dataset: the iterable ended after {self.read} rows, before prompt {position + count}"
+            )
+        oldest = min(self.starts)
+        for kept in (self.prompts, self.states):
+            for old in [p for p in kept if p < oldest]:
+                del kept[old]
+        return [self.at(position + offset) for offset in range(count)]
+
+    def at(self, position: int) -> Prompt:
+        """The prompt at `position`, one of those that were read lately."""
+        self.reaches(position)
+        return self.prompts[position]
+
+    def data_state(self, position: int) -> dict[str, Any]:
+        """The state for a checkpoint, from which reading goes on at `position`. JSON can hold it.
+
+        Raises ValueError where the iterable's own state can't be written as JSON.
+        """
+        if position >= self.next_position:
+            state, position = self._own_state(), self.next_position
+        else:
+            state = self.states.get(position)
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"--dataset: state_dict() of {type(self.rows).__name__} can't be written as JSON: {error}"
+            ) from error
+        return {"position": position, "state": state}
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns of the first row."""
+        return self.first_columns
+
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """Goes on from what `data_state` returned."""
+        if saved is None:
+            return
+        position, state = saved["position"], saved["state"]
+        if state is not None and hasattr(self.rows, "load_state_dict"):
+            self.rows.load_state_dict(state)  # pyright: ignore[reportAttributeAccessIssue]
+            self.iterator, self.next_position, self.ended = iter(self.rows), position, False
+            self.prompts, self.states = {}, {}
+        else:
+            self.reaches(position - 1)
+
+    def _own_state(self) -> Any:
+        state_dict = getattr(self.rows, "state_dict", None)
+        return copy.deepcopy(state_dict()) if state_dict is not None else None
+
+    def _read_one(self) -> None:
+        """Reads until one more prompt is there, or the iterable has ended."""
+        state = self._own_state()
+        for restarted in itertools.count():
+            if self.iterator is None:
+                self.iterator = iter(self.rows)
+            for row in self.iterator:
+                prompt = self._prompt(row)
+                if prompt is not None:
+                    position = self.next_position
+                    self.prompts[position], self.states[position] = replace(prompt, position=position), state
+                    self.next_position += 1
+                    return
+                state = self._own_state()
+            once = self.iterator is self.rows
+            self.iterator = None
+            if once or restarted:  # it can't start over, or a whole pass gave no prompt
+                self.ended = True
+                return
+
+    def _prompt(self, row: Any) -> Prompt | None:
+        place, values = read_raw(row, f"train_dataset[{self.read}]")
+        self.read += 1
+        try:
+            return self.tokenize(parse_row(values, place))
+        except ValueError as error:
+            raise error if str(error).startswith(place) else ValueError(f"{place}: {error}") from error

@@ -1,0 +1,88 @@
+"""Groups as tensors, to send them between ranks and to write them to a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..parallel import World
+from ..types import Prompt, Rollout, RolloutGroup
+
+Tensors = dict[str, Tensor]
+
+
+def gather_groups(
+    groups: Sequence[RolloutGroup], prompt_at: Callable[[int], Prompt], world: World
+) -> list[RolloutGroup]:
+    """The groups of all ranks, in the order of ranks, on every rank. `prompt_at` finds a prompt by its position."""
+    if world.size == 1:
+        return list(groups)
+    parts = world.gather_tensors(groups_to_tensors(groups))
+    return [group for part in parts for group in groups_from_tensors(part, prompt_at)]
+
+
+def ragged(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Joins tensors of different lengths; the result is at least as wide as `dtype`."""
+    return torch.cat([torch.zeros(0, dtype=dtype), *parts])
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode("utf-8", "surrogatepass")), dtype=torch.uint8)
+
+
+def _text(values: Tensor) -> str:
+    return values.numpy().tobytes().decode("utf-8", "surrogatepass")
+
+
+def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
+    """Groups without their prompts, of which only the position in the endless order is kept."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    texts = [_bytes(rollout.text) for rollout in rollouts]
+    found = {
+        "position": torch.tensor([group.prompt.position for group in groups], dtype=torch.int64),
+        "size": torch.tensor([len(group.rollouts) for group in groups], dtype=torch.int64),
+        "length": torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.int64),
+        "completion_ids": ragged([r.completion_ids for r in rollouts], torch.int64),
+        "logps": ragged([r.logps for r in rollouts], torch.float32),
+        "entropies": ragged([r.entropies for r in rollouts], torch.float32),
+        "trainable": ragged([r.trainable for r in rollouts], torch.bool),
+        "stopped": torch.tensor([r.finish_reason == "stop" for r in rollouts], dtype=torch.bool),
+        "policy_version": torch.tensor([r.policy_version for r in rollouts], dtype=torch.int64),
+        "text": ragged(texts, torch.uint8),
+        "text_length": torch.tensor([len(text) for text in texts], dtype=torch.int64),
+    }
+    for name in ("rewards", "reward", "advantages"):
+        parts = [getattr(group, name) for group in groups]
+        if parts and parts[0] is not None:
+            found[name] = torch.cat(parts)
+    return found
+
+
+def groups_from_tensors(
+    tensors: Mapping[str, Tensor], prompt_at: Callable[[int], Prompt]
+) -> list[RolloutGroup]:
+    """What `groups_to_tensors` took apart; `prompt_at` finds a prompt by its position."""
+    lengths, sizes = tensors["length"].tolist(), tensors["size"].tolist()
+    per_token = {n: tensors[n].split(lengths) for n in ("completion_ids", "logps", "entropies", "trainable")}
+    texts = tensors["text"].split(tensors["text_length"].tolist())
+    rollouts = [
+        Rollout(
+            **{name: parts[i] for name, parts in per_token.items()},
+            text=_text(texts[i]),
+            finish_reason="stop" if tensors["stopped"][i] else "length",
+            policy_version=int(tensors["policy_version"][i]),
+        )
+        for i in range(len(lengths))
+    ]
+    per_group = {n: tensors[n].split(sizes) for n in ("rewards", "reward", "advantages") if n in tensors}
+    ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
+    return [
+        RolloutGroup(
+            prompt_at(position),
+            tuple(rollouts[end - size : end]),
+            **{name: parts[i] for name, parts in per_group.items()},
+        )
+        for i, (position, size, end) in enumerate(zip(tensors["position"].tolist(), sizes, ends, strict=True))
+    ]

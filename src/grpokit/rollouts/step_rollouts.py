@@ -1,0 +1,142 @@
+"""Samples the completions of a step on all ranks, and the next step's ahead of time with --async_depth 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..parallel import World
+from ..types import Metric, Metrics, Prompt, RolloutGroup
+from .ahead import SampleAhead
+from .gather import gather_groups
+from .resample import first_position
+from .sampler import Sampler, SamplingStopped
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Measures the wall time of a phase: `with phase("rollout"): ...`."""
+
+
+class PromptOrder(Protocol):
+    """The endless order in which prompts are drawn."""
+
+    def take(self, position: int, count: int) -> list[Prompt]:
+        """The `count` prompts from `position` on."""
+        ...
+
+    def at(self, position: int) -> Prompt:
+        """The prompt at `position`."""
+        ...
+
+    def reaches(self, position: int) -> bool:
+        """Whether there is a prompt at `position`."""
+        ...
+
+    def data_state(self, position: int) -> dict[str, Any] | None:
+        """What a checkpoint must hold so that reading goes on at `position`."""
+        ...
+
+
+def sample_share(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    num_generations: int,
+    world: World,
+    pause: Callable[[], None],
+    *,
+    greedy: bool = False,
+) -> list[RolloutGroup]:
+    """Samples this rank's share of the prompts.
+
+    Args:
+        sampler: the engine.
+        prompts: the prompts of all ranks.
+        num_generations: completions of each prompt.
+        world: the ranks.
+        pause: called after sampling on all ranks; raises where a stop was asked for.
+        greedy: takes the most probable token each time.
+
+    Returns:
+        A group for each prompt of this rank's share, in order.
+    """
+    try:
+        groups = sampler.sample(world.share(prompts), num_generations, greedy=greedy)
+    except SamplingStopped:
+        groups = []
+    pause()
+    return groups
+
+
+@dataclass
+class StepRollouts:
+    """The engine that samples a run's steps, on all ranks."""
+
+    sampler: Sampler
+    ahead: SampleAhead | None  # the same engine, where it samples one step ahead
+    prompts: PromptOrder
+    world: World
+    pause: Callable[[], None]
+    num_generations: int
+    prompts_per_step: int
+    max_resample_times: int
+    max_steps: int
+
+    def sample(self, prompts: Sequence[Prompt], step: int, phase: Phase) -> list[RolloutGroup]:
+        """Samples this rank's share of the prompts of step `step`, counted from 0."""
+        with phase("rollout"):
+            groups = sample_share(
+                self.ahead or self.sampler, prompts, self.num_generations, self.world, self.pause
+            )
+        if self.max_resample_times == 0:  # else the step may need the engine once more
+            self.begin_next(step)
+        return groups
+
+    def begin_next(self, step: int) -> None:
+        """With --async_depth 1: begins the rollouts of the step after `step`, unless they are begun. All ranks call it."""
+        following = step + 1
+        if self.ahead is not None and following < self.max_steps and self.has_prompts(following):
+            prompts = self.prompts.take(self._first(following), self.prompts_per_step)
+            self.ahead.begin(self.world.share(prompts), self.num_generations)
+
+    def sync(self, phase: Phase) -> None:
+        """Waits for rollouts that were begun with the old weights, then gives the engine the new ones."""
+        if self.ahead is not None:
+            with phase("rollout"):
+                self.ahead.wait()
+        with phase("sync"):
+            (self.ahead or self.sampler).sync()
+
+    def waiting(self) -> list[RolloutGroup]:
+        """The next step's rollouts of all ranks that wait to be trained on. All ranks call it."""
+        if self.ahead is None or self.ahead.ready is None:
+            return []
+        return gather_groups(self.ahead.ready, self.prompts.at, self.world)
+
+    def staleness(self, groups: Sequence[RolloutGroup], version: int) -> Metrics:
+        """`sampler/staleness` with --async_depth 1: the age of completions, in optimizer steps.
+
+        `version` is the number of optimizer steps behind the weights at the step's start.
+        """
+        if self.ahead is None:
+            return {}
+        ages = [version - rollout.policy_version for group in groups for rollout in group.rollouts]
+        return {"sampler/staleness": Metric.mean(torch.tensor(ages, dtype=torch.float64))}
+
+    def has_prompts(self, step: int) -> bool:
+        """Whether the data reaches to the end of step `step`, counted from 0."""
+        return self.prompts.reaches(self._first(step + 1) - 1)
+
+    def data_state(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint must hold so that step `step` finds its prompts again."""
+        return self.prompts.data_state(self._first(step))
+
+    def _first(self, step: int) -> int:
+        return first_position(step, self.prompts_per_step, self.max_resample_times)
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        if self.ahead is not None:
+            self.ahead.close()

@@ -1,0 +1,215 @@
+"""Turns the arguments of the Python API into a configuration, and the objects that no configuration can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..common.imports import load_object
+from ..config.checks import check_model_config
+from ..config.options import EvalConfig, ModelConfig, TrainConfig
+from ..config.yaml import with_options
+from ..data.memory import check_rows, describe_rows
+from ..policy.lora import options_of_peft
+from ..rewards.registry import FROM_PYTHON
+from .callbacks import check_callbacks
+from .setup.parts import Parts, check_sampler, find_estimator, find_filter
+
+Config = TypeVar("Config", bound=ModelConfig)
+
+# What the command line calls otherwise than the Python API.
+ARGUMENTS = {"dataset": "train_dataset", "optim": "optimizer"}
+
+
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Names arguments in place of flags in the errors that users can mend: `--beta -1: ...` becomes `beta -1: ...`."""
+    try:
+        yield
+    except ValueError as error:
+        text = name_arguments(str(error))
+        if text == str(error) or len(error.args) != 1:
+            raise
+        error.args = (text,)
+        raise
+
+
+def name_arguments(text: str) -> str:
+    """A message with the names of arguments in the place of flags.
+
+    Example:
+        >>> name_arguments("--dataset (missing): is required; see --help")
+        'train_dataset (missing): is required; see help(TrainConfig)'
+    """
+    text = text.replace("see --help", "see help(TrainConfig)")
+    return re.sub(r"(?<![\w-])--([a-z][a-z0-9_]*)", lambda match: ARGUMENTS.get(match[1], match[1]), text)
+
+
+def gather_arguments(
+    args: TrainConfig,
+    *,
+    model: Any,
+    reward_funcs: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    processing_class: Any,
+    peft_config: Any,
+    callbacks: Sequence[Any],
+    sampler: Any,
+    advantage_estimator: Any,
+    group_filter: Any,
+    optimizer: Any,
+    options: Mapping[str, Any],
+) -> tuple[TrainConfig, Parts]:
+    """Gathers the arguments of `GRPOTrainer`. It takes them all, and loads nothing.
+
+    Returns:
+        The configuration, in which an object has a name such as `python:accuracy`; and the objects.
+
+    Raises:
+        ValueError: an argument of the wrong kind, or an unknown option.
+    """
+    if not isinstance(args, TrainConfig):
+        raise ValueError(f"args: a {type(args).__name__}; expected a grpokit.TrainConfig")
+    config = with_options(args, options)
+    config, loaded = _take_model(config, model, processing_class)
+    config, functions = _take_rewards(config, reward_funcs)
+    config, rows = _take_rows(config, "dataset", "train_dataset", train_dataset)
+    config, held_out = _take_rows(config, "eval_dataset", "eval_dataset", eval_dataset)
+    if peft_config is not None:
+        config = dataclasses.replace(config, **options_of_peft(peft_config))
+    callbacks = tuple(callbacks)
+    check_callbacks(callbacks)
+    config, own_sampler = _take_object(config, "sampler", sampler)
+    if own_sampler is not None:
+        check_sampler(own_sampler)
+    config, estimator = _take_object(config, "advantage_estimator", advantage_estimator)
+    config, own_filter = _take_object(config, "group_filter", group_filter)
+    config, own_optimizer = _take_object(config, "optim", optimizer)
+    parts = Parts(
+        model=loaded,
+        tokenizer=processing_class,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        reward_funcs=functions,
+        sampler=own_sampler,
+        advantage_estimator=estimator,
+        group_filter=own_filter,
+        optimizer=own_optimizer,
+        callbacks=callbacks,
+    )
+    find_estimator(config, parts)  # raises where it can't be called as it must be
+    find_filter(config, parts)
+    if own_optimizer is not None and not callable(own_optimizer) and loaded is None:
+        raise ValueError(
+            "optimizer: an optimizer that is made already needs a loaded model, whose parameters it has; pass a function "
+            "f(named_parameters, learning_rate) that makes it"
+        )
+    return config, parts
+
+
+def gather_evaluation(
+    model: Any, reward_funcs: Any, dataset: Any, processing_class: Any, options: Mapping[str, Any]
+) -> tuple[EvalConfig, Parts]:
+    """Gathers the arguments of `grpokit.evaluate`, and checks them. Returns what `gather_arguments` returns."""
+    config = with_options(EvalConfig(), options)
+    config, loaded = _take_model(config, model, processing_class)
+    config, functions = _take_rewards(config, reward_funcs)
+    config, rows = _take_rows(config, "dataset", "dataset", dataset)
+    check_model_config(config, from_python=True)
+    return config, Parts(model=loaded, tokenizer=processing_class, train_dataset=rows, reward_funcs=functions)
+
+
+def _take_model(config: Config, model: Any, tokenizer: Any) -> tuple[Config, Any]:
+    if model is None or isinstance(model, str | Path):
+        if tokenizer is not None:
+            raise ValueError(
+                "processing_class: is the tokenizer of a loaded model; a directory has its own, so leave it out"
+            )
+        return (config if model is None else dataclasses.replace(config, model=str(model))), None
+    for attribute in ("config", "generate", "named_parameters"):
+        if not hasattr(model, attribute):
+            raise ValueError(
+                f"model: a {type(model).__name__}; expected a directory, org/name of the Hub, or a loaded PreTrainedModel"
+            )
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "model: has an adapter already; pass the model without it and peft_config=, or merge it first "
+            "(model.merge_and_unload())"
+        )
+    if tokenizer is None:
+        raise ValueError("processing_class (missing): a loaded model needs its tokenizer here")
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise ValueError(
+            f"processing_class: a {type(tokenizer).__name__}; expected a tokenizer of transformers"
+        )
+    for option, reason in (
+        ("attn_implementation", "choose it when you load the model"),
+        ("load_in_4bit", "pass the directory, so that it is loaded in 4 bits"),
+    ):
+        if getattr(config, option, None):
+            raise ValueError(f"{option} {getattr(config, option)}: the model is loaded already; {reason}")
+    if getattr(config, "vllm_mode", "") == "colocate":
+        raise ValueError("vllm_mode colocate: needs a model's directory, and this model is loaded already")
+    name = f"{FROM_PYTHON}{model.config._name_or_path or type(model).__name__}"
+    return dataclasses.replace(config, model=name), model
+
+
+def _take_rows(config: Config, option: str, argument: str, rows: Any) -> tuple[Config, Any]:
+    if rows is None:
+        return config, None
+    if isinstance(rows, str | Path):
+        return dataclasses.replace(config, **{option: str(rows)}), None
+    check_rows(rows, argument)
+    return dataclasses.replace(config, **{option: describe_rows(rows)}), rows
+
+
+def _take_rewards(config: Config, rewards: Any) -> tuple[Config, dict[str, Callable[..., Any]]]:
+    if rewards is None:
+        return config, {}
+    listed = list(rewards) if isinstance(rewards, list | tuple) else [rewards]
+    names: list[str] = []
+    functions: dict[str, Callable[..., Any]] = {}
+    for reward in listed:
+        if isinstance(reward, str | Path):
+            names.append(str(reward))
+            continue
+        if not callable(reward):
+            raise ValueError(
+                f"reward_funcs: a {type(reward).__name__}; expected a function f(completions, **columns), the name of a "
+                'built-in reward, "file.py:function", or a reward model\'s directory'
+            )
+        name = _name_of(reward, "reward")
+        if name in functions and name.rpartition(":")[2] == "reward":  # several lambdas
+            name = next(f"{name}_{i}" for i in range(2, 99) if f"{name}_{i}" not in functions)
+        functions[name] = reward
+        names.append(name)
+    return dataclasses.replace(config, reward_funcs=tuple(names)), functions
+
+
+def _take_object(config: TrainConfig, option: str, value: Any) -> tuple[TrainConfig, Any]:
+    """An option that takes a name or an object: its configuration, and the object."""
+    if value is None:
+        return config, None
+    if isinstance(value, str):
+        return dataclasses.replace(config, **{option: value}), None
+    return dataclasses.replace(config, **{option: _name_of(value, option)}), value
+
+
+def _name_of(thing: Any, otherwise: str) -> str:
+    """A name for config.yaml: `package.module:name` where an import finds the same object, else `python:name`."""
+    name = getattr(thing, "__name__", type(thing).__name__)
+    if name == "<lambda>":
+        return FROM_PYTHON + otherwise
+    module = getattr(thing, "__module__", None) or "__main__"
+    if module != "__main__" and not module.startswith("grpokit_user_"):
+        try:
+            if load_object(f"{module}:{name}", "--name") is thing:
+                return f"{module}:{name}"
+        except ValueError:  # a function within a function, or a module that can't be imported by its name
+            pass
+    return FROM_PYTHON + name

@@ -1,0 +1,63 @@
+"""Evaluates a model without training it: `grpokit eval`, and `grpokit.evaluate` from Python."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..common.console import console, counting, figures_table, say, waiting
+from ..config.options import EvalConfig
+from ..policy.load import load_tokenizer
+from ..rewards import describe_rewards, score
+from ..types import Prompt, RolloutGroup
+from .evaluation import evaluate
+from .setup.data import load_prompts, make_rewards
+from .setup.models import context_of, load_configured, set_threads
+from .setup.parts import Parts
+from .setup.samplers import make_sampler
+
+
+def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, float]:
+    """Loads a model, evaluates it, prints a table, and writes the figures where --output_file says.
+
+    Args:
+        config: the configuration, checked.
+        parts: objects in the place of names, from Python.
+
+    Returns:
+        The figures by name; NaN where there was nothing to measure.
+
+    Raises:
+        ValueError: naming the option that cannot work.
+    """
+    parts = parts or Parts()
+    n = config.num_generations
+    wanted = config.pass_at_k or tuple(sorted({1, n}))
+    if n < 1 or not all(1 <= k <= n for k in wanted):
+        raise ValueError(
+            f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
+        )
+    with waiting("loading torch and the model"):
+        tokenizer = parts.tokenizer or load_tokenizer(config.model, config.trust_remote_code)
+        policy = load_configured(config.model if parts.model is None else parts.model, config)
+        set_threads(config, policy)
+        prompts = load_prompts(
+            config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset
+        )
+        rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
+        say(describe_rewards(rewards))
+        sampler = make_sampler(config, policy, tokenizer, config.seed)
+
+    def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
+        return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)
+
+    chosen = prompts.in_order()
+    with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
+        figures = evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
+    console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))
+    if config.output_file:
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        Path(config.output_file).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    return figures

@@ -1,0 +1,72 @@
+"""Drives a run from its start to its final model: what `grpokit train` and `GRPOTrainer` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..common.console import StepDisplay, say, waiting
+from ..config.options import TrainConfig
+from ..parallel import World
+from ..policy.learn import StepProgress
+from .loop import iter_steps
+from .run import Run, Step
+from .setup.announce import announce_loss, announce_settings
+from .setup.parts import Parts
+from .setup.start import start
+from .signals import StopRequest
+
+
+def open_run(
+    config: TrainConfig, world: World, stop: StopRequest, parts: Parts | None = None
+) -> tuple[Run, StepProgress | None]:
+    """Announces a run, puts it together, and says what its options will do. Returns what `start` returns."""
+    announce_settings(config, world.size)
+    run, progress = start(config, world, stop, parts)
+    announce_loss(config, run.loss, run.layout)
+    return run, progress
+
+
+def iter_session(run: Run, progress: StepProgress | None = None, shows: bool = True) -> Iterator[Step]:
+    """Evaluates before the first step, then yields each step, until the last one or a callback's "stop".
+
+    Args:
+        run: a run between two steps.
+        progress: the step that was under way when its checkpoint was written, if any.
+        shows: whether to draw a progress bar.
+
+    Yields:
+        Each step once it is recorded and the callbacks have seen it.
+    """
+    config = run.config
+    if not run.recorder.evaluations:
+        run.evaluate(run.state.step)
+    display = StepDisplay(run.state.step, config.max_steps, config.logging_steps, run.rewards[0].name, shows)
+    with display:
+        for step in iter_steps(run, progress):
+            display.show(step.step, step.metrics)
+            try:
+                run.callbacks.call("on_step_end", step.step, step.metrics, step.groups)
+            except BaseException as error:
+                run.rescue(error)
+                raise
+            yield step
+            if run.callbacks.stops:
+                say(f"a callback ended the run after step {step.step} of {config.max_steps}")
+                return
+
+
+def finish_run(run: Run) -> None:
+    """Writes the final model and the report; an error there leaves a checkpoint."""
+    try:
+        run.finish()
+    except BaseException as error:
+        run.rescue(error)
+        raise
+
+
+def train_to_end(run: Run, progress: StepProgress | None = None) -> None:
+    """Trains a run to its end and writes the final model."""
+    for _ in iter_session(run, progress):
+        pass
+    with waiting("writing the final model and the report"):
+        finish_run(run)
