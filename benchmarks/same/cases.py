@@ -107,10 +107,15 @@ VARIANTS = {
     "delta": "--delta 1.5",
     "opsm": "--opsm_threshold 0.01",
     "sapo-bare": "--loss_type sapo --sapo_gain none",
+    # masks so tight that they act within two steps
+    "cispo-capped": "--loss_type cispo --epsilon_high 1.05",
+    "dppo_tv-masked": "--loss_type dppo_tv --loss_kwargs dppo_delta=0.01",
+    "dppo_kl-masked": "--loss_type dppo_kl --loss_kwargs dppo_delta=0.001",
+    "m2po-masked": "--loss_type m2po --loss_kwargs m2_threshold=0.001",
     # the sampler
     "generate": "--decode generate",
     "no-shared-prefill": "--no-share_prefill",
-    "stop-string": "--stop 3 --temperature 1.2 --min_completion_length 2",
+    "sampling": "--temperature 1.2 --min_completion_length 2 --rollout_batch_size 7",
     "resample": "--reward_funcs exact_match --max_resample_times 2 --mask_truncated_completions",
     # how rows stand in a forward
     "share-always": "--share_prompts always",

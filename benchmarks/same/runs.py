@@ -6,6 +6,7 @@ types and caches are those of a new process, and its grpokit is the one it was t
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -36,6 +37,7 @@ def import_what_is_slow() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()  # what is here now need not be looked through in every child
+    atexit.register(gc.unfreeze)
     assert not any(name.partition(".")[0] == "grpokit" for name in sys.modules)
 
 
