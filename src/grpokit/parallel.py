@@ -139,7 +139,7 @@ class World:
         failed: Exception | None = None
         try:
             yield
-        except Exception as error:  # raised again below, once all ranks know
+        except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know
             failed = error
         if self.any(failed is not None):
             raise FailedOnSomeRank(whereabouts(self)) from failed

@@ -18,6 +18,7 @@ Sharing = Literal["never", "auto", "always"]
 # The cost of a forward and its backward, in tokens, for choosing between layouts. benchmarks/prefix.py measured them; the
 # table is in docs/en/scaling.md. A pass costs about 50 tokens of a model of 5 million parameters, and 150 to 300 tokens of
 # one of 76 thousand.
+
 # Tokens of a sample at which attention, which skips the upper half of its square, costs as much as the rest.
 ATTENTION = 8192
 MASKED = 3  # cost of a pair of tokens under a mask, relative to a pair of the whole square

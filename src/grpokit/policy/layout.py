@@ -1,4 +1,4 @@
-"""How rows stand in a forward, as far as a run's flags and its models decide it."""
+"""Chooses how samples are laid out in a forward, from the run's flags and what its models can do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from .reference import AdapterOff, Reference
 
 
 def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
-    """Whether micro-batches are packed. Raises ValueError where they are asked to be and the model can't be."""
+    """Decides whether micro-batches are packed.
+
+    Raises:
+        ValueError: `--packing packed` was asked for and the model cannot do it.
+    """
     if config.packing == "packed" and not policy.packs:
         raise ValueError(
             f"--packing packed: {type(policy.model).__name__} does not keep packed rows apart with --attn_implementation "
@@ -23,9 +27,19 @@ def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
 def resolve_sharing(
     config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
 ) -> tuple[Sharing, str | None]:
-    """Whether completions of up to `longest` tokens, prompt included, share their prompts; and if not, why.
+    """Decides whether completions share their prompts.
 
-    Raises ValueError where they are asked to and a model can't.
+    Args:
+        config: the run's options.
+        policy: the policy.
+        reference: the reference, which shares them too; or None.
+        longest: the most tokens of a sequence, prompt included.
+
+    Returns:
+        How prompts are shared, and the reason if they are not.
+
+    Raises:
+        ValueError: `--share_prompts always` was asked for and a model cannot do it.
     """
     if config.share_prompts == "never":
         return "never", None
