@@ -2,6 +2,10 @@
 
 Every loss is a composition, and this is the only file that knows losses by name. To add one: write a function with
 `@surrogate(...)` (unless it shares another's) and a row here. A package of your own calls `register` instead.
+
+Example:
+    >>> print(make_loss("dapo", beta=0.04))
+    dapo = token ratio × clip × token_mean (epsilon 0.2, epsilon_high 0.28, beta 0.04)
 """
 
 from __future__ import annotations
@@ -229,23 +233,14 @@ def make_loss(
     max_completion_length: int | None = None,
     **options: Any,
 ) -> Loss:
-    """Composes a loss from its row of the table, validated and frozen.
+    """Composes a loss from its row of the table, frozen and validated. Raises ValueError where it has no meaning.
 
     Args:
-        loss_type: a key of LOSSES.
-        ratio_level, reduction: replace that part of the row.
-        surrogate: replaces it by a name of SURROGATES, `"file.py:name"`, `"package.module:name"`, or a function.
-        beta, kl_*: the KL term.
-        entropy_coef, top_entropy_quantile: the entropy term and mask.
-        correction_*, opsm_threshold, rejected_tokens: the sampler's correction.
-        **options: the surrogate's own, named as on the command line (`epsilon`, `delta`, ...). None: the row's default.
+        loss_type: a key of LOSSES. `ratio_level`, `surrogate` and `reduction` replace a part of its row.
+        surrogate: a name of SURROGATES, `"file.py:name"`, `"package.module:name"`, or a function.
+        **options: the surrogate's own, named as on the command line. None means the default, here and above.
 
-    Raises:
-        ValueError: a part is unknown, or an option is unused, cannot work, or has no meaning here.
-
-    Example:
-        >>> print(make_loss("dapo", beta=0.04))
-        dapo = token ratio × clip × token_mean (epsilon 0.2, epsilon_high 0.28, beta 0.04)
+    Example: `make_loss("dapo", epsilon_high=0.28, beta=0.04)`
     """
     row = _lookup("loss_type", loss_type, LOSSES)
     part = find_surrogate(row.surrogate if surrogate is None else surrogate)
