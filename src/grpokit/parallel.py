@@ -1,9 +1,9 @@
-"""One process, or many under `torchrun`: the only module that knows ranks and calls torch.distributed.
+"""Ranks, under `torchrun` or alone: the only module that calls torch.distributed.
 
-The principle: **data is on every rank, work and weights are not.** Each rank samples and scores its share of the
-prompts, and computes its share of an update's rows; what it finds is gathered, in the order of ranks, by all. So every
-rank holds the whole step (some tens of bytes a token), plans it by the same pure functions, and comes to the same
-decisions; only parameters, gradients and optimizer state are sharded, by FSDP2.
+The principle: **every rank has all data; work and weights are divided.** Each rank samples and scores its share of the
+prompts, and computes its share of an update's samples. All ranks gather the results, in rank order. So every rank holds
+the whole step (some tens of bytes per token), plans it with the same pure functions and makes the same decisions. Only
+parameters, gradients and optimizer state are sharded, by FSDP2.
 """
 
 from __future__ import annotations
@@ -27,34 +27,39 @@ from .types import Metric, Metrics
 
 T = TypeVar("T")
 
-PEER_WAIT = 5.0  # seconds that a rank waits for word of the others when a collective has failed
+PEER_WAIT = 5.0  # seconds that a rank waits for news of the others after a failed collective
 
 
 class FailedOnSomeRank(RuntimeError):
-    """A rank has failed in a place where all wait for each other: that one has a cause, the others have none."""
+    """A rank has failed where all ranks wait for each other. Only on that rank does this error have a cause."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run as one of them sees them. `World()` is one process alone: every method is then trivial."""
+    """The ranks of a run, as seen by one of them. `World()` is a single process, for which every method is trivial.
+
+    Example:
+        >>> World(rank=1, size=2).share(["a", "b", "c"])
+        ['b', 'c']
+    """
 
     rank: int = 0
     size: int = 1
-    store: Any = None  # torch's key-value store, for word of a failure when collectives don't work any more
-    timeout: float = 600.0  # seconds
+    store: Any = None  # torch's key-value store, for news of a failure when collectives no longer work
+    timeout: float = 600.0  # seconds, for each collective
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that speaks and writes."""
+        """Checks whether this rank prints messages and writes files."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This rank's part of `items`: neighbouring ones, as many for each rank as for any other, give or take one."""
+        """Returns this rank's part of `items`: neighbours, and equally many on every rank, give or take one."""
         bounds = [len(items) * r // self.size for r in (self.rank, self.rank + 1)]
         return list(items[slice(*bounds)])
 
     def gather_bytes(self, payload: bytes) -> list[bytes]:
-        """Every rank's payload, by rank. All ranks must call it."""
+        """Gathers every rank's payload, in rank order. A collective."""
         if self.size == 1:
             return [payload]
         import torch.distributed as dist
@@ -69,14 +74,14 @@ class World:
         return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, sizes, strict=True)]
 
     def gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Every rank's tensors by name, on the CPU, by rank."""
+        """Gathers every rank's tensors by name, on the CPU, in rank order. A collective."""
         if self.size == 1:
             return [dict(tensors)]
         payload = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         return [load(part) for part in self.gather_bytes(payload)]
 
     def gather_by_index(self, found: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Values by row, row index → [T_i], of all ranks together."""
+        """Gathers every rank's values by sample: sample index → [T_i]. A collective."""
         if self.size == 1:
             return dict(found)
         lengths = torch.tensor([len(values) for values in found.values()], dtype=torch.int64)
@@ -91,13 +96,13 @@ class World:
         return joined
 
     def gather_json(self, value: Any) -> list[Any]:
-        """Every rank's value (whatever JSON can hold; tuples come back as lists), by rank."""
+        """Gathers every rank's JSON value, in rank order. Tuples become lists. A collective."""
         if self.size == 1:
             return [value]
         return [json.loads(part) for part in self.gather_bytes(json.dumps(value).encode())]
 
     def join_metrics(self, metrics: Metrics) -> Metrics:
-        """The metrics of all ranks together, the same on each."""
+        """Joins the metrics of all ranks. The result is the same on each. A collective."""
         if self.size == 1:
             return metrics
         joined: Metrics = {}
@@ -108,11 +113,11 @@ class World:
         return joined
 
     def from_main(self, value: Any) -> Any:
-        """The main rank's `value` (whatever JSON can hold) on every rank."""
+        """Returns the main rank's JSON value on every rank. A collective."""
         return self.gather_json(value)[0]
 
     def largest(self, value: int) -> int:
-        """The largest of the ranks' values."""
+        """Returns the largest of the ranks' values. A collective."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -122,12 +127,12 @@ class World:
         return int(said)
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Checks whether `flag` is true on any rank. A collective."""
         return self.largest(int(flag)) > 0
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is done inside fails on every rank or on none: where one raises, all raise Together."""
+        """A block that fails on every rank or on none: where one rank raises, all raise FailedOnSomeRank. A collective."""
         if self.size == 1:
             yield
             return
@@ -142,18 +147,18 @@ class World:
     # ------------------------------------------------------------------- when something fails
 
     def is_first_to_fail(self) -> bool:
-        """Whether no other rank has failed by itself before: then this one tells the user."""
+        """Checks whether this rank failed first. If so, it tells the user."""
         return self.store is None or _reached(lambda: self.store.add("failed", 1) == 1, True)
 
     def lost_peer(self) -> str | None:
-        """After a failed collective: what to tell the user, or None where another rank tells."""
+        """Returns the message for the user after a failed collective, or None where another rank prints it."""
         alive = f"alive/{self.rank}"
         deadline = time.monotonic() + PEER_WAIT
         try:
             self.store.set(alive, "1")
             while time.monotonic() < deadline:
                 if self.store.add("failed", 0) > 0:
-                    return None  # a rank that failed by itself tells why
+                    return None  # a rank that failed first gives the reason
                 time.sleep(0.1)
             gone = [r for r in range(self.size) if not self.store.check([f"alive/{r}"])]
             if self.store.add("told", 1) > 1:
@@ -177,18 +182,21 @@ def _reached(ask: Any, otherwise: bool) -> bool:
 
 
 def from_torchrun() -> bool:
-    """Whether `torchrun` started this process as one of several."""
+    """Checks whether `torchrun` started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def restarts() -> int:
-    """How often `torchrun --max-restarts` has started this run anew."""
+    """Returns how often `torchrun --max-restarts` has restarted this run."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
 def joined_world(timeout: float) -> Iterator[World]:
-    """The world that torchrun's environment describes, left in order at the end; one process alone without it."""
+    """Joins the process group that torchrun's environment describes, and leaves it at the end.
+
+    Yields a single-process world without that environment.
+    """
     if not from_torchrun():
         yield ALONE
         return
@@ -218,8 +226,9 @@ def joined_world(timeout: float) -> Iterator[World]:
 
 
 def end_process(code: int) -> NoReturn:
-    """End a rank's process at once. Threads of torch's outlive its process group, and now and then they abort the
-    interpreter's own way out, after all is done.
+    """Ends a rank's process at once.
+
+    Some threads of torch outlive its process group, and sometimes they abort the interpreter's normal exit.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -227,7 +236,7 @@ def end_process(code: int) -> NoReturn:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error is a collective's, which only says that another rank went away or is late."""
+    """Checks whether an error is a collective's, which only says that another rank is gone or late."""
     import torch.distributed as dist
 
     if isinstance(error, dist.DistError):
@@ -237,7 +246,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def whereabouts(world: World) -> str:
-    """`rank 2 of 4 on host`, for messages."""
+    """Returns `rank 2 of 4 on host`, for messages."""
     return f"rank {world.rank} of {world.size} on {socket.gethostname()}"
 
 
@@ -252,11 +261,17 @@ def shard(
     compute: torch.dtype,
     master: torch.dtype,
 ) -> None:
-    """Shard a policy's parameters over the ranks by FSDP2: a group for each layer, and the root's for the rest.
+    """Shards a policy's parameters over the ranks by FSDP2: a group per layer, and the root's for the rest.
 
-    Gradients are summed, never averaged: they are of shares of one loss. They're reduced in `master`, the type of the
-    parameters, and the layers compute in `compute`.
-    `shard_size` ranks hold one copy of the weights; with fewer than all, the copies are replicas (hybrid sharding).
+    Gradients are summed, never averaged, because they belong to shares of one loss.
+
+    Args:
+        policy: the module to shard, in place.
+        layers: the parts that are gathered one at a time.
+        world: the ranks.
+        shard_size: the ranks that hold one copy of the weights; 0: all. With fewer, the copies are replicas.
+        compute: the dtype in which layers are gathered and computed.
+        master: the dtype of the parameters, in which gradients are reduced.
     """
     if world.size == 1:
         return
@@ -269,8 +284,8 @@ def shard(
         mesh = init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
     else:
         mesh = init_device_mesh(kind, (world.size // inside, inside), mesh_dim_names=("replicate", "shard"))
-    # Layers are gathered in the type in which autocast would compute anyway: half the traffic, the same rounding of
-    # every matmul. Inputs stay as they are, and the root's embedding and head stay whole: log-probs need them.
+    # Layers are gathered in the dtype in which autocast would compute anyway: half the traffic, and the same rounding
+    # of every matmul. Inputs are not cast. The root's embedding and head keep the master dtype: log-probs need it.
     low = None if compute == master else compute
     halved = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=master, cast_forward_inputs=False)
     for layer in layers:
@@ -281,11 +296,11 @@ def shard(
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no sum with a factor in it
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
 
 
 def reshard(policy: nn.Module) -> None:
-    """Let go of gathered weights. While they are there, `parameters()` are they, and not the ones that are trained."""
+    """Frees the gathered weights. Until then `parameters()` returns the gathered copies, not the shards being trained."""
     for module in _sharded(policy):
         module.reshard()
 
@@ -296,9 +311,9 @@ def _sharded(policy: nn.Module) -> list[Any]:
 
 @contextmanager
 def unsharded(policy: nn.Module) -> Iterator[None]:
-    """Gather all weights once; inside, forwards of the model or of its parts run without collectives.
+    """Gathers all weights once. Inside the block, forwards of the model or of its parts need no collective.
 
-    Every rank must enter and leave it. Nothing to do where nothing is sharded.
+    Every rank must enter and leave it. Does nothing where nothing is sharded.
     """
     parts = _sharded(policy)
     for part in parts:
@@ -313,12 +328,12 @@ def unsharded(policy: nn.Module) -> Iterator[None]:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A tensor whole, whatever part of it this rank holds. All ranks must call it where it's sharded."""
+    """Gathers the whole of a sharded tensor, a collective. Returns any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value`, whole on every rank, as a tensor that is sharded as `parameter` is."""
+    """Shards `value`, which every rank holds whole, in the same way as `parameter`."""
     value = value.to(parameter.device)
     if not hasattr(parameter, "full_tensor"):
         return value
@@ -329,5 +344,5 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """Returns the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

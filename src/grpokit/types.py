@@ -1,7 +1,8 @@
-"""The nouns of the journey: what travels from one room to the next, with shapes and an example each.
+"""The nouns of the library: what travels from one stage of training to the next, with shapes and an example each.
 
-Letters: P prompts, G generations of each, T tokens of a completion, N trainable tokens of a batch, F reward
-functions. Everything here is frozen: a room returns a new noun (`dataclasses.replace`) and edits none.
+Letters: P prompts, G completions of each prompt, B samples, T tokens of a completion, N trainable tokens of a batch,
+L tokens of a forward's row, F reward functions, H hidden size. Every class is frozen: a stage returns a new object
+(`dataclasses.replace`) and changes none.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import torch
 from torch import Tensor
 
 Messages = list[dict[str, Any]]
-SAMPLED = ("prompts", "completions", "completion_ids")  # what rewards get beside the dataset's columns
+SAMPLED = (
+    "prompts",
+    "completions",
+    "completion_ids",
+)  # what rewards get in addition to the dataset's columns
 MetricKind = Literal["mean", "sum", "max", "min", "derived"]
-# The layout of samples in a forward: each padded to the longest; one after the other without padding; or completions
-# only, which continue prompts that are computed once for all of them.
+# How the samples of a forward are laid out. `padded`: each sample is padded to the longest. `packed`: the samples follow
+# each other in one row, without padding. `shared`: each prompt is computed once, and its completions continue it.
 Layout = Literal["padded", "packed", "shared"]
 
 
@@ -26,44 +31,58 @@ Layout = Literal["padded", "packed", "shared"]
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One prompt, as drawn from the endless order.
+    """A prompt, at its position in the endless order of the data.
 
-    Example: `Prompt(position=5, ids=(1, 7, 9), content="sort 7 9 1 =", columns={"answer": "1 7 9"},
-    source="train.jsonl:6")`
+    Example:
+        >>> p = Prompt(position=5, ids=(1, 7, 9), content="sort 7 9 1 =", columns={"answer": "1 7 9"}, source="a.jsonl:6")
+        >>> p.columns["answer"]
+        '1 7 9'
     """
 
-    position: int  # number in the endless order (step·P + p); keys the randomness of its rollouts
-    ids: tuple[int, ...]  # the tokens that the model sees, chat template included
-    content: str | Messages  # what reward functions get as `prompts`: text, or messages of a chat
-    columns: Mapping[str, Any]  # every other column of the row, by name
-    source: str  # "file:line", for messages to the user
+    position: int  # its number in the endless order (step·P + p), which keys the randomness of its rollouts
+    ids: tuple[int, ...]  # the tokens that the model reads, chat template included
+    content: str | Messages  # what reward functions get as `prompts`: a text, or the messages of a chat
+    columns: Mapping[str, Any]  # every other column of the dataset's row, by name
+    source: str  # "file:line", for error messages
 
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One completion sampled from the policy. Example: `G` of these make a `RolloutGroup`."""
+    """One completion, sampled from the policy.
 
-    completion_ids: Tensor  # [T] int64, the end-of-sequence token included
-    logps: Tensor  # [T] log-probabilities under the whole tempered distribution, float32 or wider
-    entropies: Tensor  # [T] entropy of that distribution, in nats
-    text: str  # the decoded completion, special tokens left out
+    Example:
+        >>> kept = torch.tensor([True, True])
+        >>> rollout = Rollout(torch.tensor([7, 2]), torch.tensor([-0.1, -0.3]), torch.rand(2), "7", "stop", 0, kept)
+        >>> len(rollout.completion_ids), rollout.finish_reason
+        (2, 'stop')
+    """
+
+    completion_ids: Tensor  # [T] int64, with the end-of-sequence token
+    logps: Tensor  # [T] log-probs under the full tempered distribution, float32 or wider
+    entropies: Tensor  # [T] entropies of that distribution, in nats
+    text: str  # the decoded completion, without special tokens
     finish_reason: Literal["stop", "length"]
-    policy_version: int  # number of optimizer steps behind the weights that sampled it
-    trainable: Tensor  # [T] bool: False for tokens that may not be trained on
+    policy_version: int  # optimizer steps taken before the weights that sampled it
+    trainable: Tensor  # [T] bool: False for tokens that must not be trained on
 
 
 @dataclass(frozen=True, eq=False)
 class RolloutGroup:
-    """The G completions of one prompt, and what was found out about them on the way.
+    """The G completions of one prompt. Scoring adds the rewards, and the estimator adds the advantages.
 
-    Example: a group of two after scoring, `rewards` [[1.0], [0.0]] and `reward` [1.0, 0.0].
+    Example:
+        >>> prompt = Prompt(0, (1, 7), "7 =", {}, "a.jsonl:1")
+        >>> ones = torch.ones(1)
+        >>> rollout = Rollout(torch.tensor([7]), -ones, ones, "7", "stop", 0, ones.bool())
+        >>> RolloutGroup(prompt, (rollout, rollout), reward=torch.tensor([1.0, 0.0])).reward.mean()
+        tensor(0.5000)
     """
 
     prompt: Prompt
-    rollouts: tuple[Rollout, ...]  # G of them
-    rewards: Tensor | None = None  # [G, F] float64, NaN where a function does not apply
-    reward: Tensor | None = None  # [G] float64, weighted sum; NaN where no function applies
-    advantages: Tensor | None = None  # [G] float64, exactly 0 where the group says nothing
+    rollouts: tuple[Rollout, ...]  # G completions
+    rewards: Tensor | None = None  # [G, F] float64; NaN where a function does not apply
+    reward: Tensor | None = None  # [G] float64, the weighted sum; NaN where no function applies
+    advantages: Tensor | None = None  # [G] float64; exactly 0 for a group without signal
 
 
 # --------------------------------------------------------------------------- what the update trains on
@@ -71,69 +90,90 @@ class RolloutGroup:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sequence of an update: prompt and completion with everything the loss needs but the log-probs.
+    """One training sequence of an update: a prompt, one completion, and everything the loss needs except the policy's log-probs.
 
-    `*_logps` are over the sequence's T_i trainable tokens only, in order.
+    The fields `*_logps` hold the T_i trainable tokens only, in order.
+
+    Example:
+        >>> kept, mu = torch.tensor([True, True]), torch.tensor([-0.1, -0.3])
+        >>> sample = Sample(0, 0, (1, 7, 9), torch.tensor([7, 2]), kept, 1.0, 0.25, 2, mu)
+        >>> sample.num_tokens
+        5
     """
 
     index: int  # its number within the update, the same however the update is cut
-    group: int  # its group's number within the update
+    group: int  # the number of its group within the update
     prompt_ids: tuple[int, ...]
     completion_ids: Tensor  # [T]
-    trainable: Tensor  # [T] bool, T_i of them true
+    trainable: Tensor  # [T] bool, true for T_i tokens
     advantage: float
-    weight: float  # w_i: fixed for the whole update
-    length: int  # T_i
-    sampler_logps: Tensor  # [T_i]
+    weight: float  # w_i of each of its tokens, fixed for the whole update
+    length: int  # T_i, its trainable tokens
+    sampler_logps: Tensor  # [T_i] μ, as the sampling engine recorded them
     old_logps: Tensor | None = None  # [T_i]; None in the step's first update, where the ratio is 1
     ref_logps: Tensor | None = None  # [T_i]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of prompt and completion together: what the forward pays for."""
+        """Returns the tokens of prompt and completion together, which a forward computes."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One update: the unit over which weights and counts are fixed, before anything is cut."""
+    """The samples of one optimizer step. Weights and counts are fixed over them, before anything is cut.
+
+    Example:
+        >>> update = Update(samples=(), num_tokens=0)
+    """
 
     samples: tuple[Sample, ...]
-    num_tokens: int  # trainable tokens of the update
+    num_tokens: int  # trainable tokens of all its samples
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The prompts of a micro-batch, each once, where its samples are completions that continue them."""
+    """The distinct prompts of a micro-batch in the `shared` layout. Its samples are completions that continue them.
+
+    Example:
+        >>> prefix = Prefix(torch.tensor([[1, 7, 9]]), of=torch.tensor([0, 0]), mask=None)  # two completions of one prompt
+    """
 
     input_ids: Tensor  # [P, Lp], padded on the right
-    of: Tensor  # [B] the prompt that each sample continues
-    mask: Tensor | None  # [B, Lp + L] 0 where a prompt's padding is, else 1; None where all are of one length
+    of: Tensor  # [B] the number of the prompt that each sample continues
+    mask: Tensor | None  # [B, Lp + L] 0 at a prompt's padding, else 1; None where all prompts have one length
 
     def to(self, device: torch.device | str) -> Prefix:
-        """The same on another device."""
+        """Copies the tensors to `device`."""
         mask = None if self.mask is None else self.mask.to(device)
         return Prefix(self.input_ids.to(device), self.of.to(device), mask)
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Some samples of an update for one forward, and their N trainable tokens in flat lists.
+    """Some samples of an update for one forward, and their N trainable tokens as flat lists.
 
-    Samples are whole sequences, right-padded or packed, or, with a prefix, completions alone. A causal model never looks
-    right, so that no layout needs a mask for the padding there.
+    Padding is always on the right. A causal model never reads it, so no layout needs a mask for it. Only the padding
+    between a prompt and its completion in the `shared` layout needs one: `prefix.mask`.
+
+    Example:
+        >>> from grpokit.batch.collate import collate
+        >>> kept, mu = torch.tensor([True, True]), torch.tensor([-0.1, -0.3])
+        >>> sample = Sample(0, 0, (1, 7, 9), torch.tensor([7, 2]), kept, 1.0, 0.25, 2, mu)
+        >>> collate([sample], "padded", "cpu").targets
+        tensor([7, 2])
     """
 
-    input_ids: Tensor  # [B, L]; packed: [1, L]; with a prefix: of completions, without their last token
-    position_ids: Tensor | None  # like input_ids: packed, from 0 in each sample; with a prefix; else None
-    prefix: Prefix | None
-    at: Tensor  # [N] place of the hidden state that predicts the token, among the prefix's and then the samples' [M, H]
-    targets: Tensor  # [N] the tokens
-    samples: tuple[Sample, ...]  # in order
+    input_ids: Tensor  # [B, L]; packed: [1, L]; shared: [B, L] of completions, without their last token
+    position_ids: Tensor | None  # like input_ids; packed: from 0 in each sample; shared: after the prompt's
+    prefix: Prefix | None  # the prompts in the `shared` layout, else None
+    at: Tensor  # [N] index of the hidden state that predicts the token, in [M, H]: the prompts' states, then the samples'
+    targets: Tensor  # [N] the tokens to predict
+    samples: tuple[Sample, ...]  # in the order of the rows
     sequence_ids: Tensor  # [N] index of the token's sample within the update
-    group_ids: Tensor  # [N]
+    group_ids: Tensor  # [N] index of its group within the update
     positions: Tensor  # [N] place of the token in its completion
-    lengths: Tensor  # [N] T_i of the token's sequence
+    lengths: Tensor  # [N] T_i of the token's sample
     advantages: Tensor  # [N]
     weights: Tensor  # [N]
     sampler_logps: Tensor  # [N]
@@ -142,7 +182,7 @@ class MicroBatch:
 
     @property
     def layout(self) -> Layout:
-        """How its samples are laid out in the forward."""
+        """Returns the layout that these fields describe."""
         if self.prefix is not None:
             return "shared"
         return "padded" if self.position_ids is None else "packed"
@@ -159,17 +199,19 @@ def _std(s: Tensor, s2: Tensor, n: Tensor) -> Tensor:
     return ((s2 - s * s / n) / (n - 1)).clamp(min=0).sqrt()
 
 
-FORMULAS = {"ess": _ess, "std": _std}  # of (Σx, Σx², n)
+FORMULAS = {"ess": _ess, "std": _std}  # functions of (Σx, Σx², n)
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """An additive quantity: `a + b` joins slices or ranks, and `value` is taken once, when shown.
+    """An additive quantity. `a + b` joins slices or ranks; `value` is computed once, when the metric is shown.
 
-    Kinds: `mean` (sum, count), `sum`, `max`, `min`, and `derived` (a formula over Σx, Σx², n, such as the effective
-    sample size). No kind holds an average, so no cut of the batch can change a value.
+    The kinds are `mean` (sum and count), `sum`, `max`, `min` and `derived` (a formula of Σx, Σx² and n, such as the
+    effective sample size). No kind stores an average, so no cut of the batch changes the value.
 
-    Example: `(Metric.mean(torch.tensor([1., 2.])) + Metric.mean(torch.tensor([6.]))).value == 3.0`
+    Example:
+        >>> (Metric.mean(torch.tensor([1.0, 2.0])) + Metric.mean(torch.tensor([6.0]))).value
+        3.0
     """
 
     kind: MetricKind
@@ -178,35 +220,35 @@ class Metric:
 
     @staticmethod
     def mean(values: Tensor) -> Metric:
-        """The mean over all entries of `values` (any shape)."""
+        """Returns the mean over all entries of `values` (any shape)."""
         return Metric("mean", (values.detach().sum(dtype=torch.float64), _count(values)))
 
     @staticmethod
     def share(part: float, whole: float) -> Metric:
-        """The mean `part / whole` of two totals that are known already."""
+        """Returns the mean `part / whole` of two totals that are already known."""
         return Metric(
             "mean", (torch.tensor(part, dtype=torch.float64), torch.tensor(whole, dtype=torch.float64))
         )
 
     @staticmethod
     def sum(values: Tensor) -> Metric:
-        """The sum over all entries of `values` (any shape)."""
+        """Returns the sum over all entries of `values` (any shape)."""
         return Metric("sum", (values.detach().sum(dtype=torch.float64),))
 
     @staticmethod
     def max(values: Tensor) -> Metric:
-        """The largest entry of `values` (any shape); minus infinity when there is none."""
+        """Returns the largest entry of `values` (any shape); minus infinity when there is none."""
         floor = torch.full((1,), -torch.inf, dtype=torch.float64, device=values.device)
         return Metric("max", (torch.cat([floor, values.detach().double().flatten()]).amax(),))
 
     @staticmethod
     def min(values: Tensor) -> Metric:
-        """The smallest entry of `values` (any shape); infinity when there is none."""
+        """Returns the smallest entry of `values` (any shape); infinity when there is none."""
         return Metric("min", tuple(-part for part in Metric.max(-values).parts))
 
     @staticmethod
     def derived(formula: str, values: Tensor) -> Metric:
-        """`formula` (a key of FORMULAS) over Σx, Σx², n of all entries of `values`."""
+        """Returns `formula` (a key of FORMULAS) of Σx, Σx² and n over all entries of `values`."""
         x = values.detach().double()
         return Metric("derived", (x.sum(), (x * x).sum(), _count(values)), formula)
 
@@ -222,7 +264,7 @@ class Metric:
 
     @property
     def value(self) -> float:
-        """The number to show; NaN where there was nothing to measure."""
+        """Returns the number to show; NaN when nothing was measured."""
         if self.kind == "sum":
             return float(self.parts[0])
         if self.kind in ("max", "min"):
@@ -235,12 +277,12 @@ class Metric:
         return self.value
 
     def to_json(self) -> list[Any]:
-        """For another process or a file; `from_json` brings the very same numbers back."""
+        """Returns plain JSON values, for a file or another process. `from_json` restores the same numbers."""
         return [self.kind, self.formula, [float(part) for part in self.parts]]
 
     @staticmethod
     def from_json(written: list[Any]) -> Metric:
-        """What `to_json` wrote."""
+        """Restores a metric that `to_json` wrote."""
         kind, formula, parts = written
         return Metric(kind, tuple(torch.tensor(part, dtype=torch.float64) for part in parts), formula)
 
@@ -253,21 +295,36 @@ Metrics = dict[str, Metric]
 
 
 def join_metrics(a: Mapping[str, Metric], b: Mapping[str, Metric]) -> Metrics:
-    """Metrics of two slices together; a name that only one of them has is kept as it is."""
+    """Joins the metrics of two slices. A name that only one of them has keeps its metric.
+
+    Example:
+        >>> one, two = ({"n": Metric.sum(torch.ones(k))} for k in (1, 2))
+        >>> join_metrics(one, two)["n"].value
+        3.0
+    """
     return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
 
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """What a forward says of a micro-batch's N trainable tokens."""
+    """The log-probs and entropies that a forward gives for a micro-batch's N trainable tokens.
+
+    Example:
+        >>> scores = TokenScores(logps=torch.tensor([-0.1, -0.3]))
+    """
 
     logps: Tensor  # [N]
-    entropies: Tensor | None = None  # [N] where they were asked for
+    entropies: Tensor | None = None  # [N]; None unless they were asked for
 
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
-    """What the loss says of one slice: its additive share of the update's loss, and additive metrics."""
+    """A slice's share of the update's loss, and its metrics. Both are additive over slices and ranks.
 
-    loss: Tensor  # scalar: Σ w·ℓ over this slice; shares are summed over slices and ranks, never averaged
+    Example:
+        >>> LossOutput(torch.tensor(0.5), {}).loss
+        tensor(0.5000)
+    """
+
+    loss: Tensor  # scalar Σ w·ℓ over this slice; shares are summed over slices and ranks, never averaged
     metrics: Metrics

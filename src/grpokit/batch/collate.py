@@ -1,4 +1,4 @@
-"""Groups → updates with fixed weights, then micro-batches by token budget. Only the first decides any number."""
+"""Samples → micro-batches: the tensors of a forward in each layout, and the trainable tokens as flat lists."""
 
 from __future__ import annotations
 
@@ -24,10 +24,22 @@ def micro_batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> list[MicroBatch]:
-    """A rank's share of the samples in forwards of at most `budget` tokens, padding included; a longer sample goes alone.
+    """Cuts samples into micro-batches and returns this rank's.
 
-    How the samples are cut changes no result: their weights are fixed. All ranks get the same number of micro-batches,
-    because each forward is a meeting of all; one that has too few cuts the larger ones, or adds empty ones.
+    The cut changes no result, because the weights are fixed. All ranks get the same number of micro-batches, because every
+    forward is a collective: a rank with too few splits its largest ones, or gets empty ones.
+
+    Args:
+        samples: the samples of one update, of all ranks.
+        budget: the most tokens of a forward, padding included; a longer sample goes alone.
+        device: where the tensors go.
+        packed: whether the layout is `packed` instead of `padded`.
+        share: whether prompts are shared; see `cut_samples`.
+        rank: this rank.
+        ranks: the number of ranks.
+
+    Returns:
+        The micro-batches of this rank.
     """
     cut = cut_samples(samples, budget, packed=packed, share=share, ranks=ranks)
     return [collate(part, cut.layout, device) for part in cut.parts[rank]]
@@ -35,13 +47,13 @@ def micro_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """What goes into the layers, and where in what comes out each sample's hidden states are."""
+    """A forward's inputs, and where each sample's hidden states are in its flat output."""
 
     input_ids: Tensor
     position_ids: Tensor | None
     prefix: Prefix | None
-    firsts: list[int]  # flat place of what predicts the completion's first token
-    seconds: list[int]  # and its second; the others follow on that
+    firsts: list[int]  # flat index of the hidden state that predicts the completion's first token
+    seconds: list[int]  # that of its second token; the others follow it
 
 
 def _padded(samples: Sequence[Sample]) -> _Inputs:
@@ -59,8 +71,8 @@ def _packed(samples: Sequence[Sample]) -> _Inputs:
 
 
 def _shared(samples: Sequence[Sample]) -> _Inputs:
-    """Prompts padded on the right, where no token of theirs looks; a mask hides the padding from the completions."""
-    place: dict[int, int] = {}  # of a group's prompt
+    """Pads prompts on the right, where none of their tokens looks. A mask hides the padding from the completions."""
+    place: dict[int, int] = {}  # group → index of its prompt
     prompts: list[tuple[int, ...]] = []
     for sample in samples:
         if sample.group not in place:
@@ -73,7 +85,7 @@ def _shared(samples: Sequence[Sample]) -> _Inputs:
     prompt_ids = _pad([torch.tensor(ids) for ids in prompts])
     input_ids = _pad([sample.completion_ids[:-1] for sample in samples])  # the last token predicts nothing
     (_, width), (_, length) = prompt_ids.shape, input_ids.shape
-    # Padding stands on the sample's last place: a model may have no positions beyond its context.
+    # Padding repeats the sample's last position, because a model may have no positions beyond its context.
     last = torch.tensor([len(sample.completion_ids) - 1 for sample in samples] or [0])
     position_ids = lengths[of, None] + torch.minimum(torch.arange(length), last[:, None])
     mask = None
@@ -90,7 +102,7 @@ _LAYOUTS: dict[Layout, Callable[[Sequence[Sample]], _Inputs]] = {
     "packed": _packed,
     "shared": _shared,
 }
-_NOTHING = torch.zeros(1, dtype=torch.int64)  # a forward of no samples has one token, which nothing looks at
+_NOTHING = torch.zeros(1, dtype=torch.int64)  # the one token of a forward without samples; unused
 
 
 def _sequence(sample: Sample) -> Tensor:
@@ -98,15 +110,24 @@ def _sequence(sample: Sample) -> Tensor:
 
 
 def _pad(sequences: Sequence[Tensor]) -> Tensor:
-    """Token lists → [B, L], padded on the right; of at least one token, whatever they have."""
+    """Pads token lists on the right: [B, L], with L ≥ 1."""
     return torch.nn.utils.rnn.pad_sequence([_NOTHING, *sequences], batch_first=True)[bool(sequences) :]
 
 
 def collate(samples: Sequence[Sample], layout: Layout, device: torch.device | str) -> MicroBatch:
-    """One forward of these samples: its inputs, and the trainable tokens of all samples in flat lists [N]."""
+    """Builds one forward.
+
+    Args:
+        samples: the samples of the forward; none is allowed.
+        layout: `padded`, `packed` or `shared`.
+        device: where the tensors go.
+
+    Returns:
+        The inputs, and the trainable tokens of all samples as flat lists [N].
+    """
     inputs = _LAYOUTS[layout](samples)
     lengths = torch.tensor([sample.length for sample in samples], dtype=torch.int64)
-    # Of no samples, too, there are tensors. Narrower types than what joins them: they change none.
+    # An empty micro-batch still needs tensors. These start every `cat`, and their dtypes never widen the result.
     none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     at, positions, targets = [none], [none], [none]
     for sample, first, second in zip(samples, inputs.firsts, inputs.seconds, strict=True):
@@ -146,7 +167,7 @@ def collate(samples: Sequence[Sample], layout: Layout, device: torch.device | st
 
 
 def loss_batch(micro: MicroBatch, scores: TokenScores) -> LossBatch:
-    """The loss's view of a micro-batch whose tokens a forward gave `scores`."""
+    """Builds the loss's input from a micro-batch and its scores."""
     return LossBatch(
         logps=scores.logps,
         entropies=scores.entropies,
@@ -163,6 +184,6 @@ def loss_batch(micro: MicroBatch, scores: TokenScores) -> LossBatch:
 
 
 def split_by_sample(micro: MicroBatch, values: Tensor) -> dict[int, Tensor]:
-    """`values` [N] of a micro-batch → sample index → [T_i], on the CPU."""
+    """Splits `values` [N] of a micro-batch by sample: sample index → [T_i], on the CPU."""
     parts = values.detach().cpu().split([sample.length for sample in micro.samples])
     return {sample.index: part for sample, part in zip(micro.samples, parts, strict=True)}

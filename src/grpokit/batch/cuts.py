@@ -1,6 +1,6 @@
-"""An update's samples → a share for each rank, cut into forwards by token budget. Pure functions of samples: no tensors.
+"""Deals an update's samples to the ranks and cuts each share into forwards by token budget. Pure functions, no tensors.
 
-Nothing here changes a result. Every rank computes the cut of all ranks, so none has to tell another what to do.
+Nothing here changes a result. Every rank computes the cut of all ranks, so no rank has to tell another what to do.
 """
 
 from __future__ import annotations
@@ -15,26 +15,38 @@ T = TypeVar("T")
 
 Sharing = Literal["never", "auto", "always"]
 
-# What a forward and its backward cost, in tokens, for choosing between layouts. Set by benchmarks/prefix.py, whose table is in
-# docs/en/scaling.md: a pass costs some 50 tokens of a model of 5 million parameters and 150 to 300 of one of 76 thousand.
-ATTENTION = (
-    8192  # tokens of a sample where attention, which skips the upper half of the square, equals the rest
-)
-MASKED = 3  # of a pair of tokens under a mask, to one of that whole square
-PASS = 192  # of going through the layers once, whatever the number of tokens
-WORTH = 0.9  # what sharing must be estimated to cost of the other layout: the estimate errs by about as much
-# What a budget counts for a prompt's token in each completion beside the first: its keys and values are kept for each of
-# them. They are about an eighth of all that is kept of a token for the backward.
+# The cost of a forward and its backward, in tokens, for choosing between layouts. benchmarks/prefix.py measured them; the
+# table is in docs/en/scaling.md. A pass costs about 50 tokens of a model of 5 million parameters, and 150 to 300 tokens of
+# one of 76 thousand.
+
+# Tokens of a sample at which attention, which skips the upper half of its square, costs as much as the rest.
+ATTENTION = 8192
+MASKED = 3  # cost of a pair of tokens under a mask, relative to a pair of the whole square
+PASS = 192  # cost of one pass through the layers, in tokens, whatever their number
+# Prompts are shared if that costs at most this part of the other layout's cost: the estimates err by about 10%.
+WORTH = 0.9
+# The first completion of a prompt pays for the prompt's tokens in full. Each further one keeps a copy of its keys and
+# values, about 1 / COPY of the memory that the backward keeps for a token.
 COPY = 8
 
 
 def work(sample: Sample) -> float:
-    """What a sample's forward and backward cost, in tokens: attention's square equals the rest at some 8,000 of them."""
+    """Estimates the cost of a sample's forward and backward, in tokens. Attention's square equals the rest at 8,192 tokens."""
     return sample.num_tokens * (1 + sample.num_tokens / ATTENTION)
 
 
 def deal(samples: Iterable[Sample], ranks: int) -> list[list[Sample]]:
-    """Samples → a share for each rank, of about equal work: the dearest first, each to the rank with the least so far."""
+    """Deals samples to ranks with about equal work.
+
+    The most expensive samples go first, each to the rank with the least work so far.
+
+    Args:
+        samples: the samples of one update.
+        ranks: the number of ranks.
+
+    Returns:
+        The samples of each rank.
+    """
     return _deal(sorted(samples, key=lambda sample: (-work(sample), sample.index)), ranks, work)
 
 
@@ -53,19 +65,19 @@ def _deal(items: Iterable[T], ranks: int, cost: Callable[[T], float]) -> list[li
 
 @dataclass(frozen=True)
 class Cut:
-    """How samples are cut: for each rank its forwards, and the samples of each. All ranks have the same number of forwards."""
+    """The samples of each forward of each rank. All ranks have the same number of forwards."""
 
     layout: Layout
     parts: list[list[list[Sample]]]
 
     @property
     def loads(self) -> list[float]:
-        """What each rank's forwards cost, padding included."""
+        """The cost of each rank's forwards, padding included."""
         return [sum(COST[self.layout](part) for part in parts) for parts in self.parts]
 
     @property
     def imbalance(self) -> float:
-        """The busiest rank's work over the mean: 1 where all have the same, so that none waits."""
+        """The busiest rank's work divided by the mean; 1 where all have the same and none waits."""
         loads = self.loads
         return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
 
@@ -73,10 +85,18 @@ class Cut:
 def cut_samples(
     samples: Iterable[Sample], budget: int, *, packed: bool = False, share: Sharing = "never", ranks: int = 1
 ) -> Cut:
-    """Samples in forwards of at most `budget` tokens, padding included; what is longer by itself goes alone.
+    """Cuts samples into forwards of at most `budget` tokens, padding included. A longer sample goes alone.
 
-    With `share` auto, prompts are shared where that is estimated to be cheaper for the busiest rank: for all of these
-    samples or for none, because each forward is a meeting of all ranks.
+    Args:
+        samples: the samples of one update.
+        budget: the most tokens of a forward.
+        packed: whether the layout is `packed` instead of `padded`, where prompts are not shared.
+        share: `always` or `never` share prompts, or `auto`: share where that is estimated to be cheaper for the busiest
+            rank. The choice is for all samples, because every forward is a collective of all ranks.
+        ranks: the number of ranks.
+
+    Returns:
+        The cut of all ranks.
     """
     samples = list(samples)
     if share == "always":
@@ -94,7 +114,10 @@ def _busiest(cut: Cut) -> float:
 
 
 def _evened(cuts: list[list[list[Sample]]]) -> list[list[list[Sample]]]:
-    """The same number of forwards for each rank: one that has too few cuts the larger ones, or adds empty ones."""
+    """Gives every rank the same number of forwards.
+
+    A rank with too few splits its largest forward, or gets empty ones.
+    """
     wanted = max(len(parts) for parts in cuts)
     for mine in cuts:
         while len(mine) < wanted:
@@ -107,9 +130,8 @@ def _evened(cuts: list[list[list[Sample]]]) -> list[list[list[Sample]]]:
 def _in_order(samples: Iterable[Sample], budget: int, packed: bool) -> list[list[Sample]]:
     parts: list[list[Sample]] = []
     tokens = 0
-    for sample in sorted(
-        samples, key=lambda sample: sample.num_tokens
-    ):  # each new sample is the longest of its micro-batch
+    # Each new sample is the longest of its micro-batch.
+    for sample in sorted(samples, key=lambda sample: sample.num_tokens):
         tokens = (
             tokens + sample.num_tokens if packed else (len(parts[-1]) + 1 if parts else 1) * sample.num_tokens
         )
@@ -125,21 +147,21 @@ def _in_order(samples: Iterable[Sample], budget: int, packed: bool) -> list[list
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples of one prompt that stay together, or several such side by side: what they take in one forward."""
+    """Samples that go into one forward with shared prompts, and the room that they take."""
 
     samples: tuple[Sample, ...]
     prompts: int
-    prompt_tokens: int  # of the longest prompt
-    tokens: int  # of the longest completion that go in: its last token predicts nothing
+    prompt_tokens: int  # tokens of the longest prompt
+    tokens: int  # input tokens of the longest completion, without its last token, which predicts nothing
 
     @staticmethod
     def of(samples: Sequence[Sample]) -> Piece:
-        """Samples of one prompt."""
+        """Makes a piece of samples of one prompt."""
         longest = max(len(sample.completion_ids) for sample in samples)
         return Piece(tuple(samples), 1, len(samples[0].prompt_ids), max(1, longest - 1))
 
     def beside(self, other: Piece) -> Piece:
-        """Both in one forward. Neighbours of one prompt have it once."""
+        """Joins two pieces for one forward. Neighbours with the same prompt share it."""
         again = bool(self.samples) and self.samples[-1].group == other.samples[0].group
         return Piece(
             self.samples + other.samples,
@@ -150,21 +172,23 @@ class Piece:
 
     @property
     def room(self) -> int:
-        """What it takes of a budget."""
+        """The tokens that it takes of a budget."""
         inputs = self.prompts * self.prompt_tokens + len(self.samples) * self.tokens
         return inputs + (len(self.samples) - self.prompts) * self.prompt_tokens // COPY
 
     @property
     def cost(self) -> float:
-        """What it costs, but for the passes themselves."""
+        """The cost in tokens, without that of the passes themselves."""
         prompts = self.prompts * self.prompt_tokens * (1 + self.prompt_tokens / ATTENTION)
         reach = self.prompt_tokens + self.tokens
         return prompts + len(self.samples) * self.tokens * (1 + MASKED * reach / ATTENTION)
 
 
 def _shared(samples: Sequence[Sample], budget: int, ranks: int) -> Cut:
-    """Samples whose prompts are shared. Whole groups save the most; pieces of them, sorted by length, have less padding and
-    balance the ranks better: so they are halved as long as the busiest rank gains by it.
+    """Cuts samples whose prompts are shared.
+
+    Whole groups save the most. Parts of groups, sorted by length, have less padding and balance the ranks better. So groups
+    are halved as long as that makes the busiest rank faster.
     """
     groups: dict[int, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: (len(sample.completion_ids), sample.index)):
@@ -206,7 +230,7 @@ def _equal_parts(samples: Sequence[Sample], count: int) -> list[Sequence[Sample]
 
 
 def _within(samples: Sequence[Sample], budget: int) -> list[Sequence[Sample]]:
-    """Samples of one prompt in as few equal parts as the budget allows."""
+    """Splits samples of one prompt into the fewest equal parts that fit the budget."""
     for count in range(1, len(samples)):
         parts = _equal_parts(samples, count)
         if all(Piece.of(part).room <= budget for part in parts):
@@ -232,7 +256,8 @@ def _padded_cost(samples: Sequence[Sample]) -> float:
     return PASS + len(samples) * max(map(work, samples), default=0.0)
 
 
-def _packed_cost(samples: Sequence[Sample]) -> float:  # with a kernel that keeps samples apart without a mask
+def _packed_cost(samples: Sequence[Sample]) -> float:
+    """Assumes a kernel that keeps samples apart without a mask."""
     return PASS + sum(map(work, samples))
 
 

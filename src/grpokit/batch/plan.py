@@ -16,13 +16,23 @@ from .cuts import deal
 def plan_step(
     groups: Sequence[RolloutGroup], loss: Loss, updates_per_step: int = 1, ranks: int = 1
 ) -> list[Update]:
-    """A step's groups in `updates_per_step` updates of whole groups, each with its weights fixed for good."""
+    """Splits a step's groups into updates of whole groups, each with its final weights.
+
+    Args:
+        groups: the scored groups of the step, with advantages.
+        loss: names the reduction.
+        updates_per_step: the number of updates.
+        ranks: the number of ranks, which `rank_token_mean` depends on.
+
+    Returns:
+        The updates in order.
+    """
     size = -(-len(groups) // updates_per_step)
     return [plan_update(groups[start : start + size], loss, ranks) for start in range(0, len(groups), size)]
 
 
 def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> Update:
-    """One update: its sequences as samples, weighed before anything is cut."""
+    """Makes one update: a sample per rollout, with weights computed before anything is cut."""
     samples = [
         Sample(
             index=index,
@@ -45,10 +55,18 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> U
 
 
 def weigh(samples: Sequence[Sample], loss: Loss, ranks: int = 1) -> Update:
-    """An update's samples with w_i of every sequence, from the counts of all of them.
+    """Computes w_i of every sample from the counts of all of them.
 
-    The samples are dealt to `ranks` first, since one reduction (bnpo's) divides by the tokens of the sequence's own rank.
-    A sequence without trainable tokens has no weight and isn't counted, so it's left out here.
+    The samples are dealt to the ranks first, because one reduction (bnpo's) divides by the tokens of a rank. A sample without
+    trainable tokens has no weight and is not counted, so it is left out.
+
+    Args:
+        samples: the samples of one update.
+        loss: names the reduction.
+        ranks: the number of ranks.
+
+    Returns:
+        The update, in the order of the samples' indices.
     """
     shares = deal(samples, ranks)
     lengths = [torch.tensor([sample.length for sample in share], dtype=torch.int64) for share in shares]

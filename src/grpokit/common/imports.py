@@ -1,4 +1,4 @@
-"""What a user names on the command line: objects (`"file.py:name"`, `"package.module:name"`), files of JSON."""
+"""Imports objects that a user names on the command line: `"file.py:name"` or `"package.module:name"`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ FORMS = "file.py:name or package.module:name"
 
 
 def load_object(spec: str, flag: str) -> Any:
-    """The object `name` of a Python file or module.
+    """Loads the object `name` of a Python file or module.
+
+    A file is imported once for all its names. Its directory goes to the end of `sys.path`, so that it can import its
+    neighbours without shadowing an installed package.
 
     Args:
         spec: `"file.py:name"` (a path, relative to the working directory) or `"package.module:name"`.
         flag: the option that `spec` came from, for messages: `"--reward_funcs"`.
 
-    A file is imported once for all its names, and its directory goes to the end of `sys.path`, so that it may
-    import its neighbours without shadowing an installed package.
+    Returns:
+        The object.
 
-    Raises ValueError naming the flag, the spec and what exists: an unknown form, a missing file or module, a name
-    that isn't there; or file:line, type and message of what the user's code raised while it was imported.
+    Raises:
+        ValueError: the spec has another form, or the file, module or name does not exist, or the user's code raised while
+            it was imported. The message names the flag and the spec, or file:line of the user's code.
     """
     place, colon, name = spec.rpartition(":")
     if not (place and colon and name):
@@ -49,10 +53,10 @@ def load_object(spec: str, flag: str) -> Any:
 
 
 def raised_at(error: BaseException, file: str = "") -> str:
-    """`"file:line"` of the deepest line of the user's `file` that `error` passed through.
+    """Returns `"file:line"` of the deepest line of the user's `file` that `error` passed through.
 
-    Without such a line, the file is the first one on the way that belongs neither to Python's import system nor
-    to this module. For a file that doesn't compile, it's the line of its syntax error.
+    Without such a line, it uses the first file that belongs neither to Python's import system nor to this module. For a file
+    that does not compile, it is the line of the syntax error.
     """
     ours = ("<frozen", __file__, importlib.__file__)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
@@ -64,7 +68,7 @@ def raised_at(error: BaseException, file: str = "") -> str:
 
 
 class _FreshLoader(SourceFileLoader):
-    """Compiles the file itself: a stale .pyc is never used, and none is left in the user's directory."""
+    """Compiles the file itself: a stale .pyc is never used, and none is written to the user's directory."""
 
     def get_code(self, fullname: str) -> Any:
         path = self.get_filename(fullname)
@@ -75,7 +79,7 @@ def _import_file(place: str, spec: str, flag: str) -> ModuleType:
     path = Path(os.path.abspath(Path(place).expanduser()))
     try:
         name = _module_name(path, path.read_bytes())
-    except OSError as error:  # missing, a directory, not ours to read
+    except OSError as error:  # missing, a directory, or not readable
         raise ValueError(f"{flag} {spec}: {path}: {error.strerror}; expected {FORMS}") from error
     if name in sys.modules:
         return sys.modules[name]
@@ -84,7 +88,7 @@ def _import_file(place: str, spec: str, flag: str) -> ModuleType:
     loader = _FreshLoader(name, str(path))
     module = importlib.util.module_from_spec(ModuleSpec(name, loader, origin=str(path)))
     module.__file__ = str(path)
-    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up by name
+    sys.modules[name] = module  # before it runs, because dataclasses and pickle look their module up by name
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:  # SystemExit: a script without `if __name__ == "__main__"`
@@ -97,7 +101,8 @@ def _import_module(place: str, spec: str, flag: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except (Exception, SystemExit) as error:
-        # Only a missing `place` (or a parent of it) is a wrong spec; a missing import inside it is its own fault.
+        # Only a missing `place` (or a parent of it) is a wrong spec. A missing import inside it is the user code's
+        # own error.
         if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
             mend = f"; for the file write {place}.py:..." if Path(f"{place}.py").is_file() else ""
             raise ValueError(
@@ -112,15 +117,12 @@ def _import_failure(error: BaseException, spec: str, flag: str) -> ValueError:
 
 
 def _module_name(path: Path, contents: bytes) -> str:
-    """A name for `sys.modules`, keyed by path and contents: an edited file is a new module."""
+    """Returns a name for `sys.modules`, keyed by path and contents: an edited file is a new module."""
     key = hashlib.sha256(str(path).encode() + b"\0" + contents).hexdigest()[:12]
     return f"grpokit_user_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{key}"
 
 
 def _public_names(module: ModuleType) -> list[str]:
-    """What a user may have meant: public names, those that the module defines itself first."""
+    """Returns the names that a user may have meant: public ones, first those defined in the module itself."""
     names = [name for name in vars(module) if not name.startswith("_")]
     return sorted(names, key=lambda name: getattr(vars(module)[name], "__module__", None) != module.__name__)
-
-
-# --------------------------------------------------------------------------- JSON lines

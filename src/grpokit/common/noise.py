@@ -1,7 +1,7 @@
-"""Keyed noise: a uniform number for each key, so that randomness belongs to the thing it's drawn for.
+"""Keyed noise: a uniform number per key, so that randomness belongs to the thing that it is drawn for.
 
-A counter-based hash (SplitMix64's finalizer, Steele et al. 2014, folded over the parts of the key): no state, no
-order of drawing, the same on any rank and in any batch.
+A counter-based hash (SplitMix64's finalizer, Steele et al. 2014, folded over the parts of the key). It has no state and no
+order of drawing, and is the same on any rank and in any batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _M2 = 0x94D049BB133111EB - 2**64
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64's own would drag the sign bit along."""
+    """Shifts logically. int64's own shift would copy the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -26,7 +26,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def keyed_hash(*key: Tensor | int) -> Tensor:
-    """A 64-bit hash (int64) for each key; parts are int64 tensors that broadcast together, or ints."""
+    """Returns a 64-bit hash (int64) per key. The parts are int64 tensors that broadcast together, or ints."""
     state = torch.zeros((), dtype=torch.int64)
     for part in key:
         part = torch.as_tensor(part, dtype=torch.int64)
@@ -35,5 +35,10 @@ def keyed_hash(*key: Tensor | int) -> Tensor:
 
 
 def keyed_uniform(*key: Tensor | int) -> Tensor:
-    """A float64 in [0, 1) with 53 random bits for each key."""
+    """Returns a float64 in [0, 1) with 53 random bits per key.
+
+    Example:
+        >>> bool(keyed_uniform(42, torch.arange(3)).max() < 1)
+        True
+    """
     return _shift_right(keyed_hash(*key), 11).double() * 2.0**-53

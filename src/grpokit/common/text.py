@@ -1,4 +1,4 @@
-"""Text for messages: the nearest known word, one line of a long text."""
+"""Text for messages: the nearest known word, and one line of a long text."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the nearest known word, or an empty string."""
+    """Returns `" (did you mean 'x'?)"` for the nearest known word, or an empty string.
+
+    Example:
+        >>> did_you_mean("dappo", ["dapo", "grpo"])
+        " (did you mean 'dapo'?)"
+    """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """`text` with runs of white space made one space, cut after `limit` characters."""
+    """Replaces runs of white space by one space, and cuts the text after `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else f"{line[:limit]}..."
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the error's type where it has no message."""
+    """Returns the first line of an error's message, or its type's name if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -18,22 +18,27 @@ EXPECTED_JSON_LINES = "expected a .jsonl or .jsonl.gz file with one JSON object 
 
 
 def json_lines(path: str | os.PathLike[str], flag: str) -> Iterator[tuple[int, bytes]]:
-    """(number, line). Bytes, so that a line ends at \\n alone and bad UTF-8 belongs to the line that has it."""
+    r"""Yields (line number, line). Lines are bytes, so only \n ends a line, and bad UTF-8 belongs to the line that has it.
+
+    Raises:
+        ValueError: the file cannot be read. The message names `flag`.
+    """
     try:
         with open(path, "rb") as raw:
-            is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"  # what it is, whatever it's called
+            is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"  # by its content, whatever its name
             with gzip.open(raw) if is_gzip else nullcontext(raw) as file:
                 yield from enumerate(file, 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{flag} {path}: truncated or damaged gzip ({error}); fetch it again") from error
-    except OSError as error:  # missing, a directory, not ours to read
+    except OSError as error:  # missing, a directory, or not readable
         raise ValueError(f"{flag} {path}: {error.strerror}; {EXPECTED_JSON_LINES}") from error
 
 
 def json_array(path: str | os.PathLike[str], flag: str) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each element of a file that is one JSON array.
+    """Yields (line number, value) of each element of a file that is one JSON array.
 
-    Raises ValueError naming file:line where it's not JSON: what comes after can't be told apart any more.
+    Raises:
+        ValueError: it is not JSON. The message names file:line. The rest of the file cannot be read then.
     """
     data = b"".join(line for _, line in json_lines(path, flag)).removeprefix(codecs.BOM_UTF8)
     try:
@@ -72,13 +77,13 @@ def _after_comma(text: str, at: int) -> int:
 
 
 def parse_json(line: bytes) -> Any:
-    """The value of one line of JSON, in UTF-8. Raises ValueError saying what's wrong; the caller adds file:line."""
+    """Returns the value of one line of UTF-8 JSON. Raises ValueError with the problem; the caller adds file:line."""
     try:
         text = line.removeprefix(codecs.BOM_UTF8).strip().decode()
         values = _DECODER.decode(text)
         _refuse_half_a_pair(text, values)
         return values
-    except UnicodeError as error:  # of decode() or encode()
+    except UnicodeError as error:  # from decode() or encode()
         raise ValueError(f"not Unicode text ({error.reason}); {EXPECTED_JSON_LINES}") from error  # type: ignore
     except json.JSONDecodeError as error:
         what = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
@@ -88,13 +93,13 @@ def parse_json(line: bytes) -> Any:
 
 
 def _refuse_half_a_pair(text: str, values: Any) -> None:
-    """Raise UnicodeError for half a surrogate pair, which is JSON, but neither text nor tokens."""
+    """Raises UnicodeError for half a surrogate pair, which is valid JSON but no text."""
     if "\\ud" in text.lower():
         json.dumps(values, ensure_ascii=False).encode()
 
 
 def _finite(text: str) -> float:
-    """A JSON number, or one of the constants that Python's parser lets through; Raises ValueError for these."""
+    """Returns a JSON number. Raises ValueError for NaN and infinity, which Python's parser accepts."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is not a JSON number; expected a finite one or null")
     return number

@@ -1,12 +1,12 @@
-"""Where rows come from: a file, a folder of files, or the Hub. Each row comes with its place, for messages.
+"""Finds and reads rows: from a file, a folder of files, or the Hub. Each row comes with its place, for messages.
 
-* `.jsonl` (or any other ending): one JSON object per line; `.json`: that, or one array of objects;
+* `.jsonl` (or any other ending): one JSON object per line; `.json`: the same, or one array of objects;
 * `.csv`, `.tsv`: the first line names the columns, every value is text, an empty cell is null;
-* `.parquet`, through pyarrow; a NaN, which is how pandas writes a missing number, is null;
-* a folder of such files (or its `data/`), whose names say the split: `train.jsonl`, `test-00000-of-00002.parquet`;
+* `.parquet`, through pyarrow; NaN, which pandas writes for a missing number, is null;
+* a folder of such files (or its `data/`), whose names give the split: `train.jsonl`, `test-00000-of-00002.parquet`;
 * `org/name` or `org/name:config`: a dataset of the Hugging Face Hub, through `datasets`.
 
-Text files may be gzipped. What rows mean is decided in `rows.py`.
+Text files may be gzipped. `rows.py` interprets the rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from ..common.text import did_you_mean, one_line
 from .json_lines import json_array, json_lines, parse_json
 
-# (place, values) of a row; a ValueError in the place of values says what is wrong with it.
+# (place, values) of a row. A ValueError instead of values says what is wrong with it.
 RawRow = tuple[str, Any]
 
 KINDS = {".parquet": "Parquet", ".csv": "CSV", ".tsv": "TSV", ".json": "JSON", ".jsonl": "JSON lines"}
@@ -37,7 +37,7 @@ SPLIT_WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 TRAINING = ("train",)
-HELD_OUT = ("test", "validation")  # what is evaluated on, where there are several splits
+HELD_OUT = ("test", "validation")  # the splits to evaluate on, where there are several
 SPLIT_FLAGS = {"--eval_dataset": "--eval_split"}
 EXPECTED_FILES = f"expected files {', '.join(KINDS)} in it"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
@@ -45,18 +45,22 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that was found but not read. Example: `open_dataset("data/gsm8k", "--dataset").rows()`"""
+    """A dataset that was found but not yet read. `rows()` reads it.
+
+    Example:
+        `next(open_dataset("train.jsonl", "--dataset").rows())` returns `("train.jsonl:1", {"prompt": "31="})`.
+    """
 
     name: str  # as the user wrote it
     flag: str  # the option that named it, for messages
     kind: str  # "JSON lines", "3 Parquet files", "the Hub"
-    split: str  # "" where nothing says which
-    left_out: tuple[str, ...]  # files of its folder that are in no split
+    split: str  # "" where nothing names one
+    left_out: tuple[str, ...]  # files of its folder that belong to no split
     rows: Callable[[], Iterator[RawRow]]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` can only be a dataset of the Hub: org/name or org/name:config, and no such path."""
+    """Checks whether `name` can only be a dataset of the Hub: org/name or org/name:config, and no such path."""
     is_data_file = _suffix(Path(name)) in KINDS
     return not os.path.exists(name) and not is_data_file and HUB_NAME.fullmatch(name) is not None
 
@@ -64,14 +68,19 @@ def is_hub_name(name: str) -> bool:
 def open_dataset(
     name: str | os.PathLike[str], flag: str, split: str = "", preferred: Sequence[str] = TRAINING
 ) -> Source:
-    """Find the dataset `name`, and its split.
+    """Finds a dataset and its split.
 
     Args:
+        name: a file, a folder, or a dataset of the Hub.
         flag: the option that `name` came from, for messages.
-        split: the split that the user asks for; "": the first of `preferred` that there is, or the only one.
+        split: the split that the user asks for; "": the first of `preferred` that exists, or the only one.
+        preferred: the splits to prefer.
 
-    Raises ValueError naming `flag` or the split's flag: nothing there, nothing in it that can be read, no such
-    split or no telling which, a missing package.
+    Returns:
+        The dataset, not yet read.
+
+    Raises:
+        ValueError: nothing is there or can be read, the split is missing or ambiguous, or a package is missing.
     """
     name = os.fspath(name)
     wanted = _Wanted(name, flag, split, tuple(preferred))
@@ -89,7 +98,12 @@ def open_dataset(
 
 
 def split_in(filename: str) -> str:
-    """The split that a file's name says, or "": `train-00000-of-00002.parquet` is train, `gsm8k_dev.csv` validation."""
+    """Returns the split in a file's name, or "". `train-00000-of-00002.parquet` is train, `gsm8k_dev.csv` validation.
+
+    Example:
+        >>> split_in("gsm8k_dev.csv")
+        'validation'
+    """
     words = re.split(r"[^a-z]+", filename.partition(".")[0].lower())
     found = (split for word in words for split, names in SPLIT_WORDS.items() if word in names)
     return next(found, "")
@@ -107,7 +121,7 @@ class _Wanted:
         return SPLIT_FLAGS.get(self.flag, "--dataset_split")
 
     def choose(self, splits: Sequence[str]) -> str:
-        """One of `splits`. Raises ValueError naming the flag and those that there are."""
+        """Chooses one of `splits`. Raises ValueError naming the flag and the splits that exist."""
         has = f"{self.flag} {self.name} has {', '.join(sorted(splits))}"
         if self.split:
             if self.split not in splits:
@@ -130,7 +144,8 @@ def _in_folder(folder: Path, wanted: _Wanted) -> Source:
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(split_in(file.name), []).append(file)
-    # Where no name says a split, all files are one, as for the Hub's folders; else those without are not data.
+    # If no name gives a split, all files are one dataset, as in the Hub's folders. Otherwise files without one are no
+    # data.
     rest = splits.pop("", []) if len(splits) > 1 else []
     if "" in splits:
         splits = {"train": splits[""]}
@@ -167,7 +182,7 @@ def _kind(path: Path) -> str:
 
 
 def _file_rows(path: Path, flag: str) -> Iterator[RawRow]:
-    """Rows of one file. Raises ValueError naming `flag` where it can't be read to its end."""
+    """Yields the rows of one file. Raises ValueError naming `flag` if it cannot be read to its end."""
     kind = _kind(path)
     if kind == "Parquet":
         return _parquet_rows(path, flag)
@@ -189,7 +204,7 @@ def _json_lines_rows(path: Path, flag: str) -> Iterator[RawRow]:
 
 
 def _or_error(read: Callable[[Any], Any], value: Any) -> Any:
-    """What `read` makes of the value, or the ValueError that it raises: a bad row needn't be the last one."""
+    """Returns `read(value)`, or the ValueError that it raises, so that reading goes on after a bad row."""
     try:
         return read(value)
     except ValueError as error:
@@ -202,8 +217,8 @@ def _begins_with(mark: bytes, path: Path, flag: str) -> bool:
 
 
 def _csv_rows(path: Path, flag: str, delimiter: str) -> Iterator[RawRow]:
-    """A row may go over several lines; its place is the first of them."""
-    # A prompt may be longer than the 131,072 characters of the default.
+    """Yields the rows of a table. A row may span several lines; its place is the first of them."""
+    # A prompt may be longer than the default limit of 131,072 characters.
     limit = csv.field_size_limit(sys.maxsize)
     try:
         reader = csv.reader(_decoded(path, flag), delimiter=delimiter, strict=True)
@@ -226,7 +241,7 @@ def _csv_rows(path: Path, flag: str, delimiter: str) -> Iterator[RawRow]:
 
 
 def _decoded(path: Path, flag: str) -> Iterator[str]:
-    """Lines of text. What isn't UTF-8 ends the file: with a broken line, cells can't be told from rows any more."""
+    """Yields lines of text. A line that is not UTF-8 ends the file, because cells can no longer be told from rows."""
     for number, line in json_lines(path, flag):
         try:
             yield line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode()
@@ -237,7 +252,7 @@ def _decoded(path: Path, flag: str) -> Iterator[str]:
 
 
 def _parquet_rows(path: Path, flag: str) -> Iterator[RawRow]:
-    """Rows by their number in the file, from 1."""
+    """Yields rows with their number in the file, from 1."""
     parquet = _package("pyarrow.parquet", flag, str(path), "Parquet is read")
     try:
         with parquet.ParquetFile(path) as file:
@@ -252,13 +267,17 @@ def _parquet_rows(path: Path, flag: str) -> Iterator[RawRow]:
 def _batch_rows(batch: Any) -> list[Any]:
     try:
         return [_or_error(plain, values) for values in batch.to_pylist()]
-    except UnicodeDecodeError:  # somewhere in the batch: each row for itself finds out where
+    except UnicodeDecodeError:  # in some row of the batch: reading the rows one by one finds it
         alone = (batch.slice(at, 1) for at in range(len(batch)))
         return [_or_error(lambda one: plain(one.to_pylist()[0]), one) for one in alone]
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON would have it: NaN is null. Raises ValueError for infinity and for bytes that aren't text."""
+    """Returns a value as JSON would have it: NaN is null.
+
+    Raises:
+        ValueError: infinity, or bytes that are not text.
+    """
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -281,7 +300,7 @@ def _on_hub(wanted: _Wanted) -> Source:
         loaded = datasets.load_dataset(
             name, config or None, **({"split": wanted.split} if wanted.split else {})
         )
-    except Exception as error:  # of the network, the Hub, the disk or the dataset: each has types of its own
+    except Exception as error:  # the network, the Hub, the disk and the dataset each raise types of their own
         raise ValueError(
             f"{wanted.flag} {wanted.name}: no such file or folder, and the Hub's dataset of that name cannot be had: "
             f"{type(error).__name__}: {one_line(error)}; expected a path, org/name or org/name:config"
@@ -297,7 +316,7 @@ def _on_hub(wanted: _Wanted) -> Source:
 
 
 def _package(module: str, flag: str, name: str, why: str) -> Any:
-    """A package of the extra `datasets`. Raises ValueError saying how to install it."""
+    """Imports a package of the extra `datasets`. Raises ValueError saying how to install it."""
     top = module.partition(".")[0]
     try:
         return importlib.import_module(module)

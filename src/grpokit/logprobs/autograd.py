@@ -1,4 +1,4 @@
-"""Two autograd functions: a loss whose gradient is there before backward asks for it, and log-probs that recompute theirs."""
+"""Two autograd functions: a loss whose gradient is already computed, and log-probs that recompute their logits in backward."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from .head_pass import HeadPass
 
 
 class Connect(torch.autograd.Function):
-    """The loss as a function of tensors whose gradients are there already: backward only scales them and hands them over."""
+    """A loss whose gradients are already computed. `backward` only scales them and hands them over."""
 
     @staticmethod
     def forward(
         ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None
     ) -> Tensor:
-        """`gradients` of a loss of 1 to each of `inputs`."""
+        """Takes the `gradients` of the loss with respect to each of `inputs`, for an upstream gradient of 1."""
         ctx.gradients = gradients
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Each gradient times `d_loss`, in its input's type; in place, unless the graph is kept for another time."""
+        """Returns each gradient times `d_loss`, in its input's dtype.
+
+        Scales in place, unless the graph is kept for another backward.
+        """
         _refuse_second_order("linear_policy_loss")
         if ctx.gradients is None:
             raise RuntimeError(
                 "linear_policy_loss: its gradients were handed over by a first backward; for a second one, give the first "
                 "retain_graph=True"
             )
-        # Scaling a copy would hold dW twice. torch's own compiler asks the same question before it reuses a buffer.
+        # Scaling a copy would hold dW twice. torch's compiler makes the same check before it reuses a buffer.
         keep = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
         gradients, dtypes = ctx.gradients, ctx.dtypes
         if not keep:
@@ -45,13 +48,13 @@ class Connect(torch.autograd.Function):
 
 
 class Score(torch.autograd.Function):
-    """Log-probs and entropies; backward has the logits again, chunk by chunk, so nothing of them is kept."""
+    """Log-probs and entropies. `backward` recomputes the logits chunk by chunk, so none are kept."""
 
     @staticmethod
     def forward(
         ctx: Any, make_pass: Callable[..., HeadPass], hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """`make_pass(hidden, weight, bias, *wanted)` makes the `HeadPass`."""
+        """Scores all rows. `make_pass(hidden, weight, bias, *wanted)` makes the `HeadPass`."""
         ctx.set_materialize_grads(False)
         ctx.make_pass = make_pass
         ctx.save_for_backward(hidden, weight, bias)
@@ -66,7 +69,7 @@ class Score(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, d_logps: Tensor | None, d_entropies: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """Two matmuls for the gradients, after the one that gives the logits."""
+        """Recomputes the logits (one matmul), then computes the gradients (two matmuls)."""
         _refuse_second_order("linear_logprob")
         inputs = ctx.saved_tensors
         head_pass = ctx.make_pass(*inputs, *ctx.needs_input_grad[1:])
@@ -81,7 +84,7 @@ class Score(torch.autograd.Function):
 
 
 def _refuse_second_order(name: str) -> None:
-    if torch.is_grad_enabled():  # within backward: create_graph=True
+    if torch.is_grad_enabled():  # inside backward, this means create_graph=True
         raise RuntimeError(
             f"{name}: a gradient of its gradient was asked for (create_graph=True), and it has none; "
             "Head.logits keeps the whole graph"

@@ -1,4 +1,4 @@
-"""Where the rows are cut. The cuts never look at the loss, so that a scoring pass has the training pass's own."""
+"""Cuts rows of logits into chunks. The cuts do not depend on the loss, so scoring and training use the same ones."""
 
 from __future__ import annotations
 
@@ -7,25 +7,34 @@ import itertools
 import torch
 from torch import Tensor
 
-Rows = slice | Tensor  # of a flat list of tokens: a slice where it can be one, else positions
+Rows = slice | Tensor  # rows of a flat list of tokens: a slice if they are neighbours, else positions
 
-# Bytes of a chunk's logits, and rows that it has at least. Each chunk reads and writes all of dW, so fewer rows take
-# longer: on a CPU 128 of them half as long again as 512, and on a GPU some thousands are needed for that to be little.
+# The bytes of a chunk's logits, and the fewest rows of a chunk. Each chunk reads and writes all of dW, so small chunks are
+# slow. On a CPU, chunks of 128 rows take half as long again as chunks of 512. A GPU needs some thousands of rows.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 CHUNK_ROWS = 256
 
 
 def default_chunk_tokens(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows whose logits [n, V] fit the bound of the device's kind; at least 256."""
+    """Returns the number of rows whose logits [n, V] fit the device's bound; at least 256."""
     bound = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
     return max(CHUNK_ROWS, bound // (vocabulary * dtype.itemsize))
 
 
 def cut(n: int, chunk_tokens: int, sequence_ids: Tensor | None = None) -> list[list[Rows]]:
-    """Rows 0..n−1 in units of whole sequences, each a list of pieces of at most `chunk_tokens` rows.
+    """Cuts rows 0..n−1 into units of whole sequences. Each unit is a list of pieces of at most `chunk_tokens` rows.
 
-    A unit is one piece of as many whole sequences as fit, or one longer sequence in even pieces. Without
-    `sequence_ids` [n] each row is a sequence. n = 0 gives one empty piece. A sequence's rows need not be neighbours.
+    A unit is one piece with as many whole sequences as fit, or one longer sequence in even pieces. The rows of a sequence
+    need not be neighbours. n = 0 gives one empty piece.
+
+    Args:
+        n: the number of rows.
+        chunk_tokens: the most rows of a piece.
+        sequence_ids: [n] the sequence of each row; None: each row is a sequence.
+
+    Example:
+        >>> cut(5, 3, torch.tensor([0, 0, 1, 1, 1]))
+        [[slice(0, 2, None)], [slice(2, 5, None)]]
     """
     if sequence_ids is None:
         return [[piece] for piece in _even(0, n, chunk_tokens)]
@@ -42,12 +51,12 @@ def cut(n: int, chunk_tokens: int, sequence_ids: Tensor | None = None) -> list[l
 
 
 def length(rows: Rows) -> int:
-    """How many rows these are."""
+    """Returns the number of rows."""
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 def join(unit: list[Rows]) -> Rows:
-    """The rows of neighbouring pieces in one."""
+    """Joins neighbouring pieces."""
     first, last = unit[0], unit[-1]
     if isinstance(first, slice) and isinstance(last, slice):
         return slice(first.start, last.stop)
@@ -55,14 +64,20 @@ def join(unit: list[Rows]) -> Rows:
 
 
 def _even(start: int, end: int, chunk_tokens: int) -> list[Rows]:
-    """start..end in as few pieces as may be, all of about one size: a small rest would cost as much dW traffic as a full one."""
+    """Cuts start..end into the fewest pieces, all of about the same size.
+
+    A small last piece would cost as much dW traffic as a full one.
+    """
     pieces = max(1, -(-(end - start) // chunk_tokens))
     edges = [start + (end - start) * k // pieces for k in range(pieces + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _runs(sequence_ids: Tensor) -> tuple[Tensor | None, list[int]]:
-    """Lengths of the sequences, and the order that makes their rows neighbours (None where they are already)."""
+    """Returns the order that makes each sequence's rows neighbours, and the sequences' lengths.
+
+    The order is None where the rows are neighbours already.
+    """
     ids, lengths = torch.unique_consecutive(sequence_ids, return_counts=True)
     if len(ids.unique()) == len(ids):
         return None, lengths.tolist()

@@ -1,4 +1,4 @@
-"""What a model does to its last hidden state, and the checks of what is given to it."""
+"""`Head`: how a model turns its last hidden state into logits; and the checks of its inputs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What a model does to its last hidden state: logits = softcap·tanh((h·Wᵀ + b)·scale / softcap)."""
+    """How a model turns its last hidden state into logits: softcap·tanh((h·Wᵀ + b)·scale / softcap).
+
+    Example:
+        >>> Head(torch.eye(2), scale=0.5).logits(torch.tensor([[1.0, 2.0]]))
+        tensor([[0.5000, 1.0000]])
+    """
 
     weight: Tensor  # [V, H]
     bias: Tensor | None = None  # [V]
-    scale: float = 1.0  # Cohere's logit_scale, 1 / Granite's logits_scaling
+    scale: float = 1.0  # Cohere's logit_scale, or 1 / Granite's logits_scaling
     softcap: float | None = None  # Gemma's final_logit_softcapping
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] → [N, V], in float32 or the weights' wider type; all of them, with autograd.
+        """Computes all logits with autograd: [N, H] → [N, V], in float32 or the weights' wider dtype.
 
-        bf16 logits would cost 1e-2 in a log-prob; autocast is off here, because it would make them bf16 again.
+        bf16 logits would cost 1e-2 in a log-prob. Autocast is off here, because it would make them bf16 again.
         """
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -35,14 +40,18 @@ class Head:
 
 @dataclass(frozen=True)
 class Squash:
-    """From what the matmul gives, raw, to the logits of the tempered distribution: x = gain·raw, or gain·tanh(slope·raw)."""
+    """The map from raw logits to those of the tempered distribution: x = gain·raw, or x = gain·tanh(slope·raw)."""
 
     gain: float
     slope: float | None = None
 
     @classmethod
     def of(cls, head: Head, temperature: float) -> Squash:
-        """Raises ValueError for a temperature, scale or softcap that isn't above 0."""
+        """Makes the map for a head and a temperature.
+
+        Raises:
+            ValueError: the temperature, scale or softcap is not above 0.
+        """
         for name, value in (("temperature", temperature), ("scale", head.scale), ("softcap", head.softcap)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} {value}: must be above 0")
@@ -52,7 +61,11 @@ class Squash:
 
 
 def check_inputs(hidden: Tensor, head: Head, targets: Tensor) -> None:
-    """Raises ValueError naming what doesn't fit: shapes, types, or a target that's outside of the vocabulary."""
+    """Checks shapes and dtypes, and that every target is in the vocabulary.
+
+    Raises:
+        ValueError: something does not fit. The message names it.
+    """
     if hidden.ndim != 2 or head.weight.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
         raise ValueError(
             f"hidden has shape {list(hidden.shape)} and head.weight {list(head.weight.shape)}; expected [N, H] and [V, H]"

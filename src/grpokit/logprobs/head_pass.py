@@ -1,4 +1,4 @@
-"""One call's rows on their way through the head: scored, and turned into gradients when a loss has given their slopes."""
+"""One call's rows on their way through the head: scored, then turned into gradients once a loss has given their slopes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ LossFn = Callable[[Tensor, Tensor | None, Rows], LossOutput]
 
 
 class HeadPass:
-    """The rows of one call: cut into units of pieces, scored and, when a loss has given their slopes, turned into gradients."""
+    """The rows of one call, cut into units of pieces.
+
+    `score` computes log-probs; `learn` also computes gradients, from the slopes ∂L/∂logp that a loss gives.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,10 @@ class HeadPass:
         self.projection = Projection(hidden, head, operands, longest, wanted)
 
     def score(self, rows: Rows) -> tuple[Tensor, RowStats]:
-        """Fill in the rows' log-probs and entropies; returns what `backward` needs, until the next call."""
+        """Computes the rows' log-probs and entropies.
+
+        Returns the raw logits and statistics that `backward` needs. The next call overwrites them.
+        """
         raw = self.projection.logits(rows)
         stats = self.kernels.row_statistics(raw, self.targets[rows], self.squash, self.with_entropy)
         self.logps[rows] = stats.logps
@@ -68,7 +74,14 @@ class HeadPass:
     def backward(
         self, rows: Rows, scored: tuple[Tensor, RowStats], d_logps: Tensor, d_entropies: Tensor | None
     ) -> None:
-        """The rows' part of the gradients, from ∂L/∂logp and ∂L/∂entropy [n] of each."""
+        """Adds the rows' part of the gradients.
+
+        Args:
+            rows: n rows.
+            scored: what `score(rows)` returned.
+            d_logps: [n] ∂L/∂logp.
+            d_entropies: [n] ∂L/∂entropy, or None.
+        """
         d_logits = self.kernels.gradient_(
             scored[0],
             self.targets[rows],
@@ -81,14 +94,14 @@ class HeadPass:
         self.projection.backward(d_logits, rows)
 
     def evaluate(self, unit: list[Rows], loss_fn: LossFn) -> LossOutput:
-        """The loss of a unit's rows, without gradients."""
+        """Computes the loss of a unit's rows, without gradients."""
         for piece in unit:
             self.score(piece)
         rows = join(unit)
         return loss_fn(self.logps[rows], None if self.entropies is None else self.entropies[rows], rows)
 
     def learn(self, unit: list[Rows], loss_fn: LossFn) -> LossOutput:
-        """The loss of a unit's rows, and their part of the gradients."""
+        """Computes the loss of a unit's rows and adds their part of the gradients."""
         scored = None
         for piece in unit:
             scored = self.score(piece)
@@ -97,7 +110,7 @@ class HeadPass:
             loss_fn, self.logps[rows], None if self.entropies is None else self.entropies[rows], rows
         )
         parts = [None if s is None else s.split([length(piece) for piece in unit]) for s in slopes]
-        # From the last piece to the first: the last one's logits are still there, the others come again.
+        # From the last piece to the first: the last one's logits are still there, the others are computed again.
         for k in reversed(range(len(unit))):
             scored = scored or self.score(unit[k])
             d_logps, d_entropies = (None if part is None else part[k] for part in parts)
@@ -110,7 +123,7 @@ class HeadPass:
 def _slopes(
     loss_fn: LossFn, logps: Tensor, entropies: Tensor | None, rows: Rows
 ) -> tuple[LossOutput, tuple[Tensor, Tensor | None]]:
-    """The loss of some rows, ∂L/∂logp [n] and ∂L/∂entropy [n]; the latter None where the loss has none."""
+    """Returns the loss of some rows, ∂L/∂logp [n], and ∂L/∂entropy [n] (None where the loss has none)."""
     leaves = [x.detach().requires_grad_() for x in (logps, entropies) if x is not None]
     with torch.enable_grad():
         output = loss_fn(leaves[0], None if entropies is None else leaves[1], rows)
@@ -122,9 +135,9 @@ def _slopes(
 
 
 def _row_kernels(device: torch.device, wide: torch.dtype) -> ModuleType:
-    """The module with `statistics` and `gradient_`: Triton's on a GPU in float32, torch's otherwise.
+    """Returns the module with `row_statistics` and `gradient_`: Triton's on a GPU in float32, else torch's.
 
-    TRITON_INTERPRET=1 takes Triton's on a CPU too, for tests.
+    With TRITON_INTERPRET=1, a CPU uses Triton's too. Tests set it.
     """
     if wide == torch.float32 and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
         return _triton_or_torch()

@@ -1,7 +1,7 @@
-"""What happens to rows of logits between the matmuls, in torch: their statistics, then their gradient in place.
+"""The computation on rows of logits between the matmuls, in torch: their statistics, then their gradient in place.
 
-Both know log-probs and entropies only: the loss comes in between, as ∂L/∂logp and ∂L/∂entropy of each row.
-`triton_rows` has the same two functions for a GPU.
+Both functions know log-probs and entropies only. The loss is evaluated between them and gives ∂L/∂logp and ∂L/∂entropy of
+each row. `triton_kernels` has the same two functions for a GPU.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor
 
 from .head import Squash
 
-# An entropy or a softcap needs x and e^x together: of this many bytes, a part of the chunk at a time.
+# An entropy or a softcap needs x and e^x together. This bounds the buffer, so a chunk is processed in blocks.
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 2**28}
 
 
 @dataclass(frozen=True, eq=False)
 class RowStats:
-    """What is left of a row of logits x [V]. The target's term is kept apart from the others': 1 − p = others / Z.
+    """The statistics of a row of logits x [V]. The target's term is kept apart from the others, so 1 − p = others / Z is precise.
 
-    In a sum with the others a confident target's e^x would leave of 1 − p what float32 leaves of 1 − (1 − ε).
+    In one sum, a confident target's e^x would round 1 − p to a few float32 steps.
     """
 
     shift: Tensor  # [n] m = max x
-    target: Tensor  # [n] x of the target, less m
+    target: Tensor  # [n] x of the target, minus m
     others: Tensor  # [n] Σ e^(x − m) over all but the target
-    moment: Tensor | None  # [n] Σ (x − m)·e^(x − m) over all but the target, where the entropy is asked for
+    moment: Tensor | None  # [n] Σ (x − m)·e^(x − m) over all but the target; None without entropies
 
     @cached_property
     def weight(self) -> Tensor:
@@ -43,12 +43,15 @@ class RowStats:
 
     @cached_property
     def logps(self) -> Tensor:
-        """[n] log-prob of the target: −log1p(others / e^target) for a likely one, which is precise near 0 too."""
+        """[n] the target's log-prob.
+
+        For a likely target it is −log1p(others / e^target), which is precise near 0 too.
+        """
         return torch.where(self.target > -1, -self._log1p, self.target - self._log)
 
     @cached_property
     def log_total(self) -> Tensor:
-        """[n] log Z, likewise."""
+        """[n] log Z, precise for a likely target too."""
         return torch.where(self.target > -1, self.target + self._log1p, self._log)
 
     @cached_property
@@ -69,7 +72,17 @@ class RowStats:
 
 
 def row_statistics(logits: Tensor, targets: Tensor, squash: Squash, with_entropy: bool) -> RowStats:
-    """Statistics of rows of raw logits [n, V], which become e^(x − m), with 0 at the target [n]."""
+    """Computes the statistics of rows of logits.
+
+    Args:
+        logits: [n, V] raw logits. Overwritten with e^(x − m), and 0 at the target.
+        targets: [n] token ids.
+        squash: the map from raw to tempered logits.
+        with_entropy: whether to compute `moment`, for the entropies.
+
+    Returns:
+        Statistics of the n rows.
+    """
     if squash.slope is not None:
         logits.mul_(squash.slope).tanh_()
     shift = logits.amax(-1) * squash.gain
@@ -80,7 +93,7 @@ def row_statistics(logits: Tensor, targets: Tensor, squash: Squash, with_entropy
     if moment is None:
         logits.exp_().scatter_(1, at, 0.0)
     else:
-        lowest = torch.finfo(logits.dtype).min  # not −∞, which times e^−∞ would be NaN
+        lowest = torch.finfo(logits.dtype).min  # not −∞, because −∞ · e^−∞ is NaN
         for rows, part in _blocks(logits):
             torch.clamp(logits[rows], min=lowest, out=part)
             logits[rows].exp_().scatter_(1, at[rows], 0.0)
@@ -97,21 +110,33 @@ def gradient_(
     d_entropies: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """∂L/∂logp [n] (and ∂L/∂entropy) → ∂L/∂raw [n, V], over what `row_statistics` left in `logits`, as a view of type `dtype`.
+    """Computes ∂L/∂raw [n, V] in place.
 
-    ∂logp/∂x_j = [j = target] − p_j and ∂H/∂x_j = −p_j·(log p_j + H); then x's slope to the raw logit.
+    ∂logp/∂x_j = [j = target] − p_j and ∂H/∂x_j = −p_j·(log p_j + H), times the slope of x with respect to the raw logit.
+
+    Args:
+        logits: [n, V] as `row_statistics` left them. Overwritten.
+        targets: [n] token ids.
+        stats: what `row_statistics` returned.
+        squash: the map from raw to tempered logits.
+        d_logps: [n] ∂L/∂logp.
+        d_entropies: [n] ∂L/∂entropy, or None.
+        dtype: the dtype of the result.
+
+    Returns:
+        [n, V], a view of `logits` as `dtype`.
     """
     at_target, factors = row_factors(stats, squash, d_logps, d_entropies)
     constant, slope = factors[0][:, None], factors[1]
     if slope is None and squash.slope is None:
         logits.mul_(constant)
     else:
-        tiny = torch.finfo(logits.dtype).tiny  # where e^(x − m) is 0, any finite x serves
+        tiny = torch.finfo(logits.dtype).tiny  # where e^(x − m) is 0, any finite x will do
         for rows, part in _blocks(logits):
             shifted = torch.clamp(logits[rows], min=tiny, out=part).log_()
             if slope is None:
                 logits[rows].mul_(constant[rows])
-            else:  # over x − m itself, unless the softcap needs it still
+            else:  # over x − m itself, unless the softcap still needs it
                 out = part if squash.slope is None else None
                 logits[rows].mul_(torch.addcmul(constant[rows], slope[rows, None], shifted, out=out))
             if squash.slope is not None:
@@ -124,12 +149,21 @@ def gradient_(
 def row_factors(
     stats: RowStats, squash: Squash, d_logps: Tensor, d_entropies: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-    """The gradient at the target [n], and (a, b) [n]: elsewhere it is e^(x−m)·(a + b·(x − m)), times a softcap's slope.
+    """Computes the gradient at the target [n] and (a, b) [n]: elsewhere it is e^(x−m)·(a + b·(x − m)).
 
-    b is None without `d_entropies`.
+    A softcap's slope multiplies both. b is None without `d_entropies`.
+
+    Args:
+        stats: what `row_statistics` returned.
+        squash: the map from raw to tempered logits.
+        d_logps: [n] ∂L/∂logp.
+        d_entropies: [n] ∂L/∂entropy, or None.
+
+    Returns:
+        The gradient at the target, and (a, b).
     """
     total = stats.total
-    at_target = d_logps * (stats.others / total)  # 1 − p, from the sum that the target isn't in
+    at_target = d_logps * (stats.others / total)  # 1 − p, from the sum without the target
     constant, slope = d_logps, None
     entropies = stats.entropies
     if d_entropies is not None and entropies is not None:
@@ -144,7 +178,7 @@ def row_factors(
 
 
 def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The rows in blocks, each with the same buffer of its shape beside."""
+    """Yields the rows in blocks, each with one shared buffer of its shape."""
     n, vocabulary = logits.shape
     bound = BLOCK_BYTES.get(logits.device.type, BLOCK_BYTES["cuda"])
     size = max(1, min(n, bound // (vocabulary * logits.element_size())))
@@ -155,8 +189,8 @@ def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _narrowed_(wide: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, V] in `dtype`, over the first half (or less) of each row of `wide`."""
+    """Returns [n, V] in `dtype`, stored over the first half (or less) of each row of `wide`."""
     narrow = wide.view(dtype)[:, : wide.shape[1]]
     for target, source in zip(narrow.split(256), wide.split(256), strict=True):
-        target.copy_(source.to(dtype))  # by way of a copy, for they share their memory
+        target.copy_(source.to(dtype))  # through a copy, because source and target share memory
     return narrow

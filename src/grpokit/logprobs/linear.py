@@ -1,8 +1,8 @@
-"""Log-probs of tokens straight from hidden states, and a policy loss of them with its gradient: logits come in chunks.
+"""Log-probs of tokens from hidden states, and a policy loss with its gradient. Logits exist one chunk at a time.
 
-The gradient of a loss needs the logits again, unless it is formed while they are there. So the loss is evaluated chunk
-by chunk, as a function of log-probs and entropies [n]; ordinary autograd gives its slopes c = ∂L/∂logp, from which the
-chunk's logits turn into their own gradient in place. Three matmuls of N·V·H, the fewest that an exact gradient needs.
+The gradient of a loss needs the logits, so it is computed while they exist. The loss is evaluated chunk by chunk, as a
+function of log-probs and entropies [n]. Autograd gives its slopes ∂L/∂logp, and the chunk's logits turn into their own
+gradient in place. That is three matmuls of N·V·H, the fewest that an exact gradient needs.
 """
 
 from __future__ import annotations
@@ -26,18 +26,26 @@ COUPLINGS = ("token", "sequence", "group", "step")
 
 @dataclass(frozen=True, eq=False)
 class LinearLoss:
-    """What `linear_policy_loss` returns: the loss, connected to hidden states and head, and what was met on the way."""
+    """The result of `linear_policy_loss`. `loss` is connected to the hidden states and the head."""
 
-    loss: Tensor  # scalar: this slice's additive share
-    metrics: Metrics  # of all chunks together
-    logps: Tensor  # [N] without gradient
-    entropies: Tensor | None  # [N] without gradient, where they were asked for
+    loss: Tensor  # scalar: this slice's additive share of the update's loss
+    metrics: Metrics  # additive metrics of all chunks
+    logps: Tensor  # [N], without gradient
+    entropies: Tensor | None  # [N], without gradient; None unless they were asked for
 
 
 def family_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> LossFn:
-    """A loss of the family as `linear_policy_loss` takes it: `policy_loss` on a chunk of `batch` [N].
+    """Turns a loss of the family into a `loss_fn` for `linear_policy_loss`: `policy_loss` on a chunk of `batch` [N].
 
-    The batch's own `logps` and `entropies` are placeholders: each chunk's take their place.
+    The batch's own `logps` and `entropies` are placeholders. Each chunk's values replace them.
+
+    Example:
+        >>> from grpokit.losses import make_loss
+        >>> one, ids = torch.ones(3), torch.arange(3)
+        >>> batch = LossBatch(logps=one, advantages=one, weights=one / 3, sequence_ids=ids)
+        >>> loss_fn = family_loss(make_loss("grpo"), batch)
+        >>> linear_policy_loss(torch.randn(3, 4), Head(torch.randn(5, 4)), ids, loss_fn).loss
+        tensor(-1.)
     """
 
     def loss_fn(logps: Tensor, entropies: Tensor | None, rows: Rows) -> LossOutput:
@@ -59,17 +67,30 @@ def linear_policy_loss(
     sequence_ids: Tensor | None = None,
     chunk_tokens: int | None = None,
 ) -> LinearLoss:
-    """The loss of `targets` [N] under p = softmax(logits(hidden [N, H]) / temperature), and its gradient, in one pass.
+    """Computes the loss of `targets` under p = softmax(logits(hidden) / temperature), and its gradient, in one pass.
 
-    `loss_fn(logps [n], entropies [n] | None, rows)` gives the additive share of some rows (a slice, or positions [n],
-    of the N); it may depend on anything else that needs no gradient. With `coupling` "sequence" it is given whole
-    sequences of `sequence_ids` [N], at the price of a fourth matmul for those that are longer than a chunk; a loss that
-    couples more than that has statistics, so any rows serve it. The gradient is of hidden, head.weight and head.bias,
-    as far as they require one (a frozen weight costs neither dW nor its matmul), in float32 or wider until it is handed
-    over. Memory: dW, dH and the logits of `chunk_tokens` rows (default: 64 MiB on a CPU, 1 GiB on a GPU, but 256 rows at least).
+    Gradients flow to `hidden`, `head.weight` and `head.bias` where they require one; a frozen weight costs neither dW nor its
+    matmul. Sums are in float32 or wider. The memory is dW, dH and the logits of `chunk_tokens` rows.
 
-    N = 0 gives a connected zero. Raises ValueError for shapes, targets or options that don't fit, and RuntimeError for
-    a gradient of the gradient.
+    Args:
+        hidden: [N, H] hidden states. N = 0 gives a connected zero.
+        head: the output projection.
+        targets: [N] token ids.
+        loss_fn: (logps [n], entropies [n] | None, rows) → LossOutput, the additive share of these rows. `rows` is a slice
+            or positions [n]. It may depend on anything else that needs no gradient.
+        temperature: of the distribution that was sampled from.
+        with_entropy: whether `loss_fn` gets entropies, in nats.
+        coupling: `Loss.coupling`. With "sequence", `loss_fn` gets whole sequences; one longer than a chunk costs a fourth
+            matmul. Any rows serve "group" and "step", whose losses have statistics.
+        sequence_ids: [N] sequence of each token; needed for "sequence".
+        chunk_tokens: rows per chunk. Default: 64 MiB of logits on a CPU, 1 GiB on a GPU, at least 256 rows.
+
+    Returns:
+        The loss with its gradient, metrics, log-probs and entropies.
+
+    Raises:
+        ValueError: shapes, targets or options do not fit.
+        RuntimeError: a gradient of the gradient was asked for.
     """
     if coupling not in COUPLINGS:
         raise ValueError(f"coupling {coupling!r}: there are {', '.join(COUPLINGS)}")
@@ -91,7 +112,7 @@ def linear_policy_loss(
             share = output.loss.detach()
             loss = share if loss is None else loss + share
             metrics = join_metrics(metrics, output.metrics)
-    assert loss is not None  # there is a unit, if an empty one
+    assert loss is not None  # there is at least one unit, even if it is empty
     if any(wanted):
         loss = Connect.apply(loss, head_pass.projection.gradients, *inputs)
     return LinearLoss(loss, metrics, head_pass.logps, head_pass.entropies)
@@ -107,12 +128,31 @@ def linear_logprob(
     sequence_ids: Tensor | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob [N] of `targets` [N] under p = softmax(logits(hidden [N, H]) / temperature), and p's entropy [N] in nats.
+    """Computes the log-probs of `targets` under p = softmax(logits(hidden) / temperature), and the entropies of p.
 
-    The entropy is None unless `with_entropy`: it costs other passes over the logits. One matmul; with autograd two more,
-    and one to have the logits again. Given the same `sequence_ids` and `chunk_tokens`, the numbers are bitwise those that
-    `linear_policy_loss` meets. Raises ValueError for shapes, targets or options that don't fit, and RuntimeError for a
-    gradient of the gradient.
+    One matmul; with autograd three more, one of which recomputes the logits. With the same `sequence_ids` and `chunk_tokens`,
+    the numbers are bitwise those inside `linear_policy_loss`.
+
+    Args:
+        hidden: [N, H] hidden states.
+        head: the output projection.
+        targets: [N] token ids.
+        temperature: of the distribution that was sampled from.
+        with_entropy: whether to compute entropies, which costs more passes over the logits.
+        sequence_ids: [N] sequence of each token, which decides the cuts.
+        chunk_tokens: rows per chunk; the default is that of `linear_policy_loss`.
+
+    Returns:
+        Log-probs [N], and entropies [N] in nats or None.
+
+    Raises:
+        ValueError: shapes, targets or options do not fit.
+        RuntimeError: a gradient of the gradient was asked for.
+
+    Example:
+        >>> logps, entropies = linear_logprob(torch.zeros(1, 4), Head(torch.ones(2, 4)), torch.tensor([0]), with_entropy=True)
+        >>> logps, entropies
+        (tensor([-0.6931]), tensor([0.6931]))
     """
     how = (targets, temperature, with_entropy, sequence_ids, chunk_tokens, operand_dtype(hidden, head))
 

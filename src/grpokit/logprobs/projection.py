@@ -1,4 +1,4 @@
-"""The matmuls of the head, and the types that they run in."""
+"""The matmuls of the head, and their dtypes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 def wide_dtype(hidden: Tensor, head: Head) -> torch.dtype:
-    """The type of logits and sums: float32, or float64 where an input is."""
+    """Returns the dtype of logits and sums: float32, or float64 where an input is."""
     return torch.promote_types(torch.promote_types(hidden.dtype, head.weight.dtype), torch.float32)
 
 
 def operand_dtype(hidden: Tensor, head: Head) -> torch.dtype:
-    """What the matmuls multiply: bf16 or float16 on a GPU where autocast or the parameters say so, else the wide type.
+    """Returns the dtype that the matmuls multiply.
 
-    On a CPU bf16 matmuls take 5 to 20 times as long as float32.
+    On a GPU it is bf16 or float16 where autocast or the parameters say so. Otherwise it is the wide dtype: on a CPU, bf16
+    matmuls take 5 to 20 times as long as float32.
     """
     wide, kind = wide_dtype(hidden, head), hidden.device.type
     if kind != "cuda" or wide == torch.float64:
@@ -32,11 +33,11 @@ def operand_dtype(hidden: Tensor, head: Head) -> torch.dtype:
 
 
 class Projection:
-    """raw = h·Wᵀ + b for one call, chunk by chunk through one buffer; and back: dH, dW and db from the gradient of raw.
+    """raw = h·Wᵀ + b for one call, chunk by chunk through one buffer; and its gradients dH, dW and db.
 
-    `operands`, of `operand_dtype`, is asked for in the forward, for a backward has no autocast; the cast is made once. Of
-    the gradients only those exist that are `wanted` (hidden, weight, bias); they are in the wide type, so that dW's sum
-    over chunks isn't rounded to the parameters' type on its way.
+    `operands` comes from `operand_dtype`, called in the forward, because a backward has no autocast. The inputs are cast once.
+    Only the gradients that are `wanted` (hidden, weight, bias) are allocated. They have the wide dtype, so that the sum of dW
+    over chunks is not rounded to the parameters' dtype.
     """
 
     def __init__(
@@ -52,15 +53,15 @@ class Projection:
         self.d_hidden = hidden.new_empty(hidden.shape, dtype=wide) if wanted[0] else None
         self.d_weight = hidden.new_empty(vocabulary, width, dtype=wide) if wanted[1] else None
         self.d_bias = hidden.new_zeros(vocabulary, dtype=wide) if wanted[2] else None
-        self._first = True  # the first chunk's dW overwrites: no pass of zeros, and none that reads them
+        self._first = True  # the first chunk's dW overwrites the buffer, which saves a pass of zeros
 
     @property
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of hidden [N, H], weight [V, H] and bias [V]; None where it isn't wanted."""
+        """The gradients of hidden [N, H], weight [V, H] and bias [V]; None where not wanted."""
         return self.d_hidden, self.d_weight, self.d_bias
 
     def logits(self, rows: Rows) -> Tensor:
-        """raw [n, V] of the rows, in the wide type, in the buffer: the next call overwrites it."""
+        """Computes raw [n, V] of the rows, in the wide dtype. The next call overwrites the buffer."""
         hidden = self.hidden[rows]
         out = self.buffer[: len(hidden)]
         if self.dtype != out.dtype:
@@ -72,7 +73,7 @@ class Projection:
         return out if self.bias is None else out.add_(self.bias)
 
     def backward(self, d_logits: Tensor, rows: Rows) -> None:
-        """Add what the gradient of the rows' raw logits [n, V], in the operands' type, brings."""
+        """Adds the rows' gradients. `d_logits` [n, V] is that of the raw logits, in the operands' dtype."""
         if self.d_hidden is not None:
             self.d_hidden[rows] = self._mm(d_logits, self.weight)
         if self.d_weight is not None:

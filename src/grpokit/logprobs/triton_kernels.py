@@ -1,9 +1,9 @@
-"""`rows` for a GPU, in float32: each function is one kernel, a program per row, and no pass of [n, V] more than it needs.
+"""`kernels` for a GPU, in float32. Each function is one kernel with a program per row and the fewest passes over [n, V].
 
-`row_statistics` reads the logits once and leaves them as they are; `gradient_` reads them once more and writes over them.
+`row_statistics` reads the logits once and does not change them. `gradient_` reads them once more and overwrites them.
 """
 
-# A kernel's launch and its arithmetic are beyond a type checker, which may not find Triton at all.
+# A type checker understands neither a kernel's launch nor its arithmetic, and may not find Triton at all.
 # pyright: reportCallIssue=false, reportOperatorIssue=false, reportMissingImports=false
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ from torch import Tensor
 from .head import Squash
 from .kernels import RowStats, row_factors
 
-BLOCK = 4096  # logits of a row at a time: 16 KiB
+BLOCK = 4096  # logits of a row processed at a time: 16 KiB
 NUM_WARPS = 8
-LOWEST = tl.constexpr(-1e30)  # in place of −∞, which would make NaN of ∞ − ∞ and of 0·∞
+LOWEST = tl.constexpr(-1e30)  # replaces −∞, because ∞ − ∞ and 0·∞ are NaN
 
 
 def row_statistics(logits: Tensor, targets: Tensor, squash: Squash, with_entropy: bool) -> RowStats:
-    """Statistics of rows of raw logits [n, V] and targets [n]; the logits stay."""
+    """Computes the statistics of rows of logits, which it does not change. See `kernels.row_statistics`.
+
+    Args:
+        logits: [n, V] raw logits.
+        targets: [n] token ids.
+        squash: the map from raw to tempered logits.
+        with_entropy: whether to compute `moment`, for the entropies.
+
+    Returns:
+        Statistics of the n rows.
+    """
     n, vocabulary = logits.shape
     shift, target, others, moment = logits.new_empty(4, n)
     if n:
@@ -54,7 +64,20 @@ def gradient_(
     d_entropies: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """∂L/∂logp [n] (and ∂L/∂entropy) → ∂L/∂raw [n, V], over the raw logits, as a view of type `dtype`."""
+    """Computes ∂L/∂raw [n, V] in place of the raw logits. See `kernels.gradient_`.
+
+    Args:
+        logits: [n, V] raw logits. Overwritten.
+        targets: [n] token ids.
+        stats: what `row_statistics` returned.
+        squash: the map from raw to tempered logits.
+        d_logps: [n] ∂L/∂logp.
+        d_entropies: [n] ∂L/∂entropy, or None.
+        dtype: the dtype of the result.
+
+    Returns:
+        [n, V], a view of `logits` as `dtype`.
+    """
     n, vocabulary = logits.shape
     at_target, (constant, slope) = row_factors(stats, squash, d_logps, d_entropies)
     gradient = logits.view(dtype)[:, :vocabulary]
@@ -86,7 +109,7 @@ def _block(vocabulary: int) -> int:
 
 @triton.jit
 def _tanh(x):
-    """tanh and its slope, which loses nothing near ±1: with e = exp(−2|x|), (1 − e)/(1 + e) and 4e/(1 + e)²."""
+    """tanh and its slope, precise near ±1: with e = exp(−2|x|), (1 − e)/(1 + e) and 4e/(1 + e)²."""
     e = tl.exp(-2.0 * tl.abs(x))
     tanh = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -tanh, tanh), 4.0 * e / ((1.0 + e) * (1.0 + e))
@@ -108,7 +131,7 @@ def _statistics_kernel(
     ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """m = max x, x_target − m, and over all but the target Σ e^(x−m) and Σ (x−m)·e^(x−m): online, in one pass."""
+    """m = max x, x_target − m, and over all but the target Σ e^(x−m) and Σ (x−m)·e^(x−m), online in one pass."""
     row = tl.program_id(0).to(tl.int64)  # n·V exceeds 32 bits
     logits_ptr += row * logits_stride
     wanted = tl.load(targets_ptr + row)
@@ -158,7 +181,7 @@ def _gradient_kernel(
     ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """e^(x−m)·(a + b·(x − m)), and the target's own; times the slope of the softcap."""
+    """e^(x−m)·(a + b·(x − m)), and the target's own value; both times the slope of the softcap."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_stride
     gradient_ptr += row * gradient_stride
@@ -182,6 +205,6 @@ def _gradient_kernel(
         if CAPPED:
             d *= bend * cap_slope
         d = tl.where(columns == wanted, at_target, d)
-        # A narrower gradient lies over the first half of its own row: all threads have read what is written over.
+        # A narrower gradient overwrites the first half of its own row. All threads must have read that part first.
         tl.debug_barrier()
         tl.store(gradient_ptr + columns, d.to(gradient_ptr.dtype.element_ty), mask=inside)

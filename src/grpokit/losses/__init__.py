@@ -1,9 +1,15 @@
-"""The losses: pure functions of tensors, usable in any trainer. This room knows no model, no trainer and no ranks.
+"""The losses: pure functions of tensors, for any trainer. This package knows no model, no trainer and no ranks.
 
-loss    = make_loss("dapo", epsilon_high=0.28)
-weights = sequence_weights(loss, lengths, Counts.of(lengths))       # [S], once for the whole update
-batch   = LossBatch.from_padded(mask, logps=logps, old_logps=old, advantages=advantages, weights=weights)
-policy_loss(loss, batch).loss.backward()                            # or of any slices: their shares add up
+Example:
+    >>> import torch
+    >>> mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()               # [B, T] trainable tokens
+    >>> logps, old = torch.full((2, 3), -1.0, requires_grad=True), torch.full((2, 3), -1.1)
+    >>> loss = make_loss("dapo", epsilon_high=0.28)
+    >>> lengths = mask.sum(-1)                                           # [B]
+    >>> weights = sequence_weights(loss, lengths, Counts.of(lengths))    # [B], once for the whole update
+    >>> advantages = torch.tensor([1.0, -1.0])
+    >>> batch = LossBatch.from_padded(mask, logps=logps, old_logps=old, advantages=advantages, weights=weights)
+    >>> policy_loss(loss, batch).loss.backward()                         # or slice by slice: the shares add up
 """
 
 from .batch import LossBatch

@@ -1,4 +1,4 @@
-"""LossBatch: what the loss sees. Only trainable tokens, in flat lists; no padding, so no mask to forget."""
+"""`LossBatch`, the input of a loss: trainable tokens only, as flat lists. It has no padding, so no mask can be forgotten."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ _INTEGERS = ("sequence_ids", "group_ids", "positions", "lengths")
 
 @dataclass(frozen=True, eq=False)
 class LossBatch:
-    """N trainable tokens of one update, or of any slice of it; every field is [N].
+    """N trainable tokens of one update, or of any slice of it. Every field has the shape [N].
 
-    A slice is a subset of the update's tokens: a micro-batch, a rank, a chunk of the head, all the same thing.
-    Raises ValueError naming the field where a shape or a type is off.
+    A slice is any subset of the update's tokens: a micro-batch, a rank's tokens or a chunk of the head.
 
-    Example: `LossBatch(logps=lp, advantages=a, weights=w[ids], sequence_ids=ids)` is an on-policy batch.
+    Raises:
+        ValueError: a field has the wrong shape or dtype. The message names the field.
+
+    Example:
+        >>> ids = torch.tensor([0, 0, 1])  # two tokens of sequence 0, one of sequence 1
+        >>> one = torch.ones(3)
+        >>> len(LossBatch(logps=-one, advantages=one, weights=one / 3, sequence_ids=ids))
+        3
     """
 
-    logps: Tensor  # log-probabilities under the policy being trained, with gradient
+    logps: Tensor  # log-probs under the policy being trained, with gradient
     advantages: Tensor
     weights: Tensor  # w_i of the token's sequence, from `sequence_weights`
     sequence_ids: Tensor  # number of the token's sequence in the update, the same on every slice and rank
-    old_logps: Tensor | None = None  # the trainer's own at the start of the step; None: on-policy, ratio 1
-    ref_logps: Tensor | None = None  # the reference model's
-    sampler_logps: Tensor | None = None  # the sampling engine's
-    entropies: Tensor | None = None  # of the policy being trained
+    old_logps: Tensor | None = None  # the trainer's, at the start of the step; None: on-policy, ratio 1
+    ref_logps: Tensor | None = None  # log-probs under the reference model
+    sampler_logps: Tensor | None = None  # log-probs recorded by the sampling engine
+    entropies: Tensor | None = None  # entropies of the policy being trained, in nats
     group_ids: Tensor | None = None  # number of the sequence's group in the update
     positions: Tensor | None = None  # place of the token in its completion
     lengths: Tensor | None = None  # trainable tokens of the whole sequence, T_i
@@ -74,11 +80,26 @@ class LossBatch:
         positions: Tensor | None = None,
         **optional: Tensor | None,
     ) -> LossBatch:
-        """The same from padded tensors: `mask` and log-probs [B, T]; advantages and weights [B] or [B, T].
+        """Makes a batch from padded tensors.
 
-        Masked positions are left out before anything is computed, so they may hold NaN or ±inf. `sequence_ids`
-        [B] (default 0..B−1) must be given where these rows are only a part of the update; `lengths` [B]
-        (default: the mask's row sums) where they are only a part of their sequences.
+        Masked positions are removed before anything is computed, so they may hold NaN or ±inf.
+
+        Args:
+            mask: [B, T], true for trainable tokens.
+            logps: [B, T], with gradient.
+            advantages: [B] or [B, T].
+            weights: [B] or [B, T], from `sequence_weights`.
+            sequence_ids: [B], default 0..B−1. Required where these sequences are only a part of the update.
+            group_ids: [B], the group of each sequence.
+            lengths: [B], T_i of the whole sequences; default: the mask's sums. Required where sequences were cut.
+            positions: [B, T], default 0..T−1.
+            **optional: [B, T], any other field, such as `old_logps`.
+
+        Returns:
+            The batch of the N tokens where `mask` is true.
+
+        Raises:
+            ValueError: a tensor has neither the shape [B, T] nor [B].
         """
         keep = mask.bool()
         rows, columns = (
@@ -114,12 +135,12 @@ class LossBatch:
         return len(self.logps)
 
     def select(self, index: Tensor | slice) -> LossBatch:
-        """The slice of the tokens that `index` names: a bool mask [N], positions, or a range."""
+        """Returns the slice of the tokens that `index` names: a bool mask [N], positions, or a range."""
         return LossBatch(**{name: value[index] for name, value in self._given()})
 
     def upcast(self) -> LossBatch:
-        """All floats in one type, that of `logps` or float32 where it is narrower; integers in int64."""
+        """Returns the batch with floats in the dtype of `logps`, at least float32, and integers in int64."""
         dtype = torch.promote_types(self.logps.dtype, torch.float32)
-        # int64, because the statistics' key packs two of the integers in 64 bits.
+        # The statistics pack two of the integers in one 64-bit key.
         wide = {name: value.to(dtype if name in _FLOATS else torch.int64) for name, value in self._given()}
         return dataclasses.replace(self, **wide)

@@ -1,4 +1,4 @@
-"""What `make_loss` refuses: combinations that mean nothing, options that would not act, values that cannot work."""
+"""The checks of `make_loss`: combinations without meaning, options without effect, and values that cannot work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from .surrogate import Surrogate
 def check_combination(
     loss_type: str, part: Surrogate, level: str, reduction: str, fixed_level: str | None
 ) -> None:
-    """Raise ValueError where the parts mean nothing together; `fixed_level` is the one that defines the loss."""
+    """Checks that the parts mean something together.
+
+    Args:
+        loss_type: the loss's name, for the message.
+        part: the surrogate.
+        level: a key of RATIO_LEVELS.
+        reduction: a key of REDUCTIONS.
+        fixed_level: the only ratio level that this loss may have, or None.
+
+    Raises:
+        ValueError: a combination has no meaning. The message names the flag.
+    """
     if level not in part.ratio_levels:
         raise ValueError(
             f"ratio_level {level}: means nothing with surrogate {part.name}, which is defined on {' or '.join(part.ratio_levels)}"
@@ -30,7 +41,21 @@ def check_combination(
 def make_correction(
     mode: str | None, level: str | None, cap: float | None, low: float | None, high: float | None
 ) -> Correction | None:
-    """The correction that the flags ask for, or None. Raises ValueError for one that would not act."""
+    """Builds the correction that the flags ask for.
+
+    Args:
+        mode: `truncate`, `mask`, or None for no correction.
+        level: a key of CORRECTION_LEVELS.
+        cap: the largest weight, for `truncate`.
+        low: the smallest weight kept, for `mask`.
+        high: the largest weight kept, for `mask`.
+
+    Returns:
+        The correction, or None without a `mode`.
+
+    Raises:
+        ValueError: a flag is given that would have no effect, or has a value that cannot work.
+    """
     given = {"level": level, "cap": cap, "low": low, "high": high}
     given = {key: value for key, value in given.items() if value is not None}
     if mode is None:
@@ -50,7 +75,16 @@ def make_correction(
 
 
 def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -> None:
-    """Raise ValueError for a term or mask that cannot work; the two flags are as given, None where they were not."""
+    """Checks the KL and entropy terms and the masks.
+
+    Args:
+        loss: the loss with its defaults filled in.
+        kl_estimator: the flag as given; None if it was not given.
+        kl_gradient: likewise.
+
+    Raises:
+        ValueError: a term or a mask cannot work. The message names the flag.
+    """
     for flag in ("beta", "entropy_coef", "top_entropy_quantile", "opsm_threshold"):
         value = getattr(loss, flag)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,7 +1,7 @@
-"""Corrections for a sampler that isn't the trainer: weights c = π_old / μ, always detached, and what they tell.
+"""Corrections for a sampler that differs from the trainer: weights c = π_old / μ, always detached, and their diagnostics.
 
-The engine that sampled the tokens (μ) and the trainer at the start of the step (old) disagree a little, by numerics or
-by age. c is truncated (TIS, arXiv 2510.18927 and others) or masked (IcePop); OPSM drops sequences (2512.02556).
+The engine that sampled the tokens (μ) and the trainer at the start of the step (old) differ a little, by numerics or by
+age. c is truncated (TIS, arXiv 2510.18927 and others) or masked (IcePop). OPSM drops sequences (arXiv 2512.02556).
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ CORRECTION_LEVELS = ("token", "sequence_product", "sequence_geometric")
 
 @dataclass(frozen=True)
 class Correction:
-    """How tokens are weighed by c, at one of CORRECTION_LEVELS."""
+    """How tokens are weighted by c, at one of CORRECTION_LEVELS.
+
+    Example:
+        >>> Correction(mode="truncate", cap=2.0).weight(torch.tensor([0.5, 3.0]).log())
+        tensor([0.5000, 2.0000])
+    """
 
     mode: str = "truncate"
     level: str = "token"
@@ -29,20 +34,20 @@ class Correction:
     high: float = 5.0
 
     def of_sequence(self, log_weight: Tensor) -> Tensor:
-        """log c at this level, from the tokens [T] of one whole sequence: [T], or a scalar for the sequence."""
+        """Returns log c at this level for the tokens [T] of one whole sequence: [T], or a scalar."""
         if self.level == "token":
             return log_weight
         return (log_weight.sum() if self.level == "sequence_product" else log_weight.mean()).clamp(-20, 20)
 
     def rejects(self, log_weight: Tensor) -> Tensor:
-        """[N] bool: tokens that the mask leaves out; none when truncating."""
+        """Returns [N] bool: the tokens that `mask` rejects. `truncate` rejects none."""
         if self.mode != "mask":
             return torch.zeros_like(log_weight, dtype=torch.bool)
         c = log_weight.exp()
         return (c < self.low) | (c > self.high)
 
     def weight(self, log_weight: Tensor) -> Tensor:
-        """[N] log c at this level → the factor of each token."""
+        """Returns the factor of each token [N] for log c at this level [N]."""
         c = log_weight.exp()
         return (
             c.clamp(max=self.cap)
@@ -51,12 +56,19 @@ class Correction:
         )
 
     def log_weight(self, log_weight: Tensor) -> Tensor:
-        """The same in log space, a masked token at log 1e-8: for losses that take it inside their own ratio."""
+        """Returns the log of the factor [N], with log 1e-8 for a masked token.
+
+        It serves losses that take the correction inside their ratio.
+        """
         return self.weight(log_weight).clamp(min=1e-8).log().clamp(math.log(1e-8), 20)
 
 
 def check_correction(correction: Correction) -> None:
-    """Raise ValueError naming the flag and a value that works."""
+    """Checks the correction's values.
+
+    Raises:
+        ValueError: a value cannot work. The message names the flag and a value that works.
+    """
     if correction.mode not in CORRECTION_MODES:
         raise ValueError(f"correction_mode {correction.mode!r}: is not one of {', '.join(CORRECTION_MODES)}")
     if correction.level not in CORRECTION_LEVELS:
@@ -73,7 +85,16 @@ def check_correction(correction: Correction) -> None:
 
 
 def diagnostics(token_log_weight: Tensor, log_weight: Tensor, correction: Correction | None) -> Metrics:
-    """How far sampler and trainer are apart: from log c of the tokens given, [N], and at the correction's level, [N]."""
+    """Measures how far the sampler and the trainer are apart.
+
+    Args:
+        token_log_weight: [N] log c of the tokens.
+        log_weight: [N] log c at the correction's level.
+        correction: the correction in use, or None.
+
+    Returns:
+        Additive metrics by name.
+    """
     x, c = token_log_weight, token_log_weight.exp()
     found = {
         "sampler_kl": Metric.mean(x.expm1() - x),  # k3 of KL(μ‖old), from samples of μ

@@ -1,7 +1,8 @@
-"""Surrogates that must see more than their own token: its sequence, its group or the whole update.
+"""Surrogates that depend on more than their own token: on its sequence, its group or the whole update.
 
-Each has a gradient-free function of statistics over `Tokens` (whole sequences, groups or the update, sorted by sequence
-and position) that returns a value for each token; the surrogate itself stays elementwise and takes it by name.
+Each has a gradient-free statistics function. It reads `Tokens` (whole sequences, groups or the update, sorted by sequence
+and position) and returns a value for each token. The surrogate itself is elementwise and takes these values by name.
+`surrogates.py` describes the arguments that every surrogate has.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ from .surrogates import clip, clip_check, clip_health
 
 
 def discounted_future(values: Tensor, tokens: Tokens, gamma: float) -> Tensor:
-    """F_t = Σ_{k ≥ t} γ^(k−t)·values_k over each sequence's trainable tokens [n]; k − t counts positions."""
+    """F_t = Σ_{k ≥ t} γ^(k−t)·values_k over the trainable tokens of each sequence. k − t counts positions.
+
+    Example:
+        >>> from grpokit.losses.stats import Tokens
+        >>> two, zeros = torch.arange(2), torch.zeros(2).double()
+        >>> tokens = Tokens(two * 0, two, two * 0, two * 0, zeros, zeros, zeros, zeros, zeros, zeros)  # one sequence
+        >>> discounted_future(torch.tensor([1.0, 1.0]).double(), tokens, 0.5)
+        tensor([1.5000, 1.0000], dtype=torch.float64)
+    """
     future = torch.zeros_like(values)
-    # From the last token of each sequence to its first, all sequences at once: as many rounds as the longest has tokens.
+    # Goes from each sequence's last token to its first, all sequences at once. The longest one sets the number of rounds.
     order = tokens.rank_from_end.argsort(stable=True)
     carry = values.new_zeros(tokens.num_sequences)
     later = tokens.positions.new_zeros(tokens.num_sequences)
@@ -36,7 +45,7 @@ def discounted_future(values: Tensor, tokens: Tokens, gamma: float) -> Tensor:
 def fipo_statistics(
     tokens: Tokens, *, fipo_gamma: float, delta: float | None, **_: object
 ) -> dict[str, Tensor]:
-    """`future` [n]: the discounted sum of later log-ratios, those with ρ > δ left out."""
+    """Returns `future` [n]: the discounted sum of later log-ratios, without those where ρ > δ."""
     ratios = tokens.log_ratio
     kept = ratios if delta is None else torch.where(ratios.exp() > delta, 0.0, ratios)
     return {"future": discounted_future(kept, tokens, fipo_gamma)}
@@ -70,9 +79,25 @@ def fipo(
     fipo_high: float = 1.2,
     fipo_safe_ratio: float = 4.0,
 ) -> Tensor:
-    """clip × sg(f): tokens whose future the policy came to favour weigh up to 1.2 (FIPO, arXiv 2603.19835).
+    """clip × sg(f): a token whose later tokens became more likely weighs up to 1.2 (FIPO, arXiv 2603.19835).
 
-    f = clamp(exp(F_t), 1, 1.2); where A < 0 and ρ > 4 it is capped at 1.
+    f = clamp(exp(F_t), 1, 1.2). It is at most 1 where A < 0 and ρ > 4.
+
+    Args:
+        log_ratio: [N] log ρ, clamped.
+        advantages: [N].
+        logps: [N].
+        future: [N] F_t, from `fipo_statistics`.
+        epsilon: clip range, as in `clip`.
+        epsilon_high: clip range, as in `clip`.
+        delta: bound on ρ, as in `clip`; log-ratios above it are left out of F_t.
+        fipo_gamma: γ, the discount per position.
+        fipo_low: the smallest f.
+        fipo_high: the largest f.
+        fipo_safe_ratio: the ratio above which a token with A < 0 is never amplified.
+
+    Returns:
+        ℓ [N].
     """
     factor = future.clamp(-20, 20).exp().clamp(fipo_low, fipo_high)
     unsafe = (advantages < 0) & (log_ratio.detach().exp() > fipo_safe_ratio)
@@ -86,10 +111,10 @@ def fipo(
 
 
 def real_statistics(tokens: Tokens, *, real_tau: float) -> dict[str, Tensor]:
-    """`real_value`, `real_slope` [n]: each token's share of its group's value, and c_i / T_i = ∂L/∂s_i / T_i.
+    """Returns `real_value` and `real_slope` [n]: each token's share of its group's value, and c_i / T_i = ∂L/∂s_i / T_i.
 
-    s_i = mean_t(logp − old). A group with both labels has the value log(1 + Σ_neg e^(s/τ)) + log(1 + Σ_pos e^(−s/τ));
-    L is their mean over the Q′ such groups of the update.
+    s_i = mean_t(logp − old). A group with both labels has the value log(1 + Σ_neg e^(s/τ)) + log(1 + Σ_pos e^(−s/τ)).
+    L is the mean over the Q′ such groups of the update.
     """
     s, lengths = tokens.sequence_mean(tokens.log_ratio), tokens.sequence_lengths.to(tokens.log_ratio.dtype)
     sign, group = tokens.sequence_advantages.sign(), tokens.sequence_groups
@@ -131,7 +156,19 @@ def real(
 ) -> Tensor:
     """Rewards as labels: a classification loss of the group's mean log-ratios (REAL, arXiv 2602.05630).
 
-    The token's share has the group's value, split over its labelled tokens, and the gradient c_i/T_i of its own log-ratio.
+    A token's ℓ has as its value a share of the group's value, split over the labelled tokens. Its gradient is c_i/T_i times
+    that of its own log-ratio.
+
+    Args:
+        log_ratio: [N] log ρ, clamped.
+        advantages: [N], one value per sequence; the sign is the label.
+        logps: [N].
+        real_value: [N], from `real_statistics`.
+        real_slope: [N], from `real_statistics`.
+        real_tau: τ, the temperature of the classification.
+
+    Returns:
+        ℓ [N], weights included.
     """
     return real_value + real_slope * (log_ratio - log_ratio.detach())
 
@@ -140,7 +177,7 @@ def real(
 
 
 def covariance(tokens: Tokens) -> Tensor:
-    """cov [n] = (A − mean A)·(logp − mean logp), the means over the update's tokens (arXiv 2505.22617, eq. 10)."""
+    """cov [n] = (A − mean A)·(logp − mean logp), with means over the update's tokens (arXiv 2505.22617, eq. 10)."""
     a, logps = tokens.advantages, tokens.logps
     return (a - a.mean()) * (logps - logps.mean())
 
@@ -148,13 +185,16 @@ def covariance(tokens: Tokens) -> Tensor:
 def clip_cov_statistics(
     tokens: Tokens, *, cov_low: float, cov_high: float, cov_ratio: float, **options: float
 ) -> dict[str, Tensor]:
-    """`selected` [n] bool: of the unclipped tokens with low < cov < high, those with the smallest keyed hashes."""
+    """Returns `selected` [n]: 1 for the tokens that lose their gradient.
+
+    The candidates are the unclipped tokens with low < cov < high. The keyed hash of a token draws among them.
+    """
     cov = covariance(tokens)
     clipped = clip_health(tokens.log_ratio.exp(), tokens.advantages, **_clip_part(options))[
         "clip_ratio/region_mean"
     ]
     eligible = torch.nonzero((cov > cov_low) & (cov < cov_high) & ~clipped).flatten()
-    # Smallest hashes, as unsigned numbers: flipping the sign bit makes the signed order the unsigned one.
+    # The smallest hashes as unsigned numbers: flipping the sign bit makes the signed order the unsigned one.
     rank = keyed_hash(tokens.seed, tokens.version, tokens.sequence_ids, tokens.positions)[eligible] ^ (
         -(2**63)
     )
@@ -185,13 +225,32 @@ def clip_cov(
     cov_high: float = 5.0,
     cov_ratio: float = 2e-4,
 ) -> Tensor:
-    """clip, but a few tokens drawn from those of high covariance lose their gradient (Clip-Cov, 2505.22617, eq. 11)."""
+    """clip, but a few random tokens of high covariance lose their gradient (Clip-Cov, arXiv 2505.22617, eq. 11).
+
+    Args:
+        log_ratio: [N] log ρ, clamped.
+        advantages: [N].
+        logps: [N].
+        selected: [N], from `clip_cov_statistics`.
+        epsilon: clip range, as in `clip`.
+        epsilon_high: clip range, as in `clip`.
+        delta: bound on ρ, as in `clip`.
+        cov_low: ω₁, the covariance above which a token may be selected.
+        cov_high: ω₂, the covariance below which a token may be selected.
+        cov_ratio: the share of the update's tokens that is selected.
+
+    Returns:
+        ℓ [N].
+    """
     terms = clip(log_ratio, advantages, logps, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta)
     return torch.where(selected > 0, terms.detach(), terms)
 
 
 def kl_cov_statistics(tokens: Tokens, *, kl_cov_ratio: float, **_: float) -> dict[str, Tensor]:
-    """`selected` [n]: the tokens of largest cov; ties go by sequence and position, by which the tokens are sorted."""
+    """Returns `selected` [n]: 1 for the tokens of largest cov.
+
+    The tokens are sorted by sequence and position, and that order breaks ties.
+    """
     cov = covariance(tokens)
     chosen = without_noise(cov).argsort(descending=True, stable=True)[: max(1, int(kl_cov_ratio * len(cov)))]
     return {"selected": torch.zeros_like(cov).index_fill(0, chosen, 1.0)}
@@ -213,7 +272,19 @@ def kl_cov(
     kl_cov_ratio: float = 2e-3,
     kl_cov_coef: float = 1.0,
 ) -> Tensor:
-    """ℓ = −ρ·A, and coef·|log ρ| on the tokens of largest covariance (KL-Cov, arXiv 2505.22617, eq. 12)."""
+    """ℓ = −ρ·A, plus coef·|log ρ| on the tokens of largest covariance (KL-Cov, arXiv 2505.22617, eq. 12).
+
+    Args:
+        log_ratio: [N] log ρ, clamped.
+        advantages: [N].
+        logps: [N].
+        selected: [N], from `kl_cov_statistics`.
+        kl_cov_ratio: the share of the update's tokens that is penalised.
+        kl_cov_coef: the coefficient of the penalty.
+
+    Returns:
+        ℓ [N].
+    """
     return -log_ratio.exp() * advantages + kl_cov_coef * selected * log_ratio.abs()
 
 
@@ -221,12 +292,15 @@ def kl_cov(
 
 
 def m2po_statistics(tokens: Tokens, *, m2_threshold: float) -> dict[str, Tensor]:
-    """`kept` [n]: 1 but for the largest (log ρ)², dropped until the mean over the rest is at most the threshold."""
+    """Returns `kept` [n]: 0 for the tokens that are dropped, else 1.
+
+    The largest (log ρ)² are dropped until the mean over the rest is at most the threshold.
+    """
     m2 = tokens.log_ratio**2
-    order = without_noise(m2).argsort(descending=True, stable=True)  # ties: by sequence and position
-    rest = m2[order].flip(0).cumsum(0).flip(0)  # Σ over what is left once the first k are dropped
+    order = without_noise(m2).argsort(descending=True, stable=True)  # sequence and position break ties
+    rest = m2[order].flip(0).cumsum(0).flip(0)  # Σ over the tokens left after dropping the first k
     left = torch.arange(len(m2), 0, -1, device=m2.device)
-    dropped = int((rest > m2_threshold * left).sum())  # means fall as the largest go, so the first ones fail
+    dropped = int((rest > m2_threshold * left).sum())  # the mean falls with every one dropped
     return {"kept": torch.ones_like(m2).index_fill(0, order[:dropped], 0.0)}
 
 
@@ -242,5 +316,16 @@ def m2po_statistics(tokens: Tokens, *, m2_threshold: float) -> dict[str, Tensor]
 def m2po(
     log_ratio: Tensor, advantages: Tensor, logps: Tensor, kept: Tensor, *, m2_threshold: float = 0.04
 ) -> Tensor:
-    """ℓ = −M·ρ·A: the second moment of log ρ is held under a bound by dropping its largest (M2PO, arXiv 2510.01161)."""
+    """ℓ = −M·ρ·A: bounds the second moment of log ρ by dropping its largest tokens (M2PO, arXiv 2510.01161).
+
+    Args:
+        log_ratio: [N] log ρ, clamped.
+        advantages: [N].
+        logps: [N].
+        kept: [N] M, from `m2po_statistics`.
+        m2_threshold: the bound on the second moment.
+
+    Returns:
+        ℓ [N].
+    """
     return -kept * log_ratio.exp() * advantages

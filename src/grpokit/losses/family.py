@@ -1,7 +1,11 @@
-"""THE TABLE: loss_type → row (ratio level, surrogate, reduction, defaults, source). `make_loss` composes one.
+"""THE TABLE: loss_type → row (ratio level, surrogate, reduction, defaults, source). `make_loss` composes a loss from it.
 
-A loss of the family is a composition, and this is the only file that knows any by name. To add one: a function with
-`@surrogate(...)` (unless it shares another's), and a row here, or from a package of your own by `register`.
+Every loss is a composition, and this is the only file that knows losses by name. To add one: write a function with
+`@surrogate(...)` (unless it shares another's) and a row here. A package of your own calls `register` instead.
+
+Example:
+    >>> print(make_loss("dapo", beta=0.04))
+    dapo = token ratio × clip × token_mean (epsilon 0.2, epsilon_high 0.28, beta 0.04)
 """
 
 from __future__ import annotations
@@ -26,16 +30,16 @@ from .surrogate import SURROGATES, Surrogate, check_options
 
 @dataclass(frozen=True)
 class LossRow:
-    """One row of the table: the parts of a loss, its paper's defaults, and where it comes from."""
+    """One row of the table: the parts of a loss, its paper's defaults, and its source. Example: `LOSSES["dapo"]`."""
 
     ratio_level: str  # key of RATIO_LEVELS
     surrogate: str  # key of SURROGATES
     reduction: str  # key of REDUCTIONS
     paper: str
-    summary: str  # one line: what it does that others don't
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # where they aren't the surrogate's own
-    scale_rewards: str = "group"  # default scaling of `group` advantages
-    fixed_level: bool = False  # another ratio level would be another loss
+    summary: str  # one line: how it differs from the others
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # where they differ from the surrogate's
+    scale_rewards: str = "group"  # default of --scale_rewards, for the estimator `group`
+    fixed_level: bool = False  # True where another ratio level would be another loss
 
 
 _ROWS: dict[str, LossRow] = {
@@ -199,7 +203,7 @@ COMMON_OPTIONS = (
 
 
 def register(name: str, row: LossRow) -> None:
-    """Add a row of your own, for a package. Raises ValueError where the name is taken or a part is unknown."""
+    """Adds a row of your own, from a package. Raises ValueError where the name is taken or a part is unknown."""
     if name in _ROWS:
         raise ValueError(f"loss_type {name!r}: is in the table already")
     _lookup("surrogate", row.surrogate, SURROGATES)
@@ -229,14 +233,14 @@ def make_loss(
     max_completion_length: int | None = None,
     **options: Any,
 ) -> Loss:
-    """A loss of the table, frozen and validated; `ratio_level`, `surrogate` and `reduction` replace a part of its row.
+    """Composes a loss from its row of the table, frozen and validated. Raises ValueError where it has no meaning.
 
-    Options have the command line's names (`epsilon`, `epsilon_high`, `delta`, `tau_pos`, ...); None means "the row's
-    default". `surrogate` may be a name of SURROGATES, `"file.py:name"`, `"package.module:name"`, or a function.
-    Raises ValueError for an unknown loss or part (naming the nearest), for an option that this loss does not
-    use, for a value that cannot work, and for a combination that means nothing.
+    Args:
+        loss_type: a key of LOSSES. `ratio_level`, `surrogate` and `reduction` replace a part of its row.
+        surrogate: a name of SURROGATES, `"file.py:name"`, `"package.module:name"`, or a function.
+        **options: the surrogate's own, named as on the command line. None means the default, here and above.
 
-    Example: `make_loss("dapo", epsilon=0.2, epsilon_high=0.28, beta=0.04)`
+    Example: `make_loss("dapo", epsilon_high=0.28, beta=0.04)`
     """
     row = _lookup("loss_type", loss_type, LOSSES)
     part = find_surrogate(row.surrogate if surrogate is None else surrogate)
@@ -287,9 +291,9 @@ def make_loss(
 
 
 def find_surrogate(surrogate: str | Callable[..., Tensor] | Surrogate) -> Surrogate:
-    """By name, by `"file.py:name"` or `"package.module:name"`, or from a function: as a Surrogate.
+    """Finds a surrogate by name, by `"file.py:name"` or `"package.module:name"`, or wraps a function.
 
-    Of a function of the user's nothing is known, so nothing is taken for granted: its rows with A = 0 stay.
+    Nothing is known about a user's function, so nothing is assumed: its samples with A = 0 are not dropped.
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
@@ -313,14 +317,14 @@ def find_surrogate(surrogate: str | Callable[..., Tensor] | Surrogate) -> Surrog
 
 
 def loss_options(loss_type: str, reduction: str | None = None) -> frozenset[str]:
-    """Names of the options that `make_loss(loss_type, ...)` takes. Raises ValueError for an unknown loss."""
+    """Returns the names of the options of `make_loss(loss_type, ...)`. Raises ValueError for an unknown loss."""
     row = _lookup("loss_type", loss_type, LOSSES)
     length = {"max_completion_length"} if (reduction or row.reduction) == "constant_length" else set()
     return frozenset({*SURROGATES[row.surrogate].options, *COMMON_OPTIONS, *length})
 
 
 def follows_sampler(loss_type: str, surrogate: str | None = None) -> bool:
-    """Whether the loss's ratio is to the sampler, so that a sampler that isn't the trainer needs no correction."""
+    """Checks whether the loss's ratio is to the sampler. Such a loss needs no correction."""
     row = _lookup("loss_type", loss_type, LOSSES)
     return find_surrogate(surrogate or row.surrogate).anchor == "sampler"
 

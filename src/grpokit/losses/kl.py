@@ -10,12 +10,15 @@ from .ratio import clamp_log_ratio
 
 
 def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """k1 = logp − ref for each token [N]: unbiased, of either sign; its own gradient is that of logp, and tells nothing."""
+    """k1 = logp − ref for each token [N]: unbiased, of either sign.
+
+    Its own gradient is that of logp, whose mean is zero, so it pulls towards nothing.
+    """
     return clamp_log_ratio(logps - ref_logps)
 
 
 def k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """k2 = ½(logp − ref)² for each token [N]: biased; on-policy its gradient is the unbiased one of KL(π‖ref)."""
+    """k2 = ½(logp − ref)² for each token [N]: biased. On-policy, its gradient is the unbiased one of KL(π‖ref)."""
     return 0.5 * clamp_log_ratio(logps - ref_logps) ** 2
 
 
@@ -31,10 +34,23 @@ KL_GRADIENTS = ("own", "k2", "ratio")
 
 
 def kl_term(logps: Tensor, ref_logps: Tensor, log_ratio: Tensor, estimator: str, gradient: str) -> Tensor:
-    """The KL term [N]: the value of `estimator` with the gradient that `gradient` names.
+    """Computes the KL term: the value of `estimator`, with the gradient that `gradient` names.
 
-    `own`: its own. `k2`: that of k2, the unbiased one on-policy. `ratio`: the estimator times the importance ratio ρ
-    = exp(log_ratio), the unbiased form off-policy too (DeepSeek-V3.2, arXiv 2512.02556, eq. 7).
+    Args:
+        logps: [N] log-probs under the policy, with gradient.
+        ref_logps: [N] log-probs under the reference.
+        log_ratio: [N] logp − old, for `ratio`.
+        estimator: a key of KL_ESTIMATORS.
+        gradient: `own`: the estimator's. `k2`: that of k2, unbiased on-policy. `ratio`: the estimator times ρ =
+            exp(log_ratio), unbiased off-policy too (DeepSeek-V3.2, arXiv 2512.02556, eq. 7).
+
+    Returns:
+        [N], not yet multiplied by β.
+
+    Example:
+        >>> import torch
+        >>> kl_term(torch.tensor([-1.0]), torch.tensor([-1.5]), torch.zeros(1), "k2", "own")
+        tensor([0.1250])
     """
     value = KL_ESTIMATORS[estimator](logps, ref_logps)
     if gradient == "k2":

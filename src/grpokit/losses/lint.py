@@ -1,6 +1,6 @@
-"""What a loss's configuration would silently not do: notes for whoever set it, each with the flag and the mend.
+"""Notes on configurations that run but silently do nothing, or not what was meant. Each names the flag and the remedy.
 
-What cannot work at all is refused by `make_loss`; here is what runs and does nothing, or hardly what was meant.
+`make_loss` refuses configurations that cannot work at all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,13 @@ from .loss import Loss
 
 
 def notes(loss: Loss, updates_per_rollout: int | None = None, sampler_is_trainer: bool = False) -> list[str]:
-    """Sentences to show the user. `updates_per_rollout`: optimizer steps on each batch of completions, where known."""
+    """Returns sentences for the user.
+
+    Args:
+        loss: the loss to look at.
+        updates_per_rollout: optimizer steps on each batch of completions, where known.
+        sampler_is_trainer: whether the policy itself samples, so that μ = old.
+    """
     found = []
     epsilon = loss.options.get("epsilon")
     wide = epsilon is not None and max(epsilon, loss.options.get("epsilon_high") or 0) >= 0.01
@@ -29,7 +35,7 @@ def notes(loss: Loss, updates_per_rollout: int | None = None, sampler_is_trainer
 
 
 def _on_policy_notes(loss: Loss) -> list[str]:
-    """With one update per rollout the ratio is 1 throughout."""
+    """Notes for one update per rollout, where the ratio is always 1."""
     mend = "num_iterations 2 or updates_per_step 2 would let it act"
     acting = [name for name in ("epsilon", "epsilon_high", "tau_pos", "m2_threshold") if name in loss.options]
     found = []
@@ -46,7 +52,10 @@ def _on_policy_notes(loss: Loss) -> list[str]:
 
 
 def correction_note(loss: Loss, async_depth: int, chosen_mode: str | None) -> str | None:
-    """Says what corrects for the age of the rollouts with `async_depth` 1, unless the user chose a correction."""
+    """Says how the age of the rollouts is corrected with `async_depth` 1, unless the user chose a correction.
+
+    Returns None where there is nothing to say.
+    """
     if async_depth == 0 or chosen_mode in ("truncate", "mask"):
         return None
     if loss.surrogate.anchor == "sampler":

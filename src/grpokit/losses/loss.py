@@ -1,4 +1,4 @@
-"""A loss: a frozen composition of parts, and what follows from them: what it couples, needs, and is invariant to."""
+"""`Loss`: a frozen composition of parts, and the properties that follow: coupling, required fields and invariances."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from .surrogate import COUPLINGS, Surrogate
 
 @dataclass(frozen=True)
 class Loss:
-    """A validated composition, made by `make_loss`: ratio level × surrogate × reduction, with its options and terms."""
+    """A validated composition, made by `make_loss`: ratio level × surrogate × reduction, with its options and terms.
+
+    Example:
+        >>> from grpokit.losses import make_loss
+        >>> loss = make_loss("gspo")
+        >>> loss.coupling, sorted(loss.invariances)
+        ('sequence', ['ranks', 'sequences', 'stats'])
+    """
 
     name: str
     ratio_level: str
     surrogate: Surrogate
     reduction: str
-    options: Mapping[str, Any] = field(hash=False)  # of the surrogate, all resolved
+    options: Mapping[str, Any] = field(hash=False)  # the surrogate's options, all resolved
     beta: float = 0.0
     kl_estimator: str = "k3"
     kl_gradient: str = "own"
@@ -34,12 +41,12 @@ class Loss:
 
     @property
     def level(self) -> RatioLevel:
-        """The ratio level itself."""
+        """Returns the RatioLevel object."""
         return RATIO_LEVELS[self.ratio_level]
 
     @property
     def coupling(self) -> str:
-        """What a slice must hold whole: `token`, `sequence`, or with the statistics' pass `group` or `step`."""
+        """Returns what a slice must hold whole: `token`, `sequence`, or, with UpdateStats, `group` or `step`."""
         parts = [self.surrogate.needs_update]
         sequence_correction = self.correction is not None and self.correction.level != "token"
         if self.level.statistic or sequence_correction or self.opsm_threshold is not None:
@@ -50,48 +57,51 @@ class Loss:
 
     @property
     def needs_stats(self) -> bool:
-        """Whether `policy_loss` must be given the statistics of the whole update."""
+        """Checks whether `policy_loss` needs the statistics of the whole update."""
         return self.coupling in ("group", "step")
 
     @property
     def needs_entropies(self) -> bool:
-        """Whether the batch must have the entropies of the policy being trained."""
+        """Checks whether the batch must have the entropies of the policy being trained."""
         return bool(self.entropy_coef) or self.top_entropy_quantile is not None
 
     @property
     def needs_sampler(self) -> bool:
-        """Whether the batch must have the sampler's log-probs."""
+        """Checks whether the batch must have the sampler's log-probs."""
         corrected = self.correction is not None or self.opsm_threshold is not None
         return corrected or self.surrogate.anchor == "sampler"
 
     @property
     def one_advantage(self) -> bool:
-        """Whether all tokens of a sequence must have the same advantage."""
+        """Checks whether all tokens of a sequence must have the same advantage."""
         return self.surrogate.one_advantage or self.level.one_advantage
 
     @property
     def token_correction(self) -> Correction | None:
-        """The correction where it multiplies each token's ℓ by a weight of its own."""
+        """Returns the correction if it multiplies each token's ℓ by a weight of its own, else None."""
         of_tokens = self.correction is not None and self.correction.level == "token"
         return self.correction if of_tokens and not self.surrogate.correction_inside else None
 
     @property
     def spreads_factor(self) -> bool:
-        """Whether a factor of single tokens meets a ratio of the whole sequence, whose gradient all its tokens share."""
+        """Checks whether single tokens have factors of their own while the ratio is the whole sequence's.
+
+        All tokens of the sequence then share the ratio's gradient, so each factor reaches all of them.
+        """
         own = self.token_correction is not None or self.top_entropy_quantile is not None
         return own and self.level.one_advantage
 
     @property
     def drops_dead_rows(self) -> bool:
-        """Whether a sequence with A = 0 on all its tokens moves nothing, so that it needs no forward."""
+        """Checks whether a sequence with A = 0 on all its tokens has no gradient and needs no forward."""
         return self.surrogate.zero_at_zero_advantage and not self.beta and not self.entropy_coef
 
     @property
     def invariances(self) -> frozenset[str]:
-        """Cuts that change neither loss, gradient nor metric.
+        """Returns the cuts that change neither loss, gradient nor metrics.
 
-        `tokens`: any subset of the update's tokens is a slice by itself; `sequences`: any subset of whole sequences;
-        `stats`: any subset of tokens, with the statistics of the whole update; `ranks`: any dealing to ranks.
+        `tokens`: any subset of the update's tokens can be a slice. `sequences`: any subset of whole sequences. `stats`: any
+        subset of tokens, given the statistics of the whole update. `ranks`: any distribution over ranks.
         """
         found = {"stats"}
         if self.coupling in ("token", "sequence"):
@@ -104,7 +114,7 @@ class Loss:
 
     @property
     def stats_fields(self) -> tuple[str, ...]:
-        """Optional fields of the batch that the statistics need."""
+        """Returns the optional fields of the batch that the statistics need."""
         needs = {
             "positions": self.surrogate.statistics is not None or self.top_entropy_quantile is not None,
             "group_ids": self.surrogate.needs_update == "group",
@@ -115,13 +125,13 @@ class Loss:
 
     @property
     def formula(self) -> str:
-        """The loss in LaTeX, a line for each part: the sum, ℓ, the ratio where it isn't the token's, and w."""
+        """Returns the loss in LaTeX, one line per part: the sum, ℓ, the ratio (unless it is the token's), and w."""
         terms = r"\ell_{i,t}"
         if self.beta:
             terms += rf" + \beta\,{'k_' + self.kl_estimator[1]}"
         if self.entropy_coef:
             terms += r" - c\,H_{i,t}"
-        if self.surrogate.weighs_itself:  # its formula is of L itself
+        if self.surrogate.weighs_itself:  # its formula gives L itself
             return self.surrogate.formula
         inner = terms if terms == r"\ell_{i,t}" else rf"\left({terms}\right)"
         lines = [r"L = \sum_{i,t} w_i\," + inner, self.surrogate.formula]

@@ -1,4 +1,4 @@
-"""The composition: a loss and a batch of tokens → this slice's additive share of the update's loss, and metrics."""
+"""`policy_loss`: a loss and a batch of tokens → this slice's additive share of the update's loss, and metrics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,28 @@ from .stats import Stats, UpdateStats
 
 
 def policy_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> LossOutput:
-    """Σ w·(M·c·ℓ + β·k − coef·H) over the batch's tokens [N]: a share, to be summed over slices and ranks, never averaged.
+    """Computes Σ w·(M·c·ℓ + β·k − coef·H) over the batch's N tokens, in float32 or wider.
 
-    Computed in float32 or the log-probs' wider type. An empty batch gives a zero that is connected to `logps`.
-    Raises ValueError where the batch lacks what the loss needs: `ref_logps` for a KL term, `sampler_logps` for a
-    correction, whole sequences or `stats` where tokens are coupled.
+    The result is a share: sum shares over slices and ranks, never average them. An empty batch gives a zero that is
+    connected to `logps`.
+
+    Args:
+        loss: from `make_loss`.
+        batch: the slice's tokens.
+        stats: from `UpdateStats.finish`, where the loss couples a group or a step, or sequences were cut.
+
+    Returns:
+        The share (a scalar with gradient) and additive metrics.
+
+    Raises:
+        ValueError: the batch lacks something the loss needs, such as `ref_logps`, whole sequences, or `stats`.
+
+    Example:
+        >>> from grpokit.losses import make_loss
+        >>> one = torch.ones(2)
+        >>> batch = LossBatch(logps=-one, advantages=one, weights=one / 2, sequence_ids=torch.tensor([0, 1]))
+        >>> policy_loss(make_loss("grpo"), batch).loss
+        tensor(-1.)
     """
     batch = batch.upcast()
     if stats is None and loss.coupling != "token":
@@ -38,7 +55,7 @@ def policy_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> Los
 
 
 def _policy_term(loss: Loss, batch: LossBatch, log_ratio: Tensor, stats: Stats | None) -> Tensor:
-    """ℓ [N], times the sampler's correction and the masks."""
+    """Computes ℓ [N], times the sampler's correction and the masks."""
     inputs = [_input(name, batch, stats) for name in loss.surrogate.inputs]
 
     def ell(log_ratio: Tensor, logps: Tensor) -> Tensor:
@@ -47,8 +64,8 @@ def _policy_term(loss: Loss, batch: LossBatch, log_ratio: Tensor, stats: Stats |
     factor = _factor(loss, batch, stats)
     if not loss.spreads_factor:
         return factor * ell(log_ratio, batch.logps)
-    # The ratio is the whole sequence's, and the factor a token's own: each logp moves all the sequence's terms through
-    # the ratio, so that path carries the mean factor of the sequence; the path through logp itself carries its own.
+    # The ratio is the whole sequence's and the factor is a token's own. Through the ratio, each logp moves all terms of the
+    # sequence, so that path carries the sequence's mean factor. The direct path through logp carries the token's factor.
     through_ratio = ell(log_ratio, batch.logps.detach())
     mean_factor = _looked_up("mean_factor", batch, stats) * _sequence_factor(loss, batch, stats)
     return factor * ell(log_ratio.detach(), batch.logps) + mean_factor * (
@@ -97,20 +114,20 @@ def _looked_up(name: str, batch: LossBatch, stats: Stats | None) -> Tensor:
 
 
 def _log_ratio(loss: Loss, batch: LossBatch, d: Tensor, stats: Stats | None) -> Tensor:
-    """The log-ratio [N] at the loss's level; for a few losses with the sampler's correction inside."""
+    """Computes the log-ratio [N] at the loss's level. For a few losses it includes the sampler's correction."""
     if loss.surrogate.before_mean is not None:
         d = loss.surrogate.before_mean(d, batch.advantages, **loss.options)
     if not loss.level.statistic:
         return d
     value = _looked_up("log_ratio", batch, stats)
     if loss.correction is not None and loss.surrogate.correction_inside:
-        # Before the clamp: only their sum has to be in range.
+        # Added before the clamp: only the sum has to be in range.
         value = value + _looked_up("inside", batch, stats)
     return loss.level.apply(d, value, _looked_up("length", batch, stats))
 
 
 def _token_log_weight(batch: LossBatch) -> Tensor:
-    """log c = old − sampler [N], clamped, without gradient."""
+    """Computes log c = old − sampler [N], clamped, without gradient."""
     assert batch.sampler_logps is not None
     old = batch.logps.detach() if batch.old_logps is None else batch.old_logps
     return clamp_log_ratio(old - batch.sampler_logps)
@@ -123,7 +140,7 @@ def _level_log_weight(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tens
 
 
 def _factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
-    """What multiplies the policy term [N]: the sampler's correction and the masks. It changes no count."""
+    """Computes the factor of the policy term [N]: the sampler's correction times the masks. It changes no count."""
     factor = _sequence_factor(loss, batch, stats)
     if loss.token_correction is not None:
         factor = factor * loss.token_correction.weight(_token_log_weight(batch))
@@ -133,7 +150,7 @@ def _factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
 
 
 def _sequence_factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
-    """The part of it that all tokens of a sequence share [N]."""
+    """Computes the part of the factor [N] that all tokens of a sequence share."""
     factor = torch.ones_like(batch.advantages)
     if loss.correction is not None and loss.token_correction is None and not loss.surrogate.correction_inside:
         factor = loss.correction.weight(_level_log_weight(loss, batch, stats))
@@ -143,13 +160,13 @@ def _sequence_factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tenso
 
 
 def _off_policy(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
-    """[N] bool: tokens of sequences that OPSM drops, A < 0 and mean(μ − logp) over the threshold."""
+    """Returns [N] bool: the tokens of sequences that OPSM drops (A < 0, mean(μ − logp) above the threshold)."""
     assert loss.opsm_threshold is not None
     return (batch.advantages < 0) & (_looked_up("drift", batch, stats) > loss.opsm_threshold)
 
 
 def _added(loss: Loss, batch: LossBatch) -> Tensor | None:
-    """β·KL − coef·H [N]; not touched by corrections and masks."""
+    """Computes β·KL − coef·H [N]. Corrections and masks do not apply to it."""
     terms = None
     if loss.beta and batch.ref_logps is not None:
         log_ratio = token_log_ratio(batch)
@@ -163,7 +180,10 @@ def _added(loss: Loss, batch: LossBatch) -> Tensor | None:
 
 
 def _metrics(loss: Loss, batch: LossBatch, raw: Tensor, log_ratio: Tensor, stats: Stats | None) -> Metrics:
-    """Metrics over *live* tokens: A ≠ 0, or all where every token moves something. So dropping dead rows changes none."""
+    """Computes the metrics over *live* tokens: those with A ≠ 0, or all where every token has a gradient.
+
+    So dropping dead samples changes no metric.
+    """
     live = (
         batch.advantages != 0 if loss.drops_dead_rows else torch.ones_like(batch.advantages, dtype=torch.bool)
     )

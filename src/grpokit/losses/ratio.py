@@ -1,8 +1,8 @@
-"""Log-ratios: how far the policy has moved from where the step began, at each level.
+"""Log-ratios: how far the policy has moved since the start of the step, at each level.
 
-Sequence levels take their value from the whole sequence's statistics, without gradient, and let each token carry the
-gradient of its own log-prob. Summed over the sequence's tokens that is the gradient of the mean (or of the sum), so any
-subset of the tokens can be a slice.
+A sequence level takes its value from the statistics of the whole sequence, without gradient. Each token carries the
+gradient of its own log-prob. Summed over the sequence, that is the gradient of the mean (or of the sum), so any subset
+of the tokens can be a slice.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from torch import Tensor
 
 from .batch import LossBatch
 
-# Before any exp. e^20 ≈ 5e8 squares to less than float32's largest number, so sums of squares stay finite too.
+# Applied before any exp. e^20 ≈ 5e8, whose square is below float32's maximum, so sums of squares are finite too.
 MAX_LOG_RATIO = 20.0
 
 
 def clamp_log_ratio(log_ratio: Tensor) -> Tensor:
-    """`log_ratio` [N] clamped to ±20, with gradient 0 outside, so that its exp is finite in float32."""
+    """Clamps `log_ratio` [N] to ±20, with gradient 0 outside, so that its exp is finite in float32."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def token_log_ratio(batch: LossBatch, anchor: str = "old") -> Tensor:
-    """logp − old (or − sampler) [N], not clamped; on-policy (no old) it is 0, with the gradient of logp.
+    """Computes logp − old (or − sampler) [N], not clamped. Without `old_logps` it is 0, with the gradient of logp.
 
-    Raises ValueError where the anchor is the sampler and the batch has no `sampler_logps`.
+    Raises:
+        ValueError: the anchor is the sampler and the batch has no `sampler_logps`.
     """
     if anchor == "sampler":
         if batch.sampler_logps is None:
@@ -37,12 +38,17 @@ def token_log_ratio(batch: LossBatch, anchor: str = "old") -> Tensor:
 
 @dataclass(frozen=True)
 class RatioLevel:
-    """A level: which statistic of the sequence is its value (None: the token's own), and how a token moves it."""
+    """A ratio level: the sequence statistic that is its value (None: the token's own), and how a token's gradient enters.
+
+    Example:
+        >>> RATIO_LEVELS["sequence"].statistic
+        'mean'
+    """
 
     statistic: str | None  # a key of `sequence_statistics`
     apply: Callable[[Tensor, Tensor, Tensor], Tensor]  # (token log-ratio d, statistic, T) [N] → log-ratio [N]
     formula: str  # log ρ in LaTeX
-    one_advantage: bool = False  # its value is the sequence's, so one advantage must be too
+    one_advantage: bool = False  # the value is the sequence's, so a sequence needs one advantage
 
 
 def _token(d: Tensor, _: Tensor, __: Tensor) -> Tensor:
@@ -54,7 +60,7 @@ def _mean(d: Tensor, mean: Tensor, _: Tensor) -> Tensor:
 
 
 def _sum(d: Tensor, total: Tensor, lengths: Tensor) -> Tensor:
-    # Each of the T tokens carries the whole ℓ, so a token's own share of the gradient is T times its logp's.
+    # ℓ is repeated on each of the T tokens, so the ratio's gradient through one token is T times that of its logp.
     return clamp_log_ratio(lengths * (d - d.detach()) + total)
 
 

@@ -1,7 +1,7 @@
-"""Reductions: lengths and counts → the weight w_i of each of a sequence's tokens (LOSSES: "Reductions").
+"""Reductions: lengths and counts → the weight w_i of each token of sequence i (docs/en/losses/index.md).
 
-A reduction is fixed once for a whole update, before anything is cut into micro-batches or ranks, and that is
-all a cut could get wrong: the loss is Σ w_i·ℓ over tokens, so every slice adds its share.
+The weights are fixed once for a whole update, before it is cut into micro-batches or ranks. The loss is Σ w_i·ℓ over
+tokens, so every slice adds its share and no cut can change the sum.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 
 class Reduced(Protocol):
-    """What a reduction must know of a loss."""
+    """The attributes of a loss that a reduction reads."""
 
     @property
     def name(self) -> str:
-        """Its loss_type."""
+        """The loss_type."""
         ...
 
     @property
@@ -29,27 +29,38 @@ class Reduced(Protocol):
 
     @property
     def max_completion_length(self) -> int | None:
-        """L_max, where it divides by one."""
+        """L_max, for `constant_length`."""
         ...
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a reduction may divide by. `a + b` joins slices of one rank; `across_ranks` joins ranks, once.
+    """The numbers that a reduction may divide by. `a + b` joins slices of one rank; `across_ranks` joins ranks, once.
 
-    Example: `Counts.across_ranks([Counts.of(lengths_rank0), Counts.of(lengths_rank1)])[0].tokens`
+    Example:
+        >>> one, two = Counts.of(torch.tensor([3, 5])), Counts.of(torch.tensor([2]))
+        >>> Counts.across_ranks([one, two])[0].tokens
+        10
     """
 
-    sequences: int  # N: sequences with at least one trainable token, over all ranks
+    sequences: int  # N, the sequences with at least one trainable token, over all ranks
     tokens: int  # trainable tokens over all ranks
     rank_tokens: int  # trainable tokens of this rank
-    ranks: int = 1  # P, ranks without a token included
-    # Trainable tokens of each group that has any.
+    ranks: int = 1  # P, including ranks without a token
+    # The trainable tokens of each group that has any.
     group_tokens: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lengths: Tensor, group_ids: Tensor | None = None) -> Counts:
-        """Counts of one slice: `lengths` [S] trainable tokens of each sequence; `group_ids` [S] where known."""
+        """Counts one slice.
+
+        Args:
+            lengths: [S] trainable tokens of each sequence.
+            group_ids: [S] group of each sequence; only `prompt_mean` needs it.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
         if lengths.ndim != 1 or (group_ids is not None and group_ids.shape != lengths.shape):
             shapes = f"lengths {list(lengths.shape)}" + (
                 f", group_ids {list(group_ids.shape)}" if group_ids is not None else ""
@@ -70,7 +81,7 @@ class Counts:
 
     @classmethod
     def across_ranks(cls, per_rank: Sequence[Counts]) -> list[Counts]:
-        """One Counts per rank → the same list with totals over all ranks, each keeping its own `rank_tokens`."""
+        """Turns one Counts per rank into the list with totals over all ranks. Each keeps its own `rank_tokens`."""
         total = cls._sum(per_rank)
         return [
             cls(total.sequences, total.tokens, own.rank_tokens, len(per_rank), total.group_tokens)
@@ -92,7 +103,8 @@ class Counts:
         )
 
 
-# Each: (lengths [S] float64, counts, loss, group_ids [S] | None) → w [S] for sequences with a token.
+# Every reduction below takes `lengths` [S] float64 (all above 0), `counts` of the whole update, the loss, and `group_ids`
+# [S] or None, and returns w [S].
 
 
 def sequence_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
@@ -101,17 +113,17 @@ def sequence_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Ten
 
 
 def rank_token_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
-    """w_i = 1 / (P · tokens of this rank): each rank's own token mean, then the mean over ranks."""
+    """w_i = 1 / (P · tokens of this rank): the token mean of each rank, then the mean over ranks."""
     return torch.full_like(lengths, 1 / (counts.ranks * counts.rank_tokens))
 
 
 def token_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
-    """w_i = 1 / (tokens of all ranks): one mean over all the update's tokens."""
+    """w_i = 1 / (tokens of all ranks): one mean over all tokens of the update."""
     return torch.full_like(lengths, 1 / counts.tokens)
 
 
 def constant_length(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
-    """w_i = 1 / (N · L_max), L_max the configured maximum completion length: never the padded width."""
+    """w_i = 1 / (N · L_max). L_max is the configured maximum completion length, never the padded width."""
     if loss.max_completion_length is None:
         raise ValueError(
             f"max_completion_length is missing: loss_type {loss.name} divides by it (reduction constant_length); "
@@ -126,7 +138,7 @@ def sequence_sum(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tens
 
 
 def prompt_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
-    """w_i = 1 / (Q · tokens of i's group): each group's token mean, then the mean over the Q groups with a token."""
+    """w_i = 1 / (Q · tokens of i's group): the token mean of each group, then the mean over the Q groups."""
     if group_ids is None or not counts.group_tokens:
         raise ValueError(
             "reduction prompt_mean needs group_ids: pass them to Counts.of and to sequence_weights"
@@ -159,10 +171,25 @@ REDUCTION_FORMULAS: dict[str, str] = {
 def sequence_weights(
     loss: Reduced, lengths: Tensor, counts: Counts, group_ids: Tensor | None = None
 ) -> Tensor:
-    """w [S] float64: the weight of each token of each sequence, 0 for a sequence without trainable tokens.
+    """Computes the weight of each sequence's tokens, for the whole update.
 
-    `lengths` [S] are the whole sequences' trainable tokens, `counts` the whole update's (after `across_ranks`).
-    Raises ValueError where the loss's reduction needs max_completion_length or group_ids and has none.
+    Args:
+        loss: names the reduction.
+        lengths: [S] T_i, the trainable tokens of the whole sequences.
+        counts: the counts of the whole update, after `Counts.across_ranks`.
+        group_ids: [S] group of each sequence, for `prompt_mean`.
+
+    Returns:
+        w [S] float64; 0 for a sequence without trainable tokens.
+
+    Raises:
+        ValueError: `counts` has too few tokens, or the reduction lacks max_completion_length or group_ids.
+
+    Example:
+        >>> from grpokit.losses import make_loss
+        >>> lengths = torch.tensor([2, 0, 4])
+        >>> sequence_weights(make_loss("grpo"), lengths, Counts.of(lengths))
+        tensor([0.2500, 0.0000, 0.1250], dtype=torch.float64)
     """
     if counts.tokens < int(lengths.sum()):
         raise ValueError(
@@ -170,7 +197,7 @@ def sequence_weights(
             "counts must be of the whole update, before it is cut"
         )
     weights = torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
-    # A sequence without a trainable token is not a sample: it has no weight and isn't counted.
+    # A sequence without a trainable token is not a sample: its weight is 0, and it is not counted.
     real = lengths > 0
     if real.any():
         ids = None if group_ids is None else group_ids[real]

@@ -1,7 +1,7 @@
-"""Statistics of a whole update, for losses that couple tokens: gathered over slices and ranks without gradient.
+"""Statistics of a whole update, for losses that couple tokens. They are gathered over slices and ranks without gradient.
 
-A pass over all slices makes `UpdateStats`, which add up; `finish` sorts the tokens by sequence and position, so that every
-sum is taken in one order however the update was cut, and computes what each token's loss must know of the others.
+A pass over all slices makes `UpdateStats`, which add up. `finish` sorts the tokens by sequence and position, so every sum
+has one order however the update was cut. Then it computes what each token's loss needs to know about the others.
 """
 
 from __future__ import annotations
@@ -21,29 +21,35 @@ from .ratio import clamp_log_ratio, token_log_ratio
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Tokens [n] of whole sequences, sorted by sequence and position; floats in float64, without gradient."""
+    """The n gathered tokens of whole sequences, sorted by sequence and position. Floats are float64, without gradient.
+
+    Example:
+        >>> ids, x = torch.tensor([0, 0, 1]), torch.tensor([1.0, 3.0, 5.0]).double()
+        >>> Tokens(ids, torch.tensor([0, 1, 0]), ids * 0, ids * 0, x, x, x, x, x, x).sequence_mean(x)
+        tensor([2., 5.], dtype=torch.float64)
+    """
 
     sequence_ids: Tensor
-    positions: Tensor  # −1 where they are not known
-    lengths: Tensor  # as each slice said, 0 where it didn't; a slice may only know its own part
+    positions: Tensor  # −1 where they are unknown
+    lengths: Tensor  # T_i as the slice gave it, which may cover its own part only; 0 where it gave none
     group_ids: Tensor
     advantages: Tensor
     logps: Tensor
-    log_ratio: Tensor  # clamped, to what the surrogate is anchored on
+    log_ratio: Tensor  # clamped; relative to the surrogate's anchor
     log_weight: Tensor  # clamped old − sampler; 0 without sampler log-probs
-    drift: Tensor  # clamped sampler − logps; likewise
-    entropies: Tensor  # NaN without
+    drift: Tensor  # clamped sampler − logps; 0 without old and sampler log-probs
+    entropies: Tensor  # NaN where the batch has none
     seed: int = 0
     version: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that have one value for each token."""
+        """Returns the fields that hold one value per token."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @cached_property
     def index(self) -> Tensor:
-        """[n] number of the token's sequence among those here."""
+        """[n] the number of the token's sequence among those here."""
         return torch.unique_consecutive(self.sequence_ids, return_inverse=True)[1]
 
     @cached_property
@@ -52,7 +58,7 @@ class Tokens:
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences there are."""
+        """The number of sequences here."""
         return len(self._counts)
 
     @cached_property
@@ -61,26 +67,26 @@ class Tokens:
 
     @cached_property
     def rank_from_end(self) -> Tensor:
-        """[n] how many trainable tokens of its sequence come after the token."""
+        """[n] the number of trainable tokens that follow the token in its sequence."""
         last = self._counts.cumsum(0) - 1
         return last[self.index] - torch.arange(len(self.index), device=self.index.device)
 
     def sequence_sum(self, values: Tensor) -> Tensor:
-        """[n] → [sequences]: the one helper behind every sequence-level quantity."""
+        """Sums the tokens of each sequence: [n] → [sequences]. Every sequence-level quantity uses it."""
         return values.new_zeros(self.num_sequences).index_add(0, self.index, values)
 
     def sequence_mean(self, values: Tensor) -> Tensor:
-        """[n] → [sequences]."""
+        """Averages the tokens of each sequence: [n] → [sequences]."""
         return self.sequence_sum(values) / self.sequence_lengths
 
     @cached_property
     def sequence_lengths(self) -> Tensor:
-        """[sequences] T_i: the tokens that were gathered."""
+        """[sequences] T_i, the number of gathered tokens."""
         return self._counts
 
     @cached_property
     def sequence_advantages(self) -> Tensor:
-        """[sequences] the advantage of each (of its first token)."""
+        """[sequences] the advantage of the sequence's first token."""
         return self.advantages[self._first]
 
     @cached_property
@@ -91,15 +97,24 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """What `UpdateStats.finish` found: values by token, or by sequence, to be looked up for any slice."""
+    """The result of `UpdateStats.finish`: values by token and by sequence, which any slice can look up.
 
-    sequence_ids: Tensor  # [n] sorted
+    Example:
+        >>> from grpokit.losses import make_loss
+        >>> one = torch.ones(2)
+        >>> batch = LossBatch(logps=-one, advantages=one, weights=one, sequence_ids=torch.tensor([0, 0]), lengths=2 * one.long())
+        >>> loss = make_loss("gspo")
+        >>> UpdateStats.of(loss, batch).finish(loss).at("length", batch)
+        tensor([2., 2.])
+    """
+
+    sequence_ids: Tensor  # [n], sorted
     positions: Tensor  # [n]
     by_token: Mapping[str, Tensor]  # name → [n]
-    by_sequence: Mapping[str, Tensor]  # name → [n], the same for all tokens of a sequence
+    by_sequence: Mapping[str, Tensor]  # name → [n], equal for all tokens of a sequence
 
     def at(self, name: str, batch: LossBatch) -> Tensor:
-        """The values of `name` for the tokens of `batch` [N]. Raises ValueError for a token that isn't in here."""
+        """Returns the values of `name` for the tokens of `batch` [N]. Raises ValueError for a token that was not gathered."""
         if name in self.by_sequence:
             keys, wanted, values = self.sequence_ids, batch.sequence_ids, self.by_sequence[name]
         else:
@@ -118,18 +133,24 @@ class Stats:
 
 @dataclass(frozen=True, eq=False)
 class UpdateStats:
-    """Gathered tokens of an update: `a + b` joins slices, `across_ranks` ranks, `finish` computes.
+    """The gathered tokens of an update. `a + b` joins slices, `across_ranks` joins ranks, `finish` computes the statistics.
 
-    Example: `(UpdateStats.of(loss, slice_1) + UpdateStats.of(loss, slice_2)).finish(loss, seed=0, version=0)`
+    Example:
+        >>> from grpokit.losses import make_loss
+        >>> loss, one = make_loss("gspo"), torch.ones(2)
+        >>> batch = LossBatch(logps=-one, advantages=one, weights=one, sequence_ids=torch.tensor([0, 1]))
+        >>> one, two = (UpdateStats.of(loss, batch.select(torch.tensor([k]))) for k in (0, 1))
+        >>> stats = (one + two).finish(loss)
     """
 
     tokens: Tokens  # not yet sorted
 
     @classmethod
     def of(cls, loss: Loss, batch: LossBatch) -> UpdateStats:
-        """A slice's tokens, without gradient.
+        """Gathers a slice's tokens, without gradient.
 
-        Raises ValueError where the batch lacks a field that the loss couples by: positions, group_ids, entropies, ...
+        Raises:
+            ValueError: the batch lacks a field that the loss couples by, such as positions, group_ids or entropies.
         """
         for name in loss.stats_fields:
             if getattr(batch, name) is None:
@@ -163,16 +184,24 @@ class UpdateStats:
 
     @classmethod
     def across_ranks(cls, per_rank: Sequence[UpdateStats]) -> list[UpdateStats]:
-        """One UpdateStats per rank → the joined one, once for each."""
+        """Joins one UpdateStats per rank. Returns the joined one, repeated for each rank."""
         parts = [s.tokens.tensors() for s in per_rank]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return [cls(dataclasses.replace(per_rank[0].tokens, **joined))] * len(per_rank)
 
     def finish(self, loss: Loss, seed: int = 0, version: int = 0) -> Stats:
-        """Thresholds, sums over sequences and groups, selected tokens: what `policy_loss(..., stats=)` takes.
+        """Computes thresholds, sums over sequences and groups, and selected tokens.
 
-        `seed` and `version` (optimizer steps behind the weights) key the selections by chance. Raises ValueError for a
-        token gathered twice and for a sequence with a token missing.
+        Args:
+            loss: the loss that couples the tokens.
+            seed: the run's seed.
+            version: optimizer steps taken before these weights. Together with the seed it keys random selections.
+
+        Returns:
+            The argument `stats` of `policy_loss`.
+
+        Raises:
+            ValueError: a token was gathered twice, or one is missing from a sequence.
         """
         order = _sort(self.tokens)
         in_order = {name: values[order] for name, values in self.tokens.tensors().items()}
@@ -217,7 +246,7 @@ def _key(sequence_ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def positions_of(batch: LossBatch) -> Tensor:
-    """Positions [N]. Raises ValueError where the batch has none."""
+    """Returns the positions [N]. Raises ValueError where the batch has none."""
     if batch.positions is None:
         raise ValueError(
             "LossBatch.positions is missing: this loss looks its tokens up by sequence and position"
@@ -226,7 +255,7 @@ def positions_of(batch: LossBatch) -> Tensor:
 
 
 def compute_statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What tokens must know of each other: (by token, by sequence), name → [n] over the sorted `tokens`."""
+    """Returns (by token, by sequence): the values of each name, [n], over the sorted `tokens`."""
     by_token: dict[str, Tensor] = {}
     by_sequence: dict[str, Tensor] = {}
     part, spread = loss.surrogate, lambda values: values[tokens.index]
@@ -264,16 +293,16 @@ def compute_statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], d
 
 
 def without_noise(values: Tensor) -> Tensor:
-    """float64 values to seven digits, for choosing among tokens.
+    """Rounds float64 values to float32's seven digits, before choosing among tokens.
 
-    Equal prefixes (the first tokens of a group's completions) give equal values but for the last bits, which depend on the
-    batch they were computed in; a choice between such tokens would depend on the cut, and on the ranks.
+    The first tokens of a group's completions often have equal prefixes, so their values are equal except for rounding. The
+    rounding depends on the batch they were computed in. Without this, the choice would depend on the cut and the ranks.
     """
     return values.float()
 
 
 def _top(entropies: Tensor, quantile: float) -> Tensor:
-    """The entropy that the top `quantile` of the tokens reach: linear between order statistics, as torch.quantile."""
+    """Returns the entropy that the top `quantile` of the tokens reach, interpolated linearly like torch.quantile."""
     if not len(entropies):
         return entropies.new_zeros(())
     ordered = entropies.sort().values

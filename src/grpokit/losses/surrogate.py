@@ -1,4 +1,4 @@
-"""What a surrogate is, and the register of all of them."""
+"""`Surrogate`: what the library knows about a surrogate, and the register of all of them."""
 
 from __future__ import annotations
 
@@ -9,55 +9,55 @@ from typing import Any
 
 from torch import Tensor
 
-COUPLINGS = ("token", "sequence", "group", "step")  # what must be in one place, from least to most
+COUPLINGS = ("token", "sequence", "group", "step")  # what a slice must hold whole, from least to most
 TOKEN_LEVELS = ("token",)
 ALL_LEVELS = ("token", "sequence", "sequence_token", "sequence_product")
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A surrogate and what must be known of it to compose, check and show it.
+    """A surrogate and the facts needed to compose, check and show it.
 
-    `fn(log_ratio, advantages, logps, ..., *, options)` maps [N] tensors to ℓ [N], elementwise; `log_ratio` is clamped, so
-    exp is finite. Further arguments before the `*` are fields of the batch or of `statistics`, by their names.
+    `fn(log_ratio, advantages, logps, ..., *, options)` maps [N] tensors to ℓ [N], elementwise. `log_ratio` is clamped, so its
+    exp is finite. Further arguments before the `*` are fields of the batch or of `statistics`, looked up by name.
+
+    Example:
+        >>> from grpokit.losses import find_surrogate
+        >>> find_surrogate("sapo").options
+        {'tau_pos': 1.0, 'tau_neg': 1.05, 'sapo_gain': 'paper'}
     """
 
     name: str
     fn: Callable[..., Tensor]
     formula: str = ""  # ℓ in LaTeX (the subset that matplotlib's mathtext draws)
-    zero_at_zero_advantage: bool = (
-        False  # ℓ = 0 where A = 0: then rows with A = 0 may leave before the forward
-    )
-    health: Callable[..., dict[str, Tensor]] | None = (
-        None  # (ratio, advantages, **options) → name → [N] to average
-    )
-    check: Callable[..., None] | None = (
-        None  # (**options): raises ValueError naming the option and one that works
-    )
-    ratio_levels: tuple[str, ...] = ALL_LEVELS  # those that mean something
-    reductions: tuple[str, ...] | None = None  # likewise; None: all
-    anchor: str = "old"  # what the ratio is to: `old`, or `sampler`
-    needs_update: str = "token"  # coupling of its own: what `statistics` must see whole
-    statistics: Callable[..., dict[str, Tensor]] | None = (
-        None  # (tokens, **options) → name → [n], gradient-free
-    )
-    before_mean: Callable[..., Tensor] | None = (
-        None  # (log_ratio, advantages, **options): per token, before a mean
-    )
+    # True where ℓ = 0 at A = 0, so that samples with A = 0 need no forward.
+    zero_at_zero_advantage: bool = False
+    # (ratio, advantages, **options) → name → [N] to average.
+    health: Callable[..., dict[str, Tensor]] | None = None
+    # (**options): raises ValueError naming the option and a value that works.
+    check: Callable[..., None] | None = None
+    ratio_levels: tuple[str, ...] = ALL_LEVELS  # the ratio levels that mean something
+    reductions: tuple[str, ...] | None = None  # the reductions that mean something; None: all
+    anchor: str = "old"  # the denominator of the ratio: `old` or `sampler`
+    needs_update: str = "token"  # what `statistics` must see whole, one of COUPLINGS
+    # (tokens, **options) → name → [n], without gradient.
+    statistics: Callable[..., dict[str, Tensor]] | None = None
+    # (log_ratio, advantages, **options) → [N], applied to tokens before the sequence's mean.
+    before_mean: Callable[..., Tensor] | None = None
     one_advantage: bool = False  # a sequence must have one advantage
-    weighs_itself: bool = False  # ℓ are shares already: the reduction's weight is not applied
-    shown: tuple[str, ...] = ()  # statistics whose mean over tokens is a metric, <surrogate>/<name>
-    correction_inside: bool = False  # a sampler correction goes into the ratio instead of multiplying ℓ
+    weighs_itself: bool = False  # ℓ is a share already: the reduction's weight is not applied
+    shown: tuple[str, ...] = ()  # statistics whose token mean is the metric <surrogate>/<name>
+    correction_inside: bool = False  # a sampler correction enters the ratio instead of multiplying ℓ
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options with the defaults of the function's signature, in its order."""
+        """Returns the options with their defaults, in the order of the function's signature."""
         parameters = inspect.signature(self.fn).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the arguments between `logps` and the options."""
+        """Returns the names of the arguments between `logps` and the options."""
         parameters = inspect.signature(self.fn).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[3:]
 
@@ -66,7 +66,15 @@ SURROGATES: dict[str, Surrogate] = {}
 
 
 def surrogate(**facts: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Decorator: enter a function in SURROGATES under its own name, with what is known of it (fields of Surrogate)."""
+    r"""Enters a function in SURROGATES under its own name. `facts` are fields of Surrogate.
+
+    Example:
+        >>> @surrogate(formula=r"\ell = -A\,\rho", zero_at_zero_advantage=True, name="my_surrogate")
+        ... def mine(log_ratio, advantages, logps):
+        ...     return -log_ratio.exp() * advantages
+        >>> SURROGATES.pop("my_surrogate").zero_at_zero_advantage
+        True
+    """
 
     def enter(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         name = facts.pop("name", fn.__name__)
@@ -77,7 +85,11 @@ def surrogate(**facts: Any) -> Callable[[Callable[..., Tensor]], Callable[..., T
 
 
 def check_options(part: Surrogate, options: Mapping[str, Any]) -> None:
-    """Raise ValueError where an option has no value, is not a number, or is one the surrogate can't work with."""
+    """Checks that every option has a value, is a number where it must be, and has a value the surrogate can work with.
+
+    Raises:
+        ValueError: an option does not. The message names it.
+    """
     for name, value in options.items():
         if value is inspect.Parameter.empty:
             raise ValueError(f"{name} is missing: surrogate {part.name} needs it")
@@ -92,12 +104,12 @@ def check_options(part: Surrogate, options: Mapping[str, Any]) -> None:
 
 
 def at_least(name: str, value: float, low: float, hint: str) -> None:
-    """Raise ValueError unless `value` is finite and ≥ `low`."""
+    """Checks that `value` is finite and ≥ `low`; else raises ValueError with `hint`."""
     if not low <= value < float("inf"):
         raise ValueError(f"{name} {value}: must be at least {low:g}; {hint}")
 
 
 def above(name: str, value: float, low: float, hint: str) -> None:
-    """Raise ValueError unless `value` is finite and > `low`."""
+    """Checks that `value` is finite and > `low`; else raises ValueError with `hint`."""
     if not low < value < float("inf"):
         raise ValueError(f"{name} {value}: must be above {low:g}; {hint}")

@@ -1,7 +1,21 @@
-"""Surrogates: how a token's log-ratio and advantage become its loss ℓ. One short function each, all [N] → [N].
+"""Surrogates: how a token's log-ratio and advantage become its loss ℓ. Each is one short function.
 
-Everything here is elementwise. What averages is in `reductions.py`, so no surrogate can divide by the wrong number;
-those that need to see more than their own token are in `coupled.py`.
+Everything here is elementwise. The averages are in `reductions.py`, so no surrogate can divide by the wrong number.
+Surrogates that depend on more than their own token are in `coupled.py`.
+
+Every surrogate has the same arguments; its options come after them, and its docstring explains them.
+
+Args:
+    log_ratio: [N] log ρ at the loss's level, clamped to ±20.
+    advantages: [N] A.
+    logps: [N] log π, with gradient.
+
+Returns:
+    ℓ [N].
+
+Example:
+    >>> clip(torch.tensor([1.5]).log(), torch.tensor([1.0]), torch.tensor([-1.0]), epsilon=0.2)
+    tensor([-1.2000])
 """
 
 from __future__ import annotations
@@ -19,7 +33,7 @@ from .surrogate import TOKEN_LEVELS, above, at_least, surrogate
 def clip_health(
     ratio: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float, delta: float | None
 ) -> dict[str, Tensor]:
-    """Shares of tokens without gradient: below the range with A < 0, above it with A > 0, and either way."""
+    """Returns the tokens without gradient: below the range with A < 0, above it with A > 0, and either."""
     low = (ratio < 1 - epsilon) & (advantages < 0)
     high = (ratio > 1 + epsilon_high) & (advantages > 0)
     bounded = {} if delta is None else {"clip_ratio/delta_mean": (ratio > delta) & (advantages < 0)}
@@ -33,7 +47,7 @@ def clip_health(
 
 
 def clip_check(*, epsilon: float, epsilon_high: float, delta: float | None) -> None:
-    """ε in (0, 1), ε_high > 0, δ > 1 + ε_high."""
+    """Checks that ε is in (0, 1), ε_high > 0 and δ > 1 + ε_high."""
     above("epsilon", epsilon, 0, "0.2 is usual")
     if epsilon >= 1:
         raise ValueError(f"epsilon {epsilon}: must be below 1 (the ratio is never below 0); 0.2 is usual")
@@ -76,13 +90,13 @@ def clip(
 def cispo_health(
     ratio: Tensor, advantages: Tensor, *, epsilon_high: float, epsilon_low_cap: float
 ) -> dict[str, Tensor]:
-    """Shares of tokens whose ratio is held at the floor, at the cap, and either way; their gradient goes on."""
+    """Returns the tokens whose ratio is at the floor, at the cap, and either. They keep their gradient."""
     low, high = ratio < epsilon_low_cap, ratio > epsilon_high
     return {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low | high}
 
 
 def cispo_check(*, epsilon_high: float, epsilon_low_cap: float) -> None:
-    """cap ≥ 1, floor in [0, 1]."""
+    """Checks that the cap is at least 1 and the floor is in [0, 1]."""
     hint = (
         "for cispo it is an absolute cap on the ratio, not 1 + epsilon, so a value below 1 would scale every "
         "gradient down by it; 5.0 is the default"
@@ -108,7 +122,8 @@ def cispo(
 ) -> Tensor:
     """ℓ = −sg(clip(ρ, floor, cap))·A·logp: a capped, detached ratio, so no token loses its gradient.
 
-    MiniMax-M1 (arXiv 2506.13585, eq. 4–5); the cap as an absolute number, as in ScaleRL (2510.13786).
+    MiniMax-M1 (arXiv 2506.13585, eq. 4–5). The cap `epsilon_high` is an absolute number, as in ScaleRL (2510.13786).
+    `epsilon_low_cap` is the floor.
     """
     ratio = log_ratio.exp().clamp(epsilon_low_cap, epsilon_high).detach()
     return -ratio * advantages * logps
@@ -118,20 +133,20 @@ def cispo(
 
 
 def _sapo_tau(advantages: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
-    # new_tensor: torch.where of two Python numbers would give float32 and lose 1.05's float64 digits.
+    # torch.where of two Python numbers would return float32; new_tensor keeps all float64 digits of 1.05.
     return torch.where(advantages > 0, advantages.new_tensor(tau_pos), advantages.new_tensor(tau_neg))
 
 
 def sapo_health(
     ratio: Tensor, advantages: Tensor, *, tau_pos: float, tau_neg: float, sapo_gain: str
 ) -> dict[str, Tensor]:
-    """How open the gate is, 4σ(1−σ): 1 on-policy, towards 0 for tokens that moved far."""
+    """Returns how open the gate is, 4σ(1−σ): 1 on-policy, towards 0 for tokens that moved far."""
     gate = (_sapo_tau(advantages, tau_pos, tau_neg) * (ratio - 1)).sigmoid()
     return {"gate/mean": 4 * gate * (1 - gate)}
 
 
 def sapo_check(*, tau_pos: float, tau_neg: float, sapo_gain: str) -> None:
-    """Both temperatures above 0; the gain one of its two names."""
+    """Checks that both temperatures are above 0 and the gain has one of its two names."""
     above("tau_pos", tau_pos, 0, "1.0 is the paper's")
     above("tau_neg", tau_neg, 0, "1.05 is the paper's")
     if sapo_gain not in ("paper", "none"):
@@ -155,7 +170,7 @@ def sapo(
 ) -> Tensor:
     """ℓ = −gain·σ(τ(ρ−1))·A, τ = tau_pos where A > 0, else tau_neg: a soft gate (SAPO, arXiv 2511.20347, eq. 5–6).
 
-    The paper's gain 4/τ makes the slope at ρ = 1 the plain policy gradient's; `none` is the bare gate.
+    With the paper's gain 4/τ, the slope at ρ = 1 is that of the plain policy gradient. `sapo_gain="none"` is the bare gate.
     """
     tau = _sapo_tau(advantages, tau_pos, tau_neg)
     gain = 4 / tau if sapo_gain == "paper" else 1.0

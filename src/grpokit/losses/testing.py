@@ -1,8 +1,4 @@
-"""For authors of losses: does a surrogate of yours keep the promises that the others keep?
-
-from grpokit.testing import check_loss
-print(check_loss("my_file.py:my_surrogate"))
-"""
+"""Checks for authors of losses: does your own surrogate keep the promises that the built-in ones keep?"""
 
 from __future__ import annotations
 
@@ -16,23 +12,28 @@ from torch import Tensor
 
 from . import Counts, Loss, LossBatch, Surrogate, UpdateStats, make_loss, policy_loss, sequence_weights
 
-TOLERANCE = 1e-10  # relative, in float64: far above rounding, far below any wrong denominator
+TOLERANCE = 1e-10  # relative, in float64: far above rounding, far below the effect of a wrong denominator
 
 
 @dataclass(frozen=True)
 class LossCheck:
-    """What `check_loss` found. `ok` where the loss may be trained with; `print` it for the findings in words."""
+    """The result of `check_loss`. `ok` tells whether one may train with the loss; `print` shows the findings in words.
+
+    Example:
+        >>> check_loss("clip").ok
+        True
+    """
 
     name: str
-    cut_invariant: bool  # the same loss and gradient however the batch is cut
-    finite: bool  # at log-ratios of ±100, in float32 and float64
+    cut_invariant: bool  # the loss and gradient are the same however the batch is cut
+    finite: bool  # finite at log-ratios of ±100, in float32 and float64
     gradient: bool  # autograd's gradient is the derivative of the value; False where parts are detached
     zero_at_zero_advantage: bool  # ℓ and its gradient are 0 where A = 0
     findings: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        """Cut-invariant and finite, and no promise made that isn't kept."""
+        """Checks that the loss is cut-invariant and finite, and keeps every promise it makes."""
         return self.cut_invariant and self.finite and not any(f.startswith("wrong") for f in self.findings)
 
     def __str__(self) -> str:
@@ -48,10 +49,24 @@ _CHECKS = ("cut_invariant", "finite", "gradient", "zero_at_zero_advantage")
 def check_loss(
     surrogate: str | Callable[..., Tensor] | Surrogate, loss_type: str = "grpo", **options: Any
 ) -> LossCheck:
-    """Run the property tests on a surrogate, composed into the row `loss_type` with `options`.
+    """Runs the property tests on a surrogate.
 
-    `surrogate`: a function `f(log_ratio, advantages, logps, *, options)`, or where it is: `"file.py:name"`,
-    `"package.module:name"`. Raises ValueError as `make_loss` does, or where it doesn't return one value per token.
+    Args:
+        surrogate: a function `f(log_ratio, advantages, logps, *, options)`, its name in SURROGATES, or its place:
+            `"file.py:name"` or `"package.module:name"`.
+        loss_type: the row whose surrogate it replaces.
+        **options: options of `make_loss`.
+
+    Raises:
+        ValueError: `make_loss` refuses it, or it does not return one value per token.
+
+    Example:
+        >>> print(check_loss("reinforce"))
+        reinforce: ok
+         yes  cut invariant
+         yes  finite
+         yes  gradient
+         yes  zero at zero advantage
     """
     loss = make_loss(loss_type, surrogate=surrogate, **options)
     batch = _batch(loss, torch.float64)
@@ -67,7 +82,7 @@ def check_loss(
 
 
 def _batch(loss: Loss, dtype: torch.dtype, spread: float = 0.4) -> LossBatch:
-    """Six ragged sequences in three groups, with what any loss may ask for."""
+    """Makes six ragged sequences in three groups, with every field that a loss may need."""
     g = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 3, 5, 2, 4, 7])
     ids = torch.repeat_interleave(torch.arange(6), lengths)
@@ -92,7 +107,7 @@ def _batch(loss: Loss, dtype: torch.dtype, spread: float = 0.4) -> LossBatch:
 
 
 def _run(loss: Loss, batch: LossBatch, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of a batch in `parts`, each a slice, with statistics where tokens are coupled."""
+    """Computes loss and gradient of a batch cut into `parts`, with statistics where tokens are coupled."""
     logps = batch.logps.detach().clone().requires_grad_()
     batch = dataclasses.replace(batch, logps=logps)
     stats = None
@@ -110,7 +125,7 @@ def _run(loss: Loss, batch: LossBatch, parts: list[Tensor]) -> tuple[Tensor, Ten
 def _check_shape(loss: Loss, batch: LossBatch) -> None:
     inputs = [getattr(batch, name, None) for name in loss.surrogate.inputs]
     if any(value is None for value in inputs):
-        return  # statistics: policy_loss looks them up
+        return  # it takes statistics, which only policy_loss can look up
     returned = loss.surrogate.fn(
         torch.zeros_like(batch.logps), batch.advantages, batch.logps, *inputs, **loss.options
     )
@@ -152,7 +167,7 @@ def _finite(loss: Loss, dtype: torch.dtype, findings: list[str]) -> bool:
 
 
 def _gradient(loss: Loss, batch: LossBatch, findings: list[str]) -> bool:
-    """Central differences of the value, one token at a time, against autograd."""
+    """Compares autograd's gradient with central differences of the value, one token at a time."""
     everything = [torch.arange(len(batch))]
     _, gradient = _run(loss, batch, everything)
     step = 1e-6

@@ -1,4 +1,4 @@
-"""What is known of a Hugging Face causal model: its parts, what its cache holds, how a micro-batch goes through it."""
+"""The parts of a Hugging Face causal model: backbone, head, layers, cache, and how a micro-batch passes through them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..types import MicroBatch
 
 
 def backbone(model: Any) -> nn.Module:
-    """The part of a Hugging Face causal model that ends in hidden states."""
+    """Returns the part of a Hugging Face causal model that computes hidden states."""
     return getattr(model, model.base_model_prefix)
 
 
 def head(model: Any) -> Head:
-    """The rest: the output projection, with the scale or softcap that the architecture's config names."""
+    """Returns the output projection, with the scale or softcap that the architecture's config names."""
     projection, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     return Head(
@@ -30,17 +30,17 @@ def head(model: Any) -> Head:
 
 
 def layers(model: Any) -> list[nn.Module]:
-    """The blocks that the architecture says must stay whole: each is sharded, and gathered, by itself."""
+    """Returns the blocks that the architecture says must not be split. Each is sharded, and gathered, on its own."""
     names = set(model._no_split_modules or ())
     return [module for module in backbone(model).modules() if type(module).__name__ in names]
 
 
 def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
-    """The hidden states of a micro-batch's tokens, one after the other [M, H]: `micro.at` says which are asked for.
+    """Computes the hidden states of a micro-batch's tokens, flat [M, H]. `micro.at` selects those that predict a token.
 
-    No attention mask where rows are whole: the padding is on the right, where a causal model doesn't look; of packed
-    rows, position ids that start again at 0 tell the model. Prompts that stand apart go first, and leave their keys and
-    values in a cache, through which the gradient comes back to them; each completion goes on from its prompt's.
+    The `padded` and `packed` layouts need no attention mask. Padding is on the right, where a causal model does not look, and
+    the position ids of packed samples start again at 0. In the `shared` layout the prompts go first and leave their keys and
+    values in a cache. Each completion continues its prompt, and the gradient flows back through the cache.
     """
     forward = backbone(model)
     positions = {} if micro.position_ids is None else {"position_ids": micro.position_ids}
@@ -53,7 +53,7 @@ def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
     cache = DynamicCache(config=model.config)
     prompts = forward(input_ids=micro.prefix.input_ids, past_key_values=cache, use_cache=True)
     held: list[Any] = cache.layers
-    for layer in held:  # a prompt's keys and values for each of its completions
+    for layer in held:  # repeats a prompt's keys and values for each of its completions
         layer.keys = layer.keys.index_select(0, micro.prefix.of)
         layer.values = layer.values.index_select(0, micro.prefix.of)
     completions = forward(
@@ -63,13 +63,13 @@ def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
         use_cache=True,
         **positions,
     )
-    # Joined even where only one part is asked for: then the gradient of the other is zeros, and not nothing. Ranks
-    # reduce gradients in both passes, so each must go backwards through both.
+    # Joined even where only one part is asked for, so that the other part's gradient is zeros instead of missing.
+    # Ranks reduce gradients in both passes, so each must go backward through both.
     return torch.cat([part.last_hidden_state.flatten(0, 1) for part in (prompts, completions)])
 
 
 def obstacle(model: Any, longest: int) -> str | None:
-    """Why sequences of up to `longest` tokens cannot be continued from a cache of keys and values; None if they can."""
+    """Returns why sequences of up to `longest` tokens cannot continue from a cache of keys and values; None if they can."""
     from transformers import DynamicCache, GenerationMixin
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 

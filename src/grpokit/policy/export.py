@@ -1,4 +1,4 @@
-"""The policy as a Hugging Face directory, which from_pretrained and vLLM load."""
+"""Writes the policy as a Hugging Face directory, which from_pretrained and vLLM load, or streams its weights to an engine."""
 
 from __future__ import annotations
 
@@ -21,23 +21,39 @@ from .policy import DTYPES, Policy
 
 @dataclass(frozen=True)
 class SaveFormat:
-    """How a policy is saved."""
+    """How a policy is saved: the dtype, and whether only its adapter is written.
 
-    dtype: str | None = None  # as loaded; of an adapter, as it is trained
-    only_adapter: bool = False  # else an adapter is added to the weights that it stands beside
+    Example:
+        >>> SaveFormat(dtype="bfloat16")  # weights with the adapter merged in
+        SaveFormat(dtype='bfloat16', only_adapter=False)
+    """
+
+    dtype: str | None = None  # None: as loaded; for an adapter, as trained
+    only_adapter: bool = False  # False: an adapter is merged into the base weights
 
 
 def save_model(
     path: Path, policy: Policy, tokenizer: Any, save_format: SaveFormat, world: World = ALONE
 ) -> None:
-    """Write a Hugging Face directory to `path` (made, or replaced whole). Raises OSError where it can't be written."""
+    """Writes a Hugging Face directory atomically. A collective.
+
+    Args:
+        path: the directory; created, or replaced as a whole.
+        policy: the policy.
+        tokenizer: the tokenizer, which is saved with it.
+        save_format: dtype, and whether only the adapter is written.
+        world: the ranks. Only the main one writes.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
     weights = gather_weights(policy, save_format, world)
     if world.is_main:
         atomically(path, lambda directory: write_model(directory, weights, policy, tokenizer, save_format))
 
 
 def gather_weights(policy: Policy, save_format: SaveFormat, world: World) -> dict[str, Tensor]:
-    """The part of the policy's state dict that `form` needs, gathered on the main rank. All ranks call it."""
+    """Gathers the part of the state dict that `save_format` needs, on the main rank. A collective."""
     weights = policy.model.state_dict(keep_vars=True)
     if save_format.only_adapter:
         weights = {name: tensor for name, tensor in weights.items() if tensor.requires_grad}
@@ -47,7 +63,15 @@ def gather_weights(policy: Policy, save_format: SaveFormat, world: World) -> dic
 def write_model(
     directory: Path, weights: dict[str, Tensor], policy: Policy, tokenizer: Any, save_format: SaveFormat
 ) -> None:
-    """Write weights that `gather_weights` gave, with the model's config and tokenizer, into an empty directory."""
+    """Writes gathered weights with the model's config and tokenizer.
+
+    Args:
+        directory: an empty directory.
+        weights: what `gather_weights` returned.
+        policy: the policy.
+        tokenizer: the tokenizer.
+        save_format: as given to `gather_weights`.
+    """
     model, dtype = policy.model, saved_dtype(policy, save_format)
     tokenizer.save_pretrained(directory)
     if save_format.only_adapter:
@@ -62,14 +86,18 @@ def write_model(
         model.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
     finally:
         model.config.dtype = shown
-    # save_pretrained writes the parameters' type; the weights beside it are of this one, and a resumed run saves them so.
+    # save_pretrained writes the parameters' dtype into config.json. The saved weights have this one, and a resumed run must
+    # save them in it too.
     described = directory / "config.json"
     record = json.loads(described.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def saved_dtype(policy: Policy, save_format: SaveFormat) -> torch.dtype:
-    """Type of saved weights: as asked for, else as loaded; a float64 run keeps float64, an adapter what it's trained in."""
+    """Returns the dtype of saved weights.
+
+    It is the one asked for, else the one loaded. A float64 run keeps float64, and an adapter the dtype that it is trained in.
+    """
     if save_format.dtype is not None:
         return DTYPES[save_format.dtype]
     if policy.compute_dtype == torch.float64:
@@ -78,20 +106,23 @@ def saved_dtype(policy: Policy, save_format: SaveFormat) -> torch.dtype:
 
 
 def engine_format(policy: Policy, only_adapter: bool = False) -> SaveFormat:
-    """How another engine gets the weights: in the type that the policy computes in, whatever type they are saved in.
+    """Returns how another engine gets the weights: in the compute dtype, whatever dtype checkpoints have.
 
-    Less would hide small steps from it; and what a resumed run sends must not depend on what a checkpoint was saved in.
+    A narrower dtype would hide small steps from the engine. And a resumed run must send the same weights as before, whatever
+    dtype its checkpoint was saved in.
     """
     compute = str(policy.compute_dtype).removeprefix("torch.")
     return SaveFormat(None if only_adapter else compute, only_adapter)
 
 
 def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """The policy's weights under the names of its directory, whole and as `engine_format` says, one at a time.
+    """Yields the policy's weights one at a time, under the names of its directory, in the dtype of `engine_format`.
 
-    Tied weights come once, an adapter is in them. On the device; all ranks must go through it together, unless it's for
-    `shapes_only`: then the tensors are on torch's meta device, and nothing is gathered. Raises ValueError where a
-    directory would have them in another form, as experts that the model has stacked.
+    Tied weights come once, and an adapter is merged in. The tensors are on the policy's device. A collective, unless
+    `shapes_only`: then the tensors are on torch's meta device, and nothing is gathered.
+
+    Raises:
+        ValueError: the model stores its weights in another form than its directory, such as stacked experts.
     """
     if getattr(policy.model, "_weight_conversions", None):
         raise ValueError(
@@ -115,7 +146,10 @@ def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Ten
 
 
 def gather_to_main(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Tensors whole and on the CPU, on the main rank only: one at a time, so that no other holds more than that."""
+    """Gathers tensors to the CPU of the main rank.
+
+    One at a time, so the other ranks never hold more than one whole tensor.
+    """
     found: dict[int, Tensor] = {}  # tied weights are one tensor with two names
     for tensor in tensors.values():
         if id(tensor) not in found:
@@ -125,7 +159,11 @@ def gather_to_main(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """A directory under a temporary name, synced, read again, renamed. Raises OSError with nothing left behind."""
+    """Writes a directory under a temporary name, syncs it, reads it back, and renames it.
+
+    Raises:
+        OSError: it could not be written. Nothing is left behind.
+    """
     temporary, old = (path.with_name(f".{path.name}.{what}") for what in ("writing", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -134,14 +172,14 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
         for file in [*temporary.rglob("*"), temporary]:
             _sync(file)
             if file.suffix == ".safetensors":
-                with safe_open(file, "np") as readable:  # its header must fit its length
+                with safe_open(file, "np") as readable:  # the header must fit the file's length
                     readable.keys()
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
-    except Exception as error:  # the tokenizers library has no class for a full disk
+    except Exception as error:  # the tokenizers library has no error class for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         if not (isinstance(error, OSError | SafetensorError) or "os error" in str(error)):
             raise

@@ -1,4 +1,4 @@
-"""One step's learning: a step's updates, again for each iteration; and one update, micro-batch by micro-batch."""
+"""Learning from a step: its updates, repeated for each iteration; and one update, micro-batch by micro-batch."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from .reference import Reference
 
 
 class NonFiniteError(ValueError):
-    """A loss or gradient is NaN or infinite; the weights were not touched."""
+    """A loss or gradient is NaN or infinite. The weights were not changed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Offender:
-    """The micro-batch behind a loss or gradient that is not finite: what a replay needs, besides the weights."""
+    """The micro-batch that gave a loss or gradient which is not finite. With the weights, it suffices for a replay."""
 
     samples: tuple[Sample, ...]
     stats: Stats | None
@@ -52,32 +52,32 @@ Dump = Callable[[Offender], Path]
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """How to learn from a step: what `learn` needs of the configuration, and of the run around it."""
+    """How to learn from a step: the options that `learn` needs, and hooks into the run around it."""
 
     num_iterations: int = 1
     micro_batch_tokens: int = 8192
     max_grad_norm: float = 1.0
     drop_dead_rows: bool = True
-    seed: int = 0  # of selections by chance
-    packed: bool = False  # micro-batches without padding
-    share: Sharing = "never"  # prompts once for all their completions
-    skips_left: int = 0  # updates that may still be skipped because their numbers went wrong
+    seed: int = 0  # keys random selections
+    packed: bool = False  # the layout is `packed` instead of `padded`
+    share: Sharing = "never"  # whether prompts are shared
+    skips_left: int = 0  # updates that may still be skipped because they were not finite
     world: World = ALONE
-    pause: Callable[[], None] | None = None  # between micro-batches, on all ranks; may raise to stop there
-    dump: Dump | None = None  # writes an offending micro-batch
+    pause: Callable[[], None] | None = None  # called between micro-batches on all ranks; may raise
+    dump: Dump | None = None  # writes an offending micro-batch to disk
 
 
 @dataclasses.dataclass
 class StepProgress:
-    """How far a step has come: what a checkpoint in its midst holds. `learn` moves it, one update at a time."""
+    """How far a step has come. A checkpoint within a step stores it, and `learn` advances it update by update."""
 
     updates: list[Update]
     groups: Sequence[RolloutGroup] = ()
-    prepared: bool = False  # the log-probs that the step's start must give are in `updates`
-    done: int = 0  # updates behind it, over all iterations, skipped ones included
+    prepared: bool = False  # the log-probs of the step's start are filled in
+    done: int = 0  # finished updates over all iterations, skipped ones included
     skipped: int = 0
     metrics: Metrics = dataclasses.field(default_factory=dict)
-    torn: bool = False  # an optimizer step is under way: the weights belong to no finished update
+    torn: bool = False  # an optimizer step is in progress, so the weights belong to no finished update
 
 
 def learn(
@@ -88,11 +88,19 @@ def learn(
     optimizer: torch.optim.Optimizer,
     how: Learning,
 ) -> Metrics:
-    """Make `num_iterations` passes over a step's updates, one optimizer step each; metrics over all of them.
+    """Makes `num_iterations` passes over a step's updates, one optimizer step each.
 
-    `old` is the policy at the start of the step, for every update. In the first one it is the policy itself:
-    nothing is computed for it, and what its forward finds is kept for later passes. The other updates of the
-    first pass meet a policy that has moved, so they are scored before it does.
+    `old` is the policy at the start of the step, for every update. In the first update it is the policy itself, so nothing
+    is computed for it, and its forward's log-probs are kept for later passes. The other updates see a policy that has
+    already moved, so they are scored before the first one.
+
+    Args:
+        policy, reference: the models; the reference is None without a KL penalty.
+        progress: the step's updates and how far they have come; advanced in place.
+        loss, optimizer, how: the loss, the policy's optimizer and the options.
+
+    Returns:
+        Metrics over all updates.
     """
     if not progress.prepared:
         prepare(policy, reference, progress, loss, how)
@@ -102,7 +110,7 @@ def learn(
         try:
             report, logps = optimize(policy, update, loss, optimizer, how, progress)
             report["skipped_updates"] = Metric.sum(torch.zeros(()))
-            if loss.rejected_tokens == "drop":  # measured before they left
+            if loss.rejected_tokens == "drop":  # measured before they were dropped
                 report = {name: metric for name, metric in report.items() if not name.startswith("sampler")}
         except NonFiniteError:
             if progress.skipped >= how.skips_left:
@@ -121,7 +129,7 @@ def learn(
 def prepare(
     policy: Policy, reference: Reference | None, progress: StepProgress, loss: Loss, how: Learning
 ) -> None:
-    """Before the weights move: the log-probs that are of the step's start, and what they reject."""
+    """Scores with the weights of the step's start: `old` and `ref` log-probs, and the tokens that they reject."""
     updates, metrics = list(progress.updates), progress.metrics
     if loss.rejected_tokens == "drop":
         old = [score(policy, update.samples, how) for update in updates]
@@ -135,11 +143,8 @@ def prepare(
     updates[1:] = [
         fill_logps(u, "old_logps", score(policy, samples_to_score(u, loss, how), how)) for u in updates[1:]
     ]
-    progress.updates, progress.metrics, progress.prepared = (
-        updates,
-        metrics,
-        True,
-    )  # at once: any scoring may be stopped
+    # All at once, because any scoring may be stopped.
+    progress.updates, progress.metrics, progress.prepared = updates, metrics, True
 
 
 def optimize(
@@ -150,9 +155,9 @@ def optimize(
     how: Learning,
     progress: StepProgress | None = None,
 ) -> tuple[Metrics, dict[int, Tensor]]:
-    """One optimizer step. Returns the update's metrics and the log-probs this rank met: sample index → [T_i].
+    """Takes one optimizer step. Returns the update's metrics and this rank's log-probs: sample index → [T_i].
 
-    Raises NonFiniteError before the weights are touched where the loss or the gradient is NaN or infinite.
+    Raises NonFiniteError before the weights change where the loss or the gradient is NaN or infinite.
     """
     samples = samples_to_train(update, loss, how)
     stats, logps = (
@@ -183,7 +188,7 @@ def optimize(
     if how.world.size > 1:
         metrics["time/imbalance"] = Metric.max(torch.tensor([cut.imbalance]))
     return metrics | {
-        # one loss for each update of the step
+        # one loss per update of the step
         "loss": Metric.mean(torch.tensor([value], dtype=torch.float64)),
         "grad_norm": Metric.mean(norm[None]),
         "frac_tokens_dropped": Metric.share(update.num_tokens - kept, update.num_tokens),
@@ -191,14 +196,14 @@ def optimize(
 
 
 def cut_of(samples: Iterable[Sample], how: Learning) -> Cut:
-    """How all ranks' micro-batches of `samples` are cut."""
+    """Cuts `samples` into the micro-batches of all ranks."""
     return cut_samples(
         samples, how.micro_batch_tokens, packed=how.packed, share=how.share, ranks=how.world.size
     )
 
 
 def iter_micro_batches(cut: Cut, how: Learning, policy: Reference) -> Iterator[MicroBatch]:
-    """This rank's micro-batches, with a pause before each."""
+    """Yields this rank's micro-batches, with a pause before each."""
     for samples in cut.parts[how.world.rank]:
         if how.pause is not None:
             how.pause()
@@ -214,9 +219,9 @@ def non_finite(
     what: str,
     update: int = 1,
 ) -> NonFiniteError:
-    """The error to raise, once the first micro-batch behind it is found, on any rank, and written down.
+    """Finds and writes the first micro-batch, on any rank, that is not finite. Returns the error to raise.
 
-    Each is run again alone: nothing had to be kept, or checked, while the numbers were right.
+    Runs each micro-batch again alone, so nothing has to be kept or checked while the numbers are right.
     """
     said: list[str] = []
     for micro in iter_micro_batches(cut_of(samples, how), how, policy):
@@ -242,7 +247,7 @@ def non_finite(
 
 
 def _write_dump(dump: Dump, offender: Offender) -> str:
-    """Write it down, and the sentence that says where; a full disk must not hide what is wrong."""
+    """Writes it and returns a sentence that says where. A full disk must not hide the error itself."""
     try:
         return f" The micro-batch is in {dump(offender)}: `grpokit replay` runs it again."
     except OSError as error:
@@ -250,14 +255,14 @@ def _write_dump(dump: Dump, offender: Offender) -> str:
 
 
 def samples_to_train(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:
-    """Samples that can move the weights: those with A = 0 leave before the forward where they weigh nothing."""
+    """Returns the samples that can move the weights. Those with A = 0 are dropped if the loss allows it."""
     if not (how.drop_dead_rows and loss.drops_dead_rows):
         return update.samples
     return tuple(sample for sample in update.samples if sample.advantage != 0)
 
 
 def samples_to_score(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:
-    """Samples whose log-probs are asked for: all of them where statistics are taken over the whole update."""
+    """Returns the samples to score: all of them where statistics cover the whole update."""
     return update.samples if loss.needs_stats else samples_to_train(update, loss, how)
 
 
@@ -265,9 +270,9 @@ def samples_to_score(update: Update, loss: Loss, how: Learning) -> tuple[Sample,
 def gather_stats(
     policy: Policy, update: Update, loss: Loss, how: Learning
 ) -> tuple[Stats, dict[int, Tensor]]:
-    """What the update's tokens must know of each other, from a pass over all its samples; and their log-probs.
+    """Computes the update's statistics in a pass over all its samples. Also returns their log-probs.
 
-    Dead samples are in it too: they move nothing, but the others' statistics are over them as well.
+    Dead samples are included: they have no gradient, but the statistics cover them.
     """
     parts: list[UpdateStats] = []
     logps: dict[int, Tensor] = {}
@@ -285,7 +290,7 @@ def gather_stats(
 
 
 def sampler_mismatch(samples: Iterable[Sample], old: Mapping[int, Tensor], loss: Loss) -> Metrics:
-    """How far the sampler is from the trainer, over all tokens, where the rejected ones leave before the loss sees any."""
+    """Measures how far sampler and trainer are apart, over all tokens, before rejected ones are dropped."""
     found: Metrics = {}
     assert loss.correction is not None
     for sample in samples:
@@ -294,7 +299,7 @@ def sampler_mismatch(samples: Iterable[Sample], old: Mapping[int, Tensor], loss:
 
 
 def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: int = 1) -> Update:
-    """The update without the tokens that the correction's mask rejects, weighed anew from what is left.
+    """Returns the update without the tokens that the correction's mask rejects, with new weights.
 
     `old` is sample index → [T_i], the trainer's log-probs at the start of the step.
     """
@@ -313,13 +318,13 @@ def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: 
 
 
 def log_weights(sample: Sample, old: Mapping[int, Tensor], correction: Correction) -> tuple[Tensor, Tensor]:
-    """log(old / sampler) of a sample's tokens [T_i], and what the correction's level makes of it [T_i]."""
+    """Returns log(old / sampler) of a sample's tokens [T_i], and its value at the correction's level [T_i]."""
     of_token = clamp_log_ratio(old[sample.index] - sample.sampler_logps)
     return of_token, correction.of_sequence(of_token).expand_as(of_token)
 
 
 def zero_gradients(policy: Policy) -> None:
-    """Zeros, not None: AdamW skips None but moves on zeros, so an update of dead samples does the same either way."""
+    """Sets gradients to zeros, not None. AdamW skips None, so an update of dead samples would differ."""
     for parameter in filter(lambda p: p.requires_grad, policy.parameters()):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -331,15 +336,15 @@ def zero_gradients(policy: Policy) -> None:
 def iter_scores(
     policy: Reference, samples: Iterable[Sample], how: Learning, with_entropy: bool = False
 ) -> Iterator[tuple[MicroBatch, TokenScores]]:
-    """This rank's micro-batches of `samples`, with what a forward without gradient says of them."""
+    """Yields this rank's micro-batches of `samples` with their scores, computed without gradient."""
     for micro in iter_micro_batches(cut_of(samples, how), how, policy):
         yield micro, policy(micro, with_entropy=with_entropy)[0]
-    reshard(policy)  # only a backward would have done it
+    reshard(policy)  # without a backward, nothing else frees the gathered weights
 
 
 @torch.no_grad()
 def score(policy: Reference, samples: Iterable[Sample], how: Learning) -> dict[int, Tensor]:
-    """Log-probs of the samples' trainable tokens under `policy`, all ranks' together: sample index → [T_i]. No gradient."""
+    """Scores the samples on all ranks, without gradient: sample index → [T_i] log-probs of the trainable tokens."""
     found: dict[int, Tensor] = {}
     for micro, scores in iter_scores(policy, samples, how):
         found |= split_by_sample(micro, scores.logps)
@@ -347,7 +352,7 @@ def score(policy: Reference, samples: Iterable[Sample], how: Learning) -> dict[i
 
 
 def fill_logps(update: Update, name: str, logps: Mapping[int, Tensor]) -> Update:
-    """The update with `name` (old_logps or ref_logps) of its samples filled in, where `logps` has them."""
+    """Returns the update with the field `name` of its samples (old_logps or ref_logps) filled in from `logps`."""
     samples = (
         dataclasses.replace(r, **{name: logps[r.index]}) if r.index in logps else r for r in update.samples
     )

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685) by peft: W + (alpha / r)·B·A in the place of W, and A and B alone are trained.
+"""LoRA (arXiv 2106.09685) by peft: W + (alpha / r)·B·A replaces W, and only A and B are trained.
 
-The adapter is put into the model in place. So the model stays the class that it was: its parts, its cache and its head
-are found as ever, and with the adapter switched off it is the model that the run began with.
+The adapter is injected into the model in place. The model keeps its class, so its parts, cache and head are found as
+usual. With the adapter switched off, it is the model that the run began with.
 """
 
 from __future__ import annotations
@@ -19,30 +19,34 @@ from torch import Tensor, nn
 
 from ..common.hub import is_hub_model
 
-NAME = "default"  # of the adapter, as peft calls a model's only one
-DESCRIPTION = "adapter_config.json"  # marks a directory that holds an adapter
+NAME = "default"  # peft's name for a model's only adapter
+DESCRIPTION = "adapter_config.json"  # marks the directory of an adapter
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA adapter to be trained: Lora(r=16, alpha=32, target_modules=("all-linear",), base="models/Qwen", seed=42)."""
+    """A LoRA adapter to train.
+
+    Example:
+        >>> lora = Lora(r=16, alpha=32, target_modules=("all-linear",), base="models/Qwen", seed=42)
+    """
 
     r: int
     alpha: float
     target_modules: tuple[str, ...]
-    base: str  # directory of the model that it stands beside
-    seed: int  # of A's first values; B's are 0
-    quantized: bool = False  # the frozen weights are kept in 4 bits: QLoRA (arXiv 2305.14314)
+    base: str  # directory of the frozen model
+    seed: int  # seeds A's initial values; B starts at 0
+    quantized: bool = False  # the frozen weights are in 4 bits: QLoRA (arXiv 2305.14314)
 
     def config(self) -> Any:
-        """As peft has it. No dropout: log-probs must be repeatable."""
+        """Returns peft's config. It has no dropout, because log-probs must be repeatable."""
         _require_peft("--lora_r")
         from peft import LoraConfig
 
         targets = self.target_modules
         return LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] - a float serves as well
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] - a float works too
             target_modules=targets[0] if targets == ("all-linear",) else list(targets),
             lora_dropout=0.0,
             bias="none",
@@ -52,10 +56,16 @@ class Lora:
 
 
 def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) -> None:
-    """Put the adapter into `model`: its parameters in type `trained`, the others frozen in type `frozen`.
+    """Injects the adapter into `model`.
 
-    Raises ValueError naming --lora_target_modules where it names no module, or one that log-probs don't go through
-    by a plain product: embeddings and the head.
+    Args:
+        model: the model, changed in place.
+        lora: the adapter.
+        frozen: dtype of the base weights, which are frozen.
+        trained: dtype of the adapter's parameters.
+
+    Raises:
+        ValueError: --lora_target_modules names no module, or one that is not a plain linear layer (an embedding, the head).
     """
     config = lora.config()
     from peft import inject_adapter_in_model
@@ -64,14 +74,13 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     linear = {name.rpartition(".")[2] for name, kind in kinds.items() if "Linear" in kind or kind == "Conv1D"}
     plain = ", ".join(sorted(linear - {"lm_head"}))
-    config.fan_in_fan_out = (
-        "Conv1D" in kinds.values()
-    )  # GPT-2's layers keep their weights the other way round
+    # GPT-2 stores its weights transposed.
+    config.fan_in_fan_out = "Conv1D" in kinds.values()
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():  # what is quantized isn't
+        if tensor.is_floating_point():  # quantized weights are not
             tensor.data = tensor.data.to(frozen)
     try:
-        # On every rank the same, and no other draw of the run is another for it.
+        # Initialises the same values on every rank, without advancing the run's random state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(lora.seed)
             inject_adapter_in_model(config, model)
@@ -98,7 +107,7 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
 
 
 def _linear(quantized: bool) -> tuple[type, ...]:
-    """peft's layers that are an adapter beside a plain linear one."""
+    """Returns peft's classes of linear layers with an adapter."""
     from peft.tuners.lora import Linear
 
     if not quantized:
@@ -109,7 +118,7 @@ def _linear(quantized: bool) -> tuple[type, ...]:
 
 
 def quantization_options(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What from_pretrained needs to keep weights in 4 bits, as QLoRA has them: normal floats, their scales quantized too."""
+    """Returns from_pretrained's options for 4-bit weights as in QLoRA: normal floats, with quantized scales."""
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports] # noqa: F401
     except ImportError as error:
@@ -128,15 +137,15 @@ def quantization_options(compute: torch.dtype, device: torch.device) -> dict[str
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """The modules that have an adapter beside their weight, by name."""
+    """Returns the modules that have an adapter, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """Within it, the model is what it was before the adapter came."""
+    """Switches the adapter off: the model is the one that the run began with."""
     layers = adapted_layers(model).values()
-    # Not by peft's enable_adapters, which also turns requires_grad off, and FSDP2 has copied that already.
+    # Not peft's enable_adapters: it also clears requires_grad, which FSDP2 has copied already.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -149,10 +158,14 @@ def switched_off(model: nn.Module) -> Iterator[None]:
 def merge_adapter(
     weights: Mapping[str, Tensor], model: nn.Module, whole: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """A state dict with the adapter → the one of a model without: W + (alpha / r)·B·A under W's own name, one by one.
+    """Merges the adapter of a state dict into the weights: W + (alpha / r)·B·A under W's own name, one tensor at a time.
 
-    `whole` is what is done to each tensor first. The sum is taken in float32, or in W's type where that is wider; the
-    model's own weights stay as they are.
+    The sum is computed in float32, or in W's dtype if it is wider. The model's own weights do not change.
+
+    Args:
+        weights: a state dict with the adapter.
+        model: the model that it belongs to.
+        whole: is applied to each tensor first; gathers it if it is sharded.
     """
     layers = adapted_layers(model)
     for name, tensor in weights.items():
@@ -164,13 +177,20 @@ def merge_adapter(
             wide = torch.promote_types(weight.dtype, torch.float32)
             a, b = (whole(weights[f"{place}.lora_{half}.{NAME}.weight"]).to(wide) for half in "AB")
             product = layers[place].scaling[NAME] * (b @ a)
-            # GPT-2's layers keep their weights the other way round.
+            # GPT-2 stores its weights transposed.
             weight = weight.to(wide) + (product.T if layers[place].fan_in_fan_out else product)
         yield name.replace(".base_layer.", "."), weight
 
 
 def write_adapter(directory: Path, weights: dict[str, Tensor], lora: Lora, dtype: torch.dtype) -> None:
-    """Write the adapter alone, from a state dict that has it: a directory that peft, transformers and vLLM load."""
+    """Writes the adapter alone: a directory that peft, transformers and vLLM load.
+
+    Args:
+        directory: an existing directory.
+        weights: a state dict that contains the adapter.
+        lora: the adapter's settings.
+        dtype: the dtype to write.
+    """
     mine = {
         f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.to(dtype).contiguous()
         for name, tensor in weights.items()
@@ -181,9 +201,10 @@ def write_adapter(directory: Path, weights: dict[str, Tensor], lora: Lora, dtype
 
 
 def base_of(path: str) -> str | None:
-    """The model that the adapter in directory `path` stands beside; None where the directory holds no adapter.
+    """Returns the base model of the adapter in directory `path`; None where the directory holds no adapter.
 
-    Raises ValueError naming the directory where its description says none that is here.
+    Raises:
+        ValueError: the adapter's config names no base model that exists here.
     """
     file = Path(path) / DESCRIPTION
     if (Path(path) / "config.json").is_file() or not file.is_file():
@@ -201,7 +222,7 @@ def base_of(path: str) -> str | None:
 
 
 def merge_into(model: Any, path: str) -> Any:
-    """`model` with the adapter in directory `path` added to its weights, in float32."""
+    """Returns `model` with the adapter in directory `path` merged into its weights, in float32."""
     _require_peft(f"--model {path}")
     from peft import PeftModel
 

@@ -1,4 +1,4 @@
-"""The Policy: a causal language model that turns a micro-batch into its share of the loss."""
+"""The policy: a causal language model that turns a micro-batch into its share of the loss."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ DTYPES = {
 
 
 class Float64Throughout(TorchFunctionMode):
-    """Within it there is no float32: what a model upcasts "to float32" (norms, rotary angles, softmax) is float64.
+    """Replaces float32 by float64: everything that a model upcasts "to float32" (norms, rotary angles, softmax) is float64.
 
-    A mode rather than swapped modules: it serves every architecture, and there is no second copy of a norm.
+    A mode works for every architecture without a second copy of its modules.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -40,28 +40,28 @@ class Float64Throughout(TorchFunctionMode):
 
 
 class Policy(nn.Module):
-    """A causal language model as GRPO sees it: micro-batch in, log-probs or the loss's share out."""
+    """The causal language model being trained. It returns log-probs, or a micro-batch's share of the loss."""
 
     def __init__(self, model: Any, temperature: float, dtype: torch.dtype, stored_dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.compute_dtype = dtype
-        self.stored_dtype = stored_dtype  # of the directory it was loaded from
-        self.lora: Lora | None = None  # what is trained beside frozen weights
-        self.version = 0  # optimizer steps behind the weights
-        # Found out at load: rows may stand one after the other in a forward; why completions may not share a prompt.
+        self.stored_dtype = stored_dtype  # the dtype of the directory that it was loaded from
+        self.lora: Lora | None = None  # the adapter that is trained while the weights are frozen
+        self.version = 0  # optimizer steps taken so far
+        # Found at load: whether samples may be packed, and why completions may not share a prompt (None: they may).
         self.packs = False
         self.shares_not: str | None = "nothing has tried it"
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.model.device
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """The compute type, around every forward: training, scoring and sampling alike."""
+        """Sets the compute dtype, around every forward: training, scoring and sampling."""
         if self.compute_dtype == torch.float64:
             with Float64Throughout():
                 yield
@@ -78,23 +78,32 @@ class Policy(nn.Module):
         stats: Stats | None = None,
         with_entropy: bool = False,
     ) -> tuple[TokenScores, LossOutput | None]:
-        """Log-probs (and entropies, if asked for) of the micro-batch's tokens, and its share of the loss where one is given.
+        """Scores a micro-batch, and computes its share of the loss if one is given.
 
-        Hidden states of other positions never reach the head.
+        Hidden states that predict no trainable token never reach the head.
+
+        Args:
+            micro: the micro-batch.
+            loss: the loss; None: only score.
+            stats: statistics of the whole update, where the loss needs them.
+            with_entropy: whether to return entropies even if the loss does not need them.
+
+        Returns:
+            Log-probs and entropies of the N tokens, and the loss's output (None without a loss).
         """
         with_entropy = with_entropy or (loss is not None and loss.needs_entropies)
         with self.computing():
-            # index_select, whose gradient adds up in a fixed order where several tokens are predicted in one place
+            # index_select's gradient adds up in a fixed order where one state predicts several tokens
             hidden = hidden_states(self.model, micro).index_select(0, micro.at)
             inputs = hidden, head(self.model), micro.targets  # [N, H], the head, [N]
             how: dict[str, Any] = {
                 "temperature": self.temperature,
                 "with_entropy": with_entropy,
-                "sequence_ids": micro.sequence_ids,  # cut in the same places, whether it's for scores or for a loss
+                "sequence_ids": micro.sequence_ids,  # scoring and training cut the tokens in the same places
             }
             if loss is None:
                 return TokenScores(*linear_logprob(*inputs, **how)), None
-            blank = torch.zeros_like(micro.advantages)  # the head puts a chunk's log-probs in its place
+            blank = torch.zeros_like(micro.advantages)  # replaced by each chunk's log-probs in the head
             batch = loss_batch(micro, TokenScores(blank, blank if with_entropy else None))
             coupling = "token" if stats is not None else loss.coupling
             out = linear_policy_loss(*inputs, family_loss(loss, batch, stats), coupling=coupling, **how)
@@ -102,7 +111,7 @@ class Policy(nn.Module):
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Returns the torch dtype. `auto` is bfloat16 on a GPU and float32 on a CPU."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[dtype]

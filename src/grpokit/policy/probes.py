@@ -1,4 +1,4 @@
-"""Tries what a loaded model can do, before anything relies on it."""
+"""Tests what a loaded model can do, before training relies on it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from .policy import Policy
 
 @torch.no_grad()
 def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
-    """Whether samples may be packed, and why prompts may not be shared: log-probs must be those of samples that stand alone."""
+    """Tests the layouts: log-probs must equal those of padded samples.
+
+    Returns:
+        Whether samples may be packed, and why prompts may not be shared (None: they may).
+    """
     vocabulary = policy.model.config.get_text_config().vocab_size
     samples = [_probe_sample(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
-    # FSDP2 wants a forward of the root before any of its parts': this is one, and probe_head calls parts.
+    # FSDP2 requires a forward of the root before one of its parts. This is it; probe_head calls parts.
     want = policy(collate(samples, "padded", policy.device))[0].logps
 
     def gap(layout: Layout) -> float:
@@ -25,7 +29,7 @@ def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
 
     try:
         packs = gap("packed") < _tolerance(policy)
-    except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that start again
+    except (TypeError, ValueError, RuntimeError):  # it takes no position ids, or none that restart
         packs = False
     reason = obstacle(policy.model, max(sample.num_tokens for sample in samples))
     if reason is None:
@@ -39,7 +43,7 @@ def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
 
 
 def _probe_sample(index: int, group: int, vocabulary: int) -> Sample:
-    """A sample of 5 to 8 tokens, whose prompt is its group's: 3 or 2 of them."""
+    """Makes a sample of 5 to 8 tokens. Its group's prompt has 3 or 2 of them."""
     prompt = tuple((5 * i + 2 * group + 1) % vocabulary for i in range(3 - group))
     ids = (torch.arange(3 + index) * 7 + 3 * index + 1) % vocabulary
     ones, zeros = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids))
@@ -52,7 +56,11 @@ def _tolerance(policy: Policy) -> float:
 
 @torch.no_grad()
 def probe_head(policy: Policy, path: str) -> None:
-    """Our head against the model's own on a few tokens: an unknown scale or cap would be silently wrong."""
+    """Compares our head with the model's own on a few tokens. An unknown scale or cap would be silently wrong.
+
+    Raises:
+        ValueError: the logits differ, or are not finite.
+    """
     model = policy.model
     ids = torch.arange(8, device=policy.device)[None] % model.config.get_text_config().vocab_size
     with unsharded(policy), policy.computing():

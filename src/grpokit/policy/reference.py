@@ -1,4 +1,4 @@
-"""The reference of a KL penalty: a model of its own, or the policy with its adapter switched off."""
+"""The reference of a KL penalty: a separate model, or the policy with its adapter switched off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .policy import Policy
 
 
 class AdapterOff(nn.Module):
-    """A policy without its LoRA adapter: the model that the run began with, in no memory of its own."""
+    """A policy with its LoRA adapter switched off: the model that the run began with. It needs no extra memory."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class AdapterOff(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.policy.device
 
     def forward(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[TokenScores, None]:

@@ -1,7 +1,7 @@
-"""Rewards: built in by name, a function of the user's as `"file.py:function"`, or a reward model's directory.
+"""Rewards: built in by name, your own function as `"file.py:function"`, or the directory of a reward model.
 
-A reward function is the field's: `f(completions, **columns) -> list[float | None]`, called once for all
-completions of a step, by name, with what its signature asks for. `signatures.py` knows the field's others.
+A reward function has TRL's signature, `f(completions, **columns) -> list[float | None]`. It is called once per step for
+all completions, by keyword, with the arguments that its signature asks for. `signatures.py` adapts other signatures.
 """
 
 from .registry import BUILT_IN, Reward, describe_rewards, load_rewards

@@ -1,8 +1,8 @@
-"""The reward `accuracy`: whether a completion's answer equals the reference as mathematics, by math-verify.
+"""The reward `accuracy`: does a completion's answer equal the reference as mathematics? Compared by math-verify.
 
-Answers come from a model, and may be anything: ten megabytes, brackets in brackets a thousand deep, 9^9^9^9^9. So they
-are compared in processes of their own (`math_worker.py`), each of which is killed when an answer takes too long. It
-then scores 0, and the run goes on.
+Answers come from a model and can be anything: ten megabytes, a thousand nested brackets, 9^9^9^9^9. So they are compared
+in separate processes (`math_worker.py`). A process whose answer takes too long is killed, the answer scores 0, and the run
+goes on.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from typing import Any
 
 from .builtin import RewardFunction, find_answer_column, last_boxed, reference_text, text_of
 
-ANSWER_SECONDS = 5.0  # as math-verify's own limit; a common answer takes a millisecond
-START_SECONDS = 120.0  # of a worker: sympy's import, on a busy machine
-TAIL = 3000  # characters at the end of a completion, where its answer is: patterns for LaTeX are slow on long texts
+ANSWER_SECONDS = 5.0  # math-verify's own limit; a common answer takes a millisecond
+START_SECONDS = 120.0  # for a worker to start: it imports sympy, perhaps on a busy machine
+TAIL = 3000  # characters at the end of a completion that are read: LaTeX patterns are slow on long texts
 
 log = logging.getLogger(__name__)
 
 
 def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunction:
-    r"""1.0 where a completion's answer equals the reference, 0.0 where it doesn't; None where there's no reference
-    to compare with: a null, or one that can't be read as mathematics.
+    r"""Makes the reward: 1.0 where the answer equals the reference, else 0.0; None where the reference cannot be compared.
 
-    The answer is the completion's last `\boxed{}`; else LaTeX after "answer:"; else the last LaTeX or number. Only
-    the last 3,000 characters of a completion are looked at. An answer that takes longer than 5 seconds, or more than
-    2 GiB, scores 0; that is counted and logged.
+    That is where the reference is null, or cannot be read as mathematics. The answer is the completion's last `\boxed{}`; else
+    LaTeX after "answer:"; else the last LaTeX or number. Only the last 3,000 characters of a completion are read. An answer
+    that takes longer than 5 seconds or more than 2 GiB scores 0, and is counted and logged.
 
-    Raises ValueError as `find_answer_column` does, and naming the package where math-verify isn't installed.
+    Raises:
+        ValueError: `find_answer_column` finds no column, or math-verify is not installed.
     """
     column = find_answer_column(answer_column, columns, "accuracy")
     if importlib.util.find_spec("math_verify") is None:
@@ -63,7 +63,7 @@ def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunct
 
 @lru_cache(maxsize=1)
 def math_pool() -> MathPool:
-    """The process's own pool. Its workers start with the first answers, and end with the process."""
+    """Returns the process's own pool. Its workers start with the first answers and end with the process."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = MathPool(max(1, min(8, cores // ranks)))
@@ -72,18 +72,20 @@ def math_pool() -> MathPool:
 
 
 def answer_part(text: str) -> str:
-    r"""The last `\boxed{...}` of the text's last TAIL characters, or else all of these."""
+    r"""Returns the last `\boxed{...}` of the text's last TAIL characters, else these characters."""
     text = text[-TAIL:]
     box = last_boxed(text)
     return rf"\boxed{{{box}}}" if box.strip() else text
 
 
 class MathPool:
-    """Processes that compare answers, each killed and replaced when one takes too long.
+    r"""Processes that compare answers. One that takes too long is killed and replaced.
 
-    Example: `MathPool(2).compare([("1/2", r"\\boxed{0.5}"), ("2", "9^9^9^9")])` is `[1.0, 0.0]`.
+    Attributes:
+        stopped: the number of answers given up so far.
 
-    Attributes: `stopped`, how many answers were given up so far.
+    Example:
+        `MathPool(2).compare([("1/2", r"\boxed{0.5}"), ("2", "9^9^9^9")])` returns `[1.0, 0.0]`.
     """
 
     def __init__(self, size: int, seconds: float = ANSWER_SECONDS) -> None:
@@ -92,9 +94,9 @@ class MathPool:
         self._workers: list[_Worker] = []
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
-        """[B] scores of (reference, answer): 1.0, 0.0, or None where the reference can't be read.
+        """Scores pairs (reference, answer), [B]: 1.0, 0.0, or None where the reference cannot be read.
 
-        Of each text its `answer_part` is looked at. Raises RuntimeError if workers can't be started.
+        Only the `answer_part` of each text is read. Raises RuntimeError if the workers cannot be started.
         """
         pairs = [(answer_part(reference), answer_part(answer)) for reference, answer in pairs]
         scores: list[float | None] = [None] * len(pairs)
@@ -108,7 +110,7 @@ class MathPool:
                         if worker.ready and worker.task is None and waiting:
                             worker.ask(waiting[0], *pairs[waiting.popleft()], self.seconds)
                     self._wait(selector, busy, scores)
-        except BaseException:  # a reply to a question that nobody waits for would be taken for the next one's
+        except BaseException:  # a pending reply would be taken for the next question's
             self.close()
             raise
         if self.stopped > before:
@@ -116,7 +118,7 @@ class MathPool:
         return scores
 
     def close(self) -> None:
-        """End all workers."""
+        """Ends all workers."""
         for worker in self._workers:
             worker.kill()
         self._workers = []
@@ -134,7 +136,7 @@ class MathPool:
     def _wait(
         self, selector: selectors.BaseSelector, busy: list[_Worker], scores: list[float | None]
     ) -> None:
-        """Take replies until one is there or a worker is late; a worker that is late or gone is replaced."""
+        """Takes replies until one is there or a worker is late. Replaces a worker that is late or gone."""
         deadlines = [worker.deadline for worker in busy if worker.deadline]
         found = selector.select(max(0.0, min(deadlines) - time.monotonic()) if deadlines else 0.0)
         for key, _ in found:
@@ -161,7 +163,7 @@ class MathPool:
                 selector.register(busy[place].out, selectors.EVENT_READ, busy[place])
 
     def _tell(self, stopped: int, of: int) -> None:
-        """Log at the first time, and again whenever there are twice as many."""
+        """Logs the first time, and again whenever the number has doubled."""
         if (self.stopped - stopped).bit_length() < self.stopped.bit_length():
             log.warning(
                 "note: accuracy gave up %d of %d answers, each after %g s or for its memory, and scored them 0 "
@@ -174,10 +176,10 @@ class MathPool:
 
 
 class _Worker:
-    """One process of math_worker.py."""
+    """A process of math_worker.py."""
 
     def __init__(self) -> None:
-        # Isolated, and in a session of its own: neither this directory's modules nor the terminal's Ctrl-C reach it.
+        # Isolated, in a session of its own: this directory's modules and the terminal's Ctrl-C do not reach it.
         command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")), str(os.getpid())]
         self.process = subprocess.Popen(
             command,
@@ -193,12 +195,12 @@ class _Worker:
         self.ready = self.reference_read = False
         self.alive = True
         self.task: int | None = None
-        self.deadline = time.monotonic() + START_SECONDS  # 0: nothing is expected of it
+        self.deadline = time.monotonic() + START_SECONDS  # 0: no reply is expected
 
     def ask(self, task: int, reference: str, answer: str, seconds: float) -> None:
-        """Send a question. It fits into the pipe, so this never waits."""
+        """Sends a question. It fits into the pipe, so this never waits."""
         self.task, self.reference_read = task, False
-        # The worker's own alarm comes first; from here it's killed if that should fail.
+        # The worker's own alarm comes first. If that fails, it is killed from here.
         self.deadline = time.monotonic() + seconds + 1.0
         request = {"reference": reference, "answer": answer, "seconds": seconds}
         try:
@@ -207,7 +209,7 @@ class _Worker:
             self.alive = False
 
     def replies(self) -> list[dict[str, Any]]:
-        """What has come. Raises RuntimeError if it can't start."""
+        """Returns the replies that have arrived. Raises RuntimeError if the worker cannot start."""
         read = os.read(self.out, 1 << 16)
         if not read:
             self.alive = False
@@ -225,7 +227,7 @@ class _Worker:
         return found
 
     def kill(self) -> None:
-        """End it, whatever it's in."""
+        """Ends it, whatever it is doing."""
         self.alive = False
         self.process.kill()
         self.process.wait()

@@ -1,8 +1,7 @@
-"""The rewards that need no code and no package: `exact_match`, `format`, `format_tags`, `boxed`, `length`,
-`soft_overlong` and `repetition`.
+"""The rewards that need no package: `exact_match`, `format`, `format_tags`, `boxed`, `length`, `soft_overlong`, `repetition`.
 
-Each is an ordinary reward function, fixed to a run's options by a `*_reward` maker where it has any; `completions`
-are texts, or chats whose last message is the completion.
+Each is an ordinary reward function. A `*_reward` maker binds a run's options to it, where it has any. Completions are
+texts, or chats whose last message is the completion.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from ..common.text import did_you_mean
 
-RewardFunction = Callable[..., Any]  # f(completions, **columns) -> one number or None for each completion
+RewardFunction = Callable[..., Any]  # f(completions, **columns) → one number or None per completion
 
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 
@@ -22,11 +21,18 @@ ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 
 
 def exact_match(completions: Sequence[Any], answer: Sequence[Any]) -> list[float | None]:
-    """1.0 where the completion is the reference answer, 0.0 where it isn't; white space at the ends is ignored.
+    """1.0 where the completion equals the reference answer, else 0.0. White space at the ends is ignored.
 
-    `answer`: one reference for each completion, text or a number (`3` is `"3"`); None: doesn't apply.
+    Args:
+        completions: texts or chats.
+        answer: one reference per completion: text or a number (`3` is `"3"`); None: does not apply.
 
-    Raises TypeError for any other reference, which no text would ever match.
+    Raises:
+        TypeError: a reference of another type, which no text would ever match.
+
+    Example:
+        >>> exact_match(["4", "5"], ["4", "4"])
+        [1.0, 0.0]
     """
     return [
         None if reference is None else float(text_of(completion).strip() == reference_text(reference).strip())
@@ -35,7 +41,7 @@ def exact_match(completions: Sequence[Any], answer: Sequence[Any]) -> list[float
 
 
 def reference_text(reference: Any) -> str:
-    """A reference answer as text. Raises TypeError for what is neither text nor a number."""
+    """Returns a reference answer as text. Raises TypeError for anything but text or a number."""
     if not isinstance(reference, str | int | float):
         kind = type(reference).__name__
         raise TypeError(f"the reference {reference!r} is a {kind}; expected text or a number")
@@ -43,15 +49,21 @@ def reference_text(reference: Any) -> str:
 
 
 def exact_match_reward(answer_column: str, columns: Collection[str]) -> RewardFunction:
-    """`exact_match` against `find_answer_column`. Raises ValueError as that does."""
+    """Makes `exact_match` with the column of `find_answer_column`. Raises ValueError if there is none."""
     column = find_answer_column(answer_column, columns, "exact_match")
     return lambda completions, **columns: exact_match(completions, columns[column])
 
 
 def find_answer_column(answer_column: str, columns: Collection[str], spec: str) -> str:
-    """`answer_column`, or if that's empty the first of ANSWER_COLUMNS in `columns`, for the reward `spec`.
+    """Returns `answer_column`; if it is empty, the first of ANSWER_COLUMNS that is in `columns`.
 
-    Raises ValueError naming --answer_column and the columns that exist if there's no such column.
+    Args:
+        answer_column: the value of --answer_column.
+        columns: the dataset's columns.
+        spec: the reward, for the message.
+
+    Raises:
+        ValueError: there is no such column. The message names the flag and the columns that exist.
     """
     has = f"the dataset has {', '.join(sorted(columns)) or 'no columns beside the prompt'}"
     if answer_column and answer_column not in columns:
@@ -66,7 +78,7 @@ def find_answer_column(answer_column: str, columns: Collection[str], spec: str) 
 
 
 def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
-    """The text of a completion as reward functions get it: itself, or the content of its last message."""
+    """Returns the text of a completion as reward functions get it: the text itself, or its last message's content."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
@@ -74,12 +86,16 @@ def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
 
 
 def format_match(completions: Sequence[Any], pattern: re.Pattern[str]) -> list[float]:
-    """1.0 where `pattern` is found in the completion, else 0.0."""
+    """1.0 where the completion contains a match of `pattern`, else 0.0."""
     return [float(pattern.search(text_of(completion)) is not None) for completion in completions]
 
 
 def format_reward(pattern: str) -> RewardFunction:
-    """`format_match` for a regular expression in which `.` matches newlines. Raises ValueError if it's not one."""
+    """Makes `format_match` for a regular expression in which `.` matches newlines.
+
+    Raises:
+        ValueError: it is not a regular expression.
+    """
     try:
         compiled = re.compile(pattern, re.DOTALL)
     except re.error as error:
@@ -88,12 +104,12 @@ def format_reward(pattern: str) -> RewardFunction:
 
 
 def format_tags(completions: Sequence[Any]) -> list[float]:
-    """1.0 for `<think>...</think><answer>...</answer>`: each tag once, both filled, nothing outside but white space."""
+    """1.0 for `<think>...</think><answer>...</answer>`: each tag once, both filled, only white space outside."""
     return [float(_has_tags(text_of(completion).strip())) for completion in completions]
 
 
 def _has_tags(text: str) -> bool:
-    """By counting and cutting: no regular expression that a long text could make slow."""
+    """Counts and cuts, because a long text could make a regular expression slow."""
     tags = ("<think>", "</think>", "<answer>", "</answer>")
     if any(text.count(tag) != 1 for tag in tags):
         return False
@@ -111,7 +127,7 @@ def boxed(completions: Sequence[Any]) -> list[float]:
 
 
 def last_boxed(text: str) -> str:
-    r"""What is within the last `\boxed{...}`, up to its own closing brace; "" where there's none."""
+    r"""Returns the content of the last `\boxed{...}`, up to its own closing brace; "" where there is none."""
     begin = text.rfind(r"\boxed{")
     if begin < 0:
         return ""
@@ -128,21 +144,21 @@ def last_boxed(text: str) -> str:
 
 
 def shortness(completion_ids: Sequence[Sequence[int]], max_completion_length: int) -> list[float]:
-    """1 - T / max_completion_length for a completion of T tokens: 0 at the limit, nearer to 1 the shorter it is.
+    """1 − T / max_completion_length for a completion of T tokens: 0 at the limit, nearer to 1 for shorter ones.
 
-    A soft cost of length, best given a small weight beside a reward for being right: alone it's highest for
-    saying nothing.
+    This is a soft cost of length. Give it a small weight next to a reward for being right: alone, it is highest for an empty
+    completion.
     """
     return [1.0 - len(ids) / max_completion_length for ids in completion_ids]
 
 
 def length_reward(max_completion_length: int) -> RewardFunction:
-    """`shortness` for completions of at most `max_completion_length` tokens."""
+    """Makes `shortness` for completions of at most `max_completion_length` tokens."""
     return lambda completion_ids: shortness(completion_ids, max_completion_length)
 
 
 def soft_overlong(completion_ids: Sequence[Sequence[int]], longest: int, cache: int) -> list[float]:
-    r"""0 up to `longest` − `cache` tokens, from there linearly down to -1 at `longest`, and -1 beyond.
+    """0 up to `longest` − `cache` tokens, then falling linearly to −1 at `longest`, and −1 beyond.
 
     R(T) = 0 for T ≤ L_max − L_cache; (L_max − L_cache − T) / L_cache up to L_max; −1 beyond.
     DAPO, arXiv:2503.14476, equation 13.
@@ -151,9 +167,10 @@ def soft_overlong(completion_ids: Sequence[Sequence[int]], longest: int, cache: 
 
 
 def soft_overlong_reward(max_completion_length: int, soft_cache_length: int | None) -> RewardFunction:
-    """`soft_overlong`; without a cache length a fifth of the limit, as in DAPO's experiments (4,096 of 20,480).
+    """Makes `soft_overlong`. Without a cache length it is a fifth of the limit, as in DAPO's experiments (4,096 of 20,480).
 
-    Raises ValueError naming --soft_cache_length where it isn't between 1 and the limit.
+    Raises:
+        ValueError: --soft_cache_length is not between 1 and the limit.
     """
     cache = max(1, max_completion_length // 5) if soft_cache_length is None else soft_cache_length
     if not 1 <= cache <= max_completion_length:
@@ -169,8 +186,8 @@ def soft_overlong_reward(max_completion_length: int, soft_cache_length: int | No
 def repetition(completion_ids: Sequence[Sequence[int]], n: int, max_penalty: float) -> list[float]:
     """(1 − unique / total) · `max_penalty` over the completion's n-grams of tokens; 0 with fewer than `n` tokens.
 
-    arXiv:2502.03373, appendix C.2. Of tokens, as there and in TRL: ms-swift and Open-R1 split at white space, which
-    finds no words in Chinese, and none in a number that goes on for ever.
+    arXiv:2502.03373, appendix C.2. It counts tokens, as the paper and TRL do. ms-swift and Open-R1 split at white space, which
+    finds no words in Chinese, and one word in an endless number.
     """
     return [_repeated_share(ids, n) * max_penalty for ids in completion_ids]
 
@@ -181,7 +198,11 @@ def _repeated_share(ids: Sequence[int], n: int) -> float:
 
 
 def repetition_reward(n_grams: int, max_penalty: float) -> RewardFunction:
-    """`repetition`. Raises ValueError naming --repetition_n_grams below 1 or --repetition_max_penalty above 0."""
+    """Makes `repetition`.
+
+    Raises:
+        ValueError: --repetition_n_grams is below 1, or --repetition_max_penalty above 0.
+    """
     if n_grams < 1:
         raise ValueError(f"--repetition_n_grams {n_grams}: must be at least 1 (3 is usual)")
     if not -float("inf") < max_penalty <= 0:

@@ -1,4 +1,4 @@
-"""Calling what may never come back: a time limit on the main thread, and one event loop for async functions."""
+"""Calls functions that may never return: a time limit on the main thread, and one event loop for async functions."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from collections.abc import Awaitable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-GRACE = 5.0  # seconds over the limit, for coroutines to take their cancellation
+GRACE = 5.0  # seconds over the limit, for coroutines to handle their cancellation
 
 
 class TimeOut(BaseException):
-    """A call took longer than its limit. Not an Exception: `except Exception` in a reward must not keep it."""
+    """A call took longer than its limit. Not an Exception, so that `except Exception` in a reward does not catch it."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeOut within the block when it takes longer; 0: no limit.
+    """Raises TimeOut inside the block when it takes longer than `seconds`; 0: no limit.
 
-    The block stays on the main thread, since reward functions use what is only there: signals (math-verify's own
-    time-outs), event loops, connections of SQLite. It's interrupted by an alarm; and where it has set an alarm of
-    its own, which takes ours away, by a thread. What is in C code that looks at no signals is interrupted when it
-    comes back from there, no sooner.
+    The block stays on the main thread, because reward functions use what works only there: signals (math-verify's own
+    time-outs), event loops, SQLite connections. An alarm interrupts it. If the block sets an alarm of its own, which replaces
+    this one, a thread sends the signal instead. C code that ignores signals is interrupted when it returns to Python.
 
-    Raises ValueError on another thread, which nothing could interrupt.
+    Raises:
+        ValueError: called on another thread, where nothing could interrupt the block.
     """
     if not seconds:
         yield
@@ -44,7 +44,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         wait = seconds
         while not done.wait(wait):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-            wait = 1.0  # again: it may have been in an `except:` of the function's
+            wait = 1.0  # repeats, because the first may have been caught by the function's own `except:`
 
     before = signal.signal(signal.SIGALRM, overdue)
     thread = threading.Thread(target=nag, name="reward time limit", daemon=True)
@@ -58,12 +58,12 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         done.set()  # the alarm may have come on the way out of the block
         signal.setitimer(signal.ITIMER_REAL, 0)
-        thread.join()  # then no signal is on its way to the handler that was here before
+        thread.join()  # after that, no signal can reach the handler that was here before
         signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
 def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[Any]:
-    """What each of the calls returned or raised, all awaited at once; TimeOut for those that took longer."""
+    """Awaits all calls at once. Returns what each returned or raised; TimeOut for one that took longer."""
 
     async def outcome(call: Awaitable[Any]) -> Any:
         limit = asyncio.timeout(seconds or None)
@@ -72,7 +72,7 @@ def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[An
                 return await call
         except TimeoutError as error:
             return TimeOut() if limit.expired() else error
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (it's raised by who asked, with the function's name)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (the caller raises it, with the function's name)
             return error
 
     async def all_of_them() -> list[Any]:
@@ -81,7 +81,7 @@ def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[An
     try:
         with time_limit(seconds and seconds + GRACE):
             return _runner().run(all_of_them())
-    except BaseException:  # it may have been stopped anywhere
+    except BaseException:  # the loop may have been stopped anywhere
         _runner().close()
         _runner.cache_clear()
         raise
@@ -89,7 +89,7 @@ def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[An
 
 @lru_cache(maxsize=1)
 def _runner() -> asyncio.Runner:
-    """One event loop for the whole run: clients that functions keep open belong to the loop that opened them."""
+    """One event loop for the whole run, because clients that functions keep open belong to the loop that opened them."""
     runner = asyncio.Runner()
     atexit.register(runner.close)
     return runner

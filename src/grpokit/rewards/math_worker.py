@@ -1,12 +1,12 @@
-r"""A process that compares answers by math-verify: started by `accuracy.py` as a script, killed by it when late.
+"""A process that compares answers by math-verify. `accuracy.py` starts it as a script and kills it when it is late.
 
-It reads requests and writes replies as lines of JSON, and imports nothing of grpokit: a worker with torch would take
+It reads requests and writes replies as lines of JSON. It imports nothing of grpokit: with torch, a worker would take
 seconds to start and hundreds of megabytes. For each request {"reference", "answer"} it writes two lines: whether the
-reference can be read, then the score; so that a time-out tells which of them is to blame.
+reference can be read, then the score. So after a time-out it is clear which of the two was too slow.
 
-No answer is ever evaluated as Python. math-verify's parser for plain text would do that, through sympy's `parse_expr`:
-so a plain number is found here, and handed on as LaTeX. The parser of LaTeX makes its numbers that way too: so the
-function of sympy's that calls `eval` is replaced by one that makes numbers, and nothing else.
+No answer is ever evaluated as Python. math-verify's parser for plain text would do that, through sympy's `parse_expr`, so
+plain numbers are found here and passed on as LaTeX. The LaTeX parser also makes its numbers that way, so the sympy
+function that calls `eval` is replaced by one that only makes numbers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 
-MEMORY = 2 << 30  # bytes of address space: 9^9^9^9 must not take the machine's
-PATIENCE = 5.0  # seconds between looks at whether the parent is still there
+MEMORY = 2 << 30  # bytes of address space, because 9^9^9^9 must not take the machine's memory
+PATIENCE = 5.0  # seconds between checks that the parent is still there
 
-# An integer with or without separators, a decimal, a fraction, a percentage: the last one in a text is its answer.
+# An integer with or without separators, a decimal, a fraction or a percentage. The last one in a text is its answer.
 NUMBER = re.compile(
     r"(?<![\w.\\])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)|(?=\.\d))(?:\.\d+)?(?:\s?/\s?\d+)?\s?%?"
 )
@@ -35,11 +35,11 @@ PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
 
 def extract(text: str, is_reference: bool) -> list:
-    r"""What a text says its answer is: sympy objects, and the text of the last; [] where nothing is found.
+    r"""Finds the answer in a text: sympy objects, and the text of the last one; [] where nothing is found.
 
-    The last `\boxed{}`; else LaTeX after "final answer is" or "answer:"; else the last LaTeX or number, whichever
-    comes later. A reference is what follows "####" if it has that (GSM8K), and a formula as a whole if it looks
-    like one.
+    The answer is the last `\boxed{}`; else LaTeX after "final answer is" or "answer:"; else the last LaTeX or number,
+    whichever comes later. In a reference it is the text after "####" if there is one (GSM8K), and the whole text if it looks
+    like a formula.
     """
     if is_reference:
         text = text.rpartition("####")[2].strip().removesuffix(".")
@@ -55,7 +55,7 @@ def _parsed(text: str, anchored: bool = False) -> list:
     if not LATEX.search(text):
         return []
     config = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=not anchored)
-    # No time-outs of its own: those are alarms, and the one that counts ends this process.
+    # No time-outs of its own: those are alarms, and the alarm set here ends this process.
     return parse(text, [config], extraction_mode="first_match", parsing_timeout=0)
 
 
@@ -65,14 +65,14 @@ def _last_number(text: str) -> list:
 
 
 def evaluate_nothing() -> None:
-    """Put `number_of` in the place of sympy's `eval_expr`, in this process."""
+    """Replaces sympy's `eval_expr` by `number_of`, in this process."""
     from sympy.parsing import sympy_parser
 
     sympy_parser.eval_expr = number_of
 
 
 def number_of(code: str, *namespaces: dict) -> object:
-    """The number of sympy's own way to write one, `Integer (42 )`. Raises ValueError for anything else."""
+    """Makes a number from sympy's own notation, `Integer (42 )`. Raises ValueError for anything else."""
     import sympy
 
     call = ast.parse(code, mode="eval").body
@@ -84,16 +84,16 @@ def number_of(code: str, *namespaces: dict) -> object:
 
 @lru_cache(maxsize=256)
 def reference(text: str) -> tuple:
-    """The parts of a reference answer. Kept: a group's completions all have the same one."""
+    """Returns the parts of a reference answer. Cached, because a group's completions all have the same one."""
     return tuple(extract(text, True))
 
 
 def serve(requests: Iterator[dict], reply) -> None:
-    """Answer requests for as long as there are any."""
+    """Answers requests until there are no more."""
     from math_verify import verify
 
     for request in requests:
-        # The kernel then ends this process, whatever it is in.
+        # The kernel then ends this process, whatever it is doing.
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])
         gold = list(reference(request["reference"]))
         reply({"reference": bool(gold)})
@@ -103,7 +103,7 @@ def serve(requests: Iterator[dict], reply) -> None:
 
 
 def lines(fd: int, parent: int) -> Iterator[dict]:
-    """Requests from a pipe, until it is closed or the parent is gone (a child of its may hold the pipe open)."""
+    """Yields requests from a pipe until it is closed or the parent is gone (whose child may hold the pipe open)."""
     buffer = b""
     while True:
         if not select.select([fd], [], [], PATIENCE)[0]:
@@ -118,12 +118,12 @@ def lines(fd: int, parent: int) -> Iterator[dict]:
 
 
 def main() -> None:
-    """Set limits, import math-verify, say so, and serve."""
+    """Sets limits, imports math-verify, reports that it is ready, and serves."""
     parent = int(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     out = os.dup(1)
-    os.dup2(2, 1)  # what sympy prints isn't a reply
+    os.dup2(2, 1)  # what sympy prints is no reply
 
     def reply(message: dict) -> None:
         os.write(out, json.dumps(message).encode() + b"\n")
@@ -135,7 +135,7 @@ def main() -> None:
         import resource
 
         evaluate_nothing()
-        extract("$1$", True)  # compiles its expressions
+        extract("$1$", True)  # compiles math-verify's expressions
     except ImportError as error:
         reply({"error": f"{type(error).__name__}: {error}"})
         return

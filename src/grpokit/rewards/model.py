@@ -14,7 +14,7 @@ from ..common.hub import is_hub_model, model_directory
 from ..common.text import one_line
 from .builtin import text_of
 
-BATCH_SIZE = 16  # sequences in one forward; sorted by length, so that little is padded
+BATCH_SIZE = 16  # sequences in one forward, sorted by length to keep padding small
 EXPECTED = "expected the directory of a sequence-classification model with one label, as TRL's RewardTrainer saves it"
 
 
@@ -55,7 +55,7 @@ def _check_config(path: str) -> None:
         architectures = config.get("architectures") or ["none named"]
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"--reward_funcs {path}: config.json: {one_line(error)}; {EXPECTED}") from error
-    # One label is written as a map of one; without a map transformers takes two.
+    # One label is written as a map with one entry; without a map transformers assumes two.
     labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2
     if not architectures[0].endswith("ForSequenceClassification"):
         raise ValueError(f"--reward_funcs {path}: its config.json says {architectures[0]}; {EXPECTED}")
@@ -64,22 +64,27 @@ def _check_config(path: str) -> None:
 
 
 class RewardModel:
-    """A reward function that asks a model. Example: `load_reward_model("models/rm")(["2+2="], ["4"])` → `[1.7]`."""
+    """A reward function that asks a model.
+
+    Example:
+        `load_reward_model("models/rm")(prompts=["2+2="], completions=["4"])` returns a list such as `[1.7]`.
+    """
 
     def __init__(self, path: str, model: Any, tokenizer: Any) -> None:
         self.path, self.model, self.tokenizer = path, model, tokenizer
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if model.config.pad_token_id is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
             model.config.pad_token_id = tokenizer.pad_token_id
-        # The score is read at the last token that isn't padding; where that can't be told, rows go one by one.
+        # The score is read at the last token that is not padding. Without a padding token, sequences go one by one.
         self.batch_size = BATCH_SIZE if model.config.pad_token_id is not None else 1
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        """[B] the model's output for each, float32 on a CPU, bfloat16 on a GPU.
+        """Scores completions: [B] outputs of the model, computed in float32 on a CPU and bfloat16 on a GPU.
 
-        Text is tokenized as it stands, prompt and completion joined; a chat through the reward model's own template.
+        Texts are tokenized as they are, prompt and completion joined. Chats go through the reward model's own template.
 
-        Raises ValueError for a chat where there's no template, and for more tokens than its context has.
+        Raises:
+            ValueError: a chat without a template, or more tokens than the model's context.
         """
         rows = [self._ids(*pair) for pair in zip(prompts, completions, strict=True)]
         scores = [0.0] * len(rows)
@@ -123,7 +128,7 @@ class RewardModel:
 
 
 def _joined(prompt: list[dict[str, Any]], completion: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One chat. A prefill and the completion that continues it are one turn."""
+    """Joins prompt and completion to one chat. A prefill and the completion that continues it are one turn."""
     if prompt[-1]["role"] != "assistant":
         return [*prompt, *completion]
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text_of(completion)}]

@@ -1,4 +1,4 @@
-"""Reward functions by name, `"file.py:function"` or directory, and how they're called: by the names that they ask for."""
+"""Finds reward functions by name, `"file.py:function"` or directory, and passes them the arguments they ask for."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ BUILT_IN = (
 class Reward:
     """A reward function with its name, as in `rewards/<name>/mean`, and its weight in the sum.
 
-    `fn(completions, **columns)` returns one number for each completion, or None where it doesn't apply. It's
-    called by name with what its signature asks for, each a list with one entry for each completion:
+    `fn(completions, **columns)` returns one number per completion, or None where it does not apply. It is called by keyword
+    with what its signature asks for. Each argument is a list with one entry per completion:
 
     * `prompts`: texts, or messages for a chat;
     * `completions`: texts, or `[{"role": "assistant", "content": text}]` where the prompt is a chat;
@@ -49,8 +49,8 @@ class Reward:
     name: str
     fn: RewardFunction
     weight: float = 1.0
-    kind: str = TRL  # whose signature the function had
-    limited: bool = True  # whether the time limit is for it
+    kind: str = TRL  # the signature that the function had
+    limited: bool = True  # whether the time limit applies
 
 
 def load_rewards(
@@ -66,19 +66,23 @@ def load_rewards(
     columns: Collection[str],
     functions: Mapping[str, RewardFunction] | None = None,
 ) -> tuple[Reward, ...]:
-    """The rewards that `--reward_funcs` names, checked against the dataset before anything is sampled.
+    """Loads the rewards that `--reward_funcs` names, and checks them against the dataset before anything is sampled.
 
     Args:
         specs: built-in names (BUILT_IN), `"file.py:function"` or `"package.module:function"`, or the directory of a
             reward model.
-        weights: one for each, or none: 1 each.
+        weights: one per reward, or none: 1 each.
         answer_column, format_pattern, max_completion_length, soft_cache_length, repetition_n_grams,
             repetition_max_penalty: the options of the built-in rewards.
         columns: names of the dataset's columns.
         functions: objects from Python, by the names that `specs` has for them.
 
-    Raises ValueError naming the flag, the value and what would work: an unknown or repeated name, something that
-    isn't a function, a wrong number of weights, a function that asks for what there isn't.
+    Returns:
+        The rewards, in the order of `specs`.
+
+    Raises:
+        ValueError: an unknown or repeated name, something that is no function, a wrong number of weights, or a function
+            that asks for an argument that does not exist. The message names the flag, the value and what would work.
     """
     taken = sorted(set(SAMPLED) & set(columns))
     if taken:
@@ -101,7 +105,7 @@ def load_rewards(
     rewards: list[Reward] = []
     for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True):
         if spec in makers:
-            # `accuracy` has a limit for each answer, and must not be stopped for having met many that are slow.
+            # `accuracy` has a limit per answer, and must not be stopped because many answers were slow.
             reward = Reward(spec, makers[spec](), float(weight), "built in", limited=spec != "accuracy")
         elif is_reward_model(spec):
             reward = Reward(
@@ -125,7 +129,7 @@ def load_rewards(
 
 
 def describe_rewards(rewards: Sequence[Reward]) -> str:
-    """What each reward was taken for, in one line for the start of the run."""
+    """Says in one line, for the start of the run, which kind of function each reward is."""
     shown = [
         f"{reward.name} ({reward.kind}{', async' if is_async(reward.fn) else ''})"
         + (f" × {reward.weight:g}" if reward.weight != 1 else "")
@@ -135,7 +139,7 @@ def describe_rewards(rewards: Sequence[Reward]) -> str:
 
 
 def check_parameters(reward: Reward, columns: Collection[str]) -> None:
-    """Raise ValueError if `reward` requires a parameter that's neither sampled nor one of `columns`."""
+    """Checks that every parameter that `reward` requires is sampled or one of `columns`; else raises ValueError."""
     known = {*SAMPLED, *columns}
     for parameter in _parameters(reward):
         named = parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -148,9 +152,9 @@ def check_parameters(reward: Reward, columns: Collection[str]) -> None:
 
 
 def arguments(reward: Reward, available: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """(positional, by name): the part of `available` that the signature of `reward` asks for.
+    """Returns (positional, by name): the part of `available` that the signature of `reward` asks for.
 
-    A parameter that isn't available keeps its default; `check_parameters` has seen to those without one.
+    A parameter that is not available keeps its default. `check_parameters` has refused those without one.
     """
     parameters = _parameters(reward)
     first = [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_ONLY]
@@ -162,13 +166,13 @@ def arguments(reward: Reward, available: Mapping[str, Any]) -> tuple[list[Any], 
 
 
 def defined_at(fn: RewardFunction) -> str:
-    """`"file:line"` of the function's definition, under its decorators; its name if it isn't Python."""
+    """Returns `"file:line"` of the function's definition, under its decorators; its repr if it is not Python."""
     code = code_of(fn)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(fn)
 
 
 def code_of(fn: RewardFunction) -> Any:
-    """The code object of a function, method, partial or callable object; None if it isn't Python."""
+    """Returns the code object of a function, method, partial or callable object; None if it is not Python."""
     inner = unwrap(fn)
     return getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
 
@@ -201,7 +205,10 @@ def _load_function(spec: str, functions: Mapping[str, RewardFunction]) -> tuple[
 
 
 def _made(cls: type, spec: str) -> RewardFunction:
-    """An object of a class, as ms-swift's are named. Raises ValueError where there's no calling it or no making it."""
+    """Makes an object of a class, which is what ms-swift's users name.
+
+    Raises ValueError where its objects cannot be called, or it cannot be made without arguments.
+    """
     if not any("__call__" in vars(base) for base in cls.__mro__):
         raise ValueError(
             f"--reward_funcs {spec}: a {type(cls).__name__}; expected a function f(completions, ...), or a class "

@@ -1,4 +1,4 @@
-"""Groups of rollouts → the same groups with their rewards, and what to report of them."""
+"""Scores groups of rollouts: groups → the same groups with rewards, and metrics of them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,27 @@ from .signatures import is_async
 
 
 class RewardError(ValueError):
-    """A reward function raised, took too long, or returned something else than its rewards; the message says where."""
+    """A reward function raised, took too long, or returned something other than rewards. The message says where."""
 
 
 def score(
     groups: Sequence[RolloutGroup], rewards: Sequence[Reward], timeout: float = 0.0
 ) -> list[RolloutGroup]:
-    """`groups` with `rewards` [G, F] and their weighted sum `reward` [G], both float64.
+    """Adds `rewards` [G, F] and their weighted sum `reward` [G] to the groups, both float64.
 
-    Each function is called once, for all B completions of all groups; those that are async together, after the
-    others. None may take longer than `timeout` seconds (0: as long as it likes). NaN in `rewards`: the function
-    doesn't apply (it returned None); NaN in `reward`: no function applies.
+    Each function is called once, for all B completions of all groups. Async functions run together, after the others. NaN in
+    `rewards` means that the function does not apply (it returned None). NaN in `reward` means that no function applies.
 
-    Raises RewardError naming the function and, as far as they're known, file:line and the dataset's row.
+    Args:
+        groups: groups without rewards.
+        rewards: F reward functions.
+        timeout: seconds that a function may take; 0: no limit.
+
+    Returns:
+        The groups with rewards.
+
+    Raises:
+        RewardError: a function failed. The message names it and, where known, file:line and the dataset's row.
     """
     if not groups:
         return []
@@ -50,7 +58,7 @@ def score(
 
 
 def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) -> Metrics:
-    """Metrics of scored groups, over the completions that have a reward.
+    """Computes metrics of scored groups, over the completions that have a reward.
 
     * `reward`: their mean; `reward_std`: the mean over groups of the group's unbiased standard deviation
       (groups with at least two rewards);
@@ -76,7 +84,7 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
 
 
 def _available(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
-    """Everything that a reward function may ask for, by name: lists of B entries, one for each completion."""
+    """Collects everything that a reward function may ask for, by name: lists of B entries, one per completion."""
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     names = dict.fromkeys(name for group in groups for name in group.prompt.columns)
     return {
@@ -88,7 +96,7 @@ def _available(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
 
 
 def _completion(prompt: Prompt, rollout: Rollout) -> str | Messages:
-    """What reward functions get: text, or for a chat the turn that the model wrote, as in TRL."""
+    """Returns the completion as reward functions get it: text, or in a chat the model's turn, as in TRL."""
     return (
         rollout.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": rollout.text}]
     )
@@ -100,7 +108,7 @@ def _call_all(
     groups: Sequence[RolloutGroup],
     timeout: float,
 ) -> list[list[float]]:
-    """[F][B] the rewards of all functions, NaN for None. Raises RewardError."""
+    """Returns the rewards of all functions, [F][B], NaN for None. Raises RewardError."""
     for reward in rewards:
         check_parameters(reward, available.keys() - set(SAMPLED))  # an evaluation set may lack a column
     returned: dict[int, Any] = {}
@@ -118,12 +126,12 @@ def _call_all(
 def _call(
     reward: Reward, available: Mapping[str, list[Any]], groups: Sequence[RolloutGroup], timeout: float
 ) -> Any:
-    """What a function returned. Raises RewardError."""
+    """Returns what the function returned. Raises RewardError."""
     positional, by_name = _arguments(reward, available)
     try:
         with time_limit(timeout if reward.limited else 0.0):
             return reward.fn(*positional, **by_name)
-    # A reward may call exit(); that must not end the run unexplained.
+    # A reward may call exit(), which must not end the run without an explanation.
     except (Exception, SystemExit, TimeOut) as error:
         raise _failure(reward, error, groups, timeout) from error
 
@@ -134,7 +142,7 @@ def _await_all(
     groups: Sequence[RolloutGroup],
     timeout: float,
 ) -> list[Any]:
-    """What async functions returned, awaited together. Raises RewardError for the first of them that failed."""
+    """Awaits async functions together and returns what they returned. Raises RewardError for the first that failed."""
 
     async def called(reward: Reward) -> Any:
         positional, by_name = _arguments(reward, available)
@@ -142,7 +150,7 @@ def _await_all(
 
     try:
         outcomes = awaited_together([called(reward) for reward in rewards], timeout)
-    except TimeOut as error:  # one of them kept the event loop to itself
+    except TimeOut as error:  # one of them blocked the event loop
         raise _failure(rewards[0], error, groups, timeout, among=rewards) from error
     for reward, outcome in zip(rewards, outcomes, strict=True):
         if isinstance(outcome, BaseException):
@@ -151,7 +159,7 @@ def _await_all(
 
 
 def _arguments(reward: Reward, available: Mapping[str, list[Any]]) -> tuple[list[Any], dict[str, Any]]:
-    # Lists of its own: a function that sorts or empties one mustn't change what the next function sees.
+    # Each function gets its own lists, so that sorting or emptying one does not affect the next function.
     return arguments(reward, {name: list(values) for name, values in available.items()})
 
 
@@ -162,7 +170,7 @@ def _failure(
     timeout: float,
     among: Sequence[Reward] = (),
 ) -> RewardError:
-    """The error that says which function failed, where, and at which completions."""
+    """Makes the error that says which function failed, where, and for which completions."""
     code = code_of(reward.fn)
     deep = error.__traceback__ is not None and error.__traceback__.tb_next is not None
     where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
@@ -175,7 +183,7 @@ def _failure(
     if isinstance(error, TimeOut):
         what = f"took longer than --reward_timeout {timeout:g} seconds; raise that (0: no limit)"
     prompts = [group.prompt for group in groups for _ in group.rollouts]
-    at = getattr(reward.fn, "at", None)  # of a function that's called for each completion
+    at = getattr(reward.fn, "at", None)  # set by a function that is called per completion
     which = (
         f"a completion of {prompts[at].source}"
         if at is not None
@@ -185,7 +193,7 @@ def _failure(
 
 
 def _checked(returned: Any, reward: Reward, groups: Sequence[RolloutGroup]) -> list[float]:
-    """[B] floats from what a function returned. Raises RewardError where they aren't one number each."""
+    """Converts a function's result to [B] floats. Raises RewardError unless it is one number each."""
     who = f"{defined_at(reward.fn)}: reward function `{reward.name}`"
     rollouts = [(group.prompt.source, rollout) for group in groups for rollout in group.rollouts]
     expected = f"expected a list of {len(rollouts)}, one number or None for each completion"
@@ -212,7 +220,7 @@ def _checked(returned: Any, reward: Reward, groups: Sequence[RolloutGroup]) -> l
 
 
 def _number(value: Any) -> float | None:
-    """A finite number as a float, NaN for None, and None for anything else."""
+    """Returns a finite number as a float, NaN for None, and None for anything else."""
     if value is None:
         return math.nan
     if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
@@ -221,7 +229,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except OverflowError:  # an int beyond float64
+    except OverflowError:  # an int beyond float64's range
         return None
     return number if math.isfinite(number) else None
 
@@ -237,8 +245,8 @@ def _sources(groups: Sequence[RolloutGroup]) -> str:
 def _weighted_sum(table: Tensor, rewards: Sequence[Reward]) -> Tensor:
     """[B, F] → [B], NaN where no function applies.
 
-    One column after the other rather than a matrix product, which may round two equal rows differently: a group
-    of equal rewards must be exactly equal, since its completions then say nothing.
+    Adds column by column. A matrix product might round two equal rows of it differently, and a group of equal rewards must
+    stay exactly equal, because then it has no signal.
     """
     total = torch.zeros(len(table), dtype=torch.float64)
     for column, reward in zip(table.T, rewards, strict=True):
@@ -247,7 +255,7 @@ def _weighted_sum(table: Tensor, rewards: Sequence[Reward]) -> Tensor:
 
 
 def _present(values: Tensor | None) -> Tensor:
-    """The entries that aren't NaN; none if there are no rewards yet."""
+    """Returns the entries that are not NaN; none if there are no rewards yet."""
     return torch.zeros(0, dtype=torch.float64) if values is None else values[~values.isnan()]
 
 
@@ -256,5 +264,5 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _std(values: Tensor) -> float:
-    """Unbiased standard deviation; exactly 0 for equal values, whose computed mean may be off by a rounding."""
+    """Returns the unbiased standard deviation. It is exactly 0 for equal values, whose computed mean may be rounded."""
     return 0.0 if values.min() == values.max() else float(values.std())

@@ -1,9 +1,9 @@
-"""The signatures of reward functions that are in use, told apart by their parameters, and made into one.
+"""Adapts the common signatures of reward functions, recognised by their parameters, to TRL's.
 
-* TRL's: `f(completions, prompts, completion_ids, **columns)`, lists in, a list out. It's the house's own.
-* ms-swift's: a class (or an object of it) with `__call__(self, completions, **kwargs)`; completions are always text.
-* verl's: `compute_score(data_source, solution_str, ground_truth, extra_info=None)`, called for each completion; it
-  returns a number, or a dict with `score`.
+* TRL: `f(completions, prompts, completion_ids, **columns)`, lists in, a list out. grpokit's own signature.
+* ms-swift: a class (or an object of it) with `__call__(self, completions, **kwargs)`; completions are always text.
+* verl: `compute_score(data_source, solution_str, ground_truth, extra_info=None)`, called per completion; it returns a
+  number, or a dict with `score`.
 
 Each may be `async def`.
 """
@@ -23,7 +23,7 @@ TRL, SWIFT, VERL = "TRL's signature", "ms-swift's, completions as text", "verl's
 
 
 def unwrap(fn: RewardFunction) -> Any:
-    """The function itself, under its decorators, partials and adapters."""
+    """Returns the function under its decorators, partials and adapters."""
     inner = inspect.unwrap(fn)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
@@ -31,7 +31,7 @@ def unwrap(fn: RewardFunction) -> Any:
 
 
 def is_async(fn: RewardFunction) -> bool:
-    """Whether calling it gives something to await."""
+    """Checks whether a call returns something to await."""
     inner = unwrap(fn)
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
 
@@ -39,10 +39,12 @@ def is_async(fn: RewardFunction) -> bool:
 def adapt_signature(
     fn: RewardFunction, answer_column: Callable[[], str], was_class: bool = False
 ) -> tuple[RewardFunction, str]:
-    """(the same function under the house's signature, which one its own is).
+    """Returns the function under TRL's signature, and which signature it had.
 
-    `was_class`: it's an object that was made from a class, which only ms-swift's users name.
-    `answer_column` says which column verl's `ground_truth` is; it's only asked where there is one, and may raise.
+    Args:
+        fn: the function or object.
+        answer_column: returns the column for verl's `ground_truth`. Called only where there is one; may raise.
+        was_class: whether the object was made from a class, which only ms-swift's users name.
     """
     names = inspect.signature(fn).parameters
     if "solution_str" in names:
@@ -53,7 +55,7 @@ def adapt_signature(
 
 
 def _of_texts(fn: RewardFunction) -> RewardFunction:
-    """`fn` with completions as texts, whatever they are."""
+    """Wraps `fn` so that it gets completions as texts."""
 
     def call(*args: Any, completions: Sequence[Any], **columns: Any) -> Any:
         return fn(*args, completions=[text_of(completion) for completion in completions], **columns)
@@ -64,9 +66,10 @@ def _of_texts(fn: RewardFunction) -> RewardFunction:
 
 
 class PerCompletion:
-    """verl's function, called for each completion that has a reference.
+    """verl's function, called once per completion that has a reference.
 
-    Attributes: `at`, the completion that it's at, or that it failed at; None before the first.
+    Attributes:
+        at: the completion it is at, or failed at; None before the first.
     """
 
     def __init__(self, fn: RewardFunction, answer_column: str) -> None:
@@ -84,11 +87,11 @@ class PerCompletion:
         ours = ["completions", *([answer_column] if answer_column else [])]
         self.parameters = [p.name for p in by_name if p.kind is Parameter.KEYWORD_ONLY]
         asked = [Parameter(name, Parameter.KEYWORD_ONLY) for name in ours if name not in self.parameters]
-        # A **kwargs of verl's gets what verl passes, which is nothing that a dataset has: so it isn't asked for.
+        # verl's **kwargs get what verl passes, which no dataset has, so they are not asked for.
         self.__signature__ = Signature([*asked, *(p for p in by_name if p.kind is Parameter.KEYWORD_ONLY)])
 
     def __call__(self, **columns: Sequence[Any]) -> Any:
-        """[B] scores, or something to await that becomes them; None where the reference is."""
+        """Returns [B] scores, or an awaitable of them; None where the reference is None."""
         self.at = None
         calls = [self._arguments(row, columns) for row in range(len(columns["completions"]))]
         if is_async(self):
@@ -120,7 +123,7 @@ class PerCompletion:
 
 
 def _score(returned: Any) -> Any:
-    """A number, of verl's dict its `score`. Raises TypeError for a dict without one."""
+    """Returns the number, or the `score` of verl's dict. Raises TypeError for a dict without one."""
     if not isinstance(returned, Mapping):
         return returned
     if "score" not in returned:

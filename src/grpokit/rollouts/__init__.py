@@ -1,4 +1,4 @@
-"""Prompts become groups of completions with their log-probs."""
+"""Samples groups of completions for prompts, with their log-probs."""
 
 from .sampler import Pending, Sampler, SamplingStopped, StartingSampler
 

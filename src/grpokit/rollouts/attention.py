@@ -1,4 +1,4 @@
-"""Attention for one new token per row on a CPU: grouped queries read their keys where they are."""
+"""Attention for one new token per sequence on a CPU: grouped queries read their keys without copying them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,20 @@ def light_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The library's sdpa attention, but no repeated keys under a mask: query [B, H, l, D], key and value [B, K, L, D].
+    """The library's sdpa attention, but without repeated keys under a mask.
 
-    With padding, its own copies every key and value H/K times for each token, because that serves GPUs better.
+    With padding, the library copies every key and value H/K times for each token, because that is faster on GPUs.
+
+    Args:
+        module: the attention layer.
+        query: [B, H, l, D].
+        key: [B, K, L, D].
+        value: [B, K, L, D].
+        attention_mask: the mask, or None.
+        scaling: the factor of the scores; None: 1/√D.
+
+    Returns:
+        The output [B, l, H, D], and None for the weights.
     """
     if query.shape[2] > 1 or attention_mask is None or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -42,7 +53,7 @@ AttentionMaskInterface.register(LIGHT, sdpa_mask)  # pyright: ignore[reportArgum
 
 @contextmanager
 def light(model: Any) -> Iterator[None]:
-    """Within it, `model` uses `light_attention`, where it would use the library's sdpa on a CPU."""
+    """Makes `model` use `light_attention` where it would use the library's sdpa on a CPU."""
     config = model.config
     if config._attn_implementation != "sdpa" or model.device.type != "cpu":
         yield

@@ -1,4 +1,4 @@
-"""A decode loop: one forward over each prompt for all its completions, then one over each new token."""
+"""A decode loop: one forward over each prompt for all its completions, then one forward per new token."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .attention import LIGHT
 from .picking import TokenPicker
 from .sampler import SamplingStopped
 
-STOP_EVERY = 32  # tokens between two looks at `stop`
-SYNC_EVERY = 8  # tokens between two looks at who has finished, on a GPU, where looking means waiting
-LEAVE_AT = 0.25  # share of finished rows that is worth copying the others' cache
+STOP_EVERY = 32  # tokens between two checks of `stop`
+SYNC_EVERY = 8  # tokens between two checks for finished completions on a GPU, where a check waits
+LEAVE_AT = 0.25  # share of finished completions at which copying the others' cache pays off
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer's keys and values [B, heads, L, D] at the front of longer buffers.
+    """A layer's keys and values [B, heads, L, D], at the front of longer buffers.
 
-    The library's own layer copies everything it holds for every token that comes.
+    The library's own layer copies all of them for every new token.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, heads, l, D], and return all."""
+        """Appends keys and values [B, heads, l, D]. Returns all keys and values."""
         start, end = self.length, self.length + key_states.shape[-2]
         if not self.buffers:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
@@ -49,8 +49,9 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def rebuild(self, rows: Tensor | None = None) -> None:
-        """Make room for more tokens, with the given rows alone ([b]; one may come several times; None: all)."""
-        capacity = self.length + max(16, self.length // 4)  # few completions have their full length
+        """Makes room for more tokens, and keeps only the completions `rows` [b] (which may repeat; None: all)."""
+        # A quarter more, because few completions reach the full length.
+        capacity = self.length + max(16, self.length // 4)
         for i, buffer in enumerate(self.buffers):
             filled = buffer[:, :, : self.length]
             size = len(filled if rows is None else rows), filled.shape[1], capacity, filled.shape[3]
@@ -62,25 +63,32 @@ class RoomyLayer(DynamicLayer):
             self.buffers[i] = new
 
     def get_seq_length(self) -> int:
-        """Tokens that it holds."""
+        """Returns the number of tokens it holds."""
         return self.length
 
 
 class Completing:
-    """A model in the midst of b completions: their cache, their positions, and which of its columns are padding."""
+    """The state of b unfinished completions: their cache, their positions, and which columns are padding."""
 
     def __init__(self, model: Any) -> None:
         self.forward, self.head = backbone(model), head(model)
-        # Made once, rather than by the model for each token; other kinds of attention want other kinds of masks.
+        # The mask is made once instead of by the model for every token. Other attentions need other kinds of masks.
         self.boolean_masks = model.config._attn_implementation in ("sdpa", LIGHT)
         self.cache = DynamicCache(config=model.config)
         self.layers = [RoomyLayer() for _ in self.cache.layers]
         self.cache.layers[:] = self.layers
 
     def start(self, input_ids: Tensor, mask: Tensor | None, rows: Tensor, max_length: int) -> Tensor:
-        """One forward over prompts [P, L], padded on the left (mask None: not padded) → logits [B, V].
+        """Runs one forward over the prompts.
 
-        `rows` [B] says which of the prompts each completion continues.
+        Args:
+            input_ids: [P, L] prompts, padded on the left.
+            mask: [P, L] 0 at padding; None: no padding.
+            rows: [B] the prompt that each completion continues.
+            max_length: the most tokens of a completion.
+
+        Returns:
+            Logits [B, V] of the first tokens.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         if mask is not None:
@@ -94,13 +102,13 @@ class Completing:
         return logits[rows]
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append tokens [b] → logits [b, V] of what follows them."""
+        """Appends tokens [b]. Returns the logits [b, V] of the next ones."""
         self.positions = self.positions + 1
         mask = None if self.columns is None else self.columns[..., : self.cache.get_seq_length() + 1]
         return self._logits(tokens[:, None], mask, self.positions)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with the given rows [b'] of the present ones; one may come several times."""
+        """Keeps only the completions `rows` [b'], which may repeat."""
         self.positions = self.positions[rows]
         self.columns = None if self.columns is None else self.columns[rows]
         for layer in self.layers:
@@ -125,11 +133,18 @@ def decode(
     max_length: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Fill `picker` with the tokens of B completions, up to `max_length` of each.
+    """Samples B completions into `picker`. Finished ones leave the batch once there are enough of them.
 
-    `prompts` are input_ids [P, L], padded on the left, and their mask [P, L] (None: nothing is padded); `rows` [B]
-    says which of them each completion continues. Finished rows leave the batch once there are enough of them.
-    Raises SamplingStopped when `stop()` says so.
+    Args:
+        model: the Hugging Face model.
+        prompts: input_ids [P, L], padded on the left, and their mask [P, L] (None: no padding).
+        rows: [B] the prompt that each completion continues.
+        picker: picks and records the tokens.
+        max_length: the most tokens of a completion.
+        stop: checked now and then.
+
+    Raises:
+        SamplingStopped: `stop()` returned True.
     """
     look_every = 1 if rows.device.type == "cpu" else SYNC_EVERY
     running = Completing(model)

@@ -1,4 +1,4 @@
-"""One token at a time: picked by keyed noise, recorded with its log-prob under the whole distribution."""
+"""Picks one token at a time by keyed noise, and records its log-prob under the full distribution."""
 
 from __future__ import annotations
 
@@ -9,18 +9,31 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from ..common.noise import keyed_uniform
 
-FLOOR = -1e4  # exp of it is 0 in float64; for log-probs of −inf, where a model forbids a token: 0·log 0 is 0
-# Numbers of [rows, V] worked on at once: what is made of them should stay in a CPU's cache, and fit a GPU's memory.
+# Replaces log-probs of −∞, where a model forbids a token. Its exp is 0 in float64, so 0·log 0 is 0.
+FLOOR = -1e4
+# Numbers of [b, V] processed at once, so that intermediate results fit a CPU's cache, or a GPU's memory.
 CHUNK = {"cpu": 2**18}
 CHUNK_ELSEWHERE = 2**24
-NOISE_AHEAD = 64  # positions whose noise is drawn at once
+NOISE_AHEAD = 64  # positions whose noise is drawn together
 
 
 class TokenPicker:
-    """Picks the tokens of B completions, one position after the other, and records what it picked.
+    """Picks the tokens of B completions, one position at a time, and records them.
 
-    `tokens`, `logps` and `entropies` are [T, B]; what stands behind a completion's end means nothing. That is an `eos`
-    token, or one that completes a string which `strings` finds; `lengths` [B] is 0 until then.
+    A completion ends with an `eos` token, or a token that completes a string which `strings` finds. `lengths` [B] is 0 until
+    then. `tokens`, `logps` and `entropies` are [T, B]; values after a completion's end are meaningless.
+
+    Args:
+        prompts: [B] position of each completion's prompt in the data order; a key of the noise.
+        generations: [B] number of each completion in its group; a key of the noise.
+        max_length: the most tokens of a completion.
+        seed: a key of the noise.
+        temperature: divides the logits.
+        greedy: whether to take the likeliest token.
+        eos: [E] end-of-sequence tokens.
+        min_length: tokens before which no `eos` token is picked.
+        dtype: of log-probs and entropies.
+        strings: finds stop strings.
     """
 
     def __init__(
@@ -37,7 +50,7 @@ class TokenPicker:
         dtype: torch.dtype,
         strings: StopStringCriteria | None = None,
     ) -> None:
-        # [B] each: with seed and position, keys of the noise
+        # [B] each: the noise is keyed by them, the seed and the position
         self.prompts, self.generations = prompts, generations
         self.seed, self.temperature, self.greedy = seed, temperature, greedy
         self.eos, self.min_length, self.strings = eos, min_length, strings
@@ -47,10 +60,10 @@ class TokenPicker:
         self.entropies = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
         self.position = 0
-        self.rows: Tensor | None = None  # [b] the completions that are still here; None: all of them
+        self.rows: Tensor | None = None  # [b] the unfinished completions; None: all of them
 
     def pick(self, logits: Tensor) -> Tensor:
-        """The next token [b] of each completion that is still here, from raw logits [b, V]."""
+        """Picks the next token [b] of each remaining completion from raw logits [b, V]."""
         ahead = self.position % NOISE_AHEAD
         if ahead == 0:
             places = torch.arange(self.position, self.position + NOISE_AHEAD, device=logits.device)[:, None]
@@ -74,17 +87,17 @@ class TokenPicker:
 
     @property
     def ended(self) -> Tensor:
-        """[b] Which of the completions that are still here have come to their end."""
+        """[b] whether each remaining completion has ended."""
         return (self.lengths if self.rows is None else self.lengths[self.rows]) > 0
 
     def keep(self, kept: Tensor) -> None:
-        """Go on with the completions `kept` [b'], of the b that were still here."""
+        """Keeps only the completions `kept` [b'] of the b remaining ones."""
         self.rows = kept if self.rows is None else self.rows[kept]
         self.prompts, self.generations = self.prompts[kept], self.generations[kept]
         self.noise = self.noise[:, kept]
 
     def _pick(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, log-probs and entropies [n] for some of the rows."""
+        """Returns tokens, log-probs and entropies [n] for some of the completions."""
         scaled = logits if self.temperature == 1 else logits / self.temperature
         logps = scaled.log_softmax(-1).clamp_(min=FLOOR)
         wide = logps.double()
@@ -97,39 +110,43 @@ class TokenPicker:
 
 
 class KeyedSampling(LogitsProcessor):
-    """A `TokenPicker` inside `generate`: it leaves a single candidate, which greedy search then takes.
+    """A `TokenPicker` inside `generate`. It leaves a single candidate, which greedy search then takes.
 
-    The picker bans end-of-sequence itself: the built-in processor for that would renormalise what is recorded.
+    The picker bans end-of-sequence itself. The built-in processor for that would renormalise the recorded log-probs.
     """
 
     def __init__(self, picker: TokenPicker) -> None:
         self.picker = picker
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """scores [B, V], raw → [B, V] with 0 for the picked token and −inf elsewhere."""
+        """Maps raw scores [B, V] to 0 for the picked token and −∞ elsewhere."""
         token = self.picker.pick(scores)[:, None]
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
 
 
 class Ended(StoppingCriteria):
-    """Tells `generate` which completions a `TokenPicker` has seen the end of."""
+    """Tells `generate` which completions have ended."""
 
     def __init__(self, picker: TokenPicker) -> None:
         self.picker = picker
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """[B] of bool."""
+        """Returns [B] bool."""
         return self.picker.ended
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token [B] whose slice of the cumulated `probs` [B, V] holds `uniform` [B] in [0, 1).
+    """Returns the token [B] whose interval of the cumulative `probs` [B, V] contains `uniform` [B] in [0, 1).
 
     `probs` is float64 and need not sum to 1. A token of probability 0 is never picked.
+
+    Example:
+        >>> inverse_cdf(torch.tensor([[0.5, 0.0, 0.5]]).double(), torch.tensor([0.5]).double())
+        tensor([2])
     """
     cdf = probs.cumsum(-1)
     total = cdf[:, -1]
-    # Rounding may lift u·total to total itself, past every token; the largest number below it is in the last slice.
+    # Rounding may lift u·total to total itself, past every token. The largest number below it is in the last interval.
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     found = torch.searchsorted(cdf, point[:, None], right=True)[:, 0]
-    return found.clamp(max=probs.shape[-1] - 1)  # of NaNs, which whoever reads the log-prob will see
+    return found.clamp(max=probs.shape[-1] - 1)  # for NaN logits, which the caller finds in the log-probs

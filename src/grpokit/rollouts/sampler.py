@@ -1,4 +1,4 @@
-"""Prompts → groups of completions with their log-probs. A Sampler is an engine that can do that."""
+"""The interface of an engine that samples: prompts → groups of completions with their log-probs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..types import Prompt, RolloutGroup
 
 
 class SamplingStopped(Exception):
-    """Sampling was given up halfway because its caller asked for that; the rollouts begun are lost."""
+    """Sampling was stopped because its caller asked for that. Unfinished rollouts are lost."""
 
 
 class Sampler(Protocol):
@@ -18,40 +18,40 @@ class Sampler(Protocol):
     def sample(
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
-        """A group of `num_generations` completions for each prompt, in order.
+        """Samples a group of `num_generations` completions for each prompt, in order.
 
-        The tokens are a function of (seed, prompt.position, generation, place in the completion) and the weights
-        alone: not of the batch, the process or what was sampled before.
+        The tokens depend only on (seed, prompt.position, generation, place in the completion) and the weights. They do not depend
+        on the batch, the process, or earlier samples.
         """
         ...
 
     def sync(self) -> None:
-        """Make the engine sample from the policy's present weights."""
+        """Makes the engine sample from the policy's current weights."""
         ...
 
 
 class Pending(Protocol):
-    """Rollouts that an engine is asked for, in two parts: `work` on any thread, then `groups` on the main one."""
+    """Rollouts requested from an engine, in two parts: `work` on any thread, then `groups` on the main one."""
 
     def work(self) -> None:
-        """Have the engine sample. It talks to no other rank; an error is kept for `groups`."""
+        """Lets the engine sample. Talks to no other rank, and keeps an error for `groups`."""
         ...
 
     def give_up(self) -> None:
-        """Ask `work`, on its thread, to end soon."""
+        """Asks `work`, on its thread, to end soon."""
         ...
 
     def groups(self) -> list[RolloutGroup]:
-        """What `work` has brought. All ranks call it.
+        """Returns the rollouts. A collective.
 
-        Raises on all of them what `work` met on any, and SamplingStopped where it was stopped here.
+        Raises an error of `work` on all ranks, and SamplingStopped where it was stopped here.
         """
         ...
 
 
 class StartingSampler(Sampler, Protocol):
-    """A sampler whose engine does its work elsewhere, so that this process can do something else meanwhile."""
+    """A sampler whose engine works elsewhere, so this process can do something else meanwhile."""
 
     def start(self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False) -> Pending:
-        """Make ready what `sample` would do, with the policy's present weights. All ranks call it."""
+        """Prepares what `sample` would do, with the policy's current weights. A collective."""
         ...

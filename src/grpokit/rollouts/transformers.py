@@ -1,4 +1,4 @@
-"""Sampling with the model that is being trained: by a loop of our own, or through Hugging Face's `generate`."""
+"""Sampling with the model that is being trained, by the library's own decode loop or Hugging Face's `generate`."""
 
 from __future__ import annotations
 
@@ -24,19 +24,32 @@ from .sampler import SamplingStopped
 
 log = logging.getLogger(__name__)
 
-Jobs = Sequence[tuple[Prompt, int]]  # a prompt and the number of its generation
+Jobs = Sequence[tuple[Prompt, int]]  # a prompt, and the number of the generation
 
-_said: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose detour through generate was explained
+_said: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose use of generate was explained
 
 
 class TransformersSampler:
-    """A `Sampler` that runs the policy itself, `rollout_batch_size` completions at a time.
+    """A `Sampler` that runs the policy itself.
 
-    A completion ends with the model's end-of-sequence, or with the first of `stop_strings` in it after
-    `min_completion_length` tokens. `decode` chooses how: "loop" is a loop of our own, "generate" the library's, and
-    "auto" is the loop wherever it serves the model; the tokens are the same. With `share_prefill`, the loop runs a
-    prompt once for all its completions. `stop` is asked between batches, and now and then within one by the loop; once
-    it says True, `sample` raises SamplingStopped. Raises ValueError where `decode="loop"` cannot serve the model.
+    A completion ends with the model's end-of-sequence token, or with the first of `stop_strings` after
+    `min_completion_length` tokens.
+
+    Args:
+        policy: the policy.
+        tokenizer: its tokenizer.
+        seed: keys the noise.
+        max_completion_length: the most tokens of a completion.
+        min_completion_length: tokens before which a completion does not end.
+        stop_strings: strings that end a completion.
+        rollout_batch_size: completions sampled at once.
+        decode: "loop": the decode loop of this package; "generate": Hugging Face's; "auto": the loop if it supports the
+            model. The tokens are the same.
+        share_prefill: whether the loop runs a prompt once for all its completions.
+        stop: checked between batches, and now and then in the loop. Once it is True, `sample` raises SamplingStopped.
+
+    Raises:
+        ValueError: `decode="loop"` does not support the model.
     """
 
     def __init__(
@@ -61,7 +74,7 @@ class TransformersSampler:
         self.eos_ids = eos_token_ids(policy.model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id = self.eos_ids[0] if pad is None else pad
-        self._uses_loop(max_completion_length + 1)  # what can be said of the model is said now
+        self._uses_loop(max_completion_length + 1)  # warns about the model now rather than at the first step
 
     def sample(
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
@@ -74,8 +87,8 @@ class TransformersSampler:
         was_training = model.training
         model.eval()
         try:
-            # The weights are gathered once, if they are sharded. Layers that are compiled for training are not so here,
-            # where each new token would be a shape of its own.
+            # Sharded weights are gathered once. Layers compiled for training run eagerly here, because every new token
+            # would be a new shape to compile.
             with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
                 for start in range(0, len(jobs), self.batch_size):
                     if self.stop():
@@ -87,10 +100,10 @@ class TransformersSampler:
         return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
 
     def sync(self) -> None:
-        """Nothing to do: it samples from the policy's own weights."""
+        """Does nothing: this sampler uses the policy's own weights."""
 
     def _uses_loop(self, longest: int) -> bool:
-        """Whether sequences of up to `longest` tokens go through the loop; if not, says why, once for each model."""
+        """Checks whether the loop handles up to `longest` tokens. If not, logs why, once per model."""
         model = self.policy.model
         reason = None if self.decode == "generate" else obstacle(model, longest)
         if reason is None:
@@ -147,8 +160,8 @@ class TransformersSampler:
     def _generate(self, jobs: Jobs, picker: TokenPicker) -> None:
         model, device = self.policy.model, self.policy.device
         input_ids, mask = left_pad([prompt.ids for prompt, _ in jobs], self.pad_id)
-        # Everything is said here. What the model directory says about sampling (top_k, repetition_penalty, ...) must
-        # not act, and transformers merges it even into a config that is passed: so it's put aside meanwhile.
+        # Every setting is given here. The model directory's own (top_k, repetition_penalty, ...) must not act.
+        # transformers merges them even into a config that is passed, so they are set aside meanwhile.
         ours = GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -165,7 +178,7 @@ class TransformersSampler:
                 generation_config=ours,
                 logits_processor=LogitsProcessorList([KeyedSampling(picker)]),
                 stopping_criteria=StoppingCriteriaList([Ended(picker)]),
-                synced_gpus=False,  # the weights are here: no rank waits for another's completions
+                synced_gpus=False,  # each rank has all weights, so none waits for another's completions
             )
         finally:
             model.generation_config = shipped
@@ -199,7 +212,11 @@ class TransformersSampler:
 
 
 def string_finder(tokenizer: Any, strings: Sequence[str]) -> StopStringCriteria:
-    """Finds strings that end within the last of some tokens. Raises ValueError where the tokenizer's can't be searched."""
+    """Returns a criterion that finds strings ending within the last token.
+
+    Raises:
+        ValueError: the tokenizer's vocabulary cannot be searched.
+    """
     try:
         return StopStringCriteria(tokenizer, list(strings))
     except (ValueError, KeyError, TypeError) as error:
@@ -210,7 +227,7 @@ def string_finder(tokenizer: Any, strings: Sequence[str]) -> StopStringCriteria:
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token lists → input_ids [B, L] padded on the left, and their attention mask [B, L]."""
+    """Pads token lists on the left. Returns input_ids [B, L] and their attention mask [B, L]."""
     width = max(len(ids) for ids in sequences)
     input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(input_ids)

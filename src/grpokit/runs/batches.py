@@ -1,8 +1,8 @@
-"""Recorded batches: the tokens of one update as a file, for looking at losses side by side.
+"""Recorded batches: the tokens of one update as a file, for comparing losses on the same data.
 
-A file holds the fields of LossBatch, flat lists [N]: `logps`, `old_logps`, `advantages`, `sequence_ids` and, where known,
-`ref_logps`, `sampler_logps`, `entropies`, `group_ids`, `positions`, `lengths`. Weights are not in it: they are the loss's.
-Formats: .safetensors and .npz (numpy, without pickled objects).
+A file holds fields of LossBatch as flat lists [N]: `logps`, `old_logps`, `advantages`, `sequence_ids` and, where known,
+`ref_logps`, `sampler_logps`, `entropies`, `group_ids`, `positions`, `lengths`. It has no weights, because they depend on
+the loss. Formats: .safetensors and .npz (numpy, without pickled objects).
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ OPTIONAL = tuple(f.name for f in dataclasses.fields(LossBatch) if f.name not in 
 def write_batch(
     path: Path, samples: Sequence[Sample], old: Mapping[int, Tensor], new: Mapping[int, Tensor]
 ) -> None:
-    """Write an update's samples: `old` and `new` are sample index → [T_i], the log-probs before and after the step's updates."""
+    """Writes an update's samples.
+
+    Args:
+        path: the .safetensors file.
+        samples: the update's samples.
+        old: sample index → [T_i], log-probs before the step's updates.
+        new: sample index → [T_i], log-probs after them; samples that are missing here are left out.
+    """
     from safetensors.torch import save_file
 
     samples = [sample for sample in samples if sample.index in new]
@@ -48,7 +55,11 @@ def write_batch(
 
 
 def read_batch(path: str | Path) -> dict[str, Tensor]:
-    """The fields of a recorded batch, each [N]. Raises ValueError naming the file and what is wrong with it."""
+    """Reads the fields of a recorded batch, each [N].
+
+    Raises:
+        ValueError: the file is missing or malformed. The message names it and the problem.
+    """
     file = Path(path)
     if not file.is_file():
         raise ValueError(
@@ -90,7 +101,7 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 
 def batch_for(loss: Loss, fields: Mapping[str, Tensor]) -> LossBatch:
-    """The recorded tokens as `loss` sees them, in float64, with its weights."""
+    """Builds the LossBatch of the recorded tokens for `loss`, in float64, with its weights."""
     values = {k: v.double() if v.is_floating_point() else v.long() for k, v in fields.items()}
     ids, index = values["sequence_ids"].unique(return_inverse=True)
     lengths = torch.bincount(index, minlength=len(ids))

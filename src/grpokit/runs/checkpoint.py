@@ -1,17 +1,17 @@
-"""Checkpoints: a Hugging Face directory, and beside it all that an exact resume needs. Nothing is pickled.
+"""Checkpoints: a Hugging Face directory, plus everything that an exact resume needs. Nothing is pickled.
 
-    checkpoint-40/                     after 40 steps; checkpoint-40-update-3 has 3 updates of the next one behind it
+    checkpoint-40/                     after 40 steps; checkpoint-40-update-3: 3 updates into the next one
         config.json  model.safetensors  tokenizer.json ...     what from_pretrained and vLLM load
         trainer/state.json             steps done, optimizer steps, every other file's size and SHA-256; written last
         trainer/config.yaml            the configuration it was trained with
         trainer/optimizer.safetensors  AdamW's moments, by parameter name
-        trainer/parameters.safetensors the trained parameters in full precision, where the model has them otherwise
+        trainer/parameters.safetensors the trained parameters in full precision, where the model is saved in less
         trainer/random.safetensors     the random state of numpy and torch on each rank (a reward function may use it)
-        trainer/step.safetensors       of a step in its midst: its rollouts, their log-probs, and where it stands
+        trainer/step.safetensors       within a step: its rollouts, their log-probs, and how far it has come
         trainer/ahead.safetensors      between two steps: the rollouts that were sampled ahead for the next one
 
-A directory is written under a temporary name, synced, read again, and renamed, so a name that exists is whole. What is
-sharded is gathered first, so that any number of ranks can go on from it.
+A directory is written under a temporary name, synced, read back and renamed, so a checkpoint that exists is complete.
+Sharded tensors are gathered first, so any number of ranks can resume from it.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ from ..parallel import ALONE, World, like
 from ..policy.learn import StepProgress
 from ..types import Metric, Prompt, RolloutGroup
 
-FORMAT = 2  # of the trainer directory; raised when its contents change
+FORMAT = 2  # version of the trainer directory; raised when its contents change
 AHEAD = "ahead.safetensors"
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: between two steps, or in the midst of one."""
+    """How far a run has come: between two steps, or within one."""
 
-    step: int = 0  # steps done; it also says where the next one begins in the prompt order
-    skipped: int = 0  # updates of those steps that were skipped because their numbers went wrong
-    unfinished: StepProgress | None = None  # of the next step
+    step: int = 0  # steps finished, which is also where the next one begins in the prompt order
+    skipped: int = 0  # updates of those steps that were skipped because they were not finite
+    unfinished: StepProgress | None = None  # progress within the next step, or None
     ahead: Sequence[
         RolloutGroup
-    ] = ()  # of the next step: all ranks' rollouts that were sampled ahead, not scored
+    ] = ()  # all ranks' unscored rollouts that were sampled ahead for the next step
 
     data: dict[str, Any] | None = None  # where a dataset that is read once goes on
 
     @property
     def name(self) -> str:
-        """Of its checkpoint's directory."""
+        """The name of its checkpoint's directory."""
         return f"checkpoint-{self.step}" + (
             "" if self.unfinished is None else f"-update-{self.unfinished.done}"
         )
@@ -77,10 +77,19 @@ def save_checkpoint(
     world: World = ALONE,
     random_state: RandomState | None = None,
 ) -> None:
-    """Write a checkpoint directory to `path`: the model, and all that an exact resume needs.
+    """Writes a checkpoint directory: the model, and everything that an exact resume needs. A collective; the main rank writes.
 
-    All ranks must call it; the main one writes. `random_state` is this rank's, where it isn't the
-    present one. Raises OSError, with nothing changed, where it can't be written.
+    Args:
+        path: the directory.
+        state: how far the run has come.
+        policy, tokenizer, optimizer: what is saved.
+        save_format: how the model is saved.
+        config: the run's options, as YAML.
+        world: the ranks.
+        random_state: this rank's random state; None: the current one.
+
+    Raises:
+        OSError: it cannot be written. Nothing has changed then.
     """
     weights = gather_weights(policy, save_format, world)
     tensors, numbers = _optimizer_state(policy, optimizer)
@@ -131,9 +140,19 @@ def load_checkpoint(
     prompt_at: Callable[[int], Prompt],
     world: World = ALONE,
 ) -> TrainState:
-    """Bring optimizer, full-precision parameters, random state and a step's rollouts back; the model is loaded already.
+    """Restores optimizer, full-precision parameters, random state and a step's rollouts. The model is loaded already.
 
-    Raises ValueError naming the file where it is missing or not this format's.
+    Args:
+        path: the checkpoint.
+        policy, optimizer: what is restored, in place.
+        prompt_at: returns the prompt at a position of the data order.
+        world: the ranks.
+
+    Returns:
+        How far the run had come.
+
+    Raises:
+        ValueError: a file is missing or has another format. The message names it.
     """
     trainer = path / "trainer"
     try:
@@ -160,7 +179,8 @@ def load_checkpoint(
                 for slot, value in slots[name].items()
             }
     policy.version = record["policy_version"]
-    if world.rank < len(record["random"]):  # another number of ranks: the new ones keep what they have
+    # With another number of ranks, the additional ones keep their own state.
+    if world.rank < len(record["random"]):
         python_state, (kind, *rest) = record["random"][world.rank]
         random.setstate(_tuples(python_state))
         np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
@@ -170,7 +190,7 @@ def load_checkpoint(
 
 @torch.no_grad()
 def load_parameters(path: Path, policy: Policy) -> None:
-    """The parameters in full precision, where a checkpoint has them beside a model saved in less."""
+    """Loads the full-precision parameters, where the checkpoint has them because its model is saved in less."""
     precise = path / "trainer" / "parameters.safetensors"
     exact = load_file(precise) if precise.exists() else {}
     for name, parameter in policy.model.named_parameters():
@@ -179,7 +199,7 @@ def load_parameters(path: Path, policy: Policy) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A checkpoint's trainer/state.json. Raises OSError, ValueError or KeyError where it has none of this format."""
+    """Reads a checkpoint's trainer/state.json. Raises OSError, ValueError or KeyError unless it has this format."""
     record = json.loads((path / "trainer" / "state.json").read_text(encoding="utf-8"))
     if record["format"] != FORMAT:
         raise ValueError(f"format {record['format']}; this version of grpokit reads format {FORMAT}")
@@ -187,7 +207,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> None:
-    """Raise ValueError naming the first file of a checkpoint that is missing, cut short or changed."""
+    """Raises ValueError naming the first file of a checkpoint that is missing, cut short or changed."""
     try:
         record = read_record(path)
     except (OSError, ValueError, KeyError) as error:
@@ -203,7 +223,7 @@ def verify(path: Path) -> None:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints in a run's directory, from the oldest to the newest. `verify` says whether one is whole."""
+    """Returns the checkpoints in a run's directory, oldest first. `verify` checks whether one is complete."""
 
     def age(path: Path) -> tuple[int, int]:
         _, step, *update = path.name.split("-")
@@ -214,9 +234,9 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def prune(output_dir: Path, limit: int, written: Path | None = None) -> None:
-    """Delete the oldest checkpoints, so that `limit` are left (0: all); none unless the newest is whole.
+    """Deletes the oldest checkpoints, so that `limit` are left (0: all). Deletes none unless the newest is complete.
 
-    Never the one that was just `written`.
+    The one that was just `written` is never deleted.
     """
     found = checkpoints(output_dir)
     if limit and len(found) > limit:
@@ -258,14 +278,14 @@ RandomState = tuple[dict[str, Tensor], list[Any]]
 
 
 def random_state_now() -> RandomState:
-    """This rank's generators, which reward functions may draw from: tensors, and what JSON can hold."""
+    """Returns this rank's random state, which reward functions may use: tensors, and a JSON value."""
     numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
     return tensors, [random.getstate(), [numpy_state[0], *numpy_state[2:]]]
 
 
 def _random_states(world: World, mine: RandomState) -> tuple[dict[str, Tensor], list[Any]]:
-    """Of every rank: numpy's and torch's as tensors, Python's and the rest of numpy's as JSON."""
+    """Gathers every rank's state: numpy's and torch's as tensors, Python's and the rest of numpy's as JSON."""
     noise = {
         f"{name}/{r}": v for r, part in enumerate(world.gather_tensors(mine[0])) for name, v in part.items()
     }

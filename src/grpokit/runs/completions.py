@@ -1,4 +1,4 @@
-"""What of a step's groups is written down: some of them, as lines of completions.jsonl."""
+"""Selects groups of a step and turns them into lines of completions.jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..types import RolloutGroup
 
 
 def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
-    """At most `count` groups to write down: the best and the worst by mean reward, then the first others."""
+    """Selects at most `count` groups: the best and the worst by mean reward, then the first others."""
 
     def mean(i: int) -> float:
         reward = groups[i].reward
@@ -25,7 +25,7 @@ def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[Rollout
 
 
 def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, Any]:
-    """A group as a line of completions.jsonl."""
+    """Returns a group as a line of completions.jsonl."""
 
     def numbers(column: Tensor | None) -> list[float | None]:
         return [] if column is None else [None if math.isnan(x) else x for x in column.tolist()]

@@ -1,4 +1,4 @@
-"""A run's directory: whose it is, where to resume, what changed since."""
+"""A run's directory: which run it belongs to, where to resume, and which options changed since."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config.resume import options_with
 from ..config.yaml import load_yaml
 from ..parallel import restarts
 
-# What a run leaves before its first checkpoint: nothing that can't be made again.
+# What a run leaves before its first checkpoint. All of it can be made again.
 BEGUN = {
     "config.yaml",
     "error.txt",
@@ -36,11 +36,14 @@ STEERING = options_with(TrainConfig, ["steering", "optimizer", "sampling"])
 
 
 def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
-    """The checkpoint to resume from, whole, or None for a fresh start.
+    """Returns the complete checkpoint to resume from, or None for a fresh start.
 
-    A start by `torchrun --max-restarts` after a failure resumes by itself. Raises ValueError where the named checkpoint
-    isn't there or isn't whole (and names an older one that is), or where a fresh start would write over another run's
-    files. What a run leaves that failed before its first step, or with `auto` before its first checkpoint, is no obstacle.
+    A restart by `torchrun --max-restarts` resumes without being asked. A run that failed before its first step, or with
+    `auto` before its first checkpoint, does not block a fresh start.
+
+    Raises:
+        ValueError: the named checkpoint is missing or incomplete (the message names an older complete one), or a fresh
+            start would overwrite another run's files.
     """
     found = checkpoints(output) if output.is_dir() else []
     wanted = config.resume_from_checkpoint
@@ -55,7 +58,7 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
                 "use `auto` for the newest one in --output_dir"
             )
         if Path(wanted).resolve().parent != output.resolve() and not restarts():
-            _refuse_used(output, bool(found))  # what is in there is another run's
+            _refuse_used(output, bool(found))  # the files in it belong to another run
         return _whole_one(Path(wanted))
     if wanted == "auto" and found:
         return _whole_one(found[-1])
@@ -70,7 +73,7 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
 
 
 def _others(output: Path) -> set[str]:
-    """What is in a run's directory besides what can be made again."""
+    """Returns the files of a run's directory that cannot be made again."""
     names = {item.name for item in output.iterdir()} if output.exists() else set()
     return {name for name in names - BEGUN if not name.endswith(".writing")}
 
@@ -83,9 +86,9 @@ def _refuse_used(output: Path, has_checkpoint: bool) -> None:
 
 
 def set_aside(checkpoint: Path, output: Path) -> list[Path]:
-    """Rename the run's checkpoints, and its best model, that are newer than the one it resumes from: of a way not taken.
+    """Renames the run's checkpoints and best model that are newer than the one it resumes from. Returns their new names.
 
-    Returns their new names. Otherwise `auto` would find them again, and the steps between would be missing.
+    Otherwise `auto` would find them again, and the steps between would be missing.
     """
     found = checkpoints(output.resolve())
     here = checkpoint.resolve()
@@ -96,7 +99,7 @@ def set_aside(checkpoint: Path, output: Path) -> list[Path]:
 
 
 def set_best_aside(output: Path, step: int) -> list[Path]:
-    """Rename the best model where its step is after `step`; -1: whatever its step. Returns its new name."""
+    """Renames the best model if its step is after `step` (−1: always). Returns its new name."""
     best = output.resolve() / "best"
     written = best / "evaluation.json"
     if not best.is_dir() or (written.is_file() and json.loads(written.read_text())["step"] <= step):
@@ -110,7 +113,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _whole_one(checkpoint: Path) -> Path:
-    """The same path. Raises ValueError where the checkpoint isn't whole, and names the newest older one that is."""
+    """Returns the checkpoint if it is complete. Raises ValueError otherwise, naming the newest older one that is."""
     try:
         verify(checkpoint)
     except ValueError as error:
@@ -127,7 +130,7 @@ def _whole_one(checkpoint: Path) -> Path:
 
 
 def claim(output: Path) -> None:
-    """Make the directory, and try it. Raises ValueError where it can't be made or written to."""
+    """Creates the directory and tests writing to it. Raises ValueError if that fails."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,10 +146,12 @@ def claim(output: Path) -> None:
 
 
 def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
-    """`name: old → new` for what differs from the checkpoint's configuration in how the run goes on.
+    """Returns `name: old → new` for the options that differ from the checkpoint's and change how the run goes on.
 
-    Raises ValueError for an option that may not differ: see FREE and STEERING. In the midst of a step its loss and its
-    batch are fixed too, and it must be among those to be done.
+    Within a step, the loss and the batch are fixed too, and --max_steps must include that step.
+
+    Raises:
+        ValueError: an option differs that may not: see FREE and STEERING.
     """
     record = read_record(checkpoint)
     midst, under_way = "unfinished" in record, record["step"] + 1
@@ -167,12 +172,12 @@ def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
 
 
 def rollouts_differ(config: TrainConfig, checkpoint: Path) -> bool:
-    """Whether the checkpoint's rollouts that were sampled ahead are not those that `config` asks for."""
+    """Checks whether `config` asks for other rollouts than those the checkpoint has sampled ahead."""
     return bool(OF_ROLLOUTS & _changes(config, checkpoint).keys())
 
 
 def _changes(config: TrainConfig, checkpoint: Path) -> dict[str, str]:
-    """Of the options that are not free, those that differ from the checkpoint's: name → `name: old → new`."""
+    """Returns name → `name: old → new` for the options outside FREE that differ from the checkpoint's."""
     saved = checkpoint / "trainer" / "config.yaml"
     if not saved.is_file() or not saved.read_text(encoding="utf-8").strip():
         return {}

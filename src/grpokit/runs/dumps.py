@@ -1,4 +1,4 @@
-"""Writes a micro-batch whose loss or gradient is not finite to a file, and reads it again."""
+"""Writes a micro-batch whose loss or gradient is not finite to a file, and reads it back."""
 
 from __future__ import annotations
 
@@ -19,21 +19,29 @@ from ..types import Layout, Sample
 
 @dataclass(frozen=True)
 class Dump:
-    """What a dump holds: the samples, the statistics they were given, and where in which run that was."""
+    """The content of a dump: the samples, their statistics, and the point in the run where it happened."""
 
     samples: tuple[Sample, ...]
     stats: Stats | None
     config: TrainConfig
     layout: Layout
     what: str
-    step: int  # steps done before it
+    step: int  # steps finished before it
     policy_version: int
 
 
 def write_offender(
     file: Path, offender: Offender, config: TrainConfig, step: int, policy_version: int
 ) -> None:
-    """Write a micro-batch with all that a replay needs but the weights."""
+    """Writes a micro-batch with everything a replay needs except the weights.
+
+    Args:
+        file: the .safetensors file.
+        offender: the micro-batch.
+        config: the run's options.
+        step: steps finished before it.
+        policy_version: optimizer steps taken before it.
+    """
     tensors = add_prefix("samples", samples_to_tensors(offender.samples))
     if offender.stats is not None:
         tensors |= add_prefix("stats", stats_to_tensors(offender.stats))
@@ -48,7 +56,7 @@ def write_offender(
 
 
 def read_offender(file: Path) -> Dump:
-    """What `write_offender` wrote. Raises ValueError naming the file where it's something else."""
+    """Reads what `write_offender` wrote. Raises ValueError naming the file if it is something else."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file; expected a dump from a run's nonfinite/ directory")
     try:

@@ -11,12 +11,12 @@ from typing import Any
 
 
 class JsonLines:
-    """A file of one JSON object a line, flushed at each; reopened after a kill without what came after `step`."""
+    """A file with one JSON object per line, flushed after each. A resumed run drops the lines after its step."""
 
     def __init__(self, path: Path, last_step: int, writes: bool = True) -> None:
-        """Keep lines whose `step` is at most `last_step` (a torn last line goes too), and append after them.
+        """Keeps the lines whose `step` is at most `last_step` (a torn last line is dropped), and appends after them.
 
-        Of several ranks only one `writes`; for the others the file isn't there.
+        With several ranks, only one `writes`. For the others the file does not exist.
         """
         self.path, self.file = path, None
         if not writes:
@@ -29,7 +29,7 @@ class JsonLines:
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one object. Raises OSError naming the file."""
+        """Appends one object. Raises OSError naming the file."""
         if self.file is None:
             return
         try:
@@ -39,13 +39,13 @@ class JsonLines:
             raise OSError(f"{self.path}: could not be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         if self.file is not None:
-            with suppress(OSError):  # of a line that has failed already, and said so
+            with suppress(OSError):  # a failed line has raised its own error already
                 self.file.close()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All objects in the file."""
+        """Returns all objects in the file."""
         return [json.loads(line) for line in _lines(self.path)]
 
 

@@ -1,4 +1,4 @@
-"""Every metric that a run logs: declared once with its kind and meaning, gathered for a step, written as JSON lines."""
+"""Every metric that a run logs, declared once with its kind and meaning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Declared(NamedTuple):
     meaning: str
 
 
-# Names follow TRL's where it has the metric, so that dashboards carry over. `<name>` stands for a reward function.
+# Names follow TRL's where it has the metric, so that dashboards carry over. `<name>` is a reward function's name.
 METRICS: dict[str, Declared] = {
     "reward": Declared("mean", "weighted sum of the reward functions, mean over completions that have one"),
     "reward_std": Declared("mean", "standard deviation of the reward within a group, mean over groups"),
@@ -95,7 +95,7 @@ METRICS: dict[str, Declared] = {
 
 
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """name → number, in the order of METRICS; a metric that had nothing to measure is left out."""
+    """Returns name → number, in the order of METRICS. A metric that measured nothing is left out."""
     order = {name: place for place, name in enumerate(METRICS)}
     names = sorted(metrics, key=lambda name: (order.get(declared_name(name), len(order)), name))
     numbers = {name: metrics[name].value for name in names}
@@ -103,6 +103,6 @@ def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 
 def declared_name(name: str) -> str:
-    """The key of METRICS that declares `name`: rewards/x/mean → rewards/<name>/mean."""
+    """Returns the key of METRICS that declares `name`: rewards/x/mean → rewards/<name>/mean."""
     parts = name.split("/")
     return f"rewards/<name>/{parts[-1]}" if parts[0] == "rewards" and len(parts) >= 3 else name

@@ -15,7 +15,7 @@ _LOGPS = ("old_logps", "ref_logps")
 
 
 def samples_to_tensors(samples: Sequence[Sample]) -> Tensors:
-    """Samples of an update, whole."""
+    """Converts an update's samples to tensors by name."""
     found = {
         "index": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         "group": torch.tensor([sample.group for sample in samples], dtype=torch.int64),
@@ -40,7 +40,7 @@ def samples_to_tensors(samples: Sequence[Sample]) -> Tensors:
 
 
 def samples_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Sample, ...]:
-    """What `samples_to_tensors` took apart."""
+    """Restores what `samples_to_tensors` converted."""
     lengths = tensors["length"].tolist()
     count = len(lengths)
     prompts = tensors["prompt_ids"].split(tensors["prompt_length"].tolist())
@@ -70,7 +70,7 @@ def samples_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Sample, ...]:
 
 
 def updates_to_tensors(updates: Sequence[Update]) -> Tensors:
-    """A step's updates, each under its number."""
+    """Converts a step's updates to tensors, each under its number."""
     return {
         f"{u}/{name}": value
         for u, update in enumerate(updates)
@@ -82,14 +82,14 @@ def updates_to_tensors(updates: Sequence[Update]) -> Tensors:
 
 
 def updates_from_tensors(tensors: Mapping[str, Tensor]) -> list[Update]:
-    """What `updates_to_tensors` took apart."""
+    """Restores what `updates_to_tensors` converted."""
     numbers = sorted({int(name.split("/")[0]) for name in tensors})
     parts = [{n.split("/", 1)[1]: v for n, v in tensors.items() if n.startswith(f"{u}/")} for u in numbers]
     return [Update(samples_from_tensors(part), int(part["num_tokens"])) for part in parts]
 
 
 def stats_to_tensors(stats: Stats) -> Tensors:
-    """An update's statistics."""
+    """Converts an update's statistics to tensors by name."""
     found = {"sequence_ids": stats.sequence_ids, "positions": stats.positions}
     found |= {f"token/{name}": value for name, value in stats.by_token.items()}
     found |= {f"sequence/{name}": value for name, value in stats.by_sequence.items()}
@@ -97,7 +97,7 @@ def stats_to_tensors(stats: Stats) -> Tensors:
 
 
 def stats_from_tensors(tensors: Mapping[str, Tensor]) -> Stats:
-    """What `stats_to_tensors` took apart."""
+    """Restores what `stats_to_tensors` converted."""
 
     def part(prefix: str) -> Tensors:
         return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
@@ -106,10 +106,10 @@ def stats_from_tensors(tensors: Mapping[str, Tensor]) -> Stats:
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The same tensors under `prefix`/name."""
+    """Renames the tensors to `prefix`/name."""
     return {f"{prefix}/{name}": value for name, value in tensors.items()}
 
 
 def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """Those under `prefix`, without it."""
+    """Returns the tensors under `prefix`, without it."""
     return {n.removeprefix(prefix + "/"): v for n, v in tensors.items() if n.startswith(prefix + "/")}

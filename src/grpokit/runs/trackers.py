@@ -1,4 +1,4 @@
-"""Sends a run's metrics to where people watch runs, each through its own package. metrics.jsonl is written in any case."""
+"""Sends a run's metrics to experiment trackers, each through its own package. metrics.jsonl is always written too."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 TRACKERS = ("tensorboard", "trackio", "wandb", "swanlab")
-SHOWN = 2000  # characters of a completion in a table
+SHOWN = 2000  # characters of a completion shown in a table
 
 
 class Tracker(Protocol):
-    """Takes a step's metrics and some of its completions."""
+    """Receives a step's metrics and some of its completions."""
 
     def log(self, step: int, row: Mapping[str, float], groups: Sequence[Mapping[str, Any]]) -> None:
-        """`groups` are lines of completions.jsonl."""
+        """Logs one step. `groups` are lines of completions.jsonl."""
         ...
 
     def close(self) -> None:
-        """Send what is left."""
+        """Sends what is left."""
         ...
 
 
 class TensorBoard:
-    """Scalars and a text table of completions, as event files in the run's tensorboard/."""
+    """Writes scalars and a text table of completions as event files in the run's tensorboard/."""
 
     def __init__(self, output: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an interrupted run had logged after its checkpoint is not shown.
+        # Hides what an interrupted run logged after its checkpoint.
         purge = first_step + 1 if first_step else None
         self.writer = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
 
@@ -48,7 +48,7 @@ class TensorBoard:
 
 
 class Logged:
-    """Trackio, Weights & Biases and SwanLab: init, log and finish are called alike in all three."""
+    """Trackio, Weights & Biases and SwanLab, whose `init`, `log` and `finish` are alike."""
 
     def __init__(
         self, module: Any, project: str, name: str, config: Mapping[str, Any], first_step: int, output: Path
@@ -89,7 +89,22 @@ def start_trackers(
     first_step: int,
     output: Path,
 ) -> list[Tracker]:
-    """The trackers that --report_to names. Raises ValueError where one isn't installed, and says how to install it."""
+    """Starts the trackers that --report_to names.
+
+    Args:
+        names: some of TRACKERS.
+        project: the project's name.
+        run_name: the run's name.
+        config: the run's options.
+        first_step: the step that the run resumes from; 0: a new run.
+        output: the run's directory.
+
+    Returns:
+        The trackers, in order.
+
+    Raises:
+        ValueError: one is not installed. The message says how to install it.
+    """
     found: list[Tracker] = []
     for name in names:
         try:
@@ -106,7 +121,7 @@ def start_trackers(
 
 
 def table(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str, float | None]]:
-    """(prompt, completion, reward) of each completion of some lines of completions.jsonl, long texts cut."""
+    """Returns (prompt, completion, reward) per completion of some lines of completions.jsonl, with long texts cut."""
     return [
         (group["prompt"], text[:SHOWN] + ("…" if len(text) > SHOWN else ""), reward)
         for group in groups

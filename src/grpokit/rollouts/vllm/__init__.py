@@ -1,1 +1,1 @@
-"""vLLM as the engine that samples: a server, or in the trainer's process."""
+"""vLLM as the sampling engine: a server, or an engine in the trainer's process."""

@@ -18,10 +18,18 @@ from .engine import Completion, Request
 
 
 class Colocated:
-    """The engine behind `--vllm_mode colocate`. It takes weights from the policy's memory, and writes no file.
+    """The engine of `--vllm_mode colocate`. It takes weights from the policy's memory and writes no file.
 
-    `max_length` bounds prompt and completion together, `memory` is the share of a GPU's memory that it may fill.
-    Raises ValueError where vLLM isn't installed beside grpokit, or can't run the model.
+    Args:
+        model: the model's directory.
+        policy: the policy.
+        max_length: the most tokens of prompt and completion together.
+        memory: the share of a GPU's memory that it may fill.
+        trust_remote_code: whether the model's own code may run.
+        world: the ranks.
+
+    Raises:
+        ValueError: vLLM is not installed in this environment, or cannot run the model.
     """
 
     def __init__(
@@ -34,9 +42,9 @@ class Colocated:
         trust_remote_code: bool,
         world: World,
     ) -> None:
-        # In this very process: with an engine in another, weights would have to travel.
+        # In this process: an engine in another one would need the weights sent to it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it would talk through the progress bar
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its log would break the progress bar
         try:
             from vllm import LLM  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -50,14 +58,14 @@ class Colocated:
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",  # the model directory's own must not act
             "trust_remote_code": trust_remote_code,
-            "seed": 0,  # each request has its own
+            "seed": 0,  # each request has its own seed
             "disable_log_stats": True,
         }
         if policy.device.type == "cuda":
             options["gpu_memory_utilization"] = memory
         else:
             options["enforce_eager"] = True
-        if world.size > 1:  # the ranks are torchrun's, and each engine is whole
+        if world.size > 1:  # torchrun has started the ranks, and each engine holds the whole model
             options["distributed_executor_backend"] = "external_launcher"
         path = model_directory(model, "--model")
         try:
@@ -70,7 +78,7 @@ class Colocated:
         with torch.no_grad():
             weights = stream(policy)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            for _ in weights:  # what it didn't ask for: the ranks gather the weights together
+            for _ in weights:  # those that vLLM did not ask for: the ranks gather them together
                 pass
         self.llm.reset_prefix_cache()
 

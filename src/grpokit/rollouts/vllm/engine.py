@@ -1,7 +1,7 @@
-"""Sampling with vLLM: a server that is running already, or an engine in this process. Both serve one protocol.
+"""Sampling with vLLM: a running server, or an engine in this process. Both implement one protocol.
 
-Whatever the engine, a step goes the same way: the engine takes the policy's weights, a few tokens are scored by both
-sides (`probe`), and then all completions of the step are asked for at once, each with a seed of its own.
+Every engine works in the same order. It takes the policy's weights. Then both sides score a few tokens (`probe`). Then all
+completions of the step are requested at once, each with its own seed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ...policy.policy import Policy
 from ...types import Prompt, Rollout, RolloutGroup, Sample
 from ..sampler import SamplingStopped
 
-PROBES, PROBE_TOKENS = 4, 16  # completions, and most tokens of each, that both engines score after a sync
+PROBES, PROBE_TOKENS = 4, 16  # completions, and the most tokens of each, that both sides score after a sync
 
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to be sampled. Every sampling parameter is set: a model directory's own must not act."""
+    """One completion to sample. Every sampling parameter is set, so that a model directory's own cannot act."""
 
     prompt_ids: tuple[int, ...]
     max_tokens: int
@@ -35,10 +35,10 @@ class Request:
     seed: int
     stop_token_ids: tuple[int, ...]
     stop: tuple[str, ...]
-    name: str  # for messages: the row of the dataset, and the number of the generation
+    name: str  # for messages: the dataset's row and the number of the generation
 
     def parameters(self) -> dict[str, Any]:
-        """As vLLM calls them."""
+        """Returns the sampling parameters under vLLM's names."""
         return {
             "max_tokens": self.max_tokens,
             "min_tokens": self.min_tokens,
@@ -53,34 +53,47 @@ class Request:
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "logprobs": 0,  # of the sampled token alone
+            "logprobs": 0,  # only that of the sampled token
             "skip_special_tokens": False,
         }
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine answers."""
+    """An engine's answer to a `Request`."""
 
-    token_ids: list[int]  # the end-of-sequence token included
+    token_ids: list[int]  # with the end-of-sequence token
     logps: list[float]
     finish_reason: Literal["stop", "length"]
 
 
 class Engine(Protocol):
-    """Something that runs vLLM."""
+    """An engine that runs vLLM."""
 
     def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
-        """Take the policy's present weights. All ranks call it."""
+        """Loads the policy's current weights. A collective."""
         ...
 
     def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
-        """This rank's requests, in order, by the weights that were taken last. Raises SamplingStopped once `stop()`."""
+        """Samples this rank's requests, in order, with the weights loaded last.
+
+        Raises:
+            SamplingStopped: `stop()` returned True.
+        """
         ...
 
 
 class WeightSync:
-    """The policy's weights on the engine's side. All samplers of a run share one, so that each is taken once."""
+    """Keeps the engine's weights equal to the policy's. All samplers of a run share one, so each version is loaded once.
+
+    Args:
+        engine: the engine.
+        policy: the policy.
+        tokenizer: its tokenizer.
+        max_gap: the largest accepted mean difference between the two sides' log-probs.
+        longest: the most tokens of a completion.
+        world: the ranks.
+    """
 
     def __init__(
         self,
@@ -93,14 +106,15 @@ class WeightSync:
     ) -> None:
         self.engine, self.policy, self.tokenizer, self.world = engine, policy, tokenizer, world
         self.max_gap = max_gap
-        self.probe_tokens = min(PROBE_TOKENS, longest)  # an engine's context may end where a completion does
+        self.probe_tokens = min(PROBE_TOKENS, longest)  # the engine's context may end where a completion does
         self.eos_ids = tuple(eos_token_ids(policy.model, tokenizer))
-        self.version: int | None = None  # optimizer steps behind what the engine has
+        self.version: int | None = None  # optimizer steps behind the engine's weights
 
     def sync(self, probe_ids: tuple[int, ...]) -> None:
-        """Give the engine the policy's present weights, unless it has them, and probe. All ranks call it.
+        """Loads the policy's current weights into the engine, unless it has them, and probes. A collective.
 
-        Raises ValueError with the measured gap where the two sides don't give the same log-probs.
+        Raises:
+            ValueError: the two sides' log-probs differ. The message has the measured gap.
         """
         if self.version == self.policy.version:
             return
@@ -109,7 +123,11 @@ class WeightSync:
         self.version = self.policy.version
 
     def probe(self, prompt_ids: tuple[int, ...]) -> None:
-        """Score some sampled tokens on both sides. Raises ValueError where they differ by more than `max_gap`."""
+        """Scores some sampled tokens on both sides.
+
+        Raises:
+            ValueError: they differ by more than `max_gap`.
+        """
         requests = [
             Request(
                 prompt_ids,
@@ -124,7 +142,7 @@ class WeightSync:
             for seed in range(self.world.rank * PROBES, (self.world.rank + 1) * PROBES)
         ]
         asked: list[Any] = []
-        with self.world.together():  # each asks its own engine, and all score what any was answered
+        with self.world.together():  # each rank asks its own engine, and all ranks score all answers
             answers = self.engine.complete(requests, lambda: False)
             asked = [[answer.token_ids, answer.logps, answer.finish_reason] for answer in answers]
         found = [Completion(*answer) for part in self.world.gather_json(asked) for answer in part]
@@ -157,7 +175,16 @@ class WeightSync:
 
 
 class VLLMSampler:
-    """A `Sampler` whose engine is vLLM. What its tokens are a function of: (seed, prompt, generation, weights)."""
+    """A `Sampler` whose engine is vLLM. Its tokens depend on (seed, prompt, generation, weights) only.
+
+    Args:
+        weights: the engine and its weights.
+        seed: seeds the requests, together with prompt and generation.
+        max_completion_length: the most tokens of a completion.
+        min_completion_length: tokens before which a completion does not end.
+        stop_strings: strings that end a completion.
+        stop: checked while sampling. Once it is True, `sample` raises SamplingStopped.
+    """
 
     def __init__(
         self,
@@ -184,7 +211,7 @@ class VLLMSampler:
 
     def start(self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False) -> VLLMPending:
         """See `StartingSampler.start`."""
-        if not self.probe_ids:  # of the first rank that has a prompt
+        if not self.probe_ids:  # the first prompt of any rank
             known = self.weights.world.gather_json(list(prompts[0].ids) if prompts else [])
             self.probe_ids = next((tuple(ids) for ids in known if ids), ())
         self.sync()
@@ -193,7 +220,7 @@ class VLLMSampler:
         return VLLMPending(self.weights, prompts, num_generations, requests, self.stop)
 
     def sync(self) -> None:
-        """Load the policy's present weights into the engine."""
+        """Loads the policy's current weights into the engine."""
         if self.probe_ids:
             self.weights.sync(self.probe_ids)
 
@@ -211,7 +238,7 @@ class VLLMSampler:
 
 
 class VLLMPending:
-    """Completions that vLLM is asked for: see `Pending`. They are of the weights that it has when this is made."""
+    """Completions requested from vLLM; see `Pending`. They use the weights that it has when this is created."""
 
     def __init__(
         self,
@@ -229,7 +256,7 @@ class VLLMPending:
         self.error: Exception | None = None
 
     def work(self) -> None:
-        """See `Pending.work`: requests to the engine, and nothing of torch's or of a tokenizer's."""
+        """See `Pending.work`. Only sends requests: it uses neither torch nor a tokenizer."""
         try:
             with contextlib.suppress(SamplingStopped):
                 self.answers = (
@@ -261,7 +288,7 @@ class VLLMPending:
         return Rollout(
             completion_ids=torch.tensor(answer.token_ids, dtype=torch.int64),
             logps=torch.tensor(answer.logps, dtype=torch.float32),
-            entropies=torch.full((length,), torch.nan),  # vLLM doesn't say; the metric is left out
+            entropies=torch.full((length,), torch.nan),  # vLLM does not report them; the metric is left out
             text=self.weights.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             finish_reason=answer.finish_reason,
             policy_version=self.version,

@@ -1,7 +1,8 @@
-"""Weights to a vLLM server from GPU to GPU, by its own transfer over NCCL (vLLM 0.32), in the place of files.
+"""Sends weights to a vLLM server from GPU to GPU, by vLLM's own transfer over NCCL (vLLM 0.32), instead of files.
 
-Needs GPUs on both sides and vLLM beside the trainer too: its half of the transfer is vLLM's. Written against vLLM's source,
-and unmeasured: what can be tried without a GPU is that the weights are announced as they are sent.
+Needs GPUs on both sides, and vLLM in the trainer's environment, because its half of the transfer is vLLM's code too.
+Written against vLLM's source and not measured. The tests, which have no GPU, only check that the announced weights are
+the ones sent.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ START_FOR_NCCL = 'start it with --weight-transfer-config \'{"backend": "nccl"}\'
 
 
 class NcclServer(Server):
-    """A `Server` that is sent its weights, by rank 0 of the trainer. One that was started anew ends the run."""
+    """A `Server` that rank 0 of the trainer sends weights to. A restart of the server ends the run."""
 
     def __init__(self, url: str, timeout: float, directory: Path) -> None:
-        """Raises ValueError where no vLLM server answers, or vLLM or a GPU isn't here."""
+        """Raises ValueError where no vLLM server answers, or vLLM or a GPU is missing here."""
         try:
             import vllm.distributed.weight_transfer.nccl_engine  # pyright: ignore[reportMissingImports] # noqa: F401
         except ImportError as error:
@@ -42,7 +43,7 @@ class NcclServer(Server):
         self.transfer: Any = None
 
     def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
-        """See `Engine.take`. Raises ValueError where the server has no such transfer."""
+        """See `Engine.take`. Raises ValueError where the server does not support the transfer."""
         self.tag = world.from_main(uuid.uuid4().hex[:16])
         if self.transfer is None:
             self.transfer = self._connected(policy, world)
@@ -50,7 +51,7 @@ class NcclServer(Server):
             self._ask("POST", "/pause?mode=wait")
         try:
             with torch.no_grad():
-                self.transfer.send_weights()  # all ranks gather, the first one sends
+                self.transfer.send_weights()  # all ranks gather, the main one sends
         except (RuntimeError, OSError) as error:  # a refusal over HTTP is an OSError too
             raise ValueError(f"--vllm_sync nccl: {self.url} was not sent the weights: {error}") from error
         finally:
@@ -60,11 +61,11 @@ class NcclServer(Server):
             self._ask("POST", "/update_weight_version", {"new_version": f"{self.tag}-nccl"})
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Again while the server is away. Raises ValueError naming it where it stays away."""
+        """Retries while the server is away. Raises ValueError naming it where it stays away."""
         return self._run(lambda c: self._persist("the weights", lambda: self._send(c, method, path, body)))
 
     async def _resume(self, client: httpx.AsyncClient) -> None:
-        with contextlib.suppress(Unreachable, ValueError):  # the first error is the one to tell
+        with contextlib.suppress(Unreachable, ValueError):  # the first error is the one to report
             await self._send(client, "POST", "/reset_prefix_cache")
             await self._send(client, "POST", "/resume")
 
@@ -104,7 +105,7 @@ class NcclServer(Server):
 
 
 def source_of(policy: Policy) -> Any:
-    """The policy as vLLM's transfer wants it: what will come, and then its weights, each time anew."""
+    """Wraps the policy for vLLM's transfer: the shapes to expect, then the weights, anew for each transfer."""
     from vllm.distributed.weight_transfer.base import (  # pyright: ignore[reportMissingImports]
         ParamMeta,
         WeightSource,

@@ -1,7 +1,7 @@
-"""A running vLLM server as an engine: requests side by side, tried again while the server comes back.
+"""A running vLLM server as an engine: concurrent requests, retried while the server comes back.
 
-The policy's weights are written as a Hugging Face directory that the server loads. They are known by their digest, which
-the server keeps: one that was started anew, with its first weights, is found out and loads them again.
+The policy's weights are written as a Hugging Face directory that the server loads. The server stores their digest as its
+weight version. A restarted server reports another version, so it loads the weights again.
 """
 
 from __future__ import annotations
@@ -29,39 +29,43 @@ START = "start one with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --host 127.0.0.
 START_FOR_ADAPTERS = (
     f"{START} --enable-lora --max-lora-rank R, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True before it"
 )
-CONNECTIONS = 256  # requests under way at once; the server batches them as it likes
+CONNECTIONS = 256  # concurrent requests; the server batches them as it likes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
-LOOK_EVERY = 0.2  # seconds between two looks at `stop`
-RESTARTS = 5  # of the server that one batch survives
-SAYS_SO = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")  # answer with a sentence, and not with JSON
-HELLO = 30.0  # seconds for an answer that needs no work
+LOOK_EVERY = 0.2  # seconds between two checks of `stop`
+RESTARTS = 5  # restarts of the server that one batch survives
+# Paths that answer with a sentence instead of JSON.
+SAYS_SO = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+HELLO = 30.0  # seconds to wait for an answer that needs no work
 
 
 class Unreachable(Exception):
-    """No answer, or one that says the server is in trouble: worth another try."""
+    """No answer, or one that says the server is in trouble. A retry may help."""
 
 
 class ServerError(Unreachable):
-    """The server has failed at it: status 500."""
+    """The server failed on the request: status 500."""
 
 
 class NotFound(ValueError):
-    """The server knows no such path, or no such model."""
+    """The server has no such path or model."""
 
 
 class Server:
-    """The engine behind `--sampler vllm`. It is given up after `timeout` seconds in which it serves nothing.
+    """The engine of `--sampler vllm`.
 
-    `directory` is where the weights are written for it. With `only_adapter`, those are of the policy's LoRA adapter
-    alone, beside the model that the server was started with.
+    Args:
+        url: the server's address.
+        timeout: seconds without any success after which the run fails.
+        directory: where the weights are written for the server.
+        only_adapter: whether to send only the policy's LoRA adapter, for the base model that the server was started with.
     """
 
     def __init__(self, url: str, timeout: float, directory: Path, only_adapter: bool = False) -> None:
-        """Raises ValueError where no vLLM server answers, or one that can't be given weights."""
+        """Raises ValueError where no vLLM server answers, or one that cannot load weights."""
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.timeout, self.directory, self.only_adapter = timeout, directory, only_adapter
-        self.tag = ""  # of the weights that it should have
-        self.loading = asyncio.Lock()  # of the tasks of one batch, the first that misses an adapter loads it
+        self.tag = ""  # of the weights that the server should have
+        self.loading = asyncio.Lock()  # of a batch's tasks, the first that misses the adapter loads it
         self.model = self.first_model = self._run(self._introduce)
 
     def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
@@ -76,14 +80,14 @@ class Server:
                 self._run(self._weights)
 
     def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
-        """See `Engine.complete`. Raises ValueError naming the request that the server refuses or doesn't answer."""
+        """See `Engine.complete`. Raises ValueError naming the request that the server refuses or does not answer."""
 
         async def all_of_them(client: httpx.AsyncClient) -> list[Completion]:
             for _ in range(RESTARTS + 1):
                 before = await self._weights(client)
                 found = await self._batch(client, requests)
-                # What came between a restart and its discovery, by whichever rank, is of other weights: ask again, by
-                # the same seeds.
+                # Answers between a restart and its discovery (by any rank) come from other weights: request them
+                # again, with the same seeds.
                 if await self._weights(client) == before:
                     return found
             raise ValueError(
@@ -112,14 +116,14 @@ class Server:
         except NotFound as error:
             if self.model == self.first_model:
                 raise
-            # Started anew, it has no adapters. The whole batch is asked for again, since the name is another then.
+            # A restarted server has no adapters. Its new adapter gets a new name, so the whole batch is requested again.
             async with self.loading:
                 await self._ensure_weights(client)
             raise Unreachable("it has lost the adapter") from error
         try:
             (choice,) = answer["choices"]
             ids, logps = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-            # Anything else was given up by the server: it was paused, say.
+            # With any other reason the server gave up the request, for example because it was paused.
             if choice["finish_reason"] not in ("stop", "length"):
                 raise Unreachable(f"finish_reason {choice['finish_reason']}")
             if len(ids) != len(logps) or not ids:
@@ -150,14 +154,14 @@ class Server:
         return name
 
     async def _weights(self, client: httpx.AsyncClient) -> str:
-        """The name of the load that the server's weights come from; they are loaded first where it has others."""
+        """Returns the name of the load behind the server's weights. Loads the policy's first if it has others."""
         return await self._persist("the weights", lambda: self._ensure_weights(client))
 
     async def _ensure_weights(self, client: httpx.AsyncClient) -> str:
         has = str((await self._send(client, "GET", "/weight_info")).get("weight_version"))
         if not has.startswith(self.tag + "-"):
-            # Each load has a name of its own, so that one after a restart shows, even if another rank was first to do
-            # it. The server hears it last: a load that broke off anywhere has no name, and is done again.
+            # Each load has a unique name, so a reload after a restart is noticed even if another rank did it. The
+            # server gets the name last, so an interrupted load has no name and is repeated.
             before, has = has, f"{self.tag}-{uuid.uuid4().hex[:8]}"
             if self.only_adapter:
                 await self._load_adapter(client, has, before)
@@ -175,30 +179,28 @@ class Server:
             await self._send(client, "POST", "/collective_rpc", {"method": "reload_weights", "kwargs": path})
             await self._send(client, "POST", "/reset_prefix_cache")
         except BaseException:
-            with contextlib.suppress(Unreachable, TimeoutError):  # the first error is the one to tell
+            with contextlib.suppress(Unreachable, TimeoutError):  # the first error is the one to report
                 async with asyncio.timeout(HELLO):
                     await self._send(client, "POST", "/resume")
             raise
         await self._send(client, "POST", "/resume")
 
     async def _load_adapter(self, client: httpx.AsyncClient, name: str, before: str) -> None:
-        """The adapter as a model of that name, of which nothing is cached, and no more the one from `before`."""
+        """Loads the adapter under `name` (a new name, so no prefix cache applies), then unloads the previous one, `before`."""
         where = {"lora_name": name, "lora_path": str(self.directory.resolve())}
         try:
             await self._send(client, "POST", "/v1/load_lora_adapter", where)
-        except (
-            ServerError
-        ) as error:  # it says so of a rank that is too large, and tomorrow it would say the same
+        except ServerError as error:  # too large a rank, for example: a retry would not help
             raise ValueError(
                 f"--vllm_url {self.url}: does not take the adapter ({error}); is its --max-lora-rank at least --lora_r?"
             ) from error
-        with contextlib.suppress(ValueError):  # it's gone, or there was none
+        with contextlib.suppress(ValueError):  # it is gone already, or there was none
             await self._send(client, "POST", "/v1/unload_lora_adapter", {"lora_name": before})
 
     # ------------------------------------------------------------------- transport
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> Any:
-        """One try. Raises Unreachable, or ValueError where the server says that the request is wrong."""
+        """Sends one request. Raises Unreachable, or ValueError where the server says that the request is wrong."""
         try:
             answer = await client.request(method, self.url + path, json=body)
         except httpx.HTTPError as error:
@@ -221,10 +223,10 @@ class Server:
             raise Unreachable(f"an answer that is no JSON: {answer.text[:100]!r}") from error
 
     async def _persist(self, name: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Until it succeeds, with growing pauses.
+        """Retries until it succeeds, with growing pauses.
 
-        Raises ValueError naming the request where `timeout` seconds pass in which nothing at all succeeds: a long
-        batch on a server that works takes as long as it takes.
+        Raises ValueError naming the request after `timeout` seconds in which no request of the batch succeeds. A long batch on a
+        working server may take longer.
         """
         pause = FIRST_PAUSE
         while True:
@@ -253,10 +255,10 @@ class Server:
         return self.alive + self.timeout - time.monotonic()
 
     def _run(self, work: Callable[[httpx.AsyncClient], Coroutine[Any, Any, T]]) -> T:
-        self.alive = time.monotonic()  # when the server last served anything
+        self.alive = time.monotonic()  # when the server last answered a request
 
         async def inside() -> T:
-            self.loading = asyncio.Lock()  # of this loop
+            self.loading = asyncio.Lock()  # belongs to this event loop
             limits = httpx.Limits(max_connections=CONNECTIONS)
             async with httpx.AsyncClient(timeout=httpx.Timeout(None), limits=limits) as client:
                 return await work(client)
@@ -268,7 +270,7 @@ class Server:
 
 
 async def _unless(stop: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T:
-    """`work`'s result. Raises SamplingStopped once `stop()`, and gives the work up."""
+    """Returns the result of `work`. Cancels it and raises SamplingStopped once `stop()` is True."""
     task = asyncio.ensure_future(work)
     while not task.done():
         await asyncio.wait([task], timeout=LOOK_EVERY)
@@ -286,7 +288,7 @@ def _first(several: BaseExceptionGroup) -> BaseException:
 
 
 def digest(directory: Path) -> str:
-    """Of a directory's weights: equal weights have the same, whatever run wrote them."""
+    """Hashes a directory's weights. Equal weights have equal digests, whichever run wrote them."""
     found = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""A run's directory → one self-contained HTML page: no script, nothing from a network.
+"""A run's directory → one self-contained HTML page, without scripts or network access.
 
 Importing this imports neither matplotlib nor torch.
 """
@@ -11,18 +11,22 @@ from pathlib import Path
 def write_report(
     run_dir: str | Path, output: str | Path | None = None, *, formula: str | None = None
 ) -> Path:
-    """Write the report of what the run has written so far, and return its path.
+    """Writes the report of a run so far.
+
+    A run in progress works too: an incomplete last line is ignored. The same files give the same bytes.
 
     Args:
-        run_dir: the run's --output_dir: config.yaml and metrics.jsonl, and where they're there
+        run_dir: the run's --output_dir: config.yaml and metrics.jsonl, and if they exist
             evaluations.jsonl and completions.jsonl.
         output: where to write the page (default: report.html in the run).
-        formula: the loss in LaTeX, a formula on each line, as `Loss.formula` gives it; left out if None.
+        formula: the loss in LaTeX, one formula per line, as `Loss.formula` gives it; None: no formula.
 
-    A run in progress is fine: half a last line is ignored. The same files give the same bytes.
+    Returns:
+        The page's path.
 
-    Raises ValueError naming the path and what is expected there: no such directory, not a run, no metrics yet,
-    an output that can't be written; naming file:line for a malformed line.
+    Raises:
+        ValueError: no such directory, not a run, no metrics yet, an output that cannot be written, or a malformed line.
+            The message names the path, or file:line.
     """
     from .data import read_run
     from .page import render_page

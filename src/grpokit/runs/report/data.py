@@ -1,4 +1,4 @@
-"""The files of a run → `RunData`. Tolerant of what a run may lack, strict about what is malformed."""
+"""Reads the files of a run into `RunData`. Missing files are fine; malformed ones are refused."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ EXPECTED_RUN = "expected the --output_dir of `grpokit train`, with config.yaml a
 class RunData:
     """What a run has written so far.
 
-    Example: `RunData(Path("runs/demo"), {"loss_type": "dapo"}, ({"step": 1, "reward": 0.4},), (), ())`
+    Example:
+        >>> run = RunData(Path("runs/demo"), {"loss_type": "dapo"}, ({"step": 1, "reward": 0.4},), (), ())
+        >>> run.metric("reward")
+        ([1], [0.4])
     """
 
     path: Path
     config: Row  # config.yaml: the resolved options
-    steps: tuple[Row, ...]  # metrics, one row a step, in order
-    evaluations: tuple[Row, ...]  # rows with figures eval/..., one a step, in order
+    steps: tuple[Row, ...]  # the metrics, one row per step, in order
+    evaluations: tuple[Row, ...]  # rows with the figures eval/..., one per step, in order
     groups: tuple[Row, ...]  # the groups of the last step in completions.jsonl
 
     @property
@@ -33,27 +36,28 @@ class RunData:
         return self.path.resolve().name
 
     def metric(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric, where it's there and finite."""
+        """Returns (steps, values) of a metric, where it exists and is finite."""
         return _column(self.steps, name)
 
     def evaluation(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a figure of the evaluations, such as `eval/pass@1`."""
+        """Returns (steps, values) of a figure of the evaluations, such as `eval/pass@1`."""
         return _column(self.evaluations, name)
 
     def has(self, name: str) -> bool:
-        """Whether a metric has at least one finite value."""
+        """Checks whether a metric has at least one finite value."""
         return any(is_number(row.get(name)) for row in self.steps)
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number (True and False aren't numbers)."""
+    """Checks whether `value` is a finite number (True and False are not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_run(path: Path) -> RunData:
-    """Read a run's directory.
+    """Reads a run's directory.
 
-    Raises ValueError naming the path and what's expected there, or file:line for a malformed line.
+    Raises:
+        ValueError: it is no run, or has a malformed line. The message names the path, or file:line.
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "no such directory"
@@ -92,7 +96,7 @@ def _read_config(path: Path) -> Row:
 
 
 def _by_step(path: Path) -> dict[int, Row]:
-    """Rows by their step; of what two rows of a step both say, the later counts."""
+    """Returns the rows by step. Where two rows of a step have the same name, the later counts."""
     rows: dict[int, Row] = {}
     for step, row in _stepped(path):
         rows[step] = {**rows.get(step, {}), **row}
@@ -100,7 +104,7 @@ def _by_step(path: Path) -> dict[int, Row]:
 
 
 def _last_groups(path: Path) -> tuple[Row, ...]:
-    """The groups of the last step, read line by line: the file of a long run doesn't fit in memory."""
+    """Returns the groups of the last step. Reads line by line, because a long run's file does not fit in memory."""
     last, groups = -1, []
     for step, row in _stepped(path):
         if step != last:
@@ -110,7 +114,7 @@ def _last_groups(path: Path) -> tuple[Row, ...]:
 
 
 def _stepped(path: Path) -> Iterator[tuple[int, Row]]:
-    """(step, row) of each line. A row without a step comes one after the row before it."""
+    """Yields (step, row) per line. A row without a step follows the row before it."""
     step = -1
     for number, row in _objects(path):
         given = row.get("step")
@@ -121,13 +125,13 @@ def _stepped(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON-lines file; nothing where there's no file.
+    """Yields (line number, object) of a JSON-lines file; nothing where there is no file.
 
-    A last line without its end that doesn't parse is a write in progress, and left out.
+    A last line that has no line end and does not parse is a write in progress, and is ignored.
     """
     if not path.exists():
         return
-    with path.open("rb") as file:  # bytes: a torn line may end within a character
+    with path.open("rb") as file:  # bytes, because a torn line may end within a character
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

@@ -1,4 +1,4 @@
-"""The best and the worst group of the last step that was written down: prompts, completions, rewards."""
+"""The best and the worst group of the last recorded step: prompts, completions and rewards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from .data import Row, RunData, is_number
 from .markup import box, escape, number
 
-MOST_COMPLETIONS = 16  # of a group; more are cut to the best and the worst
+MOST_COMPLETIONS = 16  # of a group; of more, the best and the worst are shown
 
 
 def groups_html(run: RunData) -> str:
-    """The section, or nothing where the run has written no completions."""
+    """Returns the section, or nothing where the run has written no completions."""
     if not run.groups:
         return ""
     order = sorted(run.groups, key=lambda group: _mean(group.get("reward")), reverse=True)
@@ -53,7 +53,7 @@ def _group(title: str, group: Row) -> str:
 
 
 def _prompt(prompt: Any) -> str:
-    """A text, or the messages of a chat under the names of their roles."""
+    """Shows a text, or the messages of a chat under the names of their roles."""
     if not isinstance(prompt, list):
         return box(str(prompt or ""), "prompt")
     parts = []
@@ -66,7 +66,7 @@ def _prompt(prompt: Any) -> str:
 
 
 def _columns(columns: Any) -> str:
-    """What else the row had, such as the reference answer."""
+    """Shows the row's other columns, such as the reference answer."""
     if not isinstance(columns, dict) or not columns:
         return ""
     items = "".join(f"<dt>{escape(k)}</dt><dd>{box(str(v))}</dd>" for k, v in columns.items())
@@ -74,7 +74,7 @@ def _columns(columns: Any) -> str:
 
 
 def _completions(group: Row) -> list[str]:
-    """One list item for each completion, the best rewarded first."""
+    """Returns one list item per completion, the best first."""
     texts = _list(group.get("completions"))
     rewards = group.get("rewards")
     by_name = rewards if isinstance(rewards, dict) else {}
@@ -96,7 +96,7 @@ def _completions(group: Row) -> list[str]:
 
 
 def _advantage(value: float) -> str:
-    """Signed, and coloured; the sign says it too, for those who can't tell the colours apart."""
+    """Shows the advantage with its sign and a colour. The sign serves readers who cannot tell the colours apart."""
     css = "up" if value > 0 else "down" if value < 0 else "flat"
     return f'<span class="{css}">A {"+" if value > 0 else ""}{number(value)}</span>'
 
@@ -110,7 +110,7 @@ def _shown(value: Any) -> str:
 
 
 def _mean(values: Any) -> float:
-    """The mean of the numbers among `values`; minus infinity where there's none."""
+    """Returns the mean of the numbers among `values`; minus infinity where there is none."""
     numbers = [value for value in _list(values) if is_number(value)]
     return sum(numbers) / len(numbers) if numbers else float("-inf")
 

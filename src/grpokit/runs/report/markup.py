@@ -1,4 +1,4 @@
-"""Values → text that may stand in the page."""
+"""Converts values to text that is safe in the page."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import html
 import re
 from typing import Any
 
-LONGEST = 6000  # characters of a text that are shown, so that a page with many completions stays light
+LONGEST = 6000  # characters shown of a text, so that a page with many completions stays small
 
 
 def escape(value: Any) -> str:
-    """`value` as text with nothing in it that HTML would read, or that UTF-8 can't write."""
-    # Half a surrogate pair is JSON but no character, and control characters aren't HTML.
+    """Returns `value` as text without anything that HTML would interpret or UTF-8 cannot encode."""
+    # Half a surrogate pair is valid JSON but no character, and control characters are not HTML.
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", str(value).replace("\r\n", "\n"))
     return html.escape(text)
 
 
 def box(text: str, css: str = "") -> str:
-    """`text` in a box that scrolls where it's long: white space kept, the middle of a very long text left out."""
+    """Puts `text` in a box that scrolls if it is long. White space is kept; the middle of a very long text is left out."""
     if len(text) > LONGEST:
         left_out = len(text) - LONGEST
-        head, tail = text[: LONGEST * 2 // 3], text[-(LONGEST // 3) :]  # the end often has the answer
+        head, tail = text[: LONGEST * 2 // 3], text[-(LONGEST // 3) :]  # the answer is often at the end
         text = f"{head}\n\n[… {left_out:,} characters left out …]\n\n{tail}"
     if not text:
         return f'<pre class="{css} empty">(empty)</pre>'
@@ -31,22 +31,22 @@ def box(text: str, css: str = "") -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits: 0.967, 12.3, 1.2e-06."""
+    """Formats a number with three significant digits: 0.967, 12.3, 1.2e-06."""
     return f"{value:.3g}".replace("-", "\u2212", value < 0)
 
 
 def decimal(value: float) -> str:
-    """Three decimals, for numbers to compare: 0.930. Others as `number` has them."""
+    """Formats a number to compare with three decimals: 0.930. Very small and large ones are as in `number`."""
     return f"{value:.3f}".replace("-", "\u2212") if 0.001 <= abs(value) < 100 else number(value)
 
 
 def percent(value: float) -> str:
-    """0.9671 → 96.7%."""
+    """Formats 0.9671 as 96.7%."""
     return f"{100 * value:.1f}%"
 
 
 def seconds(value: float) -> str:
-    """0.25 → 0.25 s, 37.2 → 37 s, 754 → 12 min 34 s, 12000 → 3 h 20 min."""
+    """Formats seconds: 0.25 → 0.25 s, 37.2 → 37 s, 754 → 12 min 34 s, 12000 → 3 h 20 min."""
     if value < 10:
         return f"{value:.2g} s"
     whole = round(value)

@@ -1,4 +1,4 @@
-"""`RunData` → the HTML page."""
+"""Renders `RunData` as the HTML page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .style import CSS
 from .summary import cards_html
 from .svg import COLOURS, formula_svg
 
-# The browser itself holds the page to its word: nothing is run, and nothing is fetched.
+# The browser enforces it: the page runs nothing and fetches nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def render_page(run: RunData, formula: str | None = None) -> str:
-    """The whole page. `formula`: LaTeX, one formula a line."""
+    """Returns the whole page. `formula` is LaTeX, one formula per line."""
     body = "".join(
         (
             _header(run),
@@ -45,7 +45,7 @@ def render_page(run: RunData, formula: str | None = None) -> str:
 
 
 def _header(run: RunData) -> str:
-    """The run's name, and what it trained on what."""
+    """Shows the run's name, its model, dataset and loss."""
     config = run.config
     facts = [
         *(str(config[name]) for name in ("loss_type", "model", "dataset") if config.get(name)),
@@ -65,7 +65,7 @@ def _batch(prompts: Any, generations: Any) -> list[str]:
 
 
 def _plots(run: RunData) -> str:
-    """The reward across the page, the others in two columns."""
+    """Shows the reward across the page, and the other plots in two columns."""
     panels = panels_of(run)
     hero = _figure(REWARD, run, ("wide", "narrow")) if run.has("reward") else ""
     if not panels and not hero:
@@ -75,7 +75,7 @@ def _plots(run: RunData) -> str:
 
 
 def _figure(panel: Panel, run: RunData, sizes: tuple[str, ...] = ("",)) -> str:
-    """A plot under its title and legend, over its caption; of several sizes, the page shows the fitting one."""
+    """Shows a plot with title, legend and caption. With several sizes, the page shows the one that fits."""
     drawn = [(f"on-{size}", *draw(panel, run, size)) for size in sizes]
     plots = "".join(f'<div class="{css}">{svg}</div>' for css, svg, _ in drawn)
     return (
@@ -85,7 +85,7 @@ def _figure(panel: Panel, run: RunData, sizes: tuple[str, ...] = ("",)) -> str:
 
 
 def _legend(keys: list[Key]) -> str:
-    """What the lines are; nothing where there's only one."""
+    """Names the lines; nothing where there is only one."""
     items = "".join(
         f'<li><i class="{key.mark}" style="--key:var({COLOURS[key.colour]})"></i>{escape(key.label)}</li>'
         for key in keys
@@ -94,7 +94,7 @@ def _legend(keys: list[Key]) -> str:
 
 
 def _how_drawn(run: RunData) -> str:
-    """What the faint and the strong lines are, where there are two kinds."""
+    """Explains the faint and the strong lines, where there are both."""
     points = len(run.steps)
     window = trend_window(min(points, MOST_POINTS))
     if window == 1:
@@ -108,7 +108,7 @@ def _how_drawn(run: RunData) -> str:
 
 
 def _formula(formula: str | None, run: RunData) -> str:
-    """The loss, a line for each formula; a line that mathtext can't draw is shown as it was written."""
+    """Shows the loss, one line per formula. A line that mathtext cannot draw is shown as LaTeX."""
     lines = [line.strip() for line in (formula or "").splitlines() if line.strip()]
     if not lines:
         return ""
@@ -123,7 +123,7 @@ def _formula(formula: str | None, run: RunData) -> str:
 
 
 def _configuration(run: RunData) -> str:
-    """All options in a table, those that aren't at their default first and marked."""
+    """Shows all options in a table. Those that differ from their defaults come first and are marked."""
     defaults = {
         field.name: _plain(field.default)
         for field in dataclasses.fields(TrainConfig)
@@ -152,7 +152,7 @@ def _option(name: str, value: Any, changed: bool, default: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    """As one would write it on the command line; a dash where nothing was given."""
+    """Formats a value as on the command line; a dash where nothing was given."""
     if value is None or value == "" or value == []:
         return "–"
     if isinstance(value, list):
@@ -163,5 +163,5 @@ def _value(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """YAML has no tuples."""
+    """Converts tuples to lists, because YAML has no tuples."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The table of plots: what each shows, in which runs, and what to look for in it."""
+"""The table of plots: the metrics that each shows, and what to look for in it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from .svg import AMBER, BLUE, GREEN, GREY, PINK, RED
 
 @dataclass(frozen=True)
 class Line:
-    """A metric in a plot. Example: `Line("clip_ratio/low_mean", "below the range", BLUE)`"""
+    """A metric in a plot.
+
+    Example:
+        >>> line = Line("clip_ratio/low_mean", "below the range", BLUE)
+    """
 
     metric: str
     label: str
     colour: str = BLUE
-    reduce: Literal["mean", "max", "min"] = "mean"  # what stands for a run of steps in a long series
+    reduce: Literal["mean", "max", "min"] = "mean"  # how several steps of a long series become one point
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot: shown where the run has one of its metrics.
+    """A plot, shown where the run has one of its metrics.
 
-    Example: `Panel("kl", "KL", "A slow rise is normal.", (Line("kl", "KL"),))`
+    Example:
+        >>> panel = Panel("kl", "KL", "A slow rise is normal.", (Line("kl", "KL"),))
     """
 
     key: str
@@ -35,8 +40,8 @@ class Panel:
     kind: Literal["lines", "reward", "lengths", "times", "evaluation"] = "lines"
     percent: bool = False  # the values are shares
     from_zero: bool = False  # the axis starts at 0
-    trend: bool = True  # a long series gets a rolling mean
-    # The axis is logarithmic where the largest value is this many times the smallest.
+    trend: bool = True  # whether a long series gets a rolling mean
+    # The axis is logarithmic where the largest value is more than this many times the smallest.
     log_over: float = math.inf
     size: Literal["normal", "small"] = "normal"
 
@@ -86,7 +91,7 @@ PANELS: tuple[Panel, ...] = (
         "Near 100%, all tokens count alike; well below, a few with large importance ratios dominate the gradient.",
         (Line("ratio/ess", "effective sample size", reduce="min"),),
         percent=True,
-        trend=False,  # a dip is the news, and a mean would smear it
+        trend=False,  # a dip matters, and a mean would hide it
     ),
     Panel(
         "ratio",
@@ -178,7 +183,7 @@ PANELS: tuple[Panel, ...] = (
 
 
 def panels_of(run: RunData) -> list[Panel]:
-    """The panels that the run has something to show in, the reward's left out."""
+    """Returns the panels for which the run has metrics, without the reward's."""
     names = sorted({name for row in run.steps for name in row if re.fullmatch(r"rewards/.+/mean", name)})
     by_function = Panel(
         "reward-functions",
@@ -194,7 +199,7 @@ def panels_of(run: RunData) -> list[Panel]:
 
 
 def _shows(panel: Panel, run: RunData) -> bool:
-    if panel.kind == "evaluation":  # one evaluation is a figure, not a plot
+    if panel.kind == "evaluation":  # a single evaluation needs no plot
         return any(len(run.evaluation(line.metric)[0]) > 1 for line in panel.lines)
     if panel.kind in ("lengths", "times"):
         return run.has(panel.lines[0].metric)
@@ -202,7 +207,7 @@ def _shows(panel: Panel, run: RunData) -> bool:
 
 
 def describe(panel: Panel, run: RunData) -> str:
-    """The plot in words, for those who can't see it."""
+    """Describes the plot in words, for readers who cannot see it."""
     read = run.evaluation if panel.kind == "evaluation" else run.metric
     parts = []
     for line in panel.lines:

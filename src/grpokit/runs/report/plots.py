@@ -1,4 +1,4 @@
-"""Panel and run → inline SVG: one function draws each kind of plot."""
+"""Draws a panel of a run as inline SVG. Each kind of plot has one function."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from .panels import Line, Panel, describe
 from .series import Floats, smooth, thin, trend_window
 from .svg import AMBER, BLUE, GREEN, GREY, INK, PINK, RED, STYLE, figure_svg
 
-# Inches. A plot is drawn for the width it's shown at, so that its text has the page's size: 72 points an inch.
+# Inches. A plot is drawn for the width at which it is shown, so that its text has the page's size: 72 points an inch.
 SIZES = {"wide": (10.6, 3.1), "narrow": (4.7, 2.9), "normal": (4.7, 2.45), "small": (4.7, 1.9)}
-PHASES = {"rollout": BLUE, "learn": AMBER, "reward": GREEN, "sync": PINK, "other": GREY}  # of time/step
+PHASES = {"rollout": BLUE, "learn": AMBER, "reward": GREEN, "sync": PINK, "other": GREY}  # parts of time/step
 
 
 class Key(NamedTuple):
-    """An entry of a plot's legend, which the page sets: there it wraps, and is as wide as it needs.
+    """An entry of a plot's legend. The page renders it, so it wraps and takes the width it needs.
 
-    Example: `Key("pass@1, greedy", "#d55e00", "line")`
+    Example:
+        >>> key = Key("pass@1, greedy", "#d55e00", "line")
     """
 
     label: str
@@ -34,7 +35,7 @@ class Key(NamedTuple):
 
 
 def draw(panel: Panel, run: RunData, size: str = "") -> tuple[str, list[Key]]:
-    """(the panel as an inline `<svg>`, its legend); `size`, a key of SIZES, replaces the panel's own."""
+    """Returns the panel as an inline `<svg>` and its legend. `size` (a key of SIZES) replaces the panel's own."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZES[size or panel.size], layout="constrained")
         keys = _DRAWERS[panel.kind](figure, panel, run)
@@ -58,7 +59,7 @@ def _draw_lines(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
 
 
 def _draw_reward(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
-    """The reward, the spread around it, and the held-out figure that compares with it."""
+    """Draws the reward, the spread around it, and the comparable held-out figure."""
     axes = figure.subplots()
     keys = [Key(panel.lines[0].label, BLUE, "line")]
     rows = [row for row in run.steps if is_number(row.get("reward")) and is_number(row.get("reward_std"))]
@@ -79,7 +80,7 @@ def _draw_reward(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
 
 
 def _draw_lengths(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
-    """Mean length between the shortest and the longest; under it the share cut off."""
+    """Draws the mean length between the shortest and the longest, and below it the share that was cut off."""
     cut = run.metric("completions/clipped_ratio")
     rows = 2 if cut[0] else 1
     upper, *lower = np.atleast_1d(figure.subplots(rows, 1, sharex=True, height_ratios=(3, 1)[:rows]))
@@ -103,14 +104,14 @@ def _draw_lengths(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
 
 
 def _draw_times(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
-    """Seconds of a step, stacked by phase; what no phase accounts for is `other`."""
+    """Draws the seconds of a step, stacked by phase. `other` is the rest."""
     axes = figure.subplots()
     rows = [row for row in run.steps if is_number(row.get("time/step"))]
     steps = [row["step"] for row in rows]
     phases = {name: np.nan_to_num(_cells(rows, f"time/{name}")) for name in PHASES if name != "other"}
     phases["other"] = np.maximum(0.0, _cells(rows, "time/step") - sum(phases.values()))
     total = sum(float(seconds.sum()) for seconds in phases.values())
-    # A phase of less than half a percent would be a name in the legend for a line that can't be seen.
+    # A phase below half a percent would have a legend entry but no visible area.
     shown = {n: s for n, s in phases.items() if s.sum() > 0.005 * total} or {"other": phases["other"]}
     if len(rows) == 1:
         bottom = 0.0
@@ -129,7 +130,7 @@ def _draw_times(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
 
 
 def _draw_evaluation(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
-    """Accuracy at each evaluation, greedy and sampled, and pass@k for the largest k > 1 that there are."""
+    """Draws accuracy at each evaluation: greedy, sampled, and pass@k for the largest k > 1."""
     axes = figure.subplots()
     names = {name for row in run.evaluations for name in row}
     ks = sorted(
@@ -161,7 +162,7 @@ _DRAWERS: dict[str, Callable[[Figure, Panel, RunData], list[Key]]] = {
 def _series(
     axes: Axes, steps: Sequence[float], values: Sequence[float], line: Line, trend: bool = True
 ) -> None:
-    """The points of a series, faint, under their rolling mean; plainly where there are few."""
+    """Draws the points of a series faintly under their rolling mean, or plainly if there are few."""
     x, y = thin(steps, values, line.reduce)
     window = trend_window(len(x)) if trend else 1
     if window == 1:
@@ -178,12 +179,12 @@ def _y_axis(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
     elif panel.from_zero and low >= 0:
-        # A series that is 0 throughout still gets an axis with a scale.
+        # A series of zeros still gets an axis with a scale.
         axes.set_ylim(0, None if high > 0 else 0.01 if panel.percent else 1)
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _cells(rows: Sequence[Row], name: str) -> Floats:
-    """[len(rows)] a metric's values, NaN where there's none."""
+    """Returns a metric's values [len(rows)], NaN where there is none."""
     return np.array([row[name] if is_number(row.get(name)) else np.nan for row in rows], dtype=np.float64)

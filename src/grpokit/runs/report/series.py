@@ -1,4 +1,4 @@
-"""Long series made short enough to draw: thinned by runs of steps, and smoothed."""
+"""Makes long series short enough to draw: averages over several steps, and a rolling mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-MOST_POINTS = 400  # more can't be told apart at the width of a plot
+MOST_POINTS = 400  # more cannot be told apart at the width of a plot
 TREND_FROM = 30  # points from which on a rolling mean is drawn
 
 _REDUCE = {"mean": np.add, "max": np.maximum, "min": np.minimum}
@@ -19,9 +19,9 @@ _REDUCE = {"mean": np.add, "max": np.maximum, "min": np.minimum}
 def thin(
     x: Sequence[float] | Floats, y: Sequence[float] | Floats, reduce: Literal["mean", "max", "min"] = "mean"
 ) -> tuple[Floats, Floats]:
-    """At most MOST_POINTS points [M]: of each run of consecutive points the mean x, and `reduce` of the y.
+    """Returns at most MOST_POINTS points [M]. Each stands for several consecutive points: their mean x, and `reduce` of their y.
 
-    The runs are of the same length, but for a shorter last one. Few enough points come back as they are.
+    All stand for equally many points, except for the last one. A short series is returned as it is.
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     length = -(-len(xs) // MOST_POINTS)
@@ -35,15 +35,15 @@ def thin(
 
 
 def trend_window(points: int) -> int:
-    """The (odd) number of points of the rolling mean over a series of `points`; 1 where none is drawn."""
+    """Returns the (odd) window of the rolling mean over a series of `points`; 1 where none is drawn."""
     return 1 if points < TREND_FROM else max(5, points // 15 | 1)
 
 
 def smooth(y: Floats, window: int) -> Floats:
-    """Centred rolling mean [M] → [M], with a window that shrinks towards the ends.
+    """Computes a centred rolling mean [M] → [M], with a window that shrinks towards the ends.
 
-    It shrinks on both sides, so as not to lag, but to no less than a third: shrunk to one point, it would end
-    the line in a hook that is one step's noise.
+    It shrinks on both sides, so it does not lag, but to no less than a third. Shrunk to one point, it would end the line in
+    one step's noise.
     """
     half = window // 2
     at = np.arange(len(y))

@@ -1,4 +1,4 @@
-"""The style sheet of a report. The plots draw with its variables, so they follow the light and the dark page."""
+"""The style sheet of a report. The plots use its variables, so they follow the light or the dark page."""
 
 CSS = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--ink:#1b1e24;--ink-2:#5c6370;--line:#e4e6ea;

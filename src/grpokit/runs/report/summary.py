@@ -1,4 +1,4 @@
-"""The cards at the top: what came of the run, in a few numbers."""
+"""The cards at the top of the page: the outcome of the run in a few numbers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from .markup import decimal, escape, percent, seconds
 
 
 class Card(NamedTuple):
-    """A number and what it's of. Example: `Card("Reward", "0.930", "training", before="0.363")`"""
+    """A number and its title.
+
+    Example:
+        >>> card = Card("Reward", "0.930", "training", before="0.363")
+    """
 
     title: str
     value: str
     note: str
-    before: str = ""  # the value at the start, where it's one that changed
+    before: str = ""  # the value at the start, if it has changed
 
 
 def cards_html(run: RunData) -> str:
-    """The cards as one list of terms."""
+    """Returns the cards as one list of terms."""
     items = "".join(_card(card) for card in (*_reward(run), *_evaluations(run), *_progress(run)))
     return f'<dl class="cards">{items}</dl>'
 
@@ -34,7 +38,7 @@ def _card(card: Card) -> str:
 
 
 def _reward(run: RunData) -> list[Card]:
-    """First → last reward: means over a few steps, for the reward of one step is noisy."""
+    """Returns the first → last reward, each a mean over a few steps, because the reward of one step is noisy."""
     _, values = run.metric("reward")
     if not values:
         return []
@@ -47,7 +51,7 @@ def _reward(run: RunData) -> list[Card]:
 
 
 def _evaluations(run: RunData) -> list[Card]:
-    """Held-out figures before → after."""
+    """Returns the held-out figures, before → after."""
     names = {name for row in run.evaluations for name in row}
     many = sorted(
         (name for name in names if re.fullmatch(r"eval/pass@\d+", name) and name != "eval/pass@1"),
@@ -74,7 +78,7 @@ def _evaluations(run: RunData) -> list[Card]:
 
 
 def _progress(run: RunData) -> list[Card]:
-    """Steps done, and their wall time."""
+    """Returns the finished steps and their wall time."""
     done = sum(any(name != "step" and not name.startswith("eval/") for name in row) for row in run.steps)
     wanted = run.config.get("max_steps")
     unfinished = isinstance(wanted, int) and done < wanted

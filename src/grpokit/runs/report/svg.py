@@ -1,4 +1,4 @@
-"""matplotlib figures → SVG that may stand inside a page, in the page's own colours and fonts."""
+"""Converts matplotlib figures to SVG for use inside a page, in the page's own colours and fonts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# What a plot draws with → the page's variable, so that one plot serves the light and the dark page. The series'
-# colours are Okabe and Ito's, which colour-blind readers can tell apart.
+# A plot's colour → the page's variable, so that one plot serves the light and the dark page. The series' colours are
+# those of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS: Mapping[str, str] = {
     "#0072b2": "--blue",
     "#d55e00": "--red",
@@ -28,10 +28,10 @@ COLOURS: Mapping[str, str] = {
 BLUE, RED, GREEN, PINK, AMBER, GREY, INK, AXIS, GRID = COLOURS
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: the page's font, selectable, a tenth of the size
+    "svg.fonttype": "none",  # text stays text: in the page's font, selectable, a tenth of the size
     "svg.hashsalt": "grpokit",  # the same figure gives the same bytes
-    "text.parse_math": False,  # a $ in the name of a reward function is a $
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so no font is looked for; the page sets its own
+    "text.parse_math": False,  # a $ in the name of a reward function is just a $
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so no font is searched for; the page sets its own
     "font.size": 9.0,
     "axes.edgecolor": AXIS,
     "axes.labelcolor": INK,
@@ -56,15 +56,16 @@ _FORMULA_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "grpokit",
     "mathtext.fontset": "stix",
 }
-_FORMULA_SIZE = 12.0  # points; on the page, 1 em
+_FORMULA_SIZE = 12.0  # points; 1 em on the page
 
 
 def figure_svg(figure: Figure, name: str, label: str) -> str:
-    """`figure` as one `<svg>` element, as wide as its container.
+    """Returns `figure` as one `<svg>` element, as wide as its container.
 
     Args:
+        figure: the figure.
         name: prefix of its ids; must differ between the figures of a page.
-        label: what a reader who can't see it is told.
+        label: a description for readers who cannot see it.
     """
     body, width, height = _element(figure, name)
     return (
@@ -73,13 +74,13 @@ def figure_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def formula_svg(line: str, name: str) -> str | None:
-    """A line of LaTeX as one `<svg>` element in the size of the text; None where mathtext can't read it."""
+    """Returns a line of LaTeX as one `<svg>` element in the size of the text; None if mathtext cannot read it."""
     with matplotlib.rc_context(_FORMULA_STYLE):
         figure = Figure(figsize=(1, 1))
         figure.text(0, 0, _mathtext(line), fontsize=_FORMULA_SIZE)
         try:
             body, width, height = _element(figure, name, bbox_inches="tight", pad_inches=0.02)
-        except ValueError:  # what mathtext raises for a formula that it can't parse
+        except ValueError:  # mathtext raises it for a formula that it cannot parse
             return None
     em_width, em_height = width / _FORMULA_SIZE, height / _FORMULA_SIZE
     return (
@@ -89,23 +90,23 @@ def formula_svg(line: str, name: str) -> str | None:
 
 
 def _mathtext(line: str) -> str:
-    """LaTeX as mathtext takes it: between dollars, with fractions in display size as on a line of their own."""
+    """Converts LaTeX for mathtext: between dollars, with fractions in display size."""
     line = line.replace(r"\frac", r"\dfrac")
     return line if "$" in line else f"${line}$"
 
 
 def _element(figure: Figure, name: str, **how: Any) -> tuple[str, float, float]:
-    """(what's inside the `<svg>`, its width, its height), fit to stand in a page among others."""
+    """Returns (the content of the `<svg>`, its width, its height), ready for a page with other figures."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        # A name in a script that matplotlib's font lacks: the text stays text, and the browser has the font.
+        # matplotlib's font may lack a script of the name, but the text stays text, and the browser has a font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, **how)
     text = buffer.getvalue()
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
-    assert box is not None  # matplotlib writes one always
+    assert box is not None  # matplotlib always writes one
     body = text[text.index(">", box.end()) + 1 : text.rindex("</svg>")]
-    # The <style> would hold for the whole page, and comments and metadata name addresses.
+    # The <style> would apply to the whole page, and comments and metadata contain addresses.
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.S)
     body = body.replace("xlink:href", "href").replace("\n", " ")
     body = re.sub(r' d="[^"]*"', _rounded, body)
@@ -115,7 +116,7 @@ def _element(figure: Figure, name: str, **how: Any) -> tuple[str, float, float]:
 
 
 def _rounded(path: re.Match[str]) -> str:
-    """A path with two decimals: a hundredth of a point can't be seen, and half the page is digits."""
+    """Rounds a path to two decimals. A hundredth of a point cannot be seen, and half of the page is digits."""
     return re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", path[0])
 
 
@@ -125,7 +126,7 @@ def _colour(match: re.Match[str]) -> str:
 
 
 def _own_ids(body: str, name: str) -> str:
-    """Ids that something refers to get the prefix `name`; the others go. All figures share the page's ids."""
+    """Prefixes ids that are referred to with `name`, and removes the others. All figures share the page's ids."""
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
     body = re.sub(r'\s*\bid="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
