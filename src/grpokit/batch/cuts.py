@@ -119,12 +119,19 @@ def _evened(cuts: list[list[list[Sample]]]) -> list[list[list[Sample]]]:
     A rank with too few splits its largest forward, or gets empty ones.
     """
     wanted = max(len(parts) for parts in cuts)
-    for mine in cuts:
-        while len(mine) < wanted:
-            largest = max(range(len(mine)), key=lambda i: len(mine[i]), default=None)
-            part = [] if largest is None or len(mine[largest]) < 2 else mine.pop(largest)
-            mine += [part[: len(part) // 2], part[len(part) // 2 :]] if part else [[]]
-    return cuts
+    return [_split_to(parts, wanted) for parts in cuts]
+
+
+def _split_to(parts: list[list[Sample]], count: int) -> list[list[Sample]]:
+    """`count` forwards with the samples of `parts`: each time the first of the largest is halved."""
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]), default=-1)
+        if largest < 0 or len(parts[largest]) < 2:
+            return parts + [[] for _ in range(count - len(parts))]
+        part = parts[largest]
+        half = len(part) // 2
+        parts = [*parts[:largest], *parts[largest + 1 :], part[:half], part[half:]]
+    return parts
 
 
 def _in_order(samples: Iterable[Sample], budget: int, packed: bool) -> list[list[Sample]]:

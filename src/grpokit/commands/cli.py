@@ -48,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, or 2 for a mistake that the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        command, *flags = arguments or [""]
+        if command in ("train", "eval", "plan") and {"-h", "--help"} & set(flags):
+            from ..config.help import help_text
+
+            print(help_text(COMMANDS[command], command), end="")
+            return 0
         config = parse(arguments)
         return RUN[type(config)](config)
     except ValueError as error:

@@ -29,6 +29,20 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hides the progress bars of transformers, which would run through our own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def waiting(text: str) -> Iterator[None]:
     """A spinner with `text` on a terminal, the text alone elsewhere, while something slow goes on."""
     if console.is_terminal:

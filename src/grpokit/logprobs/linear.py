@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from ..losses import Loss, LossBatch, Stats, policy_loss
+from ..losses.surrogate import COUPLINGS
 from ..types import LossOutput, Metrics, join_metrics
 from .autograd import Connect, Score
 from .chunks import Rows
 from .head import Head
 from .head_pass import HeadPass, LossFn
 from .projection import operand_dtype
-
-COUPLINGS = ("token", "sequence", "group", "step")
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,14 @@ age. c is truncated (TIS, arXiv 2510.18927 and others) or masked (IcePop). OPSM 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..types import Metric, Metrics
+from .ratio import MAX_LOG_RATIO
 
 CORRECTION_MODES = ("truncate", "mask")
 CORRECTION_LEVELS = ("token", "sequence_product", "sequence_geometric")
@@ -33,11 +35,26 @@ class Correction:
     low: float = 0.5  # mask: c where low ≤ c ≤ high, else 0
     high: float = 5.0
 
-    def of_sequence(self, log_weight: Tensor) -> Tensor:
-        """Returns log c at this level for the tokens [T] of one whole sequence: [T], or a scalar."""
+    def of_sequence(
+        self,
+        log_weight: Tensor,
+        sequence_sum: Callable[[Tensor], Tensor] = torch.sum,
+        sequence_mean: Callable[[Tensor], Tensor] = torch.mean,
+    ) -> Tensor:
+        """Returns log c at this level: the tokens' own, or one value for each sequence.
+
+        Args:
+            log_weight: log c of the tokens [T] of one whole sequence, or [N] of several.
+            sequence_sum: sums [N] within each sequence.
+            sequence_mean: averages [N] within each sequence.
+
+        Returns:
+            [T] or [N] at token level, else a scalar or one value for each sequence.
+        """
         if self.level == "token":
             return log_weight
-        return (log_weight.sum() if self.level == "sequence_product" else log_weight.mean()).clamp(-20, 20)
+        reduce = sequence_sum if self.level == "sequence_product" else sequence_mean
+        return reduce(log_weight).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
     def rejects(self, log_weight: Tensor) -> Tensor:
         """Returns [N] bool: the tokens that `mask` rejects. `truncate` rejects none."""
@@ -60,7 +77,7 @@ class Correction:
 
         It serves losses that take the correction inside their ratio.
         """
-        return self.weight(log_weight).clamp(min=1e-8).log().clamp(math.log(1e-8), 20)
+        return self.weight(log_weight).clamp(min=1e-8).log().clamp(math.log(1e-8), MAX_LOG_RATIO)
 
 
 def check_correction(correction: Correction) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common.noise import keyed_hash
+from .ratio import MAX_LOG_RATIO
 from .stats import Tokens, without_noise
 from .surrogate import TOKEN_LEVELS, above, surrogate
 from .surrogates import clip, clip_check, clip_health
@@ -99,7 +100,7 @@ def fipo(
     Returns:
         ℓ [N].
     """
-    factor = future.clamp(-20, 20).exp().clamp(fipo_low, fipo_high)
+    factor = future.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(fipo_low, fipo_high)
     unsafe = (advantages < 0) & (log_ratio.detach().exp() > fipo_safe_ratio)
     factor = torch.where(unsafe, factor.clamp(max=1.0), factor)
     return factor * clip(

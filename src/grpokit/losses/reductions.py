@@ -8,29 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-
-class Reduced(Protocol):
-    """The attributes of a loss that a reduction reads."""
-
-    @property
-    def name(self) -> str:
-        """The loss_type."""
-        ...
-
-    @property
-    def reduction(self) -> str:
-        """A key of REDUCTIONS."""
-        ...
-
-    @property
-    def max_completion_length(self) -> int | None:
-        """L_max, for `constant_length`."""
-        ...
+if TYPE_CHECKING:
+    from .loss import Loss
 
 
 @dataclass(frozen=True)
@@ -107,37 +91,40 @@ class Counts:
 # [S] or None, and returns w [S].
 
 
-def sequence_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
+def sequence_mean(
+    lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None
+) -> Tensor:
     """w_i = 1 / (N · T_i): the mean over each sequence's tokens, then over sequences."""
     return 1 / (counts.sequences * lengths)
 
 
-def rank_token_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
+def rank_token_mean(
+    lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None
+) -> Tensor:
     """w_i = 1 / (P · tokens of this rank): the token mean of each rank, then the mean over ranks."""
     return torch.full_like(lengths, 1 / (counts.ranks * counts.rank_tokens))
 
 
-def token_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
+def token_mean(lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None) -> Tensor:
     """w_i = 1 / (tokens of all ranks): one mean over all tokens of the update."""
     return torch.full_like(lengths, 1 / counts.tokens)
 
 
-def constant_length(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
+def constant_length(
+    lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None
+) -> Tensor:
     """w_i = 1 / (N · L_max). L_max is the configured maximum completion length, never the padded width."""
-    if loss.max_completion_length is None:
-        raise ValueError(
-            f"max_completion_length is missing: loss_type {loss.name} divides by it (reduction constant_length); "
-            f"make_loss({loss.name!r}, max_completion_length=256)"
-        )
-    return torch.full_like(lengths, 1 / (counts.sequences * loss.max_completion_length))
+    if max_length is None:
+        raise ValueError("max_completion_length is missing: reduction constant_length divides by it")
+    return torch.full_like(lengths, 1 / (counts.sequences * max_length))
 
 
-def sequence_sum(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
+def sequence_sum(lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None) -> Tensor:
     """w_i = 1 / N: the sum over each sequence's tokens, then the mean over sequences."""
     return torch.full_like(lengths, 1 / counts.sequences)
 
 
-def prompt_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tensor | None) -> Tensor:
+def prompt_mean(lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None) -> Tensor:
     """w_i = 1 / (Q · tokens of i's group): the token mean of each group, then the mean over the Q groups."""
     if group_ids is None or not counts.group_tokens:
         raise ValueError(
@@ -147,7 +134,7 @@ def prompt_mean(lengths: Tensor, counts: Counts, loss: Reduced, group_ids: Tenso
     return 1 / (len(counts.group_tokens) * tokens.to(lengths.device))
 
 
-Reduction = Callable[[Tensor, Counts, Reduced, Tensor | None], Tensor]
+Reduction = Callable[[Tensor, Counts, Tensor | None, int | None], Tensor]
 
 REDUCTIONS: dict[str, Reduction] = {
     "sequence_mean": sequence_mean,
@@ -168,9 +155,7 @@ REDUCTION_FORMULAS: dict[str, str] = {
 }
 
 
-def sequence_weights(
-    loss: Reduced, lengths: Tensor, counts: Counts, group_ids: Tensor | None = None
-) -> Tensor:
+def sequence_weights(loss: Loss, lengths: Tensor, counts: Counts, group_ids: Tensor | None = None) -> Tensor:
     """Computes the weight of each sequence's tokens, for the whole update.
 
     Args:
@@ -196,10 +181,17 @@ def sequence_weights(
             f"counts has {counts.tokens} tokens, but these sequences alone have {int(lengths.sum())}: "
             "counts must be of the whole update, before it is cut"
         )
+    if loss.reduction == "constant_length" and loss.max_completion_length is None:
+        raise ValueError(
+            f"max_completion_length is missing: loss_type {loss.name} divides by it (reduction constant_length); "
+            f"make_loss({loss.name!r}, max_completion_length=256)"
+        )
     weights = torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
     # A sequence without a trainable token is not a sample: its weight is 0, and it is not counted.
     real = lengths > 0
     if real.any():
         ids = None if group_ids is None else group_ids[real]
-        weights[real] = REDUCTIONS[loss.reduction](lengths[real].double(), counts, loss, ids)
+        weights[real] = REDUCTIONS[loss.reduction](
+            lengths[real].double(), counts, ids, loss.max_completion_length
+        )
     return weights

@@ -133,7 +133,7 @@ class Stats:
 
 @dataclass(frozen=True, eq=False)
 class UpdateStats:
-    """The gathered tokens of an update. `a + b` joins slices, `across_ranks` joins ranks, `finish` computes the statistics.
+    """The gathered tokens of an update. `a + b` joins slices, `join` joins ranks, `finish` computes the statistics.
 
     Example:
         >>> from grpokit.losses import make_loss
@@ -180,14 +180,14 @@ class UpdateStats:
         )
 
     def __add__(self, other: UpdateStats) -> UpdateStats:
-        return self.across_ranks([self, other])[0]
+        return self.join([self, other])
 
     @classmethod
-    def across_ranks(cls, per_rank: Sequence[UpdateStats]) -> list[UpdateStats]:
-        """Joins one UpdateStats per rank. Returns the joined one, repeated for each rank."""
-        parts = [s.tokens.tensors() for s in per_rank]
-        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return [cls(dataclasses.replace(per_rank[0].tokens, **joined))] * len(per_rank)
+    def join(cls, parts: Sequence[UpdateStats]) -> UpdateStats:
+        """Joins the tokens of several slices or ranks."""
+        tensors = [part.tokens.tensors() for part in parts]
+        joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+        return cls(dataclasses.replace(parts[0].tokens, **joined))
 
     def finish(self, loss: Loss, seed: int = 0, version: int = 0) -> Stats:
         """Computes thresholds, sums over sequences and groups, and selected tokens.
@@ -266,9 +266,8 @@ def compute_statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], d
         by_sequence["log_ratio"] = spread(reduce(d))
         by_sequence["length"] = spread(tokens.sequence_lengths.to(d.dtype))
     if loss.correction is not None and loss.correction.level != "token":
-        product = loss.correction.level == "sequence_product"
-        value = (tokens.sequence_sum if product else tokens.sequence_mean)(tokens.log_weight)
-        by_sequence["log_weight"] = spread(value.clamp(-20, 20))
+        value = loss.correction.of_sequence(tokens.log_weight, tokens.sequence_sum, tokens.sequence_mean)
+        by_sequence["log_weight"] = spread(value)
     if loss.correction is not None and part.correction_inside:
         inside = by_sequence.get("log_weight")
         of_tokens = loss.correction.log_weight(tokens.log_weight)

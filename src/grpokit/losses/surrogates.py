@@ -25,6 +25,7 @@ import math
 import torch
 from torch import Tensor
 
+from .ratio import MAX_LOG_RATIO
 from .surrogate import TOKEN_LEVELS, above, at_least, surrogate
 
 # --------------------------------------------------------------------------- clip
@@ -257,7 +258,7 @@ def vespo(
 
     (k, λ) = (2, 3) where A ≥ 0, (3, 2) where A < 0. In log space, log W held to [log 1e-8, 20].
     """
-    log_w = log_ratio.detach().clamp(math.log(1e-8), 20)
+    log_w = log_ratio.detach().clamp(math.log(1e-8), MAX_LOG_RATIO)
     k = torch.where(advantages >= 0, advantages.new_tensor(vespo_k_pos), advantages.new_tensor(vespo_k_neg))
     lam = torch.where(
         advantages >= 0, advantages.new_tensor(vespo_lambda_pos), advantages.new_tensor(vespo_lambda_neg)

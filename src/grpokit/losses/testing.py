@@ -112,9 +112,7 @@ def _run(loss: Loss, batch: LossBatch, parts: list[Tensor]) -> tuple[Tensor, Ten
     batch = dataclasses.replace(batch, logps=logps)
     stats = None
     if loss.coupling != "token":
-        stats = UpdateStats.across_ranks([UpdateStats.of(loss, batch.select(p)) for p in parts])[0].finish(
-            loss
-        )
+        stats = UpdateStats.join([UpdateStats.of(loss, batch.select(p)) for p in parts]).finish(loss)
     shares = [policy_loss(loss, batch.select(p), stats).loss for p in parts]
     total = torch.stack(shares).sum()
     if total.requires_grad:

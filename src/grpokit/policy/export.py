@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..common.console import quiet_transformers
 from ..parallel import ALONE, World, full
 from .lora import merge_adapter, write_adapter
 from .policy import DTYPES, Policy
@@ -81,11 +83,11 @@ def write_model(
     narrowed: dict[int, Tensor] = {
         id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
     }
-    shown, model.config.dtype = model.config.dtype, dtype
-    try:
-        model.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
-    finally:
-        model.config.dtype = shown
+    written = copy.copy(model)  # save_pretrained changes its model's config: this one's is a copy
+    written.config = copy.deepcopy(model.config)
+    written.config.dtype = dtype
+    with quiet_transformers():
+        written.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
     # save_pretrained writes the parameters' dtype into config.json. The saved weights have this one, and a resumed run must
     # save them in it too.
     described = directory / "config.json"

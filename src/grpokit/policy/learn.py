@@ -279,14 +279,14 @@ def gather_stats(
     for micro, scores in iter_scores(policy, update.samples, how, with_entropy=loss.needs_entropies):
         parts.append(UpdateStats.of(loss, loss_batch(micro, scores)))
         logps |= split_by_sample(micro, scores.logps)
-    mine = UpdateStats.across_ranks(parts)[0].tokens
+    mine = UpdateStats.join(parts).tokens
     ranks = [
         UpdateStats(
             dataclasses.replace(mine, **{name: value.to(policy.device) for name, value in part.items()})
         )
         for part in how.world.gather_tensors(mine.tensors())
     ]
-    return UpdateStats.across_ranks(ranks)[0].finish(loss, how.seed, policy.version), logps
+    return UpdateStats.join(ranks).finish(loss, how.seed, policy.version), logps
 
 
 def sampler_mismatch(samples: Iterable[Sample], old: Mapping[int, Tensor], loss: Loss) -> Metrics:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.console import quiet_transformers
 from ..common.hub import model_directory
 from ..common.text import first_line
 from ..parallel import ALONE, World, shard
@@ -106,9 +107,10 @@ def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
     path = model_directory(path, "--model")
     base = base_of(path)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            model_directory(base or path, "--model"), dtype="auto", local_files_only=True, **options
-        )
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                model_directory(base or path, "--model"), dtype="auto", local_files_only=True, **options
+            )
         stored = model.dtype
         return (model if base is None else merge_into(model, path)), stored
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

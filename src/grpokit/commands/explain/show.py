@@ -19,7 +19,7 @@ from .curves import compose
 from .notes import notes_of
 from .plain_text import plain_text
 
-COUPLINGS = {
+COUPLING_TEXTS = {
     "token": "nothing: any subset of the update's tokens is a slice by itself",
     "sequence": "the tokens of a sequence: a slice holds whole sequences, unless a statistics pass came first",
     "group": "the sequences of a group: needs a statistics pass over the update",
@@ -80,7 +80,7 @@ def _facts(loss: Loss) -> Iterator[tuple[str, Any]]:
         "batch": "divided by the step's standard deviation",
     }
     yield "advantages", Text(scaled.get(loss.scale_rewards, "divided by the group's standard deviation"))
-    yield "couples", Text(COUPLINGS[loss.coupling])
+    yield "couples", Text(COUPLING_TEXTS[loss.coupling])
     yield "unchanged by", Text("; ".join(text for key, text in INVARIANCES.items() if key in distinct(loss)))
     if loss.needs_sampler:
         yield "needs", Text("the sampler's log-probs (sampler_logps)")
