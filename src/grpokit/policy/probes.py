@@ -17,7 +17,7 @@ def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
     """Tests the layouts: log-probs must equal those of padded samples.
 
     Returns:
-        Whether samples may be packed, and why prompts may not be shared (None: they may).
+        True if samples may be packed, and the reason why prompts may not be shared (None: they may).
     """
     vocabulary = policy.model.config.get_text_config().vocab_size
     samples = [_probe_sample(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]

@@ -11,7 +11,7 @@ from ..config.options import TrainConfig
 from ..config.yaml import load_yaml
 from ..parallel import restarts
 
-# What a run leaves before its first checkpoint. All of it can be made again.
+# The files that a run leaves before its first checkpoint. All of them can be made again.
 BEGUN = {
     "config.yaml",
     "error.txt",
