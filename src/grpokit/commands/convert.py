@@ -44,7 +44,7 @@ def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, An
     said: list[str] = []
     if SWIFT & left.keys():
         said.append(
-            f"ms-swift's own defaults are not carried over; state {', '.join(ASK)} where the file does not"
+            f"ms-swift's own defaults are not carried over; set {', '.join(ASK)} where the file does not"
         )
     else:
         for name in TRL_DEFAULTS.keys() - left.keys():
@@ -56,7 +56,7 @@ def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, An
         if name in left:
             value = left.pop(name)
             if value < 0:  # the number of epochs decides
-                said.append(f"{name}: {value}: is by epochs there; state a number of steps (--{name})")
+                said.append(f"{name}: {value}: is by epochs there; set a number of steps (--{name})")
                 continue
             if 0 < value < 1:
                 raise ValueError(f"{name} {value}: is a share of the run there; expected a number of steps")

@@ -17,7 +17,7 @@ def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
     """
     if config.packing == "packed" and not policy.packs:
         raise ValueError(
-            f"--packing packed: {type(policy.model).__name__} does not keep packed rows apart with --attn_implementation "
+            f"--packing packed: {type(policy.model).__name__} does not keep packed samples apart with --attn_implementation "
             f"{policy.model.config._attn_implementation}; use padded"
         )
     varlen = policy.model.config._attn_implementation.startswith(("flash", "flex"))

@@ -36,7 +36,7 @@ def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
         try:
             apart = gap("shared")
             if not apart < _tolerance(policy):
-                reason = f"its log-probs are others with a cache (by {apart:.2g})"
+                reason = f"its log-probs differ with a cache (by {apart:.2g})"
         except (TypeError, ValueError, RuntimeError) as error:
             reason = f"its forward with a cache fails: {first_line(error)}"
     return packs, reason
