@@ -238,7 +238,15 @@ class VLLMSampler:
 
 
 class VLLMPending:
-    """Completions requested from vLLM; see `Pending`. They use the weights that it has when this is created."""
+    """Completions requested from vLLM; see `Pending`. They use the weights that it has when this is created.
+
+    Args:
+        weights: the engine and its weights.
+        prompts: P prompts.
+        num_generations: G completions per prompt.
+        requests: the P·G requests, in order.
+        stop: checked while sampling.
+    """
 
     def __init__(
         self,
