@@ -1,10 +1,10 @@
-"""Errors of log-probs and gradients with bf16 parameters, against float64 on the same parameters, by how sure a token is.
+"""Errors of log-probs and gradients with bf16 parameters, against float64 on the same parameters, by the token's probability.
 
     python benchmarks/accuracy.py --json accuracy.json --plot accuracy.png
 
-The logits' matmul has a float32 result in grpokit; others round it to bf16. Of the log-prob the largest absolute error is
-shown, of the gradient (∂logp/∂hidden, in bf16 at last) the median relative error, over the tokens of each bin of p. A bf16
-number itself is off by up to 2^-9 = 0.2 %.
+In grpokit the logits' matmul has a float32 result. Others round it to bf16. The table shows, over the tokens of each bin
+of p, the largest absolute error of the log-prob, and the median relative error of the gradient (∂logp/∂hidden, returned in
+bf16). A bf16 number itself is off by up to 2^-9 = 0.2 %.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EDGES = [0.0, 0.5, 0.9, 0.99, 0.999, 1.0]
 
 
 def make_inputs(tokens: int, width: int, vocabulary: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """bf16 hidden [N, H] and weight [V, H], and targets whose probability goes from about 0 to 1 − 1e-5."""
+    """Makes bf16 hidden [N, H] and weight [V, H], and targets whose probabilities range from about 0 to 1 − 1e-5."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(vocabulary, width, generator=g) / width**0.5
     targets = torch.randint(vocabulary, (tokens,), generator=g)
@@ -33,7 +33,7 @@ def make_inputs(tokens: int, width: int, vocabulary: int, device: str) -> tuple[
 
 
 def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs [N] and the gradient of their sum to hidden [N, H]."""
+    """Returns log-probs [N], and the gradient of their sum with respect to hidden [N, H]."""
     out = linear_policy_loss(
         hidden, Head(weight), targets, lambda logps, _, rows: LossOutput(logps.sum(), {})
     )
@@ -41,14 +41,14 @@ def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
 
 
 def full(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """All logits, rounded to bf16 by the matmul, then float32."""
+    """Computes all logits, rounded to bf16 by the matmul, then float32."""
     logits = torch.nn.functional.linear(hidden, weight).float()
     logps = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
     return logps.detach(), torch.autograd.grad(logps.sum(), hidden)[0]
 
 
 def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """TRL's chunked log-probs."""
+    """Uses TRL's chunked log-probs."""
     logps = trl_logps(hidden, weight, targets)
     return logps.detach(), torch.autograd.grad(logps.sum(), hidden)[0]
 
@@ -62,7 +62,7 @@ NAMES = LABELS | {"full": "full logits in bf16"}
 
 
 def exact(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in float64, by the definition: ∂logp/∂h = w_target − Σ p_j·w_j, a row's own term first."""
+    """Computes them in float64 by the definition: ∂logp/∂h = w_target − Σ p_j·w_j, with the target's own term from the others."""
     hidden, weight = hidden.double(), weight.double()
     logps = torch.log_softmax(hidden @ weight.T, -1)
     at = targets[:, None]
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def plot(found, args) -> None:
-    """Two panels of grouped bars over the bins of p, on a logarithmic scale."""
+    """Draws two panels of grouped bars over the bins of p, on a logarithmic scale."""
     fig, axes = figure(1, 2, 10.5, 4)
     labels = list(found["ours"])
     for ax, what, title in (

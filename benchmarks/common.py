@@ -1,4 +1,4 @@
-"""What the benchmarks of the head share: the same work for every method, interleaved timing, peak memory, tables, plots."""
+"""Shared by the head's benchmarks: the same work for every method, interleaved timing, peak memory, tables, plots."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ COLOURS = {
 
 
 class Missing(Exception):
-    """A competitor that cannot be imported; the message says which, and how to get it."""
+    """A competitor that cannot be imported. The message says which, and how to install it."""
 
 
 # --------------------------------------------------------------------------- the work
@@ -58,18 +58,18 @@ class Work:
     hidden: Tensor  # [B, T, H]
     weight: Tensor  # [V, H]
     targets: Tensor  # [B, T]
-    old_logps: Tensor  # [B, T] near the policy's, so that some ratios are clipped
+    old_logps: Tensor  # [B, T] close to the policy's, so that some ratios are clipped
     advantages: Tensor  # [B]
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Deletes the gradients."""
         self.hidden.grad = self.weight.grad = None
 
 
 def make_work(
     tokens: int, width: int, vocabulary: int, dtype: torch.dtype, device: str, old_logps: bool = True
 ) -> Work:
-    """N = `tokens` in sequences of 64 or fewer. Without `old_logps` they are made up: only memory is looked at then."""
+    """Makes N tokens in sequences of 64 or fewer. Without `old_logps` those are made up, which will do for memory."""
     g = torch.Generator().manual_seed(0)
     length = next(n for n in (64, 32, 16, 8, 4, 2, 1) if tokens % n == 0)
     hidden = torch.randn(tokens // length, length, width, generator=g).to(device, dtype).requires_grad_()
@@ -88,7 +88,7 @@ def make_work(
 
 
 def clip_loss(logps: Tensor, work: Work) -> Tensor:
-    """The same loss in five lines, for methods that give log-probs [B, T]."""
+    """Computes the same loss in five lines, for methods that give log-probs [B, T]."""
     ratio = (logps - work.old_logps).exp()
     clipped = ratio.clamp(1 - EPSILON, 1 + EPSILON_HIGH)
     advantages = work.advantages[:, None]
@@ -99,7 +99,7 @@ def clip_loss(logps: Tensor, work: Work) -> Tensor:
 
 
 def ours(work: Work) -> Tensor:
-    """`linear_policy_loss` with `dapo`."""
+    """Runs `linear_policy_loss` with `dapo`."""
     n, shape = work.targets.numel(), work.targets.shape
     batch = LossBatch(
         logps=work.old_logps.flatten(),
@@ -117,7 +117,7 @@ def ours(work: Work) -> Tensor:
 
 
 def matmuls(work: Work) -> None:
-    """Nothing but logits = H·Wᵀ, dH = logits·W, dW = logitsᵀ·H, chunk by chunk as in `ours`."""
+    """Runs only logits = H·Wᵀ, dH = logits·W, dW = logitsᵀ·H, chunk by chunk as in `ours`."""
     hidden, weight = work.hidden.detach().flatten(0, 1), work.weight.detach()
     n = len(hidden)
     chunk = min(n, default_chunk_tokens(len(weight), torch.float32, hidden.device))
@@ -133,7 +133,7 @@ def matmuls(work: Work) -> None:
 
 
 def full(work: Work) -> Tensor:
-    """All logits at once, in float32, and autograd."""
+    """Computes all logits at once, in float32, with autograd."""
     logits = F.linear(work.hidden, work.weight).float()
     logps = torch.log_softmax(logits, -1).gather(-1, work.targets[..., None])[..., 0]
     loss = clip_loss(logps, work)
@@ -142,7 +142,7 @@ def full(work: Work) -> Tensor:
 
 
 def trl_logps(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool = True) -> Tensor:
-    """Log-probs [N] as TRL's GRPOTrainer has them, in its chunks; it always asks for the entropies too."""
+    """Computes log-probs [N] as TRL's GRPOTrainer does, in its chunks. It always asks for the entropies too."""
     try:
         from trl.kernels.chunked_logprob import ChunkedLogProbFunction
         from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
@@ -155,7 +155,7 @@ def trl_logps(hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool = T
 
 
 def trl(work: Work, entropy: bool = True) -> Tensor:
-    """TRL's chunked log-probs, and the loss of them."""
+    """Computes the loss of TRL's chunked log-probs."""
     logps = trl_logps(work.hidden.flatten(0, 1), work.weight, work.targets.flatten(), entropy)
     loss = clip_loss(logps.view_as(work.targets), work)
     loss.backward()
@@ -163,7 +163,7 @@ def trl(work: Work, entropy: bool = True) -> Tensor:
 
 
 def liger(work: Work) -> Tensor:
-    """Liger's fused linear GRPO loss; its loss arithmetic, on [N], isn't compiled, which decides nothing here."""
+    """Runs Liger's fused linear GRPO loss. Its loss arithmetic, on [N], is not compiled, which makes no difference here."""
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
     except ImportError as error:
@@ -200,7 +200,7 @@ METHODS: dict[str, Callable[[Work], Tensor | None]] = {
 
 
 def usable(names: Sequence[str], device: str) -> tuple[list[str], list[str]]:
-    """Those that run, on something tiny, and why the others don't. The first call also pays for what starts only once."""
+    """Runs each method once on a tiny input, as a warm-up. Returns those that run, and why the others do not."""
     found, missing = [], []
     for name in names:
         try:
@@ -212,7 +212,7 @@ def usable(names: Sequence[str], device: str) -> tuple[list[str], list[str]]:
 
 
 def check_equal(names: Sequence[str], work: Work, tolerance: float = 1e-4) -> dict[str, float]:
-    """The largest difference of loss and gradients to those of the full logits, relative; an error where it's too large."""
+    """Returns each method's largest relative difference to the full logits' loss and gradients; ends if it is too large."""
     work.clear()
     loss = full(work)
     want = [loss, work.hidden.grad, work.weight.grad]
@@ -234,7 +234,7 @@ def check_equal(names: Sequence[str], work: Work, tolerance: float = 1e-4) -> di
 
 
 def interleaved(names: Sequence[str], work: Work, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each method, one after another in every round, so that a slow minute hits all of them."""
+    """Times each method once in every round, so that a slow minute affects all of them. Returns seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for k in range(len(names)):
@@ -250,23 +250,23 @@ def interleaved(names: Sequence[str], work: Work, rounds: int) -> dict[str, list
 
 
 def synchronize(work: Work) -> None:
-    """Wait for a GPU."""
+    """Waits for a GPU."""
     if work.hidden.is_cuda:
         torch.cuda.synchronize()
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], other: str) -> float | None:
-    """Median over the rounds of ours / theirs; None without theirs."""
+    """Returns the median over the rounds of ours / theirs; None without theirs."""
     if other not in seconds:
         return None
     return statistics.median(a / b for a, b in zip(seconds["ours"], seconds[other], strict=True))
 
 
 def peak_here(name: str, work: Work) -> float:
-    """MiB over the inputs at the method's highest point, its gradients included.
+    """Returns the method's peak memory in MiB above the inputs, gradients included.
 
-    On a CPU the process's high-water mark of resident memory (VmHWM), set back before; so each method needs a process
-    of its own, which no earlier one has left memory to. On a GPU the allocator's.
+    On a CPU it is the process's high-water mark of resident memory (VmHWM), reset before. So each method needs a fresh
+    process, in which no earlier one has left memory. On a GPU it is the allocator's peak.
     """
     if work.hidden.is_cuda:
         torch.cuda.synchronize()
@@ -286,7 +286,7 @@ def _status(field: str) -> int:
 
 
 def peak(name: str, tokens: int, width: int, vocabulary: int, dtype: str, device: str, threads: int) -> float:
-    """`peak_here` in a fresh process."""
+    """Runs `peak_here` in a fresh process."""
     code = (
         "import sys, json, torch; from common import *; name, n, h, v, dtype, device, threads = json.loads(sys.argv[1])\n"
         "torch.set_num_threads(threads); usable([name], device)\n"
@@ -309,7 +309,7 @@ def peak(name: str, tokens: int, width: int, vocabulary: int, dtype: str, device
 
 
 def arguments(doc: str, **defaults: int) -> argparse.ArgumentParser:
-    """The options that all of them have; `defaults` are the shape's."""
+    """Makes the options that all benchmarks have. `defaults` are those of the shape."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -321,7 +321,7 @@ def arguments(doc: str, **defaults: int) -> argparse.ArgumentParser:
 
 
 def environment(args: argparse.Namespace) -> dict[str, object]:
-    """What a reader needs to judge the numbers."""
+    """Returns what a reader needs to judge the numbers."""
     versions = {}
     for package in ("torch", "trl", "liger-kernel"):
         try:
@@ -339,7 +339,7 @@ def environment(args: argparse.Namespace) -> dict[str, object]:
 
 
 def finish(result: dict[str, object], args: argparse.Namespace) -> None:
-    """Print the result as JSON, and write it where `--json` says."""
+    """Prints the result as JSON, and writes it to the file of `--json`."""
     text = json.dumps(result, indent=2)
     print(text)
     if args.json:
@@ -347,7 +347,7 @@ def finish(result: dict[str, object], args: argparse.Namespace) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first one to the left."""
+    """Formats columns as wide as their widest cell, the first one left-aligned."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -359,7 +359,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(rows: int, columns: int, width: float, height: float):
-    """A plain figure with room for its labels."""
+    """Makes a plain figure with room for its labels."""
     import matplotlib
 
     matplotlib.use("Agg")

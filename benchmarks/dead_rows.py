@@ -1,10 +1,10 @@
-"""Time of an update against the share of groups whose rewards are all equal, with and without dropping their rows.
+"""Time of an update against the share of groups whose rewards are all equal, with and without dropping their samples.
 
     python benchmarks/dead_rows.py
     python benchmarks/dead_rows.py --json dead.json --plot dead.png
 
-The same rollouts throughout; in a share of the groups every advantage is 0. With `--drop_dead_rows` (the default of a run)
-their rows leave before the forward. The gradient norms of both are compared before any time is reported.
+The rollouts are always the same. In a share of the groups every advantage is 0. With `--drop_dead_rows` (the default of a
+run) their samples are dropped before the forward. The two gradient norms are compared before any time is reported.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
 
 
 def groups_of(args: argparse.Namespace, share: float, vocabulary: int) -> list[RolloutGroup]:
-    """Random tokens; the first `share` of the groups have advantage 0 throughout."""
+    """Makes groups of random tokens. The first `share` of them have advantage 0 throughout."""
     draw = torch.Generator().manual_seed(0)
     found = []
     for number in range(args.groups):
@@ -74,12 +74,13 @@ def main() -> None:
         path = args.model or make_model(Path(folder) / "model", **MEDIUM)
         policy = load_policy(path, dtype="float32", temperature=1.0, device=default_device())
     vocabulary = policy.model.config.get_text_config().vocab_size
-    loss, optimizer = make_loss("dapo"), torch.optim.SGD(policy.parameters(), lr=0.0)  # the weights stay
+    # The weights do not change.
+    loss, optimizer = make_loss("dapo"), torch.optim.SGD(policy.parameters(), lr=0.0)
     cases = [(share, drop) for share in SHARES for drop in (True, False)]
     updates = {share: plan_step(groups_of(args, share, vocabulary), loss)[0] for share in SHARES}
     seconds: dict[tuple[float, bool], list[float]] = {case: [] for case in cases}
     norms: dict[tuple[float, bool], float] = {}
-    for _ in range(args.rounds + 1):  # the first warms up
+    for _ in range(args.rounds + 1):  # the first round warms up
         for share, drop in cases:
             start = time.perf_counter()
             metrics, _ = optimize(policy, updates[share], loss, optimizer, Learning(drop_dead_rows=drop))
@@ -107,7 +108,7 @@ def main() -> None:
 
 
 def draw_plot(path: str, ratios: dict[str, float], kept: dict[str, float]) -> None:
-    """Both curves over the share of dead groups."""
+    """Draws both curves over the share of dead groups."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -3,9 +3,9 @@
     python benchmarks/decode.py --json decode.json --plot decode.png
     python benchmarks/decode.py --model DIR --prompts 4 --generations 8 --prompt_tokens 192 --completion_tokens 64
 
-Without --model: a Qwen3 of 4.6M parameters with random weights at two shapes, with prompts of one length and of two,
-and a tiny one. The contestants take turns, `--runs` times; each figure is a median, and the ratio is that of the
-medians to `generate` with our sampling. `do_sample=True` is the library's own sampling (other tokens).
+Without --model it uses a Qwen3 of 4.6M parameters with random weights, with prompts of one length and of two, and a tiny
+one. The contestants take turns, `--runs` times. Each figure is a median. The ratio is that of the medians to `generate`
+with our sampling. `do_sample=True` is the library's own sampling (other tokens).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Shape:
     prompt_tokens: int
     completion_tokens: int
     threads: int
-    shorter: int = 0  # tokens that every second prompt lacks, so that there is padding
+    shorter: int = 0  # tokens that every second prompt is shorter by, so that there is padding
 
 
 def arguments() -> argparse.Namespace:
@@ -82,7 +82,7 @@ MEDIUM: dict[str, Any] = {  # sizes of a Qwen3 of 4.6M parameters
 
 
 def make_model(path: Path, **sizes: Any) -> str:
-    """A Qwen3 with random weights in `path`, with a tokenizer."""
+    """Writes a Qwen3 with random weights and a tokenizer to `path`."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     from grpokit.commands.tasks import sort_digits
@@ -128,7 +128,7 @@ def shapes_of(args: argparse.Namespace, folder: Path) -> list[Shape]:
 
 
 def plain_generate(policy: Policy, sampler: TransformersSampler, prompts: list[Prompt], n: int) -> Any:
-    """The library's own sampling at the same lengths, text included."""
+    """Runs the library's own sampling at the same lengths, decoding included."""
     ids, mask = left_pad([p.ids for p in prompts for _ in range(n)], sampler.pad_id)
     with torch.inference_mode(), policy.computing():
         output = policy.model.generate(
@@ -143,7 +143,7 @@ def plain_generate(policy: Policy, sampler: TransformersSampler, prompts: list[P
 
 
 def measure(shape: Shape, dtype: str, runs: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each contestant. Raises RuntimeError where their tokens differ."""
+    """Returns the median seconds of each contestant. Raises RuntimeError if their tokens differ."""
     torch.set_num_threads(shape.threads)
     policy = load_policy(shape.model, dtype=dtype, temperature=1.0, device=default_device())
     tokenizer, length = load_tokenizer(shape.model), shape.completion_tokens
@@ -164,7 +164,7 @@ def measure(shape: Shape, dtype: str, runs: int, clock: Callable[[], float]) -> 
         "unshared": sampler(decode="loop", share_prefill=False),
     }
     tokens = {}
-    for name, one in samplers.items():  # which warms them up, too
+    for name, one in samplers.items():  # this also warms them up
         groups = one.sample(prompts, shape.generations)
         tokens[name] = [r.completion_ids.tolist() for g in groups for r in g.rollouts]
         if tokens[name] != tokens["generate"]:
@@ -186,18 +186,14 @@ def measure(shape: Shape, dtype: str, runs: int, clock: Callable[[], float]) -> 
 
 
 def draw(path: str, results: list[dict[str, Any]]) -> None:
-    """Times as shares of that of `generate` with our sampling, one group of bars for each shape."""
+    """Draws times relative to `generate` with our sampling, one group of bars per shape."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = [name for name in CONTESTANTS if name != "generate"]
-    blank = {
-        "facecolor": "white",
-        "edgecolor": "none",
-        "pad": 1,
-    }  # where a figure would stand on the line at 1
+    blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps figures readable on the line at 1
     colours = {"do_sample": "#b0b0b0", "loop": "#1f6fb4", "unshared": "#8fbfe6"}
     figure, axes = plt.subplots(figsize=(9, 0.9 * len(results) + 1.6), layout="constrained")
     for i, result in enumerate(results):

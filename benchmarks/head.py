@@ -1,12 +1,12 @@
-"""Seconds and peak memory of the log-prob head with a GRPO-clip loss, forward and backward, against those in use.
+"""Seconds and peak memory of the log-prob head with a GRPO-clip loss, forward and backward, against other implementations.
 
     python benchmarks/head.py --json head.json --plot head.png
     python benchmarks/head.py --device cuda --tokens 16384 --vocabulary 151936
 
-Every method gets the same hidden states, targets and loss (dapo's clip, mean over tokens); their losses and gradients are
-compared before any time is reported. Times are medians of interleaved rounds, ratios medians of the rounds' ratios.
-`matmuls` is the floor: the three matmuls that a gradient needs, and nothing else. TRL computes entropies beside the
-log-probs in every forward, as its GRPOTrainer asks; `trl_lean` leaves them out.
+Every method gets the same hidden states, targets and loss (dapo's clip, mean over tokens). Their losses and gradients are
+compared before any time is reported. Times are medians of interleaved rounds; ratios are medians of the rounds' ratios.
+`matmuls` is the floor: only the three matmuls that a gradient needs. TRL computes entropies with the log-probs in every
+forward, because its GRPOTrainer asks for them; `trl_lean` leaves them out.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 
 @torch.no_grad()
 def logp_error(args) -> float:
-    """The largest error of a log-prob with bf16 parameters, against float64 on the same parameters; of 128 tokens."""
+    """Returns the largest error of 128 log-probs with bf16 parameters, against float64 on the same parameters."""
     work = make_work(128, args.width, args.vocabulary, torch.bfloat16, args.device, old_logps=False)
     hidden, targets = work.hidden.flatten(0, 1), work.targets.flatten()
     got, _ = linear_logprob(hidden, Head(work.weight), targets)
@@ -87,7 +87,7 @@ def logp_error(args) -> float:
 
 
 def plot(medians: dict[str, float], peaks: dict[str, float], args) -> None:
-    """Two panels of bars: seconds and peak memory."""
+    """Draws two panels of bars: seconds and peak memory."""
     fig, axes = figure(1, 2, 10, 0.5 * len(medians) + 1.3)
     for ax, values, title in ((axes[0], medians, "seconds"), (axes[1], peaks, "peak MiB over the inputs")):
         names = list(values)[::-1]

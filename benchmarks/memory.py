@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --json memory.json --plot memory.png
 
-The peak is over the inputs, gradients included, each measurement in a process of its own: on a CPU the high-water mark of
-resident memory, on a GPU the allocator's. The dashed line is what no method goes below: the gradients themselves.
+The peak is measured above the inputs, gradients included, each time in a fresh process: on a CPU the high-water mark of
+resident memory, on a GPU the allocator's peak. The dashed line is the least that any method needs: the gradients.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def plot(over_tokens, over_vocabulary, names, args) -> None:
-    """Two panels of lines, labelled at their ends."""
+    """Draws two panels of lines, labelled at their ends."""
     fig, axes = figure(1, 2, 10.5, 4.2)
     panels = (
         (axes[0], over_tokens, "tokens N", f"V = {args.fixed_vocabulary}"),

@@ -1,11 +1,11 @@
-"""Rows of ragged lengths padded against packed: forward and backward of the same rows. Prints a table and JSON.
+"""Padded against packed samples of ragged lengths: forward and backward of the same samples. Prints a table and JSON.
 
     python benchmarks/packing.py
     python benchmarks/packing.py --models tiny --lengths 8:64 --repeats 9
 
-Padded: rows sorted by length, each micro-batch as wide as its longest. Packed: rows one after the other, kept apart by
-position ids, which without a varlen kernel is a dense block-diagonal mask. Both go through Policy and the loss. Their
-log-probs and gradients are compared first; then they take turns, and the median of each is taken.
+Padded: samples sorted by length, each micro-batch as wide as its longest. Packed: samples one after the other, kept apart
+by position ids; without a varlen kernel that is a dense block-diagonal mask. Both go through Policy and the loss. Their
+log-probs and gradients are compared first. Then they take turns, and the median of each is reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grpokit.parallel import default_device
 from grpokit.policy.policy import Policy
 from grpokit.types import MicroBatch, Sample
 
-MODELS = {  # a Qwen3's hidden size, layers, feed-forward and vocabulary
+MODELS = {  # a Qwen3's hidden size, layers, feed-forward size and vocabulary
     "tiny": (64, 2, 128, 16),
     "5M": (256, 6, 768, 1024),
 }
@@ -91,7 +91,7 @@ def make_rows(lengths: str, count: int, prompt: int, vocabulary: int) -> list[Sa
 
 
 def learn(policy: Policy, parts: list[MicroBatch]) -> dict[int, torch.Tensor]:
-    """Forward and backward of all micro-batches; the rows' log-probs."""
+    """Runs forward and backward of all micro-batches. Returns the samples' log-probs."""
     policy.zero_grad()
     found = {}
     for micro in parts:
@@ -103,7 +103,7 @@ def learn(policy: Policy, parts: list[MicroBatch]) -> dict[int, torch.Tensor]:
 
 
 def compare(policy: Policy, ways: dict[str, list[MicroBatch]]) -> float:
-    """Largest difference of log-probs, and of gradients in parts of the largest, between padded and packed."""
+    """Returns the largest difference between padded and packed: of log-probs, and of gradients relative to the largest."""
     logps, gradients = [], []
     for parts in ways.values():
         logps.append(learn(policy, parts))

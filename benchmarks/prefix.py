@@ -1,12 +1,12 @@
-"""Prompts computed once for all their completions, against with each: forward and backward of the same rows.
+"""Shared prompts against repeated ones: forward and backward of the same samples.
 
     python benchmarks/prefix.py
     python benchmarks/prefix.py --models 5M --shapes 4x8:192+64 2x8:512+8-64 --repeats 9 --clock cpu
 
 A shape is prompts × completions of each : tokens of both, as a number or as shortest-longest. Padded and shared
-micro-batches go through Policy and the loss. Their log-probs and gradients are compared first; then they take turns,
-and the median of each is taken. Beside the measured ratio stands the estimated one, by which --share_prompts auto
-decides. Prints a table and JSON.
+micro-batches go through Policy and the loss. Their log-probs and gradients are compared first. Then they take turns, and
+the median of each is reported. Next to the measured ratio is the estimate by which --share_prompts auto decides. Prints a
+table and JSON.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def main() -> None:
         for shape in args.shapes:
             r = measure(name, shape, args)
             results.append(r)
-            print(f"{name} {shape}: {r['seconds']}", file=sys.stderr, flush=True)  # it takes minutes
+            # Progress, because it takes minutes.
+            print(f"{name} {shape}: {r['seconds']}", file=sys.stderr, flush=True)
             tokens = r["tokens"]["shared"] / r["tokens"]["padded"]
             table.add_row(
                 name, shape, f"{tokens:.2f}", f"{r['shared_over_padded']:.2f}", f"{r['estimate']:.2f}"

@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py --json scaling.json --plot scaling.png
 
-Each axis varies one number and keeps the others. What is divided by is the work that must grow: tokens that go through
-the model, times its parameters. A line that rises shows a cost that grows faster than the work (attention's does).
-The points take turns; each figure is a median over the rounds, as a share of the axis's first point.
+Each axis varies one number and keeps the others. The seconds are divided by the work that must grow: the tokens that go
+through the model, times its parameters. A rising line shows a cost that grows faster than the work (attention's does). The
+points take turns. Each figure is a median over the rounds, relative to the axis's first point.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ VARIED = dict(
 
 
 def groups_of(point: Point) -> list[RolloutGroup]:
-    """Random tokens, and advantages of either sign."""
+    """Makes groups of random tokens with advantages of either sign."""
     draw = torch.Generator().manual_seed(0)
     signs = torch.tensor([1.0, -1.0]).repeat(point.generations)[: point.generations].double()
     ones = torch.ones(point.completion_tokens)
@@ -109,11 +109,11 @@ def main() -> None:
 
 
 def measure(points: list[Point], policies: dict[int, Policy], rounds: int) -> dict[str, list[float]]:
-    """Medians of an axis: seconds of an update, and the cost of a token as a share of the first point's."""
+    """Returns the medians of an axis: seconds of an update, and the cost of a token relative to the first point's."""
     loss = make_loss("dapo")
     updates = [plan_step(groups_of(point), loss)[0] for point in points]
     seconds: list[list[float]] = [[] for _ in points]
-    for turn in range(rounds + 1):  # the first warms up
+    for turn in range(rounds + 1):  # the first round warms up
         for k, (point, update) in enumerate(zip(points, updates, strict=True)):
             policy = policies[point.vocabulary]
             still = torch.optim.SGD(policy.parameters(), lr=0.0)
@@ -134,12 +134,12 @@ def measure(points: list[Point], policies: dict[int, Policy], rounds: int) -> di
 
 
 def tokens_of(micro: MicroBatch) -> int:
-    """That go through the model, padding and prompts that are computed apart included."""
+    """Counts the tokens that go through the model, padding and shared prompts included."""
     return micro.input_ids.numel() + (0 if micro.prefix is None else micro.prefix.input_ids.numel())
 
 
 def draw(path: Path, results: dict[str, dict[str, list[float]]]) -> None:
-    """A panel for each axis."""
+    """Draws one panel per axis."""
     fig, axes = figure(1, len(results), 2.6 * len(results), 2.8)
     for ax, (axis, result) in zip(axes if len(results) > 1 else [axes], results.items(), strict=True):
         x = [getattr(point, VARIED[axis]) for point in AXES[axis]]

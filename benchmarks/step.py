@@ -4,9 +4,9 @@
     python benchmarks/step.py --prompt_tokens 64 --completion_tokens 128 --rounds 9 --json step.json --plot step.png
     python benchmarks/step.py --only ours                   without the competitor
 
-Each trainer runs as its users run it, in a process of its own, and the two take turns, a step each, so that a slow minute
-hits both. Completions have their full length. Before any time is reported, TRL's first batch is given to grpokit with
-TRL's advantages, and the gradients of the two must agree.
+Each trainer runs as its users run it, in a process of its own. The two take turns, one step each, so that a slow minute
+affects both. All completions have the full length. Before any time is reported, grpokit gets TRL's first batch with TRL's
+advantages, and the two gradients must agree.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", choices=["", *TRAINERS])
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
-    parser.add_argument("--turn", default="", help=argparse.SUPPRESS)  # this process is that trainer's
+    parser.add_argument("--turn", default="", help=argparse.SUPPRESS)  # the trainer that this process runs
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -56,27 +56,27 @@ def spread(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 class Turns:
-    """Takes a step when the parent says so, and reports its seconds."""
+    """Takes a step when the parent asks for it, and reports its seconds."""
 
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w", buffering=1)
-        os.dup2(2, 1)  # what the trainers print is not for the parent
+        os.dup2(2, 1)  # keeps what the trainers print away from the parent
         self.start = 0.0
 
     def wait(self) -> None:
-        """For the parent's line; the end of its input ends this process."""
+        """Waits for the parent's line. The end of its input ends this process."""
         if not sys.stdin.readline():
             os._exit(0)
         self.start = time.perf_counter()
 
     def done(self, **phases: float) -> None:
-        """A step is done."""
+        """Reports a finished step."""
         self.out.write(json.dumps({"step": time.perf_counter() - self.start, **phases}) + "\n")
         self.wait()
 
 
 def train_ours(args: argparse.Namespace, turns: Turns) -> None:
-    """The run of `grpokit train`, which stops at the end of each step."""
+    """Runs `grpokit train`, pausing at the end of each step."""
     from grpokit.config.options import TrainConfig
     from grpokit.training.loop import train
     from grpokit.training.setup.start import start
@@ -109,7 +109,7 @@ def train_ours(args: argparse.Namespace, turns: Turns) -> None:
 
 
 def train_trl(args: argparse.Namespace, turns: Turns) -> None:
-    """TRL's trainer, which stops between two steps; its first batch and gradient go to a file."""
+    """Runs TRL's trainer, pausing between steps. Its first batch and gradient go to a file."""
     from datasets import load_dataset
     from safetensors.torch import save_file
     from transformers import TrainerCallback
@@ -200,7 +200,7 @@ class Trainer:
             )
 
     def step(self) -> dict[str, float]:
-        """Let it take one, and return its seconds. Raises SystemExit with the end of its log where it has died."""
+        """Lets it take one step, and returns its seconds. Ends the program with the end of its log if it has died."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -213,20 +213,20 @@ class Trainer:
         return json.loads(line)
 
     def end(self) -> None:
-        """Stop it."""
+        """Stops it."""
         self.process.kill()
         self.process.wait()
 
 
 def write_prompts(path: Path, tokens: int, count: int = 64) -> None:
-    """Random digits: one token each."""
+    """Writes prompts of random digits, one token each."""
     draw = torch.Generator().manual_seed(tokens)
     rows = torch.randint(10, (count, tokens), generator=draw).tolist()
     path.write_text("".join(json.dumps({"prompt": "".join(map(str, row))}) + "\n" for row in rows))
 
 
 def difference(args: argparse.Namespace, folder: Path) -> float:
-    """TRL's first batch, with its advantages, through grpokit: the relative difference of the gradients."""
+    """Computes TRL's first batch, with its advantages, in grpokit. Returns the relative difference of the gradients."""
     from safetensors.torch import load_file
 
     from grpokit.batch.plan import plan_step
@@ -238,7 +238,7 @@ def difference(args: argparse.Namespace, folder: Path) -> float:
 
     theirs = load_file(folder / "first.safetensors")
     ones = torch.ones(args.completion_tokens)
-    rows: dict[tuple[int, ...], list[int]] = {}  # TRL shuffles its batch: prompt → where it is
+    rows: dict[tuple[int, ...], list[int]] = {}  # TRL shuffles its batch: prompt → its places
     for i, ids in enumerate(theirs["prompt_ids"].tolist()):
         rows.setdefault(tuple(ids), []).append(i)
     groups = [
@@ -258,7 +258,7 @@ def difference(args: argparse.Namespace, folder: Path) -> float:
 
 
 def measure(args: argparse.Namespace, folder: Path, prompt_tokens: int) -> dict[str, Any]:
-    """One shape: the trainers in turns."""
+    """Measures one shape: the trainers in turns."""
     write_prompts(folder / "prompts.jsonl", prompt_tokens)
     names = [args.only] if args.only else list(TRAINERS)
     trainers = {name: Trainer(name, args, folder, prompt_tokens) for name in names}
@@ -326,7 +326,7 @@ def main() -> None:
 
 
 def draw(path: Path, args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Bars of seconds: each shape, each trainer."""
+    """Draws bars of seconds per shape and trainer."""
     from common import COLOURS, figure
 
     fig, ax = figure(1, 1, 7, 0.8 * len(results) + 1.2)

@@ -1,10 +1,10 @@
-"""The generated parts of the documentation, in both languages: tables, formulas, pictures.
+"""Builds the generated parts of the documentation, in both languages: tables, formulas, pictures.
 
-python docs/build.py            write them
-python docs/build.py --check    say which are stale, and exit 1 if any is
+python docs/build.py            writes them
+python docs/build.py --check    lists the stale ones, and exits with 1 if there are any
 
-A page marks what is generated: <!-- table:parts --> ... <!-- /table -->, and <!-- formula --> ... <!-- /formula -->.
-Labels are translated here; everything else in a table is code, symbols and numbers, the same in every language.
+A page marks its generated parts: <!-- table:parts --> ... <!-- /table -->, and <!-- formula --> ... <!-- /formula -->.
+Labels are translated here. Everything else in a table is code, symbols and numbers, the same in every language.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grpokit.losses.reductions import REDUCTION_FORMULAS
 
 DOCS = Path(__file__).resolve().parent
 PICTURES = DOCS / "pictures" / "losses"
-OVERVIEW = ["dapo", "cispo", "sapo", "spo"]  # the family's shapes, over each other
+OVERVIEW = ["dapo", "cispo", "sapo", "spo"]  # the family's shapes in one picture
 
 LABELS = {
     "en": {},
@@ -63,7 +63,7 @@ def _code(names: object) -> str:
 
 
 def parts(name: str, say: Callable[[str], str]) -> str:
-    """What a loss is made of, its options and what follows from them."""
+    """Lists the parts of a loss, its options, and the properties that follow."""
     loss = compose(name)
     rows = [
         ("part", "value"),
@@ -89,12 +89,12 @@ def parts(name: str, say: Callable[[str], str]) -> str:
 
 
 def _translated(rows: list[tuple[str, ...]], say: Callable[[str], str]) -> list[tuple[str, ...]]:
-    """Heads and the first column's labels in the page's language."""
+    """Translates the head and the first column's labels."""
     return [tuple(say(cell) for cell in rows[0]), *((say(label), *rest) for label, *rest in rows[1:])]
 
 
 def family(_: str, say: Callable[[str], str]) -> str:
-    """The table of all losses."""
+    """Lists all losses."""
     rows = [("loss", "ratio level × surrogate × reduction", "defaults", "couples", "paper")]
     for name, row in LOSSES.items():
         loss = compose(name)
@@ -108,7 +108,7 @@ def family(_: str, say: Callable[[str], str]) -> str:
 
 
 def reductions(_: str, say: Callable[[str], str]) -> str:
-    """Every reduction with its weight and the rows that use it."""
+    """Lists every reduction with its weight and the losses that use it."""
     rows = [("reduction", "weight of a token", "used by")]
     rows += [
         (_code(r), f"${REDUCTION_FORMULAS[r]}$", _users(lambda loss, r=r: loss.reduction == r))
@@ -118,7 +118,7 @@ def reductions(_: str, say: Callable[[str], str]) -> str:
 
 
 def levels(_: str, say: Callable[[str], str]) -> str:
-    """Every ratio level with its log-ratio and the rows that use it."""
+    """Lists every ratio level with its log-ratio and the losses that use it."""
     rows = [("ratio level", "log-ratio", "used by")]
     rows += [
         (_code(k), f"${v.formula}$", _users(lambda loss, k=k: loss.ratio_level == k))
@@ -128,9 +128,9 @@ def levels(_: str, say: Callable[[str], str]) -> str:
 
 
 def surrogates(_: str, say: Callable[[str], str]) -> str:
-    """Every surrogate with its formula and the rows that use it."""
+    """Lists every surrogate with its formula and the losses that use it."""
     rows = [("surrogate", r"$\ell$", "used by")]
-    # Vertical bars would end a table's cell.
+    # A vertical bar would end a table's cell.
     shown = {k: s.formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ") for k, s in SURROGATES.items()}
     rows += [
         (_code(k), f"${v}$", _users(lambda loss, k=k: loss.surrogate.name == k)) for k, v in shown.items()
@@ -143,7 +143,7 @@ def _users(uses: Callable[[Loss], bool]) -> str:
 
 
 def formula(name: str) -> str:
-    """A loss's LaTeX, a block for each line."""
+    """Returns a loss in LaTeX, one block per line."""
     return "\n\n".join(f"$$\n{line}\n$$" for line in formula_lines(compose(name)))
 
 
@@ -153,7 +153,7 @@ TABLES: dict[str, Callable[[str, Callable[[str], str]], str]] = {
 
 
 def generated(text: str, page: str, language: str) -> str:
-    """`text` of a page with its generated regions renewed. Raises ValueError for a marker that nothing generates."""
+    """Renews the generated regions of a page's `text`. Raises ValueError for an unknown marker."""
 
     def say(label: str) -> str:
         return LABELS[language].get(label, label)
@@ -169,14 +169,14 @@ def generated(text: str, page: str, language: str) -> str:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """(page, language) of every page that there is."""
+    """Yields (page, language) of every page."""
     for language in LABELS:
         for path in sorted((DOCS / language).rglob("*.md")):
             yield path, language
 
 
 def stale(languages: Iterable[str] = tuple(LABELS)) -> list[Path]:
-    """Pages whose generated parts are not what the code says today, and pictures that are missing."""
+    """Returns pages whose generated parts differ from what the code gives, and pictures that are missing."""
     old = [path for path in pictures() if not path.exists()]
     for path, language in pages():
         text = path.read_text(encoding="utf-8")
@@ -186,12 +186,12 @@ def stale(languages: Iterable[str] = tuple(LABELS)) -> list[Path]:
 
 
 def pictures() -> list[Path]:
-    """Every picture that the pages show."""
+    """Returns every picture that the pages show."""
     return [PICTURES / f"{name}.svg" for name in (*LOSSES, "overview", "reductions")]
 
 
 def draw() -> None:
-    """Draw all pictures: symbols only, so both languages share them."""
+    """Draws all pictures. They have symbols only, so both languages share them."""
     from grpokit.commands.explain.axes import axes_of
     from grpokit.commands.explain.plots import loss_figure, save
     from grpokit.commands.explain.weights import weights_figure
@@ -204,7 +204,7 @@ def draw() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Write everything, or with --check compare: tables and formulas exactly, pictures by being there."""
+    """Writes everything. With --check, compares tables and formulas exactly, and checks that the pictures exist."""
     if arguments == ["--check"]:
         old = stale()
         for path in old:

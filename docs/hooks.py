@@ -1,6 +1,6 @@
-"""What mkdocs calls for each page. The site needs neither a script nor a network to be read.
+"""The functions that mkdocs calls for each page. The site needs neither scripts nor network access.
 
-LaTeX becomes MathML, which browsers draw by themselves; headings of translated pages get the English anchors, so that one
+LaTeX becomes MathML, which browsers render themselves. Headings of translated pages get the English anchors, so that one
 link works in both languages.
 """
 
@@ -16,7 +16,7 @@ from latex2mathml.converter import convert
 from markdown.extensions.toc import slugify
 
 ENGLISH = Path(__file__).resolve().parent / "en"
-# What pymdownx.arithmatex leaves in a page: \( \) in a span, \[ \] in a div.
+# The formulas as pymdownx.arithmatex leaves them in a page: \( \) in a span, \[ \] in a div.
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 _TAGGED = re.compile(r"^```(python|bash) (?:formula|example|not-run)$", re.MULTILINE)
 _FILE = re.compile(r"^```(\w+) (\S+\.\w+)$", re.MULTILINE)  # ```yaml first.yaml
@@ -25,7 +25,7 @@ _HEADING = re.compile(r"^(#{2,3} )(.*)$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
-    """Anchors; and off with the tags by which the tests find a page's programs: the highlighter knows none of them.
+    """Sets the anchors, and removes the tags by which the tests find a page's programs, because no highlighter knows them.
 
     A file's name becomes the block's title.
     """
@@ -37,18 +37,18 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Replace each formula of a page; raises where one can't be read, so that the build fails."""
+    """Replaces each formula of a page by MathML. Raises if one cannot be read, so that the build fails."""
     return _FORMULA.sub(lambda found: _mathml(html.unescape(found[2]), found[1] == "div"), content)
 
 
 def headings(markdown: str) -> Iterator[str]:
-    """The text of each heading below the title, code blocks left out."""
+    """Yields the text of each heading below the title, without code blocks."""
     for part in _BLOCK.split(markdown)[::2]:
         yield from (found[2] for found in _HEADING.finditer(part))
 
 
 def with_anchors(markdown: str, names: Iterator[str]) -> str:
-    """`markdown` whose headings have the anchors of `names`, in order; those beyond keep their own."""
+    """Gives the headings of `markdown` the anchors of `names`, in order. Further headings keep their own."""
 
     def anchored(found: re.Match[str]) -> str:
         name = next(names, None)

@@ -1,4 +1,4 @@
-"""A reward for GSM8K and data like it: the last number of the completion against the one after "####".
+"""A reward for GSM8K and similar data: the last number of the completion against the one after "####".
 
     grpokit train --reward_funcs examples/gsm8k_reward.py:accuracy --dataset train.jsonl ...
 
@@ -18,12 +18,19 @@ NUMBER = re.compile(r"(?:(?<![0-9])-)?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
 def accuracy(
     completions: list[str] | list[list[dict[str, Any]]], answer: list[str], **kwargs: Any
 ) -> list[float]:
-    """1.0 where the last number of a completion equals the reference's, else 0.0; one for each completion.
+    """1.0 where the last number of a completion equals the reference's, else 0.0.
 
-    `completions` are texts, or lists of messages as TRL passes them (the last one's content counts). `answer`
-    is the dataset's column. Numbers are compared by value: "1,234.0" equals "1234".
+    Numbers are compared by value: "1,234.0" equals "1234".
 
-    Raises ValueError for a reference without a number after "####".
+    Args:
+        completions: texts, or lists of messages as TRL passes them (the last one's content counts).
+        answer: the dataset's column.
+
+    Returns:
+        One score per completion.
+
+    Raises:
+        ValueError: a reference has no number after "####".
     """
     return [
         float(last_number(text_of(completion)) == reference_number(reference))
@@ -32,20 +39,20 @@ def accuracy(
 
 
 def text_of(completion: str | list[dict[str, Any]]) -> str:
-    """The text of a completion, which is a text already or a list of messages."""
+    """Returns the text of a completion, which is a text or a list of messages."""
     if isinstance(completion, str):
         return completion
     return str(completion[-1].get("content") or "") if completion else ""
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in `text`, or None."""
+    """Returns the last number in `text`, or None."""
     found = NUMBER.findall(text)
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def reference_number(answer: str) -> Decimal:
-    """The number after "####" in a reference solution."""
+    """Returns the number after "####" in a reference solution."""
     found = NUMBER.search(answer.partition("####")[2])
     if found is None:
         raise ValueError(f'reference {answer[-60:]!r}: expected a solution that ends in "#### 42"')

@@ -1,4 +1,4 @@
-"""Make a small chat model and a dataset with GSM8K's columns, to try `grpokit train` on a CPU, offline.
+"""Makes a small chat model and a dataset with GSM8K's columns, to try `grpokit train` on a CPU, offline.
 
     python examples/make_tiny_chat_model.py --output_dir runs/tiny-chat
 
@@ -9,9 +9,8 @@ writes
     runs/tiny-chat/eval.jsonl    questions that are not in train.jsonl
 
 The questions are additions and subtractions of one-digit numbers, told as little stories. The model is warmed up
-(about 45 s of one core) on worked answers, a quarter of which come to a wrong result. It then answers fluently and
-is right about one time in three when sampled, so that reinforcement learning has something to tell apart. It knows
-nothing else.
+(about 45 s of one core) on worked answers, and a quarter of them have a wrong result. It then answers fluently and is right
+about one time in three when sampled, so that reinforcement learning has something to improve. It knows nothing else.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ WRONG = 0.25  # share of the warm-up's answers whose result is wrong
 
 
 def problem(rng: random.Random) -> tuple[str, int, str, int]:
-    """(question, a, sign, b) of a random story; a difference is never below 0."""
+    """Returns (question, a, sign, b) of a random story. A difference is never below 0."""
     sign = rng.choice("+-")
     a, b = rng.randint(2, 9), rng.randint(2, 9)
     if sign == "-":
@@ -61,13 +60,13 @@ def problem(rng: random.Random) -> tuple[str, int, str, int]:
 
 
 def solution(a: int, sign: str, b: int, error: int = 0) -> str:
-    """A worked solution as GSM8K writes them, off by `error`."""
+    """Writes a worked solution in GSM8K's style, off by `error`."""
     result = (a + b if sign == "+" else a - b) + error
     return f"{a} {sign} {b} = {result}\n#### {result}"
 
 
 def make_rows(seed: int, count: int, held_out: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(training rows, held-out rows), all with different questions."""
+    """Makes (training rows, held-out rows), all with different questions."""
     rng = random.Random(f"problems {seed}")
     rows: dict[str, str] = {}
     while len(rows) < count + held_out:
@@ -78,7 +77,7 @@ def make_rows(seed: int, count: int, held_out: int) -> tuple[list[dict[str, str]
 
 
 def make_tokenizer(rows: list[dict[str, str]]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the rows; every digit is a token of its own."""
+    """Trains a byte-level BPE tokenizer on the rows. Every digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -109,7 +108,7 @@ def make_tokenizer(rows: list[dict[str, str]]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights."""
+    """Makes a Qwen2 with random weights."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -133,7 +132,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalL
 def batch(
     tokenizer: PreTrainedTokenizerFast, questions: list[str], answers: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input ids [B, T], labels [B, T]) of chats, right-padded; labels are -100 outside the answers."""
+    """Returns (input ids [B, T], labels [B, T]) of chats, right-padded. Labels are -100 outside the answers."""
     asked = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
@@ -162,7 +161,7 @@ def warm_up(
     peak: float,
     seed: int,
 ) -> None:
-    """Supervised steps on fresh problems (none of `known`, the held-out questions), some with a wrong result."""
+    """Trains on fresh problems (none of `known`, the held-out questions), some of them with a wrong result."""
     rng = random.Random(f"warm-up {seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.0)
     model.train()
@@ -188,12 +187,12 @@ def warm_up(
 
 
 def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
-    """One JSON object to a line."""
+    """Writes one JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def main() -> None:
-    """Make the directory."""
+    """Makes the directory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,7 +201,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=350, help="supervised warm-up steps (default: 350)")
     args = parser.parse_args()
 
-    disable_progress_bar()  # transformers' own: there's nothing to wait for
+    disable_progress_bar()  # transformers' own, for one small file
     torch.set_num_threads(1)  # the model is too small for more
     train, held_out = make_rows(args.seed, count=2048, held_out=128)
     tokenizer = make_tokenizer(train)

@@ -150,7 +150,7 @@ def test_faults_of_a_csv(tmp_path):
     assert [row.content for row in rows] == ["a", "d"]
     assert [message.removeprefix(str(path))[:3] for message in skipped] == [":3:", ":4:", ":7:"]
     path.write_text("prompt,prompt\na,b\n")
-    refuses(lambda: read_rows(path), f"{path}:1: two columns of one name")
+    refuses(lambda: read_rows(path), f"{path}:1: two columns have one name")
     path.write_bytes(b"prompt\na\n\xff\n")
     refuses(lambda: read_rows(path), f"{path}:3: not UTF-8 (invalid start byte)")
     path.write_text('prompt\n"a\n')
@@ -339,7 +339,7 @@ def test_a_split_in_two_kinds_of_files_is_not_read_twice(tmp_path):
         write(tmp_path / name, [{"prompt": "a"}])
     refuses(
         lambda: open_dataset(tmp_path, "--dataset"),
-        f"--dataset {tmp_path}: split train is there as CSV and JSON lines (train.csv, train.jsonl)",
+        f"--dataset {tmp_path}: split train has files of CSV and JSON lines (train.csv, train.jsonl)",
     )
 
 
@@ -412,7 +412,7 @@ def test_a_dataset_of_the_hub(hub):
 def test_a_dataset_that_the_hub_does_not_give(hub):
     refuses(
         lambda: open_dataset("some/thing", "--dataset"),
-        "--dataset some/thing: no such file or folder, and the Hub's dataset of that name cannot be had",
+        "--dataset some/thing: no such file or folder, and the Hub's dataset of that name cannot be loaded",
         "ConnectionError: Couldn't reach 'some/thing' on the Hub",
         "expected a path, org/name or org/name:config",
     )

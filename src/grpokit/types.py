@@ -169,7 +169,7 @@ class MicroBatch:
     prefix: Prefix | None  # the prompts in the `shared` layout, else None
     at: Tensor  # [N] index of the hidden state that predicts the token, in [M, H]: the prompts' states, then the samples'
     targets: Tensor  # [N] the tokens to predict
-    samples: tuple[Sample, ...]  # in the order of the rows
+    samples: tuple[Sample, ...]  # in the order of the batch
     sequence_ids: Tensor  # [N] index of the token's sample within the update
     group_ids: Tensor  # [N] index of its group within the update
     positions: Tensor  # [N] place of the token in its completion

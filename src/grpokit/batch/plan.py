@@ -83,5 +83,5 @@ def weigh(samples: Sequence[Sample], loss: Loss, ranks: int = 1) -> Update:
 
 def _advantages(group: RolloutGroup) -> Tensor:
     if group.advantages is None:
-        raise ValueError(f"{group.prompt.source}: the group has no advantages yet; with_advantages first")
+        raise ValueError(f"{group.prompt.source}: the group has no advantages; call add_advantages first")
     return group.advantages

@@ -1,4 +1,4 @@
-"""One recorded batch through any set of losses: what each would do to it, and how far their gradients agree."""
+"""`grpokit compare-batch`: one recorded batch through any set of losses, and how far their gradients agree."""
 
 from __future__ import annotations
 
@@ -16,32 +16,40 @@ from ..runs.batches import batch_for, read_batch
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What one loss does to the batch."""
+    """The effect of one loss on the batch."""
 
     loss: Loss
     value: float
-    gradient: Tensor  # [N] with respect to logp
-    ess: float  # effective sample size of its ratios, a share of the live tokens
-    refused: str = ""  # why it could not be computed on this batch
+    gradient: Tensor  # [N], with respect to logp
+    ess: float  # effective sample size of its ratios, as a share of the live tokens
+    refused: str = ""  # why it cannot be computed on this batch
 
     @property
     def norm(self) -> float:
-        """Gradient norm."""
+        """The gradient's norm."""
         return float(self.gradient.norm())
 
     @property
     def zero_share(self) -> float:
-        """Share of tokens without gradient."""
+        """The share of tokens without gradient."""
         return float((self.gradient == 0).double().mean())
 
 
 def compare(
     path: str | Path, names: Sequence[str] = (), max_completion_length: int | None = None
 ) -> list[Comparison]:
-    """The batch in file `path` through the losses `names` (default: the whole table).
+    """Computes the losses on a recorded batch.
 
-    A loss that needs what the batch hasn't got (the sampler's log-probs, groups) is returned with `refused` saying so. Raises
-    ValueError for an unknown loss or a file that can't be read.
+    Args:
+        path: the batch's file.
+        names: names of LOSSES; none: the whole table.
+        max_completion_length: L_max, for losses that need it; None: the longest sequence.
+
+    Returns:
+        One comparison per loss. If the batch lacks something (the sampler's log-probs, groups), `refused` says so.
+
+    Raises:
+        ValueError: an unknown loss, or a file that cannot be read.
     """
     fields = read_batch(path)
     longest = int(torch.bincount(fields["sequence_ids"].long()).max())
@@ -69,14 +77,14 @@ def _one(loss: Loss, fields: Mapping[str, Tensor]) -> Comparison:
 
 
 def cosines(found: Sequence[Comparison]) -> Tensor:
-    """[L, L] cosine between the losses' gradients; NaN where one has none."""
+    """Returns the cosines [L, L] between the losses' gradients; NaN for one without gradient."""
     stacked = torch.stack([c.gradient for c in found])
     unit = stacked / stacked.norm(dim=-1, keepdim=True)
     return unit @ unit.T
 
 
 def weight_by_length(batch: LossBatch, gradient: Tensor, bins: int = 4) -> list[tuple[int, int, float]]:
-    """(shortest, longest, share of Σ|gradient|) for quantiles of the sequences' lengths."""
+    """Returns (shortest, longest, share of Σ|gradient|) for quantiles of the sequences' lengths."""
     assert batch.lengths is not None
     ids, index = batch.sequence_ids.unique(return_inverse=True)
     lengths = torch.zeros(len(ids), dtype=torch.int64).scatter_(0, index, batch.lengths)
@@ -93,7 +101,14 @@ def weight_by_length(batch: LossBatch, gradient: Tensor, bins: int = 4) -> list[
 def print_comparison(
     path: str | Path, names: Sequence[str], output: str, max_completion_length: int | None
 ) -> None:
-    """`grpokit compare-batch`: the tables, and the plot to `output` where one is named."""
+    """Prints the tables, and writes the plot to `output` if it is given.
+
+    Args:
+        path: the batch's file.
+        names: names of LOSSES; none: the whole table.
+        output: the plot's file, or "".
+        max_completion_length: L_max, for losses that need it; None: the longest sequence.
+    """
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -136,7 +151,7 @@ def print_comparison(
 
 
 def plot(found: Sequence[Comparison], fields: Mapping[str, Tensor], output: Path) -> Path:
-    """Cosines between all losses, and the gradient's share by completion length, as one picture."""
+    """Draws the cosines between all losses, and the gradient's share by completion length. Returns `output`."""
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--output {output}: expected a name ending in .png, .svg or .pdf")
     import matplotlib

@@ -1,7 +1,7 @@
-"""`grpokit convert-config`: a configuration of TRL or ms-swift, as YAML, in grpokit's words. Says what it could not carry over.
+"""`grpokit convert-config`: converts a YAML configuration of TRL or ms-swift, and says what it could not carry over.
 
-Their batch is counted in devices, accumulation and generation batches, and their steps are optimizer steps; here a step
-is what is sampled at once, and has `updates_per_step` × `num_iterations` optimizer steps. That arithmetic is done here.
+Their batch is counted in devices, accumulation and generation batches, and their steps are optimizer steps. Here a step
+samples once, and has `updates_per_step` × `num_iterations` optimizer steps. This module converts between the two.
 """
 
 from __future__ import annotations
@@ -27,16 +27,24 @@ from ..runs.trackers import TRACKERS
 
 
 def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, Any], list[str]]:
-    """Options of TRL or ms-swift → options of `grpokit train`, and a sentence for each that was changed or left out.
+    """Converts options of TRL or ms-swift to options of `grpokit train`.
 
-    Raises ValueError where their batch can't be one of grpokit's.
+    Args:
+        theirs: their options by name.
+        processes: the number of processes that their run uses.
+
+    Returns:
+        The options, and a sentence for each that was changed or left out.
+
+    Raises:
+        ValueError: their batch cannot be expressed here.
     """
     left = {str(key).lstrip("-"): value for key, value in theirs.items() if value is not None}
     ours: dict[str, Any] = {}
     said: list[str] = []
     if SWIFT & left.keys():
         said.append(
-            f"ms-swift's own defaults are not carried over; state {', '.join(ASK)} where the file does not"
+            f"ms-swift's own defaults are not carried over; set {', '.join(ASK)} where the file does not"
         )
     else:
         for name in TRL_DEFAULTS.keys() - left.keys():
@@ -47,8 +55,8 @@ def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, An
     for name in IN_OPTIMIZER_STEPS:
         if name in left:
             value = left.pop(name)
-            if value < 0:  # as many as the epochs give
-                said.append(f"{name}: {value}: is by epochs there; state a number of steps (--{name})")
+            if value < 0:  # the number of epochs decides
+                said.append(f"{name}: {value}: is by epochs there; set a number of steps (--{name})")
                 continue
             if 0 < value < 1:
                 raise ValueError(f"{name} {value}: is a share of the run there; expected a number of steps")
@@ -67,7 +75,7 @@ def convert(theirs: Mapping[str, Any], processes: int = 1) -> tuple[dict[str, An
 
 
 def _batch(left: dict[str, Any], processes: int, ours: dict[str, Any], said: list[str]) -> int:
-    """prompts_per_step and updates_per_step from their counts; returns the updates."""
+    """Sets prompts_per_step and updates_per_step from their counts. Returns the number of updates."""
     if not left.keys() & set(COUNTED):
         return 1
     device, accumulation, steps, batch = (left.pop(name, None) for name in COUNTED)
@@ -91,7 +99,7 @@ def _batch(left: dict[str, Any], processes: int, ours: dict[str, Any], said: lis
 
 
 def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
-    """Options whose values mean something else here."""
+    """Converts options whose values mean something else here."""
     if left.pop("bf16", False):
         ours["dtype"] = "bfloat16"
     if left.pop("fp16", False):
@@ -121,13 +129,13 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
         ours["report_to"] = kept
     if isinstance(left.get("log_completions"), bool):  # ours is a number; completions.jsonl is always written
         left.pop("log_completions")
-    times = left.pop("max_resample_times", 3)  # ms-swift's default, which acts with dynamic_sample alone
+    times = left.pop("max_resample_times", 3)  # ms-swift's default, which acts only with dynamic_sample
     if left.pop("dynamic_sample", False):
         ours["max_resample_times"] = times
 
 
 def _lora(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
-    """An adapter where there is one; without, their options for it do nothing there either."""
+    """Converts the adapter's options. Without an adapter they do nothing in TRL and ms-swift either."""
     swift = bool(SWIFT & left.keys())
     given = {left.pop(name, None) for name in ("train_type", "tuner_type")}
     kinds = given - {None, "full"}
@@ -162,7 +170,7 @@ def _lora(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
 
 
 def _vllm(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
-    """The engine, and TRL's correction for it: on by default, a mask of whole sequences above 3."""
+    """Converts the engine, and TRL's correction for it: on by default, a mask of whole sequences above 3."""
     uses, swift = left.pop("use_vllm", False), bool(SWIFT & left.keys())
     corrects = left.pop("vllm_importance_sampling_correction", not swift)
     mode = left.pop("vllm_importance_sampling_mode", "sequence_mask")
@@ -196,7 +204,11 @@ def _vllm(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> None:
 
 
 def convert_file(config: ConvertConfig) -> tuple[str, list[str]]:
-    """The file as YAML for `grpokit train --config`, checked, and what there is to say of it. Raises ValueError."""
+    """Converts a file. Returns YAML for `grpokit train --config`, checked, and sentences about it.
+
+    Raises:
+        ValueError: the file cannot be read or converted.
+    """
     import yaml
 
     try:
@@ -207,5 +219,5 @@ def convert_file(config: ConvertConfig) -> tuple[str, list[str]]:
         raise ValueError(f"{config.file}: expected `name: value` lines, got a {type(theirs).__name__}")
     ours, said = convert(theirs, config.num_processes)
     text = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
-    from_yaml(TrainConfig, text, config.file)  # a value of the wrong type is named now
+    from_yaml(TrainConfig, text, config.file)  # reports a value of the wrong type now
     return text, said

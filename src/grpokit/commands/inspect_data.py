@@ -1,4 +1,4 @@
-"""`grpokit inspect-data`: rows as the model will see them, their lengths, and what would be left out and why."""
+"""`grpokit inspect-data`: shows rows as the model will see them, their lengths, and which would be left out and why."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from ..data.rows import DatasetRow, describe_dataset, read_rows
 from ..data.sources import open_dataset
 from ..types import Messages, Prompt
 
-SHOWN = 10  # of what is wrong
-WIDTH = 48  # so that titles stay on a line
+SHOWN = 10  # of the problems
+WIDTH = 48  # wide enough for a title on one line
 
 
 def inspect_data(config: InspectConfig) -> bool:
-    """Print what there is to know of a dataset, and return whether a row of it is malformed.
+    """Prints a summary of a dataset. Returns whether a row of it is malformed.
 
-    Raises ValueError naming the option: no such data, no model, no row that can be used.
+    Raises:
+        ValueError: there is no such data or model, or no row can be used. The message names the option.
     """
     source = open_dataset(config.file, "inspect-data", config.dataset_split)
     rows, bad = read_rows(source, skip_bad_rows=True, limit=config.max_samples)
@@ -70,7 +71,7 @@ def _tokenized(
 
 
 def visible(ids: Sequence[int], tokenizer: Any) -> Text:
-    """The tokens as text, special ones marked."""
+    """Decodes the tokens, with special ones marked."""
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     text = Text()
@@ -87,7 +88,7 @@ def _written(content: str | Messages) -> str:
 
 
 def _panel(text: Text, source: str, columns: Mapping[str, Any], more: str = "") -> Panel:
-    title = source.rpartition("/")[2] + more  # a long path would be cut where it matters
+    title = source.rpartition("/")[2] + more  # a long path would be cut at its end, which matters most
     shown = Text.assemble(text, *(part for name in columns for part in _column(name, columns[name])))
     return Panel(shown, title=Text(title), title_align="left")
 
@@ -119,7 +120,7 @@ def _lengths(unit: str, lengths: Sequence[int]) -> Table:
 
 
 def _columns(rows: Sequence[DatasetRow]) -> Table:
-    """Every column, how many rows have it, and what is in it."""
+    """Lists every column, the rows that have it, and its types."""
     table = Table(title="columns that rewards get", title_justify="left", min_width=WIDTH)
     for heading in ("column", "rows", "types", "for example"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "rows" else "left")

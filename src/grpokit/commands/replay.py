@@ -1,4 +1,4 @@
-"""A micro-batch whose numbers went wrong: written down when it happened, and run again by `grpokit replay`."""
+"""`grpokit replay`: runs a dumped micro-batch again and shows where its numbers go wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from ..training.setup.loss import lora_from_config
 
 
 def weights_for(dumped: Dump, file: Path, model: str) -> tuple[Path, str]:
-    """The weights to replay with, and how near they are to those of the moment. Raises ValueError where there are none."""
+    """Finds the weights to replay with, and says how close they are to those of the moment.
+
+    Raises:
+        ValueError: there are none.
+    """
     if model:
         return Path(model), "as asked for"
     found = [p for p in checkpoints(file.parent.parent) if (p / "trainer" / "state.json").is_file()]
@@ -44,7 +48,7 @@ def weights_for(dumped: Dump, file: Path, model: str) -> tuple[Path, str]:
 
 
 def replay(config: ReplayConfig, loss_of: Any) -> bool:
-    """Run a dumped micro-batch again and show where the first number goes wrong; whether one did."""
+    """Runs a dumped micro-batch again and shows the first number that goes wrong. Returns whether one did."""
     file = Path(config.file)
     dumped = read_offender(file)
     weights, how_near = weights_for(dumped, file, config.model)
@@ -53,7 +57,7 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
         f"{file}: {dumped.what} not finite after {dumped.policy_version} optimizer steps (step {dumped.step + 1})"
     )
     say(f"weights: {weights} ({how_near})")
-    # An adapter is in trainer/, beside the model that it belongs to; any other directory is taken as it is.
+    # An adapter is in trainer/, and needs its base model. Any other directory is loaded as it is.
     beside = (weights / "trainer" / "parameters.safetensors").is_file() or weights == Path(c.model)
     lora = lora_from_config(c) if beside else None
     policy = load_policy(
@@ -64,7 +68,7 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
         attn_implementation=c.attn_implementation,
         trust_remote_code=c.trust_remote_code,
         lora=lora,
-        probe=False,  # weights that are wrong are what it's about
+        probe=False,  # the replay is about weights that may be wrong
     )
     load_parameters(weights, policy)
     report = run_again(policy, loss_of(c), dumped)
@@ -75,22 +79,23 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a replay found."""
+    """The result of a replay."""
 
-    first: str | None  # where the first number that isn't finite came up, forwards and then backwards
-    largest: list[tuple[str, float]]  # of each module's output, in the order of the forward
+    first: str | None  # where the first non-finite number appeared, in the forward and then in the backward
+    # The largest number of each module's output, in the order of the forward.
+    largest: list[tuple[str, float]]
     loss: float
     bad_gradients: list[str]
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """The result in one line."""
         if self.first is None:
             return f"every number is finite here (loss {self.loss:g}): other weights, another device or another type"
         return f"the first number that is not finite: {self.first}"
 
     def table(self) -> Table:
-        """The largest numbers of the forward, where it went wrong, or else where it came nearest to that."""
+        """Lists the largest numbers of the forward around the place where it goes wrong, or else the last ones."""
         table = Table("output of", "largest |x|", title="forward", title_justify="left")
         bad = [i for i, (_, value) in enumerate(self.largest) if not value < float("inf")]
         around = self.largest[max(0, bad[0] - 6) : bad[0] + 3] if bad else self.largest[-12:]
@@ -100,7 +105,7 @@ class ReplayResult:
 
 
 def run_again(policy: Policy, loss: Loss, dumped: Dump) -> ReplayResult:
-    """Forward and backward of the dumped micro-batch, watched."""
+    """Runs forward and backward of the dumped micro-batch, and watches them."""
     micro = collate(dumped.samples, dumped.layout, policy.device)
     seen: list[tuple[str, float]] = []
     with watching(policy, seen):
@@ -119,7 +124,7 @@ def run_again(policy: Policy, loss: Loss, dumped: Dump) -> ReplayResult:
 
 @contextmanager
 def watching(policy: Policy, seen: list[tuple[str, float]]) -> Iterator[None]:
-    """Note the largest number of what each innermost module gives out."""
+    """Records the largest number in the output of each innermost module."""
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -142,5 +147,5 @@ def watching(policy: Policy, seen: list[tuple[str, float]]) -> Iterator[None]:
 
 
 def largest(values: Tensor) -> float:
-    """max |x|; NaN where one is, 0 for none."""
+    """Returns max |x|; NaN if one is NaN, 0 for an empty tensor."""
     return float(values.detach().abs().amax()) if values.numel() else 0.0

@@ -155,7 +155,7 @@ def _in_folder(folder: Path, wanted: _Wanted) -> Source:
     if len(kinds) > 1:
         shown = ", ".join(file.name for file in chosen)
         raise ValueError(
-            f"{wanted.flag} {folder}: split {split} is there as {' and '.join(kinds)} ({shown}); name the file to use"
+            f"{wanted.flag} {folder}: split {split} has files of {' and '.join(kinds)} ({shown}); name the file to use"
         )
 
     def rows() -> Iterator[RawRow]:
@@ -224,7 +224,7 @@ def _csv_rows(path: Path, flag: str, delimiter: str) -> Iterator[RawRow]:
         reader = csv.reader(_decoded(path, flag), delimiter=delimiter, strict=True)
         names = next(reader, None)
         if names is not None and len(set(names)) < len(names):
-            raise ValueError(f"{path}:1: two columns of one name: {', '.join(names)}; rename one")
+            raise ValueError(f"{path}:1: two columns have one name: {', '.join(names)}; rename one")
         first = reader.line_num + 1
         for cells in reader:
             if cells:
@@ -302,7 +302,7 @@ def _on_hub(wanted: _Wanted) -> Source:
         )
     except Exception as error:  # the network, the Hub, the disk and the dataset each raise types of their own
         raise ValueError(
-            f"{wanted.flag} {wanted.name}: no such file or folder, and the Hub's dataset of that name cannot be had: "
+            f"{wanted.flag} {wanted.name}: no such file or folder, and the Hub's dataset of that name cannot be loaded: "
             f"{type(error).__name__}: {one_line(error)}; expected a path, org/name or org/name:config"
         ) from error
     split = wanted.split or wanted.choose(list(loaded))

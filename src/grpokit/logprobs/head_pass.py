@@ -27,6 +27,20 @@ class HeadPass:
     """The rows of one call, cut into units of pieces.
 
     `score` computes log-probs; `learn` also computes gradients, from the slopes ∂L/∂logp that a loss gives.
+
+    Args:
+        hidden: [N, H] hidden states.
+        head: the output projection.
+        targets: [N] token ids.
+        temperature: of the distribution that was sampled from.
+        with_entropy: whether to compute entropies.
+        sequence_ids: [N] sequence of each row; None: each row is a sequence.
+        chunk_tokens: the most rows of a piece; None: `default_chunk_tokens`.
+        operands: the dtype that the matmuls multiply.
+        wanted: whether hidden, weight and bias need a gradient.
+
+    Raises:
+        ValueError: shapes, targets or options do not fit.
     """
 
     def __init__(

@@ -129,7 +129,7 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes the log-probs of `targets` under p = softmax(logits(hidden) / temperature), and the entropies of p.
 
-    One matmul; with autograd three more, one of which recomputes the logits. With the same `sequence_ids` and `chunk_tokens`,
+    One matmul; with autograd three more, because the logits are computed again. With the same `sequence_ids` and `chunk_tokens`,
     the numbers are bitwise those inside `linear_policy_loss`.
 
     Args:

@@ -35,9 +35,15 @@ def operand_dtype(hidden: Tensor, head: Head) -> torch.dtype:
 class Projection:
     """raw = h·Wᵀ + b for one call, chunk by chunk through one buffer; and its gradients dH, dW and db.
 
-    `operands` comes from `operand_dtype`, called in the forward, because a backward has no autocast. The inputs are cast once.
-    Only the gradients that are `wanted` (hidden, weight, bias) are allocated. They have the wide dtype, so that the sum of dW
-    over chunks is not rounded to the parameters' dtype.
+    The inputs are cast once. The gradients have the wide dtype, so that the sum of dW over chunks is not rounded to the
+    parameters' dtype.
+
+    Args:
+        hidden: [N, H] hidden states.
+        head: the output projection.
+        operands: from `operand_dtype`, called in the forward, because a backward has no autocast.
+        chunk: the most rows of a chunk.
+        wanted: whether the gradients of hidden, weight and bias are computed.
     """
 
     def __init__(

@@ -121,6 +121,6 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
         )
     if loss.rejected_tokens == "drop" and (loss.correction is None or loss.correction.mode != "mask"):
         raise ValueError(
-            "rejected_tokens drop: takes rejected tokens out of the counts, which only correction_mode mask can say "
+            "rejected_tokens drop: removes rejected tokens from the counts, and only correction_mode mask knows them "
             "beforehand; set it, or leave rejected_tokens at keep"
         )

@@ -189,6 +189,13 @@ def clip_cov_statistics(
     """Returns `selected` [n]: 1 for the tokens that lose their gradient.
 
     The candidates are the unclipped tokens with low < cov < high. The keyed hash of a token draws among them.
+
+    Args:
+        tokens: the tokens of the update.
+        cov_low: ω₁, the covariance above which a token may be selected.
+        cov_high: ω₂, the covariance below which a token may be selected.
+        cov_ratio: the share of the update's tokens that is selected.
+        **options: those of `clip`.
     """
     cov = covariance(tokens)
     clipped = clip_health(tokens.log_ratio.exp(), tokens.advantages, **_clip_part(options))[

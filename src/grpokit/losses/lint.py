@@ -59,10 +59,10 @@ def correction_note(loss: Loss, async_depth: int, chosen_mode: str | None) -> st
     if async_depth == 0 or chosen_mode in ("truncate", "mask"):
         return None
     if loss.surrogate.anchor == "sampler":
-        return f"no correction for rollouts of one step before: the ratio of {loss.name} is to their sampler already"
+        return f"no correction for rollouts that are one step old: the ratio of {loss.name} is to their sampler already"
     if loss.correction is None:
-        return "correction_mode none: nothing corrects for rollouts of one step before"
+        return "correction_mode none: nothing corrects for rollouts that are one step old"
     return (
         f"correction_mode {loss.correction.mode}, correction_level {loss.correction.level}, correction_cap "
-        f"{loss.correction.cap:g}: the default with --async_depth {async_depth}, for rollouts of one step before"
+        f"{loss.correction.cap:g}: the default with --async_depth {async_depth}, for rollouts that are one step old"
     )

@@ -81,7 +81,7 @@ def _own_stats(loss: Loss, batch: LossBatch) -> Stats:
         )
     if batch.lengths is None:
         raise ValueError(
-            f"{loss.name} needs whole sequences, and without LossBatch.lengths nobody can tell whether these are; give them, "
+            f"{loss.name} needs whole sequences, which cannot be checked without LossBatch.lengths; give them, "
             "or pass stats= gathered over the whole update"
         )
     return UpdateStats.of(loss, batch).finish(loss)

@@ -193,11 +193,11 @@ def _zero(loss: Loss, batch: LossBatch, findings: list[str]) -> bool:
     zero = float(value) == 0 and not gradient.any()
     if loss.surrogate.zero_at_zero_advantage and not zero:
         findings.append(
-            "wrong: it says zero_at_zero_advantage, and it isn't zero there: rows would be dropped that count"
+            "wrong: it declares zero_at_zero_advantage but is not zero there: samples with a gradient would be dropped"
         )
     if zero and not loss.surrogate.zero_at_zero_advantage:
         findings.append(
-            "it is zero where the advantage is: enter it with @surrogate(zero_at_zero_advantage=True), and rows without "
-            "an advantage need no forward"
+            "it is zero where the advantage is zero: declare it with @surrogate(zero_at_zero_advantage=True), so that "
+            "samples without an advantage need no forward"
         )
     return zero

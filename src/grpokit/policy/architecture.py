@@ -75,13 +75,13 @@ def obstacle(model: Any, longest: int) -> str | None:
 
     takes = inspect.signature(backbone(model).forward).parameters
     if model.config.is_encoder_decoder or not {"position_ids", "past_key_values"} <= takes.keys():
-        return "it takes no position ids beside a cache"
+        return "it takes no position ids together with a cache"
     library_way = vars(GenerationMixin)["prepare_inputs_for_generation"]
     if (
         type(model).prepare_inputs_for_generation is not library_way
         or not model._supports_default_dynamic_cache()
     ):
-        return "it has a way of its own to prepare its inputs"
+        return "it prepares its inputs in its own way"
     if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
         return "its layers share their caches"
     layers = DynamicCache(config=model.config).layers

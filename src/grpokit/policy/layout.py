@@ -45,7 +45,7 @@ def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
     """Whether micro-batches are packed. Raises ValueError where --packing packed is given and the model can't be."""
     if config.packing == "packed" and not policy.packs:
         raise ValueError(
-            f"--packing packed: {type(policy.model).__name__} does not keep packed rows apart with --attn_implementation "
+            f"--packing packed: {type(policy.model).__name__} does not keep packed samples apart with --attn_implementation "
             f"{policy.model.config._attn_implementation}; use padded"
         )
     varlen = policy.model.config._attn_implementation.startswith(("flash", "flex"))

@@ -255,7 +255,7 @@ def _write_dump(dump: Dump, offender: Offender) -> str:
 
 
 def samples_to_train(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:
-    """Returns the samples that can move the weights. Those with A = 0 are dropped if the loss allows it."""
+    """Returns the samples that can move the weights. Samples with A = 0 are dropped if the loss allows it."""
     if not (how.drop_dead_rows and loss.drops_dead_rows):
         return update.samples
     return tuple(sample for sample in update.samples if sample.advantage != 0)

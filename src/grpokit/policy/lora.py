@@ -145,7 +145,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Switches the adapter off: the model is the one that the run began with."""
     layers = adapted_layers(model).values()
-    # Not peft's enable_adapters: it also clears requires_grad, which FSDP2 has copied already.
+    # peft's enable_adapters would also clear requires_grad, which FSDP2 has copied already.
     for layer in layers:
         layer._disable_adapters = True
     try:

@@ -40,14 +40,21 @@ class Float64Throughout(TorchFunctionMode):
 
 
 class Policy(nn.Module):
-    """The causal language model being trained. It returns log-probs, or a micro-batch's share of the loss."""
+    """The causal language model being trained. It returns log-probs, or a micro-batch's share of the loss.
+
+    Args:
+        model: a Hugging Face causal model.
+        temperature: divides the logits, in sampling and in every log-prob.
+        dtype: the compute dtype.
+        stored_dtype: the dtype of the directory that it was loaded from.
+    """
 
     def __init__(self, model: Any, temperature: float, dtype: torch.dtype, stored_dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.compute_dtype = dtype
-        self.stored_dtype = stored_dtype  # the dtype of the directory that it was loaded from
+        self.stored_dtype = stored_dtype
         self.lora: Lora | None = None  # the adapter that is trained while the weights are frozen
         self.version = 0  # optimizer steps taken so far
         # Found at load: whether samples may be packed, and why completions may not share a prompt (None: they may).

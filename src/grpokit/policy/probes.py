@@ -17,7 +17,7 @@ def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
     """Tests the layouts: log-probs must equal those of padded samples.
 
     Returns:
-        Whether samples may be packed, and why prompts may not be shared (None: they may).
+        True if samples may be packed, and the reason why prompts may not be shared (None: they may).
     """
     vocabulary = policy.model.config.get_text_config().vocab_size
     samples = [_probe_sample(index, group, vocabulary) for index, group in enumerate((1, 0, 1, 0))]
@@ -36,7 +36,7 @@ def probe_layouts(policy: Policy) -> tuple[bool, str | None]:
         try:
             apart = gap("shared")
             if not apart < _tolerance(policy):
-                reason = f"its log-probs are others with a cache (by {apart:.2g})"
+                reason = f"its log-probs differ with a cache (by {apart:.2g})"
         except (TypeError, ValueError, RuntimeError) as error:
             reason = f"its forward with a cache fails: {first_line(error)}"
     return packs, reason

@@ -152,7 +152,7 @@ class MathPool:
             if not worker.alive or (worker.deadline and now > worker.deadline):
                 if not worker.ready:
                     raise RuntimeError(
-                        f"a process of math-verify ended, or took {START_SECONDS:.0f} s, at its start"
+                        f"a process of math-verify ended at its start, or did not start within {START_SECONDS:.0f} s"
                     )
                 if worker.task is not None:
                     scores[worker.task] = 0.0 if worker.reference_read else None

@@ -15,7 +15,7 @@ GRACE = 5.0  # seconds over the limit, for coroutines to handle their cancellati
 
 
 class TimeOut(BaseException):
-    """A call took longer than its limit. Not an Exception, so that `except Exception` in a reward does not catch it."""
+    """A call took longer than its limit. It is no Exception, so `except Exception` in a reward does not catch it."""
 
 
 @contextlib.contextmanager

@@ -51,9 +51,7 @@ class TrainState:
     step: int = 0  # steps finished, which is also where the next one begins in the prompt order
     skipped: int = 0  # updates of those steps that were skipped because they were not finite
     unfinished: StepProgress | None = None  # progress within the next step, or None
-    ahead: Sequence[
-        RolloutGroup
-    ] = ()  # all ranks' unscored rollouts that were sampled ahead for the next step
+    ahead: Sequence[RolloutGroup] = ()  # all ranks' unscored rollouts, sampled ahead for the next step
 
     data: dict[str, Any] | None = None  # where a dataset that is read once goes on
 

@@ -12,7 +12,7 @@ from ..config.resume import options_with
 from ..config.yaml import load_yaml
 from ..parallel import restarts
 
-# What a run leaves before its first checkpoint. All of it can be made again.
+# The files that a run leaves before its first checkpoint. All of them can be made again.
 BEGUN = {
     "config.yaml",
     "error.txt",

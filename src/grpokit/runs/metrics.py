@@ -74,7 +74,7 @@ METRICS: dict[str, Declared] = {
     "sampler/masked": Declared("mean", "share of tokens whose weight c was outside the range"),
     "opsm/dropped": Declared("mean", "share of tokens in sequences that OPSM dropped"),
     "frac_tokens_dropped": Declared(
-        "mean", "share of trainable tokens whose row left before the forward (A = 0)"
+        "mean", "share of trainable tokens whose sample was dropped before the forward (A = 0)"
     ),
     "skipped_updates": Declared("sum", "updates skipped because their loss or gradient was not finite"),
     "tokens_per_second": Declared(

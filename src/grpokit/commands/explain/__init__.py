@@ -1,8 +1,9 @@
-"""`grpokit losses`: what every loss of the table is, in a terminal and in pictures, asked of the code itself.
+"""`grpokit losses`: describes every loss of the table, in a terminal and in pictures. All facts come from the code itself.
 
-list_losses()                                      # the whole table
-show_loss("gspo")                                  # formula, parts, metrics, traps
-plot_losses(["dapo", "cispo"], Path("two.svg"))    # ℓ and the weight of the gradient; token weights
+Example:
+    list_losses()                                      # the whole table
+    show_loss("gspo")                                  # formula, parts, metrics, traps
+    plot_losses(["dapo", "cispo"], Path("two.svg"))    # ℓ and the weight of the gradient; token weights
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ __all__ = ["list_losses", "plot_losses", "show_loss"]
 
 
 def plot_losses(names: Sequence[str | Loss], output: Path) -> list[Path]:
-    """Draw losses, by name or composed ones, to `output`: .png, .svg, or .html for one page. → files written.
+    """Draws losses to `output`: .png, .svg, or .html for one page. Returns the files written.
 
-    No name means all of them. Raises ValueError for an unknown name and for another suffix.
+    Args:
+        names: names of LOSSES or composed losses; none: all of them.
+        output: the file to write.
+
+    Raises:
+        ValueError: an unknown name, or another suffix.
     """
-    from .plots import plot_losses as draw  # late: matplotlib takes its time
+    from .plots import plot_losses as draw  # imported late, because matplotlib is slow to import
 
     return draw(names, output)

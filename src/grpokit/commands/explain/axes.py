@@ -1,4 +1,4 @@
-"""What losses are drawn against: ρ over its wide range, ρ near 1 for those that act there, or π for the sampler's."""
+"""The horizontal axes of the plots: ρ over a wide range, ρ near 1 for losses that clip there, or π for the sampler's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from ...losses import Loss
 
 POINTS = 401
-NARROW = 0.02  # a clip range within this acts on sequences' ratios: on the wide axis it would be a line
+NARROW = 0.02  # a clip range below this is for sequence ratios; on the wide axis it would be a line
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One horizontal axis, and the losses on it that can be drawn over each other."""
+    """A horizontal axis, and the losses that can be drawn on it together."""
 
     key: str  # wide, near or sampler
     losses: tuple[Loss, ...]
@@ -35,7 +35,7 @@ class Axis:
 
     @property
     def label(self) -> str:
-        """The quantity in mathtext, as the losses' own level has it."""
+        """The quantity in mathtext, as the losses' ratio level defines it."""
         if self.key == "sampler":
             return r"$\pi$"
         statistics = {loss.level.statistic for loss in self.losses}
@@ -48,7 +48,7 @@ class Axis:
 
 
 def axes_of(losses: list[Loss]) -> list[Axis]:
-    """`losses` dealt to the axes they belong on, in the order of their first loss."""
+    """Assigns `losses` to the axes they belong on, in the order of their first loss."""
     dealt: dict[str, list[Loss]] = {}
     for loss in losses:
         dealt.setdefault(_key(loss), []).append(loss)

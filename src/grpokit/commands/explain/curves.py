@@ -1,7 +1,7 @@
-"""ℓ and the gradient weight g of a loss along its ratio, as `policy_loss` computes them: no formula is typed again.
+"""ℓ and the gradient weight g of a loss along its ratio. `policy_loss` computes them, so no formula is repeated.
 
-Each point of a curve is a sequence of one token. A loss that couples tokens must then be told what the others do: those
-cross-sections are SECTIONS, by the name of the statistic that they fix.
+Each point of a curve is a sequence of one token. A loss that couples tokens needs to know about the others. SECTIONS has
+these cross-sections, by the name of the statistic that they fix.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ...losses import LOSSES, Loss, LossBatch, Stats, UpdateStats, make_loss, policy_loss
 
-EXAMPLE_LENGTH = 1024  # L_max of a drawn loss that must have one; it is no part of ℓ
+EXAMPLE_LENGTH = 1024  # L_max of a drawn loss that needs one; it does not enter ℓ
 
 
 @dataclass(frozen=True)
 class Section:
-    """What is held fixed while the ratio moves, and its symbol: statistics of the update, or the sampler's μ."""
+    """The quantities that stay fixed while the ratio moves: statistics of the update, or the sampler's μ."""
 
     label: str = ""  # mathtext
-    fixed: Mapping[str, float] = field(default_factory=dict)  # name of a statistic → its value on every token
+    fixed: Mapping[str, float] = field(default_factory=dict)  # statistic → its value on every token
     mu: float | None = None
 
 
@@ -37,7 +37,7 @@ SAMPLER_SECTIONS = tuple(Section(rf"$\mu={mu:g}$", mu=mu) for mu in (0.1, 0.3, 0
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A loss along its axis, at one sign of A and in one cross-section; all tensors [n] float64."""
+    """A loss along its axis, for one sign of A and one cross-section. All tensors are [n] float64."""
 
     loss: Loss
     section: Section
@@ -45,11 +45,11 @@ class Curve:
     x: Tensor  # ρ; for a loss anchored on the sampler, π
     ell: Tensor
     g: Tensor  # ∂ℓ/∂logp = −g·A
-    held: Tensor  # bool: the ratio is out of the loss's range (clipped, capped or dropped)
+    held: Tensor  # bool: the ratio is outside the loss's range (clipped, capped or dropped)
 
 
 def compose(loss: str | Loss) -> Loss:
-    """A loss of the table by name, with its row's defaults. Raises make_loss's ValueError for an unknown name."""
+    """Makes a loss by name, with its row's defaults. Raises ValueError for an unknown name."""
     if isinstance(loss, Loss):
         return loss
     needs_length = loss in LOSSES and LOSSES[loss].reduction == "constant_length"
@@ -57,17 +57,26 @@ def compose(loss: str | Loss) -> Loss:
 
 
 def sections(loss: Loss) -> tuple[Section, ...]:
-    """The cross-sections to draw: one for a loss whose token stands alone."""
+    """Returns the cross-sections to draw: one for a loss that does not couple tokens."""
     if loss.surrogate.anchor == "sampler":
         return SAMPLER_SECTIONS
     return next((SECTIONS[name] for name in loss.surrogate.inputs if name in SECTIONS), (Section(),))
 
 
 def curve(loss: Loss, x: Tensor, advantage: float, section: Section | None = None) -> Curve:
-    """ℓ and g at `x` [n]: ratios, or the policy's probabilities where the loss is anchored on the sampler.
+    """Computes ℓ and g at `x`.
 
-    `old` is 0, so a factor log π counts from π_old. A loss whose statistics no section fixes sees, for each point, an
-    update of two: the token, and one of ratio 1 with the opposite advantage in the same group.
+    `old` is 0, so a factor log π counts from π_old. If no section fixes a loss's statistics, each point is an update of two
+    tokens: the token itself, and one of ratio 1 with the opposite advantage in the same group.
+
+    Args:
+        loss: the loss.
+        x: [n] ratios, or the policy's probabilities if the loss is anchored on the sampler.
+        advantage: A of the token.
+        section: the cross-section; None: the loss's first.
+
+    Returns:
+        The curve.
     """
     section = section or sections(loss)[0]
     logps = x.double().log()
@@ -82,7 +91,7 @@ def curve(loss: Loss, x: Tensor, advantage: float, section: Section | None = Non
 def _evaluate(
     loss: Loss, logps: Tensor, advantage: float, section: Section, partner: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(ℓ, g) [n] at `logps` [n]. The reduction's weights are set to 1: they are no part of ℓ."""
+    """Computes (ℓ, g) [n] at `logps` [n]. The reduction's weights are 1, because they do not enter ℓ."""
     n, own = len(logps), torch.ones(len(logps), dtype=torch.float64)
     ids = torch.arange(n + partner)
     logps = torch.cat([logps, torch.zeros(int(partner))]).requires_grad_()
@@ -100,9 +109,9 @@ def _evaluate(
     )
     total = policy_loss(loss, batch, stats=_stats(loss, batch, section)).loss
     slope, ell = torch.autograd.grad(total, [logps, weights], allow_unused=True, materialize_grads=True)
-    # L = Σ w·ℓ, so ℓ = ∂L/∂w; a loss that weighs itself has no w, and its value is the update's.
+    # L = Σ w·ℓ, so ℓ = ∂L/∂w. A loss that weighs itself has no w, and its value is the update's.
     ell = total.expand(n) if loss.surrogate.weighs_itself else ell[:n]
-    return ell.detach() + 0.0, -slope[:n] / advantage + 0.0  # + 0.0: no minus zero
+    return ell.detach() + 0.0, -slope[:n] / advantage + 0.0  # + 0.0 turns −0.0 into 0.0
 
 
 def _stats(loss: Loss, batch: LossBatch, section: Section) -> Stats | None:
@@ -114,7 +123,7 @@ def _stats(loss: Loss, batch: LossBatch, section: Section) -> Stats | None:
 
 
 def _held(loss: Loss, logps: Tensor, advantage: float, g: Tensor) -> Tensor:
-    """Where the loss's own health says that the ratio is held; without one, where the gradient is gone."""
+    """Returns where the loss's own health metric says that the ratio is held; without one, where the gradient is 0."""
     part, advantages = loss.surrogate, torch.full_like(g, advantage)
     health = {} if part.health is None else part.health(logps.exp(), advantages, **loss.options)
     region = health.get("clip_ratio/region_mean", torch.zeros_like(g, dtype=torch.bool))
@@ -122,7 +131,7 @@ def _held(loss: Loss, logps: Tensor, advantage: float, g: Tensor) -> Tensor:
 
 
 def edge(drawn: Curve, k: int) -> float:
-    """The x between points k and k+1 at which the ratio begins (or ceases) to be held, to 12 digits."""
+    """Returns the x between points k and k + 1 where the ratio begins (or ceases) to be held, to 12 digits."""
     low, high = float(drawn.x[k]), float(drawn.x[k + 1])
     for _ in range(40):
         middle = (low + high) / 2

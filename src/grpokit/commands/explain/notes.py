@@ -1,7 +1,7 @@
-"""What the table can't say of a loss: the problem it solves, in a sentence, and its traps. One place, by name.
+"""Notes that the table has no room for: the problem that a loss solves, in one sentence, and its traps.
 
-The pages under docs/ go further. Numbers are for the row's defaults, and were computed with this code. A loss of your
-own needs no entry.
+The pages under docs/ say more. The numbers are for the row's defaults, computed with this code. Your own losses need no
+entry.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Notes:
-    """One loss: the sentence that says what it is for, and sentences that spare a reader a wasted run."""
+    """One loss: a sentence on the problem it solves, and sentences that save a reader a wasted run."""
 
     problem: str
     traps: tuple[str, ...] = ()
@@ -235,5 +235,5 @@ NOTES: dict[str, Notes] = {
 
 
 def notes_of(name: str) -> Notes | None:
-    """The notes on a loss, or None: a row that you registered has none."""
+    """Returns the notes on a loss; None for a loss without any, such as a registered one."""
     return NOTES.get(name)

@@ -1,4 +1,4 @@
-"""One self-contained page: formulas, and pictures as inline SVG with captions. No network, no script."""
+"""Renders one self-contained page: formulas, and pictures as inline SVG with captions. No network access, no scripts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SECTION_CAPTIONS = {
 
 
 def caption(losses: Sequence[Loss]) -> str:
-    """What the picture of these losses shows, and where a coupled loss was cut through."""
+    """Describes the picture of these losses, and the cross-section of a coupled loss."""
     if all(loss.surrogate.anchor == "sampler" for loss in losses):
         return ON_SAMPLER
     inputs = {name for loss in losses for name in loss.surrogate.inputs}
@@ -48,7 +48,10 @@ def caption(losses: Sequence[Loss]) -> str:
 
 
 def page(losses: Sequence[Loss], pictures: Mapping[str, str]) -> str:
-    """The page: `pictures` maps a key to an <svg> element. One whose key is a loss's name stands with that loss."""
+    """Renders the page.
+
+    `pictures` maps a key to an <svg> element. A picture whose key is a loss's name appears under that loss.
+    """
     title = "Losses: " + ", ".join(loss.name for loss in losses)
     body = [f"<h1>{html.escape(title)}</h1>"]
     for loss in losses:
@@ -79,6 +82,6 @@ def _section(loss: Loss) -> str:
 
 
 def own_ids(svg: str, key: str) -> str:
-    """`svg` with ids of its own: several pictures in a page would otherwise share theirs."""
+    """Prefixes the ids in `svg` with `key`, because several pictures in a page would share them otherwise."""
     svg = re.sub(r'\bid="', f'id="{key}-', svg)
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", svg)

@@ -1,4 +1,4 @@
-"""LaTeX → text for a terminal: ρ, Σⱼ, (a+b)/c. It reads the subset that the formulas of the losses are written in."""
+"""Converts LaTeX to text for a terminal: ρ, Σⱼ, (a+b)/c. It supports what the losses' formulas use."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ _RAISED = dict(
 
 
 def plain_text(latex: str) -> str:
-    """`latex` as one line of Unicode text.
+    r"""Converts `latex` to one line of Unicode text. Raises ValueError for an unmatched brace.
 
-    Example: `plain_text(r"w_i = \\frac{1}{N\\,T_i}") == "wᵢ = 1/(N·Tᵢ)"`
+    Example:
+        >>> plain_text(r"w_i = \frac{1}{N\,T_i}")
+        'wᵢ = 1/(N·Tᵢ)'
     """
     text, rest = _group(_TOKEN.findall(latex))
     if rest:
@@ -32,7 +34,7 @@ def plain_text(latex: str) -> str:
 
 
 def _group(tokens: list[str]) -> tuple[str, list[str]]:
-    """Text up to the closing brace of this group, and the tokens after it."""
+    """Returns the text up to this group's closing brace, and the tokens after it."""
     text = ""
     while tokens and tokens[0] != "}":
         piece, tokens = _atom(tokens, text)
@@ -41,7 +43,7 @@ def _group(tokens: list[str]) -> tuple[str, list[str]]:
 
 
 def _atom(tokens: list[str], before: str) -> tuple[str, list[str]]:
-    """The text of the first token with its arguments, given the text `before` it, and the tokens after them."""
+    """Returns the text of the first token with its arguments, and the tokens after them. `before` is the text before it."""
     token, rest = tokens[0], tokens[1:]
     if token == "{":
         return _group(rest)
@@ -75,7 +77,7 @@ def _argument(tokens: list[str]) -> tuple[str, list[str]]:
 
 
 def _script(script: str, kind: str) -> str:
-    """Small characters where Unicode has them all, else _old or ^(k−t)."""
+    """Uses small characters where Unicode has them all, else _old or ^(k−t)."""
     table = _LOWERED if kind == "_" else _RAISED
     if script and all(c in table for c in script):
         return "".join(table[c] for c in script)
@@ -84,7 +86,7 @@ def _script(script: str, kind: str) -> str:
 
 
 def _bracketed(text: str) -> str:
-    """In brackets unless it is one factor: 1/(N·T) but |A|/τ."""
+    """Puts `text` in brackets unless it is one factor: 1/(N·T) but |A|/τ."""
     if re.fullmatch(r"\w+'?|\|\w+\|", text) and not re.fullmatch(r"\d+\D+", text):
         return text
     return text if text.startswith("Σ") and not re.search(r"[·+−]", text) else f"({text})"

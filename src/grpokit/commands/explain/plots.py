@@ -1,4 +1,4 @@
-"""The pictures of `grpokit losses`: ℓ and the gradient weight g along the ratio, and token weights by length."""
+"""The plots of `grpokit losses`: ℓ and the gradient weight g along the ratio, and token weights by length."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .page import page
 from .style import COLOURS, FAINT, INK, RC, STYLES, label_lines
 from .weights import weights_figure
 
-OVERLAID = 7  # as many losses as there are colours; more get a picture each
+OVERLAID = 7  # the number of colours; more losses get one picture each
 SUFFIXES = (".png", ".svg", ".html")
 
 
 class Line(NamedTuple):
-    """A curve as it is drawn."""
+    """A curve with its label, colour and style."""
 
     label: str
     colour: str
@@ -37,11 +37,17 @@ class Line(NamedTuple):
 
 
 def plot_losses(names: Sequence[str | Loss], output: Path) -> list[Path]:
-    """Draw the losses (all, if none is named) and the token weights of their reductions. → files written.
+    """Draws the losses and the token weights of their reductions. Returns the files written.
 
-    .png and .svg: `output`, with a second file for losses on another axis (`-near`, `-sampler`) and one for the weights
-    (`-weights`); more than seven losses get a file each. .html: one self-contained page.
-    Raises ValueError for an unknown name and for another suffix.
+    .png and .svg: `output`, one more file for losses on another axis (`-near`, `-sampler`), and one for the weights
+    (`-weights`). More than seven losses get one file each. .html: one self-contained page.
+
+    Args:
+        names: names of LOSSES or composed losses; none: all of them.
+        output: the file to write.
+
+    Raises:
+        ValueError: an unknown name, or another suffix.
     """
     output = Path(output)
     if output.suffix not in SUFFIXES:
@@ -63,14 +69,14 @@ def plot_losses(names: Sequence[str | Loss], output: Path) -> list[Path]:
 
 
 def loss_figures(losses: Sequence[Loss]) -> dict[str, Figure]:
-    """A name for each picture → the picture: one for each axis, or one for each loss where they are too many."""
+    """Returns the pictures by name: one per axis, or one per loss if there are more than seven."""
     if len(losses) > OVERLAID:
         return {loss.name: loss_figure(axes_of([loss])[0]) for loss in losses}
     return {axis.key: loss_figure(axis) for axis in axes_of(list(losses))}
 
 
 def loss_figure(axis: Axis) -> Figure:
-    """ℓ above and g below, A > 0 at the left and A < 0 at the right; against the sampler's π, g alone."""
+    """Draws ℓ above and g below, with A > 0 on the left and A < 0 on the right. Against the sampler's π, it draws g only."""
     rows = ("g",) if axis.key == "sampler" else ("ell", "g")
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(7.4, 2.0 + 1.75 * len(rows) - 0.4 * (len(rows) == 1)), layout="constrained")
@@ -95,7 +101,7 @@ def loss_figure(axis: Axis) -> Figure:
         _limits(grid[-1], [line.curve for column in drawn for line in column], "g")
         labelled = [(axes, column) for axes, column in zip(grid[-1], drawn, strict=True) if len(column) > 1]
         if labelled:
-            figure.draw_without_rendering()  # settles the layout, which the labels' places depend on
+            figure.draw_without_rendering()  # computes the layout, which the labels' places depend on
             figure.set_layout_engine("none")
         for axes, column in labelled:
             label_lines(axes, [(line.label, line.curve.x, line.curve.g, line.colour) for line in column])
@@ -103,18 +109,18 @@ def loss_figure(axis: Axis) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """The picture as an <svg> element, the same text at every run."""
+    """Returns the picture as an <svg> element, with the same text on every run."""
     buffer = io.StringIO()
     with matplotlib.rc_context(RC):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    # Hundredths of a point are finer than any screen or press, and make a smaller file.
+    # Hundredths of a point are finer than any screen or press, and fewer digits make a smaller file.
     short = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
     return re.sub(r"\n\s+", "\n", short[short.index("<svg") :])
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the picture as .png or .svg."""
+    """Writes the picture as .png or .svg."""
     if path.suffix == ".svg":
         path.write_text(svg(figure), encoding="utf-8")
         return
@@ -123,7 +129,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _distinct(curves: list[Curve]) -> list[Line]:
-    """The lines to draw: curves that are the same to the eye are one, under all their names."""
+    """Merges curves that look the same into one line with all their names."""
     several = len({c.loss.name for c in curves}) > 1
     found: list[Line] = []
     for number, c in enumerate(curves):
@@ -144,7 +150,7 @@ def _panel(axes: Axes, axis: Axis, drawn: list[Line], quantity: str) -> None:
         y = getattr(c, quantity)
         for start, stop in _pieces(y):
             axes.plot(c.x[start:stop], y[start:stop], color=colour, linestyle=style, zorder=3)
-            if stop < len(y):  # a jump is a jump: it is drawn as one
+            if stop < len(y):  # a jump is drawn as a thin line
                 at = c.x[stop - 1 : stop + 1]
                 axes.plot(at, y[stop - 1 : stop + 1], color=colour, linewidth=0.7, alpha=0.5, zorder=2)
     axes.axhline(0, color=FAINT, linewidth=0.6, zorder=1)
@@ -163,7 +169,7 @@ def _panel(axes: Axes, axis: Axis, drawn: list[Line], quantity: str) -> None:
 
 
 def _pieces(y: Tensor) -> list[tuple[int, int]]:
-    """Where a line runs on without a jump: a step that is five times as high as those beside it."""
+    """Returns the pieces of a line without jumps. A jump is a step five times as high as the steps next to it."""
     step = (y[1:] - y[:-1]).abs()
     beside = torch.nn.functional.pad(step, (1, 1))
     jump = (step > 0.05) & (step > 5 * torch.maximum(beside[:-2], beside[2:]))
@@ -172,7 +178,7 @@ def _pieces(y: Tensor) -> list[tuple[int, int]]:
 
 
 def _shade(column: Any, c: Curve) -> None:
-    """The region where the ratio is held, in both panels of a column, and above it the ratio at which it begins."""
+    """Shades the region where the ratio is held, in both panels of a column, and writes its bounds above."""
     held, digits = c.held.int(), 3 if float(c.x[-1]) > 2 else 5
     edges = (held[1:] != held[:-1]).nonzero().flatten().tolist()
     bounds = [float(c.x[0]), *(edge(c, k) for k in edges), float(c.x[-1])]
@@ -186,7 +192,7 @@ def _shade(column: Any, c: Curve) -> None:
 
 
 def _limits(axes: Sequence[Axes], curves: Sequence[Curve], quantity: str) -> None:
-    """The values of all curves, but no farther than where ratios of 5 lead: unclipped lines leave the frame."""
+    """Sets the limits to the values of all curves, but not beyond those of ratios around 5: unclipped lines leave the frame."""
     values = torch.cat([getattr(c, quantity) for c in curves]).clamp(-5.5, 5.5)
     low, high = float(values.min()), float(values.max())
     if quantity == "g":

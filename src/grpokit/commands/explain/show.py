@@ -1,4 +1,4 @@
-"""The table and its rows, in a terminal. Everything but the notes is asked of the losses themselves."""
+"""Prints the table and its rows in a terminal. Everything except the notes comes from the losses themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUPLING_TEXTS = {
     "group": "the sequences of a group: needs a statistics pass over the update",
     "step": "all tokens of the update: needs a statistics pass over the update",
 }
-# With the statistics of the update every loss is the same under any cut, so that is no distinction and isn't listed.
+# With the statistics of the update every loss is the same under any cut, so that is not listed as a distinction.
 INVARIANCES = {
     "tokens": "any cut, down to single tokens",
     "sequences": "any cut between sequences",
@@ -35,7 +35,7 @@ INVARIANCES = {
 
 
 def list_losses(out: Console | None = None) -> None:
-    """Print the table: every row of LOSSES with its parts, defaults, coupling, paper and summary."""
+    """Prints the table: every row of LOSSES with its parts, defaults, coupling, paper and summary."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
     table.add_column("loss_type", no_wrap=True, style="cyan")
     table.add_column("ratio × surrogate × reduction, defaults", ratio=3)
@@ -52,9 +52,10 @@ def list_losses(out: Console | None = None) -> None:
 
 
 def show_loss(name: str, out: Console | None = None) -> None:
-    """Print all about one loss: formula, parts, defaults, couplings, metrics, traps, paper.
+    """Prints everything about one loss: formula, parts, defaults, couplings, metrics, traps, paper.
 
-    Raises ValueError for a name that isn't in the table, as make_loss does.
+    Raises:
+        ValueError: the name is not in the table.
     """
     loss, notes = compose(name), notes_of(name)
     row = LOSSES[name]
@@ -88,7 +89,7 @@ def _facts(loss: Loss) -> Iterator[tuple[str, Any]]:
 
 
 def distinct(loss: Loss) -> frozenset[str]:
-    """`loss.invariances` without those that a stronger one implies."""
+    """Returns `loss.invariances` without those that a stronger one implies."""
     found = set(loss.invariances)
     for strong, weak in (("tokens", "sequences"), ("tokens", "stats")):
         found -= {weak} if strong in found else set()
@@ -96,23 +97,23 @@ def distinct(loss: Loss) -> frozenset[str]:
 
 
 def formula_lines(loss: Loss) -> list[str]:
-    """The loss in LaTeX, a line for each part."""
+    """Returns the loss in LaTeX, one line per part."""
     return loss.formula.split("\n")
 
 
 def options_text(loss: Loss, off: bool = True) -> str:
-    """The surrogate's options and their values, as the command line names them; `off`: also those that are none."""
+    """Formats the surrogate's options as on the command line. With `off`, options that are None are included."""
     shown = {name: value for name, value in loss.options.items() if off or value is not None}
     return ", ".join(f"{name} {option_value(value)}" for name, value in shown.items())
 
 
 def option_value(value: Any) -> str:
-    """An option's value as a person would type it: `none` where it is off."""
+    """Formats an option's value as a person would type it: `none` where it is off."""
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def logged_metrics(loss: Loss) -> Mapping[str, str]:
-    """Metric → meaning, for all that `policy_loss` logs of this loss: asked of it, on an update of two tokens."""
+    """Returns metric → meaning for all that `policy_loss` logs of this loss, found by running it on two tokens."""
     zeros, ids = torch.zeros(2, dtype=torch.float64), torch.arange(2)
     lengths = torch.ones_like(ids)
     counts = Counts.of(lengths, torch.zeros_like(ids))

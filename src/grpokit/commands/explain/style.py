@@ -1,4 +1,4 @@
-"""How pictures look, and where the labels go: one place, so that all pages and papers look alike."""
+"""The look of the plots and the placement of labels, in one place, so that all pictures look alike."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-# Okabe and Ito's palette (told apart with every kind of colour vision), without yellow: it is too pale for lines.
+# Okabe and Ito's palette, which readers with any kind of colour vision can tell apart, without yellow: it is too pale
+# for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1d232b")
-STYLES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)))  # and by dashes, for black and white
+STYLES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)))  # dash styles too, for black and white
 INK, FAINT, PAPER = "#1d232b", "#8a929c", "#fbfbf9"
 
 RC: Any = {
@@ -37,15 +38,15 @@ RC: Any = {
     "lines.linewidth": 1.9,
     "lines.solid_capstyle": "round",
     "svg.fonttype": "path",
-    "svg.hashsalt": "grpokit",  # the same picture is the same file
+    "svg.hashsalt": "grpokit",  # the same picture gives the same file
 }
 
 
-Points = tuple[Any, Any]  # a line's (x, y) in the axes' own coordinates, 0 to 1
+Points = tuple[Any, Any]  # a line's (x, y) in axes coordinates, 0 to 1
 
 
 class Box(NamedTuple):
-    """A label's centre and size, in the same coordinates."""
+    """A label's centre and size, in axes coordinates."""
 
     x: float
     y: float
@@ -54,12 +55,16 @@ class Box(NamedTuple):
 
 
 def label_lines(axes: Axes, lines: Sequence[tuple[str, Any, Any, str]]) -> None:
-    """Write each line's (label, x, y, colour) beside it, where the other lines and the labels so far are farthest.
+    """Writes a label next to each line, where other lines and labels are farthest away.
 
-    `x` and `y` are arrays; places are looked for on the line itself, within the axes. Call it when the limits are set.
+    Candidate places are next to the line itself, within the axes. Call it after the limits are set.
+
+    Args:
+        axes: the axes.
+        lines: (label, x, y, colour) of each line; x and y are arrays.
     """
     shown = [(label, _to_axes(axes, x, y), colour) for label, x, y, colour in lines]
-    # The line g = 0 is in the way too.
+    # The line g = 0 must be avoided too.
     zero = _to_axes(axes, np.array(axes.get_xlim()).repeat(100), np.zeros(200))
     zero = (np.linspace(0, 1, 200), zero[1])
     placed: list[Box] = []
@@ -82,7 +87,7 @@ def _to_axes(axes: Axes, x: Any, y: Any) -> Points:
 
 
 def _places(line: Points, width: float, lift: float) -> list[tuple[float, float]]:
-    """Candidate centres: a little above, below or beside the line, inside the frame."""
+    """Returns candidate centres: a little above, below, or to the side of the line, inside the frame."""
     places, (u, v), side = [], line, width / 2 + 0.03
     for k in range(0, len(u), 5):
         for shift, rise in ((0, lift), (0, -lift), (side, 0), (-side, 0)):
@@ -93,9 +98,10 @@ def _places(line: Points, width: float, lift: float) -> list[tuple[float, float]
 
 
 def _room(box: Box, others: Sequence[Points], crossing: Sequence[Points], placed: Sequence[Box]) -> float:
-    """How far a label at `box` is from all it might be taken for or run into; 0.16 is enough, then the right wins.
+    """Measures how far a label at `box` is from everything it might be confused with or overlap.
 
-    Of the lines of `crossing` it must only be clear; from those of `others` and from labels it should be far.
+    0.16 is enough; beyond that, places further right win. The label must only be clear of the lines in `crossing`. It should
+    be far from those in `others` and from other labels.
     """
     gaps = [0.16]
     for factor, lines in ((1, others), (3, crossing)):

@@ -1,4 +1,4 @@
-"""The reductions in one picture: the weight of a token and of a whole sequence, against the sequence's length."""
+"""All reductions in one picture: the weight of a token and of a whole sequence, against the sequence's length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...losses import REDUCTIONS, Counts, make_loss, sequence_weights
 from .curves import EXAMPLE_LENGTH
 from .style import COLOURS, FAINT, RC
 
-# Two groups of four completions, a prompt answered shortly and one at length, dealt to two ranks like cards.
+# Two groups of four completions, one prompt answered briefly and one at length, dealt to two ranks in turn.
 LENGTHS = (25, 50, 75, 100, 200, 400, 600, 800)
 GROUPS = (0, 0, 0, 0, 1, 1, 1, 1)
 RANKS = (0, 1, 0, 1, 0, 1, 0, 1)
@@ -24,7 +24,7 @@ _MARKS = ("o", "s", "^", "D", "v", "P")
 
 
 def example_weights(reduction: str) -> Tensor:
-    """w [8] of the example's sequences, whose lengths, groups and ranks are LENGTHS, GROUPS and RANKS."""
+    """Returns w [8] of the example's sequences (LENGTHS, GROUPS and RANKS)."""
     length = EXAMPLE_LENGTH if reduction == "constant_length" else None
     loss = make_loss("grpo", reduction=reduction, max_completion_length=length)
     lengths, groups, ranks = torch.tensor(LENGTHS), torch.tensor(GROUPS), torch.tensor(RANKS)
@@ -37,7 +37,7 @@ def example_weights(reduction: str) -> Tensor:
 
 
 def weights_figure(reductions: Sequence[str] = tuple(REDUCTIONS)) -> Figure:
-    """w_i (left) and w_i·T_i (right) against T_i, for every reduction; those named are in colour, the others grey."""
+    """Draws w_i (left) and w_i·T_i (right) against T_i for every reduction. The named `reductions` are in colour."""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(7.4, 3.7), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -61,7 +61,7 @@ def weights_figure(reductions: Sequence[str] = tuple(REDUCTIONS)) -> Figure:
 
 
 def _lines(w: Tensor) -> list[Tensor]:
-    """Which points [k] to join: those of one weight where there are a few (ranks, groups), else all."""
+    """Returns the points [k] to join: those of equal weight where there are two levels (ranks, groups), else all."""
     levels = w.unique()
     return (
         [(w == level).nonzero().flatten() for level in levels] if len(levels) <= 2 else [torch.arange(len(w))]
@@ -80,7 +80,7 @@ def _scales(*panels: Any) -> None:
 
 
 def _name(axes: Any, ends: dict[str, tuple[float, str]]) -> None:
-    """Each line's name at its right end; names that would touch are moved apart."""
+    """Writes each line's name at its right end. Names that would touch are moved apart."""
     names = sorted(ends, key=lambda name: ends[name][0])
     low, high = (math.log(limit) for limit in axes.get_ylim())
     heights = [(math.log(ends[name][0]) - low) / (high - low) for name in names]

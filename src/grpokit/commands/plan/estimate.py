@@ -1,4 +1,4 @@
-"""What a run will take: memory of a rank, its micro-batches, and what it sends, before a weight is loaded."""
+"""Estimates what a run needs before any weight is loaded: a rank's memory, its micro-batches, and what it sends."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from ...policy.policy import DTYPES, resolve_dtype
 from ...training.setup.loss import lora_from_config, loss_from_config
 from .footprint import Activations, Group, Sizes, activations_of, sizes_of
 
-# Of each completion and vocabulary entry while a token is picked: logits, log-probs in float32; probs, their sum in float64.
+# Bytes per completion and vocabulary entry while a token is picked: logits and log-probs in float32, probs and their
+# cumulative sum in float64.
 PICKING_BYTES = 4 + 4 + 8 + 8
-# What travels of a token: its id, log-prob, entropy, mask and text (about 4 letters); its statistics where losses have some.
+# Bytes sent per token: its id, log-prob, entropy, mask and text (about 4 letters). Losses with statistics send those
+# too.
 ROLLOUT_BYTES = 8 + 4 + 4 + 1 + 4
 STATISTICS_BYTES = 5 * 8 + 5 * 4
-PROMPT = 256  # tokens of a prompt, where nobody says
-# Left free for what no formula knows: the device's context, buffers of collectives, an allocator's holes.
+PROMPT = 256  # tokens of a prompt, if --prompt_tokens is not given
+# Kept free for what no formula covers: the device's context, collectives' buffers, the allocator's fragments.
 HEADROOM = 0.1
 
 ALWAYS, SAMPLING, LEARNING, REDUCING, STEPPING = (
@@ -38,7 +40,7 @@ ALWAYS, SAMPLING, LEARNING, REDUCING, STEPPING = (
 
 @dataclass(frozen=True)
 class Part:
-    """Some memory of a rank, and the phase in which it is taken."""
+    """Some memory of a rank, and the phase that needs it."""
 
     phase: str
     name: str
@@ -47,30 +49,32 @@ class Part:
 
 @dataclass(frozen=True)
 class Types:
-    """Of what is computed in, and of frozen parameters; of trained ones and optimizer state; and of saved weights."""
+    """The run's three dtypes: `compute` (forward passes, frozen weights), `master` (trained weights, optimizer state), `saved`
+    (checkpoints).
+    """
 
     compute: torch.dtype
     master: torch.dtype
     saved: torch.dtype
 
     def bytes(self, part: Group | Sizes, ranks: int = 1) -> int:
-        """What one of `ranks` ranks keeps of some parameters."""
+        """Returns the bytes that one of `ranks` ranks stores of some parameters."""
         trained = part.trained.shard(ranks)
         return (part.shard(ranks) - trained) * self.compute.itemsize + trained * self.master.itemsize
 
 
 @dataclass(frozen=True)
 class Batch:
-    """An update's rows as one rank meets them, all of the mean length; the fullest rank's."""
+    """The samples of an update on the rank that has the most, all of the mean length."""
 
     rows: int
-    length: int  # tokens of a row, prompt included
+    length: int  # tokens of a sample, prompt included
     micro_batches: int
     rows_of_each: int
 
     @property
     def tokens(self) -> int:
-        """Of one full micro-batch."""
+        """Tokens of one full micro-batch."""
         return self.rows_of_each * self.length
 
     def fill(self, budget: int) -> float:
@@ -80,7 +84,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers; all of memory and traffic are bytes of one rank."""
+    """The estimate. Memory and traffic are bytes of one rank."""
 
     config: PlanConfig
     sizes: Sizes
@@ -89,27 +93,31 @@ class Plan:
     types: Types
     batch: Batch
     memory: tuple[Part, ...]
-    traffic: dict[str, float]  # received in one step, by purpose
+    traffic: dict[str, float]  # bytes received in one step, by purpose
     host: float  # memory that rank 0's host needs for a checkpoint
 
     def phase(self, name: str) -> float:
-        """Bytes while a phase lasts: its own, and what is always there."""
+        """Returns the bytes in use during a phase: its own, and what is always in use."""
         return sum(part.bytes for part in self.memory if part.phase in (ALWAYS, name))
 
     @property
     def peak(self) -> float:
-        """Bytes of the dearest phase."""
+        """Bytes of the phase that needs most."""
         return max(self.phase(part.phase) for part in self.memory)
 
     @property
     def room(self) -> float:
-        """Bytes of --device_memory that may be used; 0 where it isn't given."""
+        """Bytes of --device_memory that may be used; 0 if it is not given."""
         return self.config.device_memory * 2**30 * (1 - HEADROOM)
 
 
 def check_plan_config(config: PlanConfig) -> None:
-    """Raise ValueError naming the first flag that cannot work: what `grpokit train` refuses, and the plan's own."""
-    if config.model and Path(config.model).is_dir():  # data and rewards are nobody's business here
+    """Checks the options: everything that `grpokit train` refuses, and the plan's own.
+
+    Raises:
+        ValueError: a flag cannot work. The message names it.
+    """
+    if config.model and Path(config.model).is_dir():  # a plan needs neither data nor rewards
         needless = {
             "dataset": config.model,
             "eval_dataset": "",
@@ -136,20 +144,26 @@ def check_plan_config(config: PlanConfig) -> None:
 
 
 def prompt_tokens(config: PlanConfig) -> int:
-    """Mean length of a prompt."""
+    """Returns the mean length of a prompt."""
     return PROMPT if config.prompt_tokens is None else config.prompt_tokens
 
 
 def completion_tokens(config: PlanConfig) -> int:
-    """Mean length of a completion."""
+    """Returns the mean length of a completion."""
     given = config.completion_tokens
     return config.max_completion_length if given is None else given
 
 
 def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
-    """The plan of a checked configuration for a model on the meta device (and another reference, where it has one).
+    """Makes the plan of a checked configuration.
 
-    Raises ValueError where the lengths don't fit the model's context.
+    Args:
+        config: the options, checked by `check_plan_config`.
+        model: the model on the meta device.
+        reference: another reference model on the meta device; None: the same one.
+
+    Raises:
+        ValueError: the lengths do not fit the model's context.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if config.prompt_tokens is None and context is not None:
@@ -174,7 +188,7 @@ def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
 
 
 def batch_of(config: PlanConfig, length: int) -> Batch:
-    """How an update of rows of `length` tokens is cut on the rank that has the most of them, as `micro_batches` does it."""
+    """Cuts an update of samples of `length` tokens on the rank that has the most, as `micro_batches` does."""
     update = config.prompts_per_step * config.num_generations // config.updates_per_step
     rows = -(-update // config.ranks)
     of_each = min(rows, max(1, config.micro_batch_tokens // length))
@@ -182,14 +196,14 @@ def batch_of(config: PlanConfig, length: int) -> Batch:
 
 
 def fullest(config: PlanConfig) -> tuple[int, int]:
-    """Rows and tokens of each in the micro-batch that takes the most memory: of mean rows, or of the longest."""
+    """Returns the samples, and the tokens of each, in the largest micro-batch: of mean samples, or of the longest."""
     lengths = {prompt_tokens(config) + n for n in (completion_tokens(config), config.max_completion_length)}
     batch = max((batch_of(config, length) for length in lengths), key=lambda b: (b.tokens, b.length))
     return batch.rows_of_each, batch.length
 
 
 def again(plan: Plan, **changes: Any) -> Plan:
-    """The plan with some flags changed; activations are scaled from those that were measured, not measured anew."""
+    """Returns the plan with some flags changed. Activations are scaled, not measured again."""
     config = replace(plan.config, **changes)
     return _plan(config, plan.sizes, plan.reference, plan.activations.scaled(*fullest(config)), plan.types)
 
@@ -215,21 +229,22 @@ def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activ
 
 
 def _host(config: PlanConfig, sizes: Sizes, types: Types) -> float:
-    """Bytes of weights and moments that rank 0's host holds while it writes a checkpoint."""
+    """Returns the bytes of weights and moments on rank 0's host while it writes a checkpoint."""
     trained = sizes.trained.numel * (3 * types.master.itemsize)
     if config.lora_save == "adapter":
         return trained
-    # Beside the weights as they are gathered, and as they are written, those that have an adapter in its type.
+    # The weights are held twice, as gathered and as written. Weights with an adapter are also merged in its dtype.
     frozen = sizes.numel - sizes.trained.numel
     added = types.master.itemsize if frozen else 0
     return trained + frozen * (types.compute.itemsize + added) + sizes.numel * types.saved.itemsize
 
 
 def _state(config: PlanConfig, sizes: Sizes, reference: Sizes, types: Types) -> Iterator[Part]:
-    """What is there from the first update to the last."""
+    """Yields what exists from the first update to the last."""
     ranks, size = config.shard_size or config.ranks, types.master.itemsize
     shard = sizes.trained.shard(ranks)
-    loaded = config.beta and (config.ref_model or not config.lora_r)  # else the policy without its adapter
+    # Otherwise the policy without its adapter is the reference.
+    loaded = config.beta and (config.ref_model or not config.lora_r)
     yield Part(ALWAYS, "parameters", types.bytes(sizes, ranks))
     yield Part(ALWAYS, "gradients", shard * size)
     yield Part(ALWAYS, "AdamW's two moments", 2 * shard * size)
@@ -238,8 +253,8 @@ def _state(config: PlanConfig, sizes: Sizes, reference: Sizes, types: Types) -> 
 
 
 def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types: Types) -> Iterator[Part]:
-    """While completions are sampled: all weights at once, or copies in the compute type where one rank has them already."""
-    if config.sampler == "vllm":  # elsewhere, or in memory of its own from beginning to end
+    """Yields what sampling needs: all weights gathered, or on one rank their copies in the compute dtype."""
+    if config.sampler == "vllm":  # vLLM runs elsewhere, or in memory of its own for the whole run
         inside = config.vllm_gpu_memory_utilization if config.vllm_mode == "colocate" else 0
         yield Part(ALWAYS, "vLLM in this process", inside * config.device_memory * 2**30)
         return
@@ -257,17 +272,17 @@ def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types:
 
 
 def _layers(sizes: Sizes, types: Types) -> int:
-    """Bytes of all layers in the compute type."""
+    """Returns the bytes of all layers in the compute dtype."""
     return sum(group.numel for group in sizes.layers) * types.compute.itemsize
 
 
 def _copies(sizes: Sizes, types: Types) -> int:
-    """Bytes of the copies in the compute type that autocast makes of layers which have another."""
+    """Returns the bytes of the copies in the compute dtype that autocast makes of layers in another dtype."""
     return _layers(sizes.trained, types) if types.compute != types.master else 0
 
 
 def _learning(config: PlanConfig, sizes: Sizes, activations: Activations, types: Types) -> Iterator[Part]:
-    """While a micro-batch is learned from: its activations are largest when the head is, the root's gradients at the end."""
+    """Yields what a micro-batch needs. Activations are largest when the head runs; the root's gradients come at the end."""
     layer, size = sizes.largest_layer, types.master.itemsize
     root, tokens = types.bytes(sizes.root), activations.rows * activations.length
     trained = sizes.trained
@@ -291,7 +306,7 @@ def _learning(config: PlanConfig, sizes: Sizes, activations: Activations, types:
 def _traffic(
     config: PlanConfig, sizes: Sizes, reference: Sizes, batch: Batch, types: Types, loss: Loss
 ) -> dict[str, float]:
-    """Bytes that a rank receives in a step, by purpose. Scalars (norms, counts, metrics) are left out."""
+    """Returns the bytes that a rank receives in a step, by purpose, without scalars (norms, counts, metrics)."""
     ranks = config.shard_size or config.ranks
     copies, size = config.ranks // ranks, types.master.itemsize
     updates, passes = config.updates_per_step, config.updates_per_step * config.num_iterations

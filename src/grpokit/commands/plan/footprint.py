@@ -1,4 +1,4 @@
-"""What a model takes up, found from its shapes alone: its weights are on torch's meta device and never loaded."""
+"""Measures a model's parameters and activations from its shapes alone. Its weights are on torch's meta device, not loaded."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from ...policy.load import remove_dropout
 from ...policy.policy import Policy
 
 # Activations of a layer in bytes per token and hidden unit, in 16 bit and without the attention matrix: equation 2 of
-# https://arxiv.org/abs/2205.05198. Used only where the forward can't be run on shapes.
+# https://arxiv.org/abs/2205.05198. Used only where the forward cannot run on shapes.
 BYTES_PER_HIDDEN = 34
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are gathered together: a layer's, or those of the root (embedding, final norm, head)."""
+    """Parameters that are gathered together: a layer's, or the root's (embedding, final norm, head)."""
 
     shapes: tuple[tuple[int, ...], ...]
-    learns: tuple[bool, ...]  # of each, whether it is trained
+    learns: tuple[bool, ...]  # whether each is trained
 
     @property
     def trained(self) -> Group:
-        """Those that are trained."""
+        """The trained ones."""
         return Group(tuple(itertools.compress(self.shapes, self.learns)), tuple(filter(None, self.learns)))
 
     @property
     def numel(self) -> int:
-        """Parameters of the group."""
+        """The number of parameters."""
         return sum(_numel(shape) for shape in self.shapes)
 
     def shard(self, ranks: int) -> int:
-        """Parameters of one rank's part. The rows of each are dealt evenly, and padded where they can't be."""
+        """Returns the parameters of one rank's shard. The rows of each are divided evenly, and padded if necessary."""
         return sum(-(-shape[0] // ranks) * _numel(shape[1:]) if shape else 1 for shape in self.shapes)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's parameters as they are sharded."""
+    """A model's parameters, in the groups in which they are sharded."""
 
     root: Group
     layers: tuple[Group, ...]
@@ -58,48 +58,48 @@ class Sizes:
 
     @property
     def trained(self) -> Sizes:
-        """Its parameters that are trained: all of them, or an adapter's."""
+        """The trained parameters: all of them, or an adapter's."""
         return replace(self, root=self.root.trained, layers=tuple(layer.trained for layer in self.layers))
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """All of them."""
+        """All groups."""
         return (self.root, *self.layers)
 
     @property
     def numel(self) -> int:
-        """Parameters of the whole model."""
+        """The number of parameters of the whole model."""
         return sum(group.numel for group in self.groups)
 
     @property
     def largest_layer(self) -> int:
-        """Parameters of the largest layer."""
+        """The number of parameters of the largest layer."""
         return max((group.numel for group in self.layers), default=0)
 
     def shard(self, ranks: int) -> int:
-        """Parameters that one of `ranks` ranks keeps, padding included."""
+        """Returns the parameters that one of `ranks` ranks stores, padding included."""
         return sum(group.shard(ranks) for group in self.groups)
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What the forward of one micro-batch keeps for its backward, in bytes."""
+    """The bytes that the forward of one micro-batch keeps for its backward."""
 
     rows: int
-    length: int  # tokens of each row
+    length: int  # tokens of each sample
     layers: tuple[int, ...]
-    inputs: int  # of what enters the layers: all that is kept of them under gradient checkpointing
-    root: int  # outside of the layers
+    inputs: int  # of the layers' inputs, which is all that gradient checkpointing keeps
+    root: int  # outside the layers
     cache: float  # the key-value cache of one token
-    failure: str = ""  # why it was not measured but taken from a formula
+    failure: str = ""  # why it comes from a formula instead of a measurement
 
     def kept(self, recomputed: bool) -> int:
-        """Bytes at the end of the forward, or, where layers are computed again, when the largest has been."""
+        """Returns the bytes at the end of the forward or, if layers are recomputed, after the largest one was."""
         inside = self.inputs + max(self.layers, default=0) if recomputed else sum(self.layers)
         return self.root + inside
 
     def scaled(self, rows: int, length: int) -> Activations:
-        """About what a micro-batch of another shape keeps: as much for each token."""
+        """Estimates a micro-batch of another shape: the same for each token."""
         factor = rows * length / (self.rows * self.length)
         return replace(
             self,
@@ -112,7 +112,7 @@ class Activations:
 
 
 def sizes_of(model: Any) -> Sizes:
-    """A model's parameters in the groups that `parallel.shard` makes of them. Tied weights count once."""
+    """Returns a model's parameters in the groups that `parallel.shard` makes. Tied weights count once."""
     taken: set[int] = set()
 
     def group(module: nn.Module) -> Group:
@@ -128,11 +128,21 @@ def sizes_of(model: Any) -> Sizes:
 def activations_of(
     model: Any, rows: int, length: int, compute: torch.dtype, master: torch.dtype
 ) -> Activations:
-    """Run the model's real forward over `rows` × `length` tokens, on tensors that have shapes and types but no memory.
+    """Runs the model's own forward on tensors that have shapes and dtypes but no memory, and counts what autograd saves.
 
-    What autograd saves is counted by storage, parameters left out. Layers are in the type `compute`, in which they are
-    gathered; the copies in that type that autocast makes where they aren't gathered are the plan's to add.
-    Where an architecture can't be run so (experts are routed by values, for one), a formula stands in.
+    It counts storages, without parameters. Layers are in the dtype `compute`, in which they are gathered. Where they are not
+    gathered, autocast makes copies in that dtype, which the plan adds. Some architectures cannot run on shapes (experts are
+    routed by values, for example). For those it uses a formula.
+
+    Args:
+        model: the model on the meta device.
+        rows: samples of the micro-batch.
+        length: tokens of each.
+        compute: the dtype of the layers.
+        master: the dtype of the trained parameters.
+
+    Returns:
+        The activations.
     """
     model = copy.deepcopy(model)
     remove_dropout(model)
@@ -142,7 +152,7 @@ def activations_of(
         layer.to(compute)
     policy = Policy(model, 1.0, compute, compute)
     try:
-        # fake tensors on a CPU, and not meta ones: autocast and the choice of an attention kernel act as on a device
+        # fake tensors on a CPU instead of meta ones: autocast and the choice of attention act as on a device
         with _silent(), FakeTensorMode(allow_non_fake_inputs=True), CausalAttention():
             model.to_empty(device="cpu")
             found = _saved(policy, torch.zeros(rows, length, dtype=torch.int64))
@@ -152,7 +162,7 @@ def activations_of(
 
 
 class CausalAttention(TorchFunctionMode):
-    """Attention without a mask of its own, as for right-padded rows: on shapes alone, transformers would write one out."""
+    """Drops the attention mask, as for right-padded samples. On shapes alone, transformers would materialise one."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -162,7 +172,7 @@ class CausalAttention(TorchFunctionMode):
 
 
 class Ledger:
-    """Bytes that autograd saves, each storage once, by the layer that saves it first; −1 is outside of all."""
+    """Counts the bytes that autograd saves. Each storage counts once, for the layer that saves it first (−1: outside)."""
 
     def __init__(self, model: nn.Module) -> None:
         self.inside = -1
@@ -173,19 +183,19 @@ class Ledger:
         self.inputs = 0
 
     def note(self, tensor: Tensor) -> Tensor:
-        """Called with each tensor that is saved."""
+        """Is called with each tensor that is saved."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.parameters:
             self.kept.setdefault(storage._cdata, (self.inside, storage))
         return tensor
 
     def bytes_of(self, layer: int) -> int:
-        """What `layer` saved."""
+        """Returns the bytes that `layer` saved."""
         return sum(storage.nbytes() for where, storage in self.kept.values() if where == layer)
 
     @contextlib.contextmanager
     def watching(self, parts: Sequence[nn.Module]) -> Iterator[None]:
-        """Note what is saved inside, and which of `parts` is at work."""
+        """Notes what is saved inside the block, and which of `parts` is running."""
 
         def enter(number: int) -> Callable[..., None]:
             def hook(_: nn.Module, inputs: Sequence[Any]) -> None:
@@ -228,7 +238,7 @@ def _cache(policy: Policy, length: int = 16) -> float:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """torch logs a traceback of each failure on shapes; ours is one line of the plan."""
+    """Silences torch, which logs a traceback for each failure on shapes. The plan reports it in one line."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: tables of 80 columns, and what to change where it does not fit."""
+"""Prints a plan as tables of 80 columns, and says what to change if it does not fit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MOST_RANKS = 4096  # more are not tried
 
 
 def tables(plan: Plan) -> list[RenderableType]:
-    """What `grpokit plan` prints."""
+    """Returns what `grpokit plan` prints."""
     received = [_traffic(plan)] if plan.config.ranks > 1 else []
     return [_summary(plan), _memory(plan), *received, *_notes(plan)]
 
 
 def remedies(plan: Plan) -> list[str] | None:
-    """Flags that make the plan fit, tried one after the other on its dearest phase; None where none are found."""
+    """Returns flags that make the plan fit, tried one after the other on its largest phase; None if none do."""
     changed: dict[str, Any] = {}
     while plan.peak > plan.room:
         change = _next_change(plan)
@@ -31,7 +31,7 @@ def remedies(plan: Plan) -> list[str] | None:
 
 
 def _next_change(plan: Plan) -> dict[str, Any] | None:
-    """The next thing to try: the batch's share where that is what's too much, else more ranks for the weights."""
+    """Returns the next flag to try: one of the batch if its share is too large, else more ranks for the weights."""
     config = plan.config
     phase = max((part.phase for part in plan.memory), key=plan.phase)
     of_batch = {LEARNING: ("activations", "head:"), SAMPLING: ("key-value", "their prompts", "picking")}

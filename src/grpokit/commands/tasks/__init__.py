@@ -1,10 +1,10 @@
 """Offline verifiable tasks: for each, a seeded generator of rows and a tiny model that half knows the answer.
 
-`write_task` makes a directory that `grpokit train` can start from at once, with nothing downloaded:
+`write_task` makes a directory from which `grpokit train` can start at once. Nothing is downloaded.
 
     DIR/model/        config, safetensors, tokenizer, generation_config
     DIR/train.jsonl   rows {"prompt", "answer"}
-    DIR/eval.jsonl    held-out rows; no prompt of theirs is in train.jsonl
+    DIR/eval.jsonl    held-out rows; none of their prompts is in train.jsonl
 
 Importing this imports neither torch nor transformers.
 """
@@ -23,15 +23,16 @@ from . import sort_digits
 
 @dataclass(frozen=True)
 class Task:
-    """A task: what it asks, its rows, and the model that starts on it.
+    """A task: its summary, its rows, and the model that starts on it.
 
-    Example: `Task("sort 2 to 5 digits", sort_digits.make_rows, sort_digits.make_model, warmup_steps=150)`
+    Example:
+        >>> task = Task("sort 2 to 5 digits", sort_digits.make_rows, sort_digits.make_model, warmup_steps=150)
     """
 
     summary: str
     make_rows: Callable[[int], tuple[list[dict[str, str]], list[dict[str, str]]]]  # seed → train, eval
     make_model: Callable[..., tuple[Any, Any]]  # (rows, *, seed, steps) → model, tokenizer
-    warmup_steps: int  # supervised steps that take the model to where GRPO has something to sharpen
+    warmup_steps: int  # supervised steps that bring the model to where GRPO has something to improve
 
 
 TASKS: dict[str, Task] = {
@@ -45,12 +46,22 @@ TASKS: dict[str, Task] = {
 
 
 def write_task(name: str, output_dir: str | Path, seed: int = 42, warmup_steps: int | None = None) -> Path:
-    """Write the model and the data of the task `name` to `output_dir`, and return that directory.
+    """Writes the model and the data of a task.
 
-    The same seed gives the same rows byte for byte, and the same weights on one kind of machine. No global
-    random state is touched. `warmup_steps` overrides the task's own number of supervised steps.
+    The same seed gives the same rows byte for byte, and the same weights on the same kind of machine. No global random state
+    is changed.
 
-    Raises ValueError for an unknown task, a negative number of steps, or an output_dir that isn't a directory.
+    Args:
+        name: a key of TASKS.
+        output_dir: the directory to write.
+        seed: of rows and model.
+        warmup_steps: supervised steps; None: the task's own number.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: an unknown task, a negative number of steps, or an output_dir that is a file.
     """
     if name not in TASKS:
         raise ValueError(f"task {name!r} is unknown{did_you_mean(name, TASKS)}; there is: {', '.join(TASKS)}")
@@ -71,7 +82,7 @@ def write_task(name: str, output_dir: str | Path, seed: int = 42, warmup_steps: 
 
 
 def _save(directory: Path, *parts: Any) -> None:
-    """save_pretrained without transformers' own progress bar, which would flash by for one small file."""
+    """Calls save_pretrained without transformers' progress bar, which would flash up for one small file."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -85,6 +96,6 @@ def _save(directory: Path, *parts: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object to a line; the bytes depend on the rows alone, not on platform or locale."""
+    """Writes one JSON object per line. The bytes depend on the rows only, not on platform or locale."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_bytes(text.encode("utf-8"))

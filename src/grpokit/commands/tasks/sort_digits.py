@@ -1,9 +1,8 @@
-"""Sort 2 to 5 digits: `3142=` → `1234`. The task of the demo, small enough to be learned on one CPU core.
+"""Sort 2 to 5 digits: `3142=` → `1234`. The demo's task, small enough to be learned on one CPU core.
 
-The model is warmed up on answers of which a quarter of the digits are wrong. It then puts most probability on
-the right digit but spreads the rest over wrong ones: greedy decoding is mostly right, sampling is right about
-one time in three. That's the state from which GRPO has something to show, for the exact-match reward differs
-within almost every group.
+The model is warmed up on answers in which a quarter of the digits are wrong. Then it gives the right digit the highest
+probability, but spreads the rest over wrong ones. Greedy decoding is mostly right, and sampling is right about one time in
+three. From there GRPO can show something, because the exact-match reward differs within almost every group.
 """
 
 from __future__ import annotations
@@ -17,18 +16,19 @@ if TYPE_CHECKING:
 Row = dict[str, str]
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-VOCABULARY = (PAD, EOS, UNK, *"0123456789", "=", " ", "\n")  # 16; there is no beginning-of-sequence token
-LENGTHS = (2, 3, 4, 5)  # digits to sort, each as likely as the others
+# 16 tokens; there is no beginning-of-sequence token.
+VOCABULARY = (PAD, EOS, UNK, *"0123456789", "=", " ", "\n")
+LENGTHS = (2, 3, 4, 5)  # digits to sort, each number equally likely
 TRAIN_ROWS, EVAL_ROWS = 4096, 256
 CORRUPTED = 0.25  # share of the warm-up's answer digits that are replaced by another digit
 WARMUP_STEPS, WARMUP_BATCH, WARMUP_LR = 150, 128, 3e-3
 
 
 def make_rows(seed: int) -> tuple[list[Row], list[Row]]:
-    """(4096 training rows, 256 held-out rows) {"prompt": "3142=", "answer": "1234"}.
+    """Makes (4096 training rows, 256 held-out rows) like {"prompt": "3142=", "answer": "1234"}.
 
-    Held-out prompts are distinct and in no training row, and as many of each length as in training. There are only a
-    hundred prompts of two digits, so those that are left for training come up in it more than once.
+    Held-out prompts are distinct, in no training row, and equally many of each length. There are only a hundred prompts of two
+    digits, so those left for training occur there more than once.
     """
     rng = random.Random(f"sort_digits rows {seed}")  # a string is hashed by SHA-512, the same everywhere
     held_out: set[str] = set()
@@ -41,7 +41,7 @@ def make_rows(seed: int) -> tuple[list[Row], list[Row]]:
 
 
 def _draw(rng: random.Random, length: int, taken: set[str]) -> str:
-    """Digits of this length that aren't among `taken`."""
+    """Draws digits of this length that are not in `taken`."""
     while (digits := "".join(rng.choices("0123456789", k=length))) in taken:
         pass
     return digits
@@ -52,14 +52,14 @@ def _row(digits: str) -> Row:
 
 
 def corrupt(answer: str, rng: random.Random, share: float = CORRUPTED) -> str:
-    """`answer` with each digit replaced, with probability `share`, by one of the nine others."""
+    """Replaces each digit of `answer`, with probability `share`, by one of the nine others."""
     return "".join(
         rng.choice("0123456789".replace(digit, "")) if rng.random() < share else digit for digit in answer
     )
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 16 tokens, one for each character; `decode` gives back exactly what was encoded."""
+    """Makes a tokenizer of 16 tokens, one per character. `decode` restores exactly what was encoded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,7 +73,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNK,
-        padding_side="left",  # what generation needs
+        padding_side="left",  # generation needs it
         model_max_length=64,
         clean_up_tokenization_spaces=False,
     )
@@ -82,10 +82,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_model(
     rows: list[Row], *, seed: int, steps: int = WARMUP_STEPS
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """A Qwen3 of 84,352 parameters after `steps` supervised steps on corrupted answers, and its tokenizer.
+    """Makes a Qwen3 of 84,352 parameters, trains it for `steps` supervised steps on corrupted answers, and returns its
+    tokenizer too.
 
-    150 steps take 5 to 10 s of one core (a progress bar is shown) and leave the model at an accuracy of about
-    0.3 sampled and 0.95 greedy on held-out prompts.
+    150 steps take 5 to 10 s of one core (with a progress bar) and reach an accuracy of about 0.3 sampled and 0.95 greedy on
+    held-out prompts.
     """
     from .warmup import Example, warm_up
 
@@ -108,7 +109,7 @@ def make_model(
 
 
 def _new_model(seed: int) -> Qwen3ForCausalLM:
-    """The model before its first step: hidden 64, 2 layers, untied embeddings, on the CPU in float32."""
+    """Makes the untrained model: hidden 64, 2 layers, untied embeddings, on the CPU in float32."""
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
@@ -127,8 +128,8 @@ def _new_model(seed: int) -> Qwen3ForCausalLM:
         pad_token_id=pad,
         eos_token_id=eos,
     )
-    # The initialisation draws from the global generator, so it's put back afterwards. Only the CPU's is
-    # seeded: torch.manual_seed would also reseed the GPUs, which `fork_rng(devices=[])` doesn't put back.
+    # The initialisation draws from the global generator, whose state is restored afterwards. Only the CPU's is
+    # seeded: torch.manual_seed would also reseed the GPUs, which `fork_rng(devices=[])` does not restore.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = Qwen3ForCausalLM(config)

@@ -11,14 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100  # cross_entropy's own mark for a position that isn't trained on
+IGNORED = -100  # cross_entropy's own mark for a position without a label
 
 
 class Example(NamedTuple):
-    """One sequence to imitate, e.g. `Example([6, 4, 13], [4, 6, 1])` for `31=` → `13<eos>`."""
+    """One sequence to imitate.
+
+    Example:
+        >>> example = Example([6, 4, 13], [4, 6, 1])  # `31=` → `13<eos>`
+    """
 
     prompt_ids: list[int]
-    completion_ids: list[int]  # the end-of-sequence token included
+    completion_ids: list[int]  # with the end-of-sequence token
 
 
 def warm_up(
@@ -29,12 +33,19 @@ def warm_up(
     learning_rate: float,
     title: str,
 ) -> None:
-    """Train `model` in place by `steps` AdamW steps, each on the examples of one call of `batch`.
+    """Trains `model` in place.
 
-    Only completion tokens are in the loss, each with the same weight. The learning rate falls linearly over
-    the last third: at a constant one the accuracy after the last step is a matter of luck (sort_digits, six
-    seeds: 0.18 to 0.35 sampled; with the fall, 0.29 to 0.34). Runs on one thread: for so small a model two
-    are slower, and the sums are then the same on every number of cores.
+    Only completion tokens are in the loss, all with the same weight. The learning rate falls linearly over the last third.
+    With a constant one, the accuracy after the last step is a matter of luck (sort_digits, six seeds: 0.18 to 0.35 sampled;
+    with the fall, 0.29 to 0.34). Runs on one thread: for so small a model two are slower, and the sums are then the same on
+    every number of cores.
+
+    Args:
+        model: the model.
+        batch: returns the examples of one step.
+        steps: the number of AdamW steps.
+        learning_rate: before the fall.
+        title: of the progress bar.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     with _one_thread(), _progress(title, steps) as advance:
@@ -55,7 +66,7 @@ def warm_up(
 
 
 def collate(examples: list[Example], pad: int = 0) -> tuple[Tensor, Tensor]:
-    """(input ids [B, T], labels [B, T]), right-padded; labels are IGNORED on prompts and padding.
+    """Pads examples on the right. Returns input ids [B, T] and labels [B, T], which are IGNORED on prompts and padding.
 
     No attention mask is needed: a causal model never looks right, and padding has no label.
     """
@@ -81,7 +92,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _progress(title: str, steps: int) -> Iterator[Callable[[float], None]]:
-    """A bar with the time left on stderr, or three plain lines where that isn't a terminal."""
+    """Shows a bar with the time left on stderr, or three plain lines if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -168,8 +168,8 @@ class WeightSync:
         with self.world.together():
             raise ValueError(
                 f"--vllm_max_gap {self.max_gap:g}: after loading the weights of optimizer step {self.policy.version}, the "
-                f"log-probs of vLLM and of the trainer differ by {mean:.3g} in the mean of {len(gaps)} tokens, and by "
-                f"{largest:.3g} at most; a server must run with --logprobs-mode processed_logprobs and the same "
+                f"log-probs of vLLM and of the trainer differ by {mean:.3g} on average over {len(gaps)} tokens, and by at "
+                f"most {largest:.3g}; a server must run with --logprobs-mode processed_logprobs and the same "
                 "--dtype, or else it has not taken the weights (tied embeddings are a known trap)"
             )
 
@@ -238,7 +238,15 @@ class VLLMSampler:
 
 
 class VLLMPending:
-    """Completions requested from vLLM; see `Pending`. They use the weights that it has when this is created."""
+    """Completions requested from vLLM; see `Pending`. They use the weights that it has when this is created.
+
+    Args:
+        weights: the engine and its weights.
+        prompts: P prompts.
+        num_generations: G completions per prompt.
+        requests: the P·G requests, in order.
+        stop: checked while sampling.
+    """
 
     def __init__(
         self,

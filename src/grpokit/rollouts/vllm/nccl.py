@@ -73,7 +73,7 @@ class NcclServer(Server):
         has = str((await self._send(client, "GET", "/weight_info")).get("weight_version"))
         if not has.startswith(self.tag + "-"):
             raise ValueError(
-                f"--vllm_url {self.url}: was started anew, and its transfer of weights with it; start the run anew too "
+                f"--vllm_url {self.url}: was restarted and has lost the transfer of weights; restart the run too "
                 "(--resume_from_checkpoint auto), or use --vllm_sync files, which survives that"
             )
         return has

@@ -90,9 +90,7 @@ class Server:
                 # again, with the same seeds.
                 if await self._weights(client) == before:
                     return found
-            raise ValueError(
-                f"--vllm_url {self.url}: the server was started anew {RESTARTS} times in one batch"
-            )
+            raise ValueError(f"--vllm_url {self.url}: the server was restarted {RESTARTS} times in one batch")
 
         return self._run(lambda client: _unless(stop, all_of_them(client)))
 
@@ -148,9 +146,7 @@ class Server:
                 f"--vllm_url {self.url}: no vLLM server answers there ({why}); {START}"
             ) from error
         except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"--vllm_url {self.url}: what answers there is no vLLM server; {START}"
-            ) from error
+            raise ValueError(f"--vllm_url {self.url}: the server there is not vLLM; {START}") from error
         return name
 
     async def _weights(self, client: httpx.AsyncClient) -> str:

@@ -16,7 +16,7 @@ EXPECTED_RUN = "expected the --output_dir of `grpokit train`, with config.yaml a
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run has written so far.
+    """The files that a run has written so far, read into memory.
 
     Example:
         >>> run = RunData(Path("runs/demo"), {"loss_type": "dapo"}, ({"step": 1, "reward": 0.4},), (), ())

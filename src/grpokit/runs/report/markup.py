@@ -24,7 +24,7 @@ def box(text: str, css: str = "") -> str:
         text = f"{head}\n\n[… {left_out:,} characters left out …]\n\n{tail}"
     if not text:
         return f'<pre class="{css} empty">(empty)</pre>'
-    # What scrolls must be reachable without a mouse.
+    # A box that scrolls must be reachable without a mouse.
     scrolls = len(text) > 500 or text.count("\n") > 8
     focus = ' tabindex="0"' if scrolls else ""
     return f'<pre class="{css}"{focus}>{escape(text)}</pre>'

@@ -123,7 +123,7 @@ def _formula(formula: str | None, run: RunData) -> str:
 
 
 def _configuration(run: RunData) -> str:
-    """Shows all options in a table. Those that differ from their defaults come first and are marked."""
+    """Shows all options in a table. Options that differ from their defaults come first."""
     defaults = {
         field.name: _plain(field.default)
         for field in dataclasses.fields(TrainConfig)

@@ -19,9 +19,9 @@ _REDUCE = {"mean": np.add, "max": np.maximum, "min": np.minimum}
 def thin(
     x: Sequence[float] | Floats, y: Sequence[float] | Floats, reduce: Literal["mean", "max", "min"] = "mean"
 ) -> tuple[Floats, Floats]:
-    """Returns at most MOST_POINTS points [M]. Each stands for several consecutive points: their mean x, and `reduce` of their y.
+    """Returns at most MOST_POINTS points [M]. Each replaces several consecutive points: their mean x, and `reduce` of their y.
 
-    All stand for equally many points, except for the last one. A short series is returned as it is.
+    All replace equally many points, except for the last one. A short series is returned as it is.
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     length = -(-len(xs) // MOST_POINTS)
