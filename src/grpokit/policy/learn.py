@@ -12,10 +12,7 @@ from torch import Tensor
 
 from ..batch.collate import collate, loss_batch, split_by_sample
 from ..batch.cuts import Cut, Sharing, cut_samples
-from ..batch.plan import weigh
 from ..losses import Loss, Stats, UpdateStats
-from ..losses.correction import Correction, diagnostics
-from ..losses.ratio import clamp_log_ratio
 from ..parallel import ALONE, World, full, reshard
 from ..types import (
     Layout,
@@ -30,6 +27,7 @@ from ..types import (
 )
 from .policy import Policy
 from .reference import Reference
+from .rejection import drop_rejected, sampler_mismatch
 
 
 class NonFiniteError(ValueError):
@@ -287,40 +285,6 @@ def gather_stats(
         for part in how.world.gather_tensors(mine.tensors())
     ]
     return UpdateStats.join(ranks).finish(loss, how.seed, policy.version), logps
-
-
-def sampler_mismatch(samples: Iterable[Sample], old: Mapping[int, Tensor], loss: Loss) -> Metrics:
-    """Measures how far sampler and trainer are apart, over all tokens, before rejected ones are dropped."""
-    found: Metrics = {}
-    assert loss.correction is not None
-    for sample in samples:
-        found = join_metrics(found, diagnostics(*log_weights(sample, old, loss.correction), loss.correction))
-    return found
-
-
-def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: int = 1) -> Update:
-    """Returns the update without the tokens that the correction's mask rejects, with new weights.
-
-    `old` is sample index → [T_i], the trainer's log-probs at the start of the step.
-    """
-    assert loss.correction is not None
-    samples = []
-    for sample in update.samples:
-        kept = ~loss.correction.rejects(log_weights(sample, old, loss.correction)[1])
-        trainable = torch.zeros_like(sample.trainable)
-        trainable[torch.nonzero(sample.trainable).flatten()[kept]] = True
-        samples.append(
-            dataclasses.replace(
-                sample, trainable=trainable, sampler_logps=sample.sampler_logps[kept], length=int(kept.sum())
-            )
-        )
-    return weigh(samples, loss, ranks)
-
-
-def log_weights(sample: Sample, old: Mapping[int, Tensor], correction: Correction) -> tuple[Tensor, Tensor]:
-    """Returns log(old / sampler) of a sample's tokens [T_i], and its value at the correction's level [T_i]."""
-    of_token = clamp_log_ratio(old[sample.index] - sample.sampler_logps)
-    return of_token, correction.of_sequence(of_token).expand_as(of_token)
 
 
 def zero_gradients(policy: Policy) -> None:
