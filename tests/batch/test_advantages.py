@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import group_of
 
 from grpokit.advantages import with_advantages
+from helpers.tiny import group_of
 
 NAN = float("nan")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import group_of
 
 from grpokit.advantages import with_advantages
 from grpokit.batching import loss_batch, micro_batches, plan_step, plan_update, split_rows
 from grpokit.cutting import ATTENTION, PASS, cut_rows, deal
 from grpokit.losses import make_loss
 from grpokit.types import TokenScores
+from helpers.tiny import group_of
 
 GROUPS = with_advantages(
     [group_of([0, 1, float("nan")], [2, 5, 4], 0), group_of([1, 0, 3], [1, 3, 6], 1)], "group", "none"

@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 from grpokit.checks import check_train_config
 from grpokit.cli import main, parse
 from grpokit.config import EvalConfig, TrainConfig
 from grpokit.overlay import load_yaml, to_yaml
-
-HERE = Path(__file__).parent
+from helpers.places import REWARDS, ROOT
+from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,6 @@ def train(base, tmp_path, *flags):
     return main(["train", "--config", str(tmp_path / "base.yaml"), *map(str, flags)])
 
 
-REWARDS = HERE / "reward_functions.py"
 
 # flags → what the one line on screen must say
 MISTAKES = [
@@ -298,7 +296,7 @@ def test_several_processes_need_torchrun(base, tmp_path, monkeypatch, capsys):
 
 
 def test_every_recipe_is_a_valid_configuration(tmp_path, model):
-    recipes = sorted((HERE.parent / "recipes").glob("*.yaml"))
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
         config = load_yaml(TrainConfig, str(recipe))

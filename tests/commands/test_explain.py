@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
-from family_data import WEIGHTS
 from rich.console import Console
 
 from grpokit.explain import list_losses, plot_losses, show_loss
@@ -28,6 +27,7 @@ from grpokit.losses import (
     surrogate,
 )
 from grpokit.losses.reductions import REDUCTION_FORMULAS
+from helpers.family_data import WEIGHTS
 
 T64 = torch.float64
 

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import torchrun
-from plan_ranks import BASE, CASES
 from safetensors.torch import save
-from tiny import group_of
 
 from grpokit.architecture import backbone, layers
 from grpokit.batching import micro_batches, plan_step
@@ -26,10 +23,13 @@ from grpokit.model import Policy
 from grpokit.plan import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
 from grpokit.plan_tables import remedies
 from grpokit.pretrained import skeleton
+from helpers.launch import torchrun
+from helpers.places import HELPERS, ROOT
+from helpers.plan_ranks import BASE, CASES
+from helpers.tiny import group_of
 
 pytestmark = pytest.mark.xdist_group("plan")  # its runs are made once, by one worker
 
-HERE = Path(__file__).parent
 # What the models' authors publish, in their config.json.
 QWEN = {
     "model_type": "qwen2",
@@ -94,7 +94,7 @@ def measured(tmp_path_factory):
     directory = tmp_path_factory.mktemp("plan")
     build({"model_type": "qwen3", **SMALL}).save_pretrained(directory / "model")
     for ranks in (2, 4):
-        done = torchrun(ranks, str(HERE / "plan_ranks.py"), str(directory))
+        done = torchrun(ranks, str(HELPERS / "plan_ranks.py"), str(directory))
         assert done.returncode == 0, done.stderr[-4000:]
     return directory
 
@@ -311,7 +311,7 @@ def test_what_would_make_it_fit(tmp_path):
 
 
 def test_a_recipe_can_be_planned(capsys):
-    recipe = HERE.parent / "recipes" / "gsm8k.yaml"
+    recipe = ROOT / "recipes" / "gsm8k.yaml"
     config = parse(["plan", "--config", str(recipe), "--ranks", "4", "--model", "elsewhere"])
     assert isinstance(config, PlanConfig)
     assert (config.ranks, config.max_completion_length, config.model) == (4, 512, "elsewhere")

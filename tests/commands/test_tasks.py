@@ -6,7 +6,6 @@ import json
 import random
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpokit.tasks import TASKS, sort_digits, write_task
 from grpokit.tasks.warmup import IGNORED, Example, collate, warm_up
+from helpers.places import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_output_dir_that_is_a_file(tmp_path):
 
 def example(name):
     """A file of examples/ as a module: they aren't part of the package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from test_prompts import CHAT, PLAIN, assistant, rows_of, text_of, user
-from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 from grpokit.cli import main
 from grpokit.dataset_files import HELD_OUT, is_hub_name, open_dataset, split_in
 from grpokit.overlay import to_yaml
 from grpokit.prompts import Prompts
 from grpokit.rows import DatasetRow, read_rows, recognised
+from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 TABLE = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": 'say "a,b"\nand c', "answer": None}]
 VERL = {

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tiny import group_of
 
 from grpokit.advantages import with_advantages
 from grpokit.assemble.models import load_models
@@ -25,6 +24,7 @@ from grpokit.model import Policy
 from grpokit.optimizer import make_optimizer
 from grpokit.parallel import World, joined_world, whole_weights
 from grpokit.step import Learning, Progress, learn
+from helpers.tiny import group_of
 
 PROMPT, COMPLETION = 2, 14  # tokens of each prompt and completion
 BASE = {

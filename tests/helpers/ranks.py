@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import tiny_config
 
 import grpokit.report
 from grpokit.assemble import start
 from grpokit.loop import train
 from grpokit.parallel import end_process, joined_world
+from helpers.tiny import tiny_config
 
 LOSSES: dict[str, dict] = {
     "grpo": {"beta": 0.04},

@@ -10,6 +10,7 @@ import torch
 from grpokit.config import TrainConfig
 from grpokit.tasks import sort_digits
 from grpokit.types import Prompt, Rollout, RolloutGroup
+from helpers.places import REWARDS
 
 
 def make_model_dir(
@@ -66,7 +67,7 @@ def tiny_config(tmp_path: Path, **changes) -> TrainConfig:
         "model": str(model),
         "dataset": str(data),
         "output_dir": str(tmp_path / "run"),
-        "reward_funcs": (f"{Path(__file__).parent / 'reward_functions.py'}:digits_in_order",),
+        "reward_funcs": (f"{REWARDS}:digits_in_order",),
         "loss_type": "dapo",
         "prompts_per_step": 4,
         "num_generations": 4,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ENVIRONMENT, HERE
 
 from grpokit.config import TrainConfig
+from helpers.launch import ENVIRONMENT
+from helpers.places import REWARDS, ROOT
 
 PYTHON = os.environ.get("GRPOKIT_VLLM_PYTHON", "")
 needs_vllm = pytest.mark.skipif(
@@ -73,7 +74,7 @@ class RunningServer:
 
 def make_task(directory: Path) -> Path:
     """A chat model with a BPE tokenizer, untied (model) and tied (tied), and 200 rows of GSM8K's columns."""
-    script = [sys.executable, str(HERE.parent / "examples" / "make_tiny_chat_model.py"), "--steps", "60"]
+    script = [sys.executable, str(ROOT / "examples" / "make_tiny_chat_model.py"), "--steps", "60"]
     done = subprocess.run(
         [*script, "--output_dir", str(directory)], env=ENVIRONMENT, capture_output=True, text=True
     )
@@ -113,7 +114,7 @@ def config_for(task: Path, output: Path, url: str, **changes) -> TrainConfig:
 
 def train(config: TrainConfig, *, slowly: bool = False) -> subprocess.Popen:
     """The real command. `slowly`: with a reward that takes a moment, so that there is something to disturb."""
-    reward = (f"{HERE / 'reward_functions.py'}:slow_digits_in_order",) if slowly else config.reward_funcs
+    reward = (f"{REWARDS}:slow_digits_in_order",) if slowly else config.reward_funcs
     from dataclasses import replace
 
     from grpokit.overlay import to_yaml

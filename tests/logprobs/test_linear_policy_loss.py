@@ -8,13 +8,13 @@ import weakref
 
 import pytest
 import torch
-from family_data import FAMILY, build, flat, make_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpokit.logprobs import Head, family_loss, linear_logprob, linear_policy_loss
 from grpokit.logprobs.chunks import cut, default_chunk_tokens, joined, length
 from grpokit.losses import LossBatch, StepStats, policy_loss
 from grpokit.types import LossOutput
+from helpers.family_data import FAMILY, build, flat, make_step
 
 H, V = 5, 13
 VARIANTS = [

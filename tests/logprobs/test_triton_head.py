@@ -10,7 +10,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ import torch
 from grpokit.logprobs import Head, linear_policy_loss, rows
 from grpokit.logprobs.head import Squash
 from grpokit.types import LossOutput
+from helpers.places import ROOT
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,7 +33,7 @@ def test_the_kernels_in_the_interpreter():
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
     env = {name: value for name, value in env.items() if not name.startswith("PYTEST_XDIST")}
     found = subprocess.run(
-        command, env=env, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False
+        command, env=env, capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert "passed" in found.stdout

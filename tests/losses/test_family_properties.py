@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
-from family_data import FAMILY, assert_same, build, flat, gather, make_step, run, seeds, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, StepStats, make_loss, policy_loss
+from helpers.family_data import FAMILY, assert_same, build, flat, gather, make_step, run, seeds, weights_of
 
 WHOLE = [slice(None)]
 

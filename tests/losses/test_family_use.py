@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_data import assert_same, flat, make_step, run
-from tiny import group_of, tiny_config
 
 from grpokit.advantages import with_advantages
 from grpokit.assemble import start
@@ -24,6 +22,8 @@ from grpokit.losses.family import _ROWS
 from grpokit.losses.lint import notes
 from grpokit.recorded import read_batch
 from grpokit.testing import check_loss
+from helpers.family_data import assert_same, flat, make_step, run
+from helpers.tiny import group_of, tiny_config
 
 WHOLE = [slice(None)]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import oracle_family as oracle
 import pytest
 import torch
-from family_data import FAMILY, Step, build, flat, gather, make_step, run, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grpokit.losses import LOSSES, SURROGATES, LossBatch, make_loss, policy_loss
+from helpers import oracle_family as oracle
+from helpers.family_data import FAMILY, Step, build, flat, gather, make_step, run, seeds
 
 T64 = torch.float64
 BEYOND = [name for name in FAMILY if name in oracle.ELL or name == "real"]

@@ -7,11 +7,11 @@ from unittest import mock
 
 import pytest
 import torch
-from family_data import FAMILY, assert_same, build, flat, gather, make_step, run, seeds, weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grpokit.losses import REDUCTIONS, Counts, LossBatch, make_loss, policy_loss, sequence_weights
+from helpers.family_data import FAMILY, assert_same, build, flat, gather, make_step, run, seeds, weights_of
 
 WHOLE = [slice(None)]
 

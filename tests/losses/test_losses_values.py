@@ -6,14 +6,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-import oracle
 import pytest
 import torch
-from family_data import MISSION, WEIGHTS, build, flat, make_step, run, seeds, weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grpokit.losses import Counts, LossBatch, make_loss, policy_loss, sequence_weights
+from helpers import oracle
+from helpers.family_data import MISSION, WEIGHTS, build, flat, make_step, run, seeds, weights_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "seed_losses.json").read_text())
 T64 = torch.float64

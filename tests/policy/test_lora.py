@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import rows
 from safetensors.torch import load_file
 from test_resume import STOPPED, in_update, stop_when
-from tiny import make_model_dir, tiny_config
 
 from grpokit.adapter import Lora, adapted, without
 from grpokit.assemble import start
@@ -29,6 +27,8 @@ from grpokit.overlay import to_yaml
 from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.reference import AdapterOff
 from grpokit.types import Row
+from helpers.launch import rows
+from helpers.tiny import make_model_dir, tiny_config
 
 CPU = torch.device("cpu")
 SCALE = 8.0 / 4

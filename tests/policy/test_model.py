@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
-from tiny import make_model_dir
 
 from grpokit.logprobs import Head, linear_logprob
 from grpokit.model import Float64Throughout
 from grpokit.pretrained import load_policy, load_tokenizer, remove_dropout
+from helpers.tiny import make_model_dir
 
 CPU = torch.device("cpu")
 
@@ -172,10 +172,9 @@ def test_a_small_model_gets_one_thread_unless_asked_otherwise(tmp_path, monkeypa
 @pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="NOT TESTED: --compile on a CPU (there is no g++)")
 def test_compiled_layers_give_the_same_gradient_and_tokens(tmp_path):
-    from tiny import tiny_config
-
     from grpokit.assemble import start
     from grpokit.loop import train
+    from helpers.tiny import tiny_config
 
     ends = []
     for compiled in (False, True):

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from family_data import build
 from test_decode import SIZES, save
-from tiny import make_model_dir, tiny_config
 
 from grpokit.advantages import with_advantages
 from grpokit.architecture import backbone
@@ -23,6 +21,8 @@ from grpokit.pretrained import load_policy
 from grpokit.replay import read_offender, run_again, write_offender
 from grpokit.step import Learning, NonFiniteError, Progress, learn, optimize, score
 from grpokit.types import Prompt, Rollout, RolloutGroup, StepBatch
+from helpers.family_data import build
+from helpers.tiny import make_model_dir, tiny_config
 
 CPU = torch.device("cpu")
 PROMPTS = (9, 3, 6, 3)  # tokens of each prompt: two are alike

@@ -5,12 +5,10 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from family_data import MAX_LENGTH, build, flat, make_step, run
 
 import grpokit.losses
 from grpokit.explain.curves import composed
@@ -19,8 +17,9 @@ from grpokit.losses import LOSSES, RATIO_LEVELS, REDUCTIONS, SURROGATES, family
 from grpokit.losses.correction import CORRECTION_LEVELS, CORRECTION_MODES
 from grpokit.losses.kl import KL_ESTIMATORS, KL_GRADIENTS
 from grpokit.noise import keyed_hash
+from helpers.family_data import MAX_LENGTH, build, flat, make_step, run
+from helpers.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 ENGLISH, CHINESE = DOCS / "en", DOCS / "zh"
 RANKS = 2

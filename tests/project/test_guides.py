@@ -26,8 +26,8 @@ from test_recipes import COMING, arguments_of, skip_what_is_coming
 
 from grpokit.cli import COMMANDS, parse
 from grpokit.metrics import METRICS
+from helpers.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "docs" / "en" / "guides", ROOT / "docs" / "zh" / "guides"
 GUIDES = sorted(path.stem for path in ENGLISH.glob("*.md"))
 OWN_MODEL = {

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import ROWS, make_model_dir, write_rows
 
 from grpokit.checks import check_train_config
 from grpokit.cli import COMMANDS, parse
 from grpokit.config import TrainConfig
 from grpokit.configured import loss_of
 from grpokit.losses.lint import notes
+from helpers.places import ROOT
+from helpers.tiny import ROWS, make_model_dir, write_rows
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 NAMES = [path.name for path in RECIPES]
 FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}

@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from elsewhere import BEFORE, DIARY, samplers_elsewhere, wait_until
-from launch import HERE, rows, torchrun
 from safetensors.torch import load_file
 from test_resume import STOPPED, in_update, same_bytes, stop_when
-from tiny import group_of, tiny_config
 
 import grpokit.assemble
 import grpokit.loop
@@ -31,8 +28,10 @@ from grpokit.parallel import World
 from grpokit.rollouts.ahead import Ahead
 from grpokit.run import Run
 from grpokit.rundir import OF_ROLLOUTS
-
-REWARDS = HERE / "reward_functions.py"
+from helpers.elsewhere import BEFORE, DIARY, samplers_elsewhere, wait_until
+from helpers.launch import rows, torchrun
+from helpers.places import HELPERS, REWARDS
+from helpers.tiny import group_of, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -427,7 +426,7 @@ def test_groups_that_are_not_scored_survive_the_way_to_disk():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_train_on_the_same_rollouts_and_resume_on_another_number(undisturbed, tmp_path, ranks):
     """Three ranks: one has no prompt of the two."""
-    script = (str(HERE / "elsewhere.py"), str(undisturbed / "run.yaml"))
+    script = (str(HELPERS / "elsewhere.py"), str(undisturbed / "run.yaml"))
     done = torchrun(ranks, *script, str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr[-3000:]
     expected = undisturbed / "undisturbed"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_model_dir
 
 from grpokit.architecture import obstacle
 from grpokit.noise import keyed_uniform
@@ -19,9 +17,10 @@ from grpokit.rollouts.decode import RoomyLayer
 from grpokit.rollouts.picking import TokenPicker, inverse_cdf
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt
+from helpers.places import ROOT
+from helpers.tiny import make_model_dir
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
 LENGTHS = [1, 9, 4, 4, 1, 6, 9, 2]
 PROMPTS = [
     Prompt(i, tuple((3 * i + j) % 11 + 3 for j in range(n)), "", {}, "") for i, n in enumerate(LENGTHS)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import group_of, tiny_config
 
 from grpokit.advantages import with_advantages
 from grpokit.assemble import start
@@ -15,6 +14,7 @@ from grpokit.batching import plan_update
 from grpokit.filters import with_spread, without_truncated
 from grpokit.loop import train
 from grpokit.losses import make_loss
+from helpers.tiny import group_of, tiny_config
 
 
 def source(flat):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import make_model_dir
 
 from grpokit.noise import keyed_uniform
 from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.rollouts.picking import inverse_cdf
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt
+from helpers.tiny import make_model_dir
 
 CPU = torch.device("cpu")
 PROMPTS = [Prompt(i, tuple(range(3, 4 + i % 4)), "", {}, f"t:{i}") for i in range(8)]

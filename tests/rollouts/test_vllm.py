@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ENVIRONMENT, HERE, torchrun
 from safetensors.torch import load_file
-from vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 from grpokit.assemble import start
 from grpokit.cli import main
@@ -25,6 +23,9 @@ from grpokit.rollouts.vllm_server import Server
 from grpokit.run import Run
 from grpokit.step import Learning, score
 from grpokit.types import Row
+from helpers.launch import ENVIRONMENT, torchrun
+from helpers.places import REWARDS
+from helpers.vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 pytestmark = pytest.mark.xdist_group("vllm")
 
@@ -153,7 +154,7 @@ def test_a_tied_head_that_stays_behind_is_found_out(task, tmp_path, capsys):
 
 def ahead_config(task: Path, output: Path, url: str, **changes) -> TrainConfig:
     settings = {"async_depth": 1, "correction_mode": None, "max_steps": 6, "log_completions": 4}
-    reward = (f"{HERE / 'reward_functions.py'}:terminates",)
+    reward = (f"{REWARDS}:terminates",)
     return config_for(task, output, url, **(settings | {"reward_funcs": reward} | changes))
 
 
@@ -341,9 +342,8 @@ def test_a_server_that_answers_500_is_an_error_within_a_moment(tmp_path):
 
 
 def test_no_server_at_all(tmp_path, capsys):
-    from tiny import tiny_config
-
     from grpokit.overlay import to_yaml
+    from helpers.tiny import tiny_config
 
     config = tiny_config(tmp_path, sampler="vllm", vllm_url="http://127.0.0.1:9")
     (tmp_path / "run.yaml").write_text(to_yaml(config))

@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from launch import ENVIRONMENT, HERE, rows
-from vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 from grpokit.assemble import start
 from grpokit.cli import main
 from grpokit.loop import train as loop
 from grpokit.overlay import to_yaml
+from helpers.launch import ENVIRONMENT, rows
+from helpers.places import REWARDS, ROOT
+from helpers.vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 pytestmark = pytest.mark.xdist_group("vllm")
 LORA = {"lora_r": 8, "learning_rate": 1e-2}
-DIGITS = f"{HERE / 'reward_functions.py'}:terminates"
+DIGITS = f"{REWARDS}:terminates"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def train_inside(config, *, ranks: int = 1) -> subprocess.CompletedProcess:
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     )
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
-        "PYTHONPATH": str(HERE.parent / "src"),
+        "PYTHONPATH": str(ROOT / "src"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
@@ -195,9 +196,8 @@ def test_without_vllm_it_says_what_to_do(task, tmp_path, capsys):
     ],
 )
 def test_flags_that_cannot_work(tmp_path, changes, message):
-    from tiny import tiny_config
-
     from grpokit.checks import check_train_config
+    from helpers.tiny import tiny_config
 
     with pytest.raises(ValueError, match=message):
         check_train_config(tiny_config(tmp_path, **({"sampler": "vllm", "dtype": "float32"} | changes)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny import tiny_config
+from helpers.tiny import tiny_config
 
 from grpokit.assemble import start
 from grpokit.loop import train

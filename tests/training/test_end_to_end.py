@@ -16,7 +16,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 from grpokit.assemble import start
 from grpokit.cli import main
@@ -24,8 +23,8 @@ from grpokit.config import TrainConfig
 from grpokit.loop import train
 from grpokit.metrics import METRICS, declared_name
 from grpokit.overlay import to_yaml
-
-HERE = Path(__file__).parent
+from helpers.places import REWARDS
+from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 
 def run(config: TrainConfig) -> Path:
@@ -147,7 +146,7 @@ def test_resume_is_bit_for_bit(tmp_path, save_dtype):
 def test_killed_and_resumed_through_the_command_line(tmp_path, kill_at):
     """SIGKILL in a reward call before and after the first checkpoint; `auto` ends at the same bytes."""
     config = tiny_config(tmp_path, dtype="float32", max_steps=6, save_steps=3)
-    config = dataclasses.replace(config, reward_funcs=(f"{HERE / 'reward_functions.py'}:kills",))
+    config = dataclasses.replace(config, reward_funcs=(f"{REWARDS}:kills",))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
 
     def grpokit(output: str, kill: int) -> int:

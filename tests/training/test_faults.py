@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ENVIRONMENT, HERE, launcher, rows, torchrun
 from safetensors.torch import load_file, save_file
-from tiny import make_model_dir, tiny_config
 
 from grpokit.checkpoint import checkpoints, verify
 from grpokit.cli import main
 from grpokit.overlay import to_yaml
 from grpokit.types import LossOutput, Metric
+from helpers.launch import ENVIRONMENT, launcher, rows, torchrun
+from helpers.places import HELPERS, OWN_LOSSES, REWARDS, ROOT
+from helpers.tiny import make_model_dir, tiny_config
 
 pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
 
@@ -72,7 +73,7 @@ def test_killed_ten_times_and_resumed_to_the_byte(undisturbed, tmp_path):
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
     killed = 0
     for phase, count in random.Random(7).sample(moments(), 10):
-        script = [sys.executable, str(HERE / "killed.py"), phase, str(count)]
+        script = [sys.executable, str(HELPERS / "killed.py"), phase, str(count)]
         done = subprocess.run(
             [*script, *command, "--resume_from_checkpoint", "auto"],
             env=ENVIRONMENT,
@@ -331,7 +332,7 @@ def test_what_a_resumed_run_may_change_is_written_down():
         "long_prompts",
     }
     for page in ("en", "zh"):
-        text = (HERE.parent / "docs" / page / "reliability.md").read_text()
+        text = (ROOT / "docs" / page / "reliability.md").read_text()
         for name in FREE | STEERING | fixed:
             assert f"`{name}`" in text, f"docs/{page}/reliability.md does not say what {name} may do"
 
@@ -458,7 +459,7 @@ def ended(process: subprocess.Popen, seconds: float) -> str:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-SLOW = f"{HERE / 'reward_functions.py'}:slow_digits_in_order"
+SLOW = f"{REWARDS}:slow_digits_in_order"
 
 
 @pytest.fixture(scope="module")
@@ -538,7 +539,7 @@ def test_a_signal_to_torchrun_saves_a_checkpoint_that_any_number_of_ranks_resume
 @pytest.mark.slow
 def test_a_reward_that_fails_on_one_rank_is_named_once_and_what_was_trained_is_saved(on_ranks, tmp_path):
     _, command = on_ranks
-    failing = f"{HERE / 'reward_functions.py'}:fails_on_rank_1"
+    failing = f"{REWARDS}:fails_on_rank_1"
     done = torchrun(
         2, *command, "--output_dir", str(tmp_path / "run"), "--reward_funcs", failing, "--save_steps", "0"
     )
@@ -554,7 +555,7 @@ def test_a_reward_that_fails_on_one_rank_is_named_once_and_what_was_trained_is_s
 def test_a_loss_that_is_no_number_on_one_rank_is_said_once_and_its_micro_batch_written(on_ranks, tmp_path):
     _, command = on_ranks
     run = tmp_path / "run"
-    flags = ("--surrogate", f"{HERE / 'own_losses.py'}:nan_on_rank_1", "--loss_type", "grpo")
+    flags = ("--surrogate", f"{OWN_LOSSES}:nan_on_rank_1", "--loss_type", "grpo")
     done = torchrun(2, *command, "--output_dir", str(run), *flags)
     assert done.returncode != 0
     errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:")]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ENVIRONMENT, HERE, rows, torchrun
-from ranks import CUTS, LOSSES, SHARDS
 from safetensors.torch import load_file
-from tiny import tiny_config
 
 from grpokit.overlay import to_yaml
+from helpers.launch import ENVIRONMENT, rows, torchrun
+from helpers.places import HELPERS
+from helpers.ranks import CUTS, LOSSES, SHARDS
+from helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.xdist_group("ranks")  # its runs are made once, by one worker
 
@@ -24,7 +25,7 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ranks")
     tiny_config(directory)
     for ranks in (1, 2, 4):
-        script = (str(HERE / "ranks.py"), str(directory), f"ranks-{ranks}")
+        script = (str(HELPERS / "ranks.py"), str(directory), f"ranks-{ranks}")
         done = (
             subprocess.run([sys.executable, *script], env=ENVIRONMENT, capture_output=True, text=True)
             if ranks == 1

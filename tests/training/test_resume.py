@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_faults import rows
-from tiny import make_model_dir, tiny_config
 
 import grpokit.step
 from grpokit.checkpoint import checkpoints
@@ -22,6 +21,7 @@ from grpokit.overlay import to_yaml
 from grpokit.run import Run
 from grpokit.signals import StopRequest
 from grpokit.types import LossOutput, Metric
+from helpers.tiny import make_model_dir, tiny_config
 
 STOPPED = 128 + signal.SIGTERM
 

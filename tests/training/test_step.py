@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_data import FAMILY, build
-from tiny import make_model_dir
 
 from grpokit.advantages import with_advantages
 from grpokit.batching import micro_batches, plan_step
@@ -17,6 +15,8 @@ from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.step import Learning, NonFiniteError, Progress, drop_rejected, learn, optimize, score
 from grpokit.types import Prompt, RolloutGroup
+from helpers.family_data import FAMILY, build
+from helpers.tiny import make_model_dir
 
 CPU = torch.device("cpu")
 
