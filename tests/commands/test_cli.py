@@ -37,7 +37,6 @@ def train(base, tmp_path, *flags):
     return main(["train", "--config", str(tmp_path / "base.yaml"), *map(str, flags)])
 
 
-
 # flags → what the one line on screen must say
 MISTAKES = [
     (["--model", "nowhere"], ["--model nowhere", "no such"]),

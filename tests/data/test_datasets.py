@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_prompts import CHAT, PLAIN, assistant, rows_of, text_of, user
 
 from grpokit.cli import main
 from grpokit.dataset_files import HELD_OUT, is_hub_name, open_dataset, split_in
 from grpokit.overlay import to_yaml
 from grpokit.prompts import Prompts
 from grpokit.rows import DatasetRow, read_rows, recognised
+from helpers.chats import CHAT, PLAIN, assistant, rows_of, text_of, user
+from helpers.refusals import refuses
 from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 TABLE = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": 'say "a,b"\nand c', "answer": None}]
@@ -62,15 +63,6 @@ def _arrow(rows: list):
 
 def contents(data) -> list[tuple]:
     return [(row.content, dict(row.columns)) for row in read_rows(data)[0]]
-
-
-def refuses(call, *parts: str) -> None:
-    """Assert that `call` raises a ValueError of one line with all `parts`."""
-    with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
-        call()
-    message = str(caught.value)
-    assert all(part in message for part in parts), message
-    assert "\n" not in message
 
 
 # --------------------------------------------------------------------------- files

@@ -32,9 +32,7 @@ def test_the_kernels_in_the_interpreter():
     # A warning of the interpreter's own (numpy's overflow in exp(−inf) and the like) is no finding.
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
     env = {name: value for name, value in env.items() if not name.startswith("PYTEST_XDIST")}
-    found = subprocess.run(
-        command, env=env, capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    found = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "passed" in found.stdout
 

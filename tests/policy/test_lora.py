@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resume import STOPPED, in_update, stop_when
 
 from grpokit.adapter import Lora, adapted, without
 from grpokit.assemble import start
@@ -28,6 +27,7 @@ from grpokit.pretrained import load_policy, load_tokenizer
 from grpokit.reference import AdapterOff
 from grpokit.types import Row
 from helpers.launch import rows
+from helpers.stops import STOPPED, in_update, stop_when
 from helpers.tiny import make_model_dir, tiny_config
 
 CPU = torch.device("cpu")

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_decode import SIZES, save
 
 from grpokit.advantages import with_advantages
 from grpokit.architecture import backbone
@@ -21,6 +20,7 @@ from grpokit.pretrained import load_policy
 from grpokit.replay import read_offender, run_again, write_offender
 from grpokit.step import Learning, NonFiniteError, Progress, learn, optimize, score
 from grpokit.types import Prompt, Rollout, RolloutGroup, StepBatch
+from helpers.architectures import SIZES, save
 from helpers.family_data import build
 from helpers.tiny import make_model_dir, tiny_config
 

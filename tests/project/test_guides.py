@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from test_recipes import COMING, arguments_of, skip_what_is_coming
 
 from grpokit.cli import COMMANDS, parse
 from grpokit.metrics import METRICS
+from helpers.documented import COMING, arguments_of, skip_what_is_coming
 from helpers.places import ROOT
 
 ENGLISH, CHINESE = ROOT / "docs" / "en" / "guides", ROOT / "docs" / "zh" / "guides"

@@ -13,30 +13,14 @@ import yaml
 
 from grpokit.checks import check_train_config
 from grpokit.cli import COMMANDS, parse
-from grpokit.config import TrainConfig
 from grpokit.configured import loss_of
 from grpokit.losses.lint import notes
+from helpers.documented import arguments_of, skip_what_is_coming
 from helpers.places import ROOT
 from helpers.tiny import ROWS, make_model_dir, write_rows
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 NAMES = [path.name for path in RECIPES]
-FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
-
-# Flags that recipes and guides use, and that this version's command line may not have yet.
-COMING = {
-    *("lora_r", "lora_alpha", "lora_target_modules", "lora_save", "stop", "trust_remote_code"),
-    *("vllm_mode", "vllm_gpu_memory_utilization", "vllm_sync", "async_depth"),
-}
-
-
-def skip_what_is_coming(text: str) -> None:
-    """Skip a test whose recipe or command uses a flag that isn't there yet."""
-    waiting = sorted(
-        flag for flag in COMING - FIELDS if re.search(rf"^{flag}:|--{flag}\b", text, re.MULTILINE)
-    )
-    if waiting:
-        pytest.skip(f"there is no {', '.join(waiting)} yet")
 
 
 def header(path: Path) -> str:
@@ -50,12 +34,6 @@ def commands(text: str) -> list[str]:
     """The indented commands of a header, each on one line."""
     joined = re.sub(r" \\\n +", " ", text)
     return re.findall(r"^ {3}(\S.*)$", joined, re.MULTILINE)
-
-
-def arguments_of(command: str) -> list[str] | None:
-    """What follows `grpokit`, or None for a command of another program; `#` begins a comment, as in a shell."""
-    words = shlex.split(command, comments=True)
-    return words[words.index("grpokit") + 1 :] if "grpokit" in words else None
 
 
 GIVEN = [(path.name, command) for path in RECIPES for command in commands(header(path))]

@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
-from test_rewards import group, load, refuses
 
 from grpokit.rewards import RewardError, recognised, score
 from grpokit.rewards.model import load_reward_model
 from grpokit.tasks import sort_digits
+from helpers.completions import group, load
+from helpers.refusals import refuses
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}={% endfor %}"
 TEXTS = ["1", "13", "31=13", "9081", "0", "55555555"]

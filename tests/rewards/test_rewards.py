@@ -4,79 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from grpokit.rewards import BUILT_IN, Reward, RewardError, builtin, load_rewards, reward_metrics, score
+from grpokit.rewards import BUILT_IN, Reward, RewardError, builtin, reward_metrics, score
 from grpokit.rewards.builtin import exact_match, format_match, shortness
-from grpokit.types import Prompt, Rollout, RolloutGroup
+from helpers.completions import group, load, scored
+from helpers.refusals import refuses
 
 NAN = math.nan
-
-
-@pytest.fixture(autouse=True)
-def _restore_imports(monkeypatch):
-    """Files put their directory on sys.path; it may not leak between tests."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-
-@pytest.fixture
-def write(tmp_path):
-    """write(text) -> the path of a file of reward functions."""
-
-    def write(text: str, name: str = "mine.py") -> Path:
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
-def rollout(text: str, ids: list[int] | None = None) -> Rollout:
-    ids = ids or [ord(letter) for letter in text]
-    n = len(ids)
-    return Rollout(
-        torch.tensor(ids, dtype=torch.int64),
-        torch.zeros(n),
-        torch.zeros(n),
-        text,
-        "stop",
-        0,
-        torch.ones(n).bool(),
-    )
-
-
-def group(*texts: str, content="q", line: int = 1, **columns) -> RolloutGroup:
-    """A group with these completions."""
-    return RolloutGroup(Prompt(0, (1,), content, columns, f"t.jsonl:{line}"), tuple(map(rollout, texts)))
-
-
-def scored(*rewards: list[float]) -> list[RolloutGroup]:
-    """Groups whose completions got these rewards from one function."""
-    position = iter(range(1000))
-    flat = [value for values in rewards for value in values]
-    groups = [group(*["x"] * len(values), line=n) for n, values in enumerate(rewards, 1)]
-    return score(groups, [Reward("f", lambda completions: [flat[next(position)] for _ in completions])])
-
-
-def load(*specs: str, columns=("answer",), **options):
-    """`load_rewards` with options that the test doesn't care about."""
-    defaults = {"answer_column": "", "format_pattern": "x", "max_completion_length": 10}
-    return load_rewards([str(spec) for spec in specs], columns=set(columns), **{**defaults, **options})
-
-
-def refuses(call, *parts: str, kind: type[ValueError] = ValueError) -> ValueError:
-    """Assert that `call` raises `kind` with a message of one line and all `parts`; returns it."""
-    with pytest.raises(kind, match=re.escape(parts[0])) as caught:
-        call()
-    message = str(caught.value)
-    assert all(part in message for part in parts), message
-    assert "\n" not in message
-    return caught.value
 
 
 def line_of(fn) -> str:

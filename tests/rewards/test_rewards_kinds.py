@@ -10,14 +10,11 @@ import threading
 import time
 
 import pytest
-import test_rewards
-from test_rewards import group, load, refuses
 
 from grpokit.rewards import Reward, RewardError, recognised, score
 from grpokit.rewards.calling import TimeOut, time_limit
-
-write = test_rewards.write
-_restore_imports = test_rewards._restore_imports
+from helpers.completions import group, load
+from helpers.refusals import refuses
 
 CHAT = [{"role": "user", "content": "q"}]
 

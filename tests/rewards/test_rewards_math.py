@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_rewards import group, load, refuses
 
 from grpokit.rewards import RewardError, math_worker, score
 from grpokit.rewards.accuracy import TAIL, MathPool, answer_part, math_pool
+from helpers.completions import group, load
+from helpers.refusals import refuses
 
 pytest.importorskip("math_verify", reason="math-verify (the extra `math`) isn't installed")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resume import STOPPED, in_update, same_bytes, stop_when
 
 import grpokit.assemble
 import grpokit.loop
@@ -31,6 +30,7 @@ from grpokit.rundir import OF_ROLLOUTS
 from helpers.elsewhere import BEFORE, DIARY, samplers_elsewhere, wait_until
 from helpers.launch import rows, torchrun
 from helpers.places import HELPERS, REWARDS
+from helpers.stops import STOPPED, in_update, same_bytes, stop_when
 from helpers.tiny import group_of, tiny_config
 
 

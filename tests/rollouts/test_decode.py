@@ -17,6 +17,7 @@ from grpokit.rollouts.decode import RoomyLayer
 from grpokit.rollouts.picking import TokenPicker, inverse_cdf
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt
+from helpers.architectures import SIZES, save
 from helpers.places import ROOT
 from helpers.tiny import make_model_dir
 
@@ -25,17 +26,6 @@ LENGTHS = [1, 9, 4, 4, 1, 6, 9, 2]
 PROMPTS = [
     Prompt(i, tuple((3 * i + j) % 11 + 3 for j in range(n)), "", {}, "") for i, n in enumerate(LENGTHS)
 ]
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.3,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-}
 GPT2 = {
     "n_embd": 32,
     "n_layer": 2,
@@ -74,22 +64,6 @@ DETOURS = {
     "qwen3 next": ("Qwen3NextConfig", HYBRID, "more than the keys and values"),
     "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 1, "n_head": 2}, "position ids"),
 }
-
-
-def save(path, name, settings, tokenizer=None):
-    """A model of that configuration in `path`, with the tokenizer of the tests if no other is given."""
-    import transformers
-
-    from grpokit.tasks import sort_digits
-
-    tokenizer = tokenizer or sort_digits.make_tokenizer()
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = getattr(transformers, name)(**({"vocab_size": len(tokenizer)} | ids | settings))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def policy_of(path, dtype="float64", temperature=0.9):

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,32 +17,24 @@ from safetensors.torch import load_file, save_file
 
 from grpokit.checkpoint import checkpoints, verify
 from grpokit.cli import main
-from grpokit.overlay import to_yaml
 from grpokit.types import LossOutput, Metric
-from helpers.launch import ENVIRONMENT, launcher, rows, torchrun
+from helpers.disturbed import (
+    SLOW,
+    STEPS,
+    close_to,
+    ended,
+    rank_pids,
+    same_to_the_byte,
+    started,
+    steps_done,
+    wait_for,
+    write_config,
+)
+from helpers.launch import ENVIRONMENT, rows, torchrun
 from helpers.places import HELPERS, OWN_LOSSES, REWARDS, ROOT
-from helpers.tiny import make_model_dir, tiny_config
+from helpers.tiny import make_model_dir
 
 pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
-
-STEPS = 8
-
-
-def write_config(directory: Path, **changes) -> tuple[str, ...]:
-    """The command that trains, without the output directory."""
-    settings = {"max_steps": STEPS, "save_steps": 2, "updates_per_step": 2, "log_completions": 2}
-    config = tiny_config(directory, **(settings | changes))
-    (directory / "run.yaml").write_text(to_yaml(config))
-    return ("train", "--config", str(directory / "run.yaml"))
-
-
-def same_to_the_byte(run: Path, expected: Path) -> None:
-    ours, theirs = (r / "final" / "model.safetensors" for r in (run, expected))
-    assert ours.read_bytes() == theirs.read_bytes()
-    assert [row["step"] for row in rows(run, "metrics.jsonl")] == list(range(1, STEPS + 1))
-    assert rows(run, "metrics.jsonl") == rows(expected, "metrics.jsonl")
-    assert rows(run, "evaluations.jsonl") == rows(expected, "evaluations.jsonl")
-    assert rows(run, "completions.jsonl") == rows(expected, "completions.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +120,6 @@ def test_a_stop_at_any_pause_is_resumed_to_the_byte(undisturbed, tmp_path, monke
     assert "stopped by SIGTERM" in capsys.readouterr().out
     assert main([*command, "--resume_from_checkpoint", "auto"]) == 0
     same_to_the_byte(tmp_path / "run", undisturbed / "undisturbed")
-
-
-def wait_for(ready, process: subprocess.Popen, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, "it ended too early"
-        assert time.monotonic() < deadline, "nothing came"
-        time.sleep(0.01)
 
 
 # --------------------------------------------------------------------------- what is on the disk
@@ -424,44 +407,6 @@ def test_a_dump_that_is_none(tmp_path, capsys):
 # --------------------------------------------------------------------------- among ranks
 
 
-def started(ranks: int, *command: str, **flags: str) -> subprocess.Popen:
-    own = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    return subprocess.Popen(
-        [*launcher(ranks, "--standalone", *own), *command],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def rank_pids(process: subprocess.Popen) -> dict[int, int]:
-    """Rank → process id, of a torchrun's workers."""
-    found = {}
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for pid in children:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        found |= {int(v[5:]): int(pid) for v in variables if v.startswith(b"RANK=")}
-    return found
-
-
-def steps_done(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return metrics.read_text().count("\n") if metrics.exists() else 0
-
-
-def ended(process: subprocess.Popen, seconds: float) -> str:
-    try:
-        return process.communicate(timeout=seconds)[0]
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-SLOW = f"{REWARDS}:slow_digits_in_order"
-
-
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory):
     """A command that trains slowly enough to be disturbed, and its run on two ranks that nothing happened to."""
@@ -470,13 +415,6 @@ def on_ranks(tmp_path_factory):
     done = torchrun(2, *command, "--output_dir", str(directory / "undisturbed"))
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, command
-
-
-def close_to(run: Path, expected: Path) -> None:
-    ours, theirs = (load_file(r / "final" / "model.safetensors") for r in (run, expected))
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-10)
-    assert [row["step"] for row in rows(run, "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow

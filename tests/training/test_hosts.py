@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_faults import SLOW, close_to, steps_done, write_config
 
+from helpers.disturbed import SLOW, close_to, steps_done, write_config
 from helpers.launch import ENVIRONMENT, launcher, torchrun
 
 pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker

@@ -11,41 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_faults import rows
 
 import grpokit.step
 from grpokit.checkpoint import checkpoints
 from grpokit.cli import main
 from grpokit.model import Policy
 from grpokit.overlay import to_yaml
-from grpokit.run import Run
 from grpokit.signals import StopRequest
 from grpokit.types import LossOutput, Metric
+from helpers.launch import rows
+from helpers.stops import STOPPED, in_update, same_bytes, stop_when
 from helpers.tiny import make_model_dir, tiny_config
-
-STOPPED = 128 + signal.SIGTERM
 
 
 def command_for(directory: Path, **changes) -> list[str]:
     config = tiny_config(directory, **({"updates_per_step": 2} | changes))
     (directory / "run.yaml").write_text(to_yaml(config))
     return ["train", "--config", str(directory / "run.yaml"), "--output_dir"]
-
-
-def stop_when(monkeypatch, due) -> None:
-    """SIGTERM's note at the first pause of a run for which `due(run)` holds."""
-    pause = Run.pause
-
-    def stopping(run):
-        if due(run):
-            run.stop.signum = signal.SIGTERM
-        pause(run)
-
-    monkeypatch.setattr(Run, "pause", stopping)
-
-
-def in_update(done: int, step: int = 0):
-    return lambda run: run.state.step == step and run.unfinished is not None and run.unfinished.done == done
 
 
 def nan_at(monkeypatch, *calls: int) -> None:
@@ -61,13 +43,6 @@ def nan_at(monkeypatch, *calls: int) -> None:
         return scores, LossOutput(bad, {**output.metrics, "loss": Metric.sum(bad)})
 
     monkeypatch.setattr(Policy, "forward", sometimes_nan)
-
-
-def same_bytes(run: Path, expected: Path) -> None:
-    ours, theirs = ((r / "final" / "model.safetensors").read_bytes() for r in (run, expected))
-    assert ours == theirs
-    for name in ("metrics.jsonl", "completions.jsonl"):
-        assert rows(run, name) == rows(expected, name)
 
 
 CASES = {
