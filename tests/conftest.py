@@ -1,4 +1,4 @@
-"""Settings that all tests share."""
+"""Settings and fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,39 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest.register_assert_rewrite("helpers")
+import grpokit.report
 
+pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
+
+write_report = grpokit.report.write_report
+
+
+def write_report_without_pixels(*arguments, **options):
+    """The report with every figure built, and none rendered: rendering is two thirds of a tiny run's time."""
+    from grpokit.report import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "figure_svg", lambda figure, name, label: "<svg></svg>")
+        return write_report(*arguments, **options)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_reports():
+    """Runs in this process end with the quick report; see the marker `full_report`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpokit.report, "write_report", write_report_without_pixels)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _full_report(request, _quick_reports):
+    """A test that is marked `full_report` gets the report as the user does."""
+    if request.node.get_closest_marker("full_report") is None:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpokit.report, "write_report", write_report)
+        yield

@@ -153,6 +153,7 @@ def test_a_reward_that_fails_later_loses_nothing(base, tmp_path, capsys):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
+@pytest.mark.full_report
 def test_rewards_that_never_apply_train_nothing_and_break_nothing(base, tmp_path, capsys):
     assert train(base, tmp_path, "--reward_funcs", f"{REWARDS}:never_applies") == 0
     row = json.loads((Path(base.output_dir) / "metrics.jsonl").read_text().splitlines()[0])

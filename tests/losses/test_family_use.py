@@ -45,6 +45,7 @@ def toy():
     SURROGATES.pop("root")
 
 
+@pytest.mark.full_report
 def test_a_loss_added_by_one_function_and_one_row(toy, tmp_path, capsys):
     loss = make_loss(toy)
     assert loss.options == {"strength": 2.0}

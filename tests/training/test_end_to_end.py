@@ -77,6 +77,7 @@ def test_five_steps_in_float64_do_not_depend_on_the_micro_batches(tmp_path, loss
     assert any(not torch.allclose(ends[0][n], moved[n].double(), atol=1e-4) for n in moved)
 
 
+@pytest.mark.full_report
 def test_what_a_run_leaves(tmp_path):
     write_rows(tmp_path / "eval.jsonl", ROWS[:3])
     config = tiny_config(
