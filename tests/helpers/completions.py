@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from grpokit.rewards import Reward, load_rewards, score
 from grpokit.types import Prompt, Rollout, RolloutGroup
+
+NAN = math.nan
 
 
 def rollout(text: str, ids: list[int] | None = None) -> Rollout:
@@ -39,3 +43,18 @@ def load(*specs: str, columns=("answer",), **options):
     """`load_rewards` with options that the test doesn't care about."""
     defaults = {"answer_column": "", "format_pattern": "x", "max_completion_length": 10}
     return load_rewards([str(spec) for spec in specs], columns=set(columns), **{**defaults, **options})
+
+
+def line_of(fn) -> str:
+    return f"{fn.__code__.co_filename}:{fn.__code__.co_firstlineno}"
+
+
+TWO = [
+    group("a", "b", content="p1", answer="1", level=5),
+    group("c", content="p2", line=2, answer="2", level=None),
+]
+
+
+def call(fn, groups=TWO):
+    """What `fn` is called with, as it sees it in its return value `seen`."""
+    score(groups, [Reward("f", fn)])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.tiny import tiny_config
 
 from grpokit.assemble import start
 from grpokit.loop import train
+from helpers.tiny import tiny_config
 
 
 def trained(tmp_path, *stops, **changes):
