@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -23,12 +24,10 @@ from grpokit.model import Policy
 from grpokit.plan import ALWAYS, ROLLOUT_BYTES, again, batch_of, make_plan
 from grpokit.plan_tables import remedies
 from grpokit.pretrained import skeleton
-from helpers.launch import torchrun
-from helpers.places import HELPERS, ROOT
+from helpers import forked
+from helpers.places import ROOT
 from helpers.plan_ranks import BASE, CASES
 from helpers.tiny import group_of
-
-pytestmark = pytest.mark.xdist_group("plan")  # its runs are made once, by one worker
 
 # What the models' authors publish, in their config.json.
 QWEN = {
@@ -90,27 +89,37 @@ def build(config: dict, **options):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What ranks found: DIR/RANKS-CASE-RANK.json. Its sizes divide by neither 2 nor 4."""
+    """measured(ranks) -> a directory with what ranks found: RANKS-CASE-RANK.json. Its sizes divide by neither 2 nor 4."""
     directory = tmp_path_factory.mktemp("plan")
     build({"model_type": "qwen3", **SMALL}).save_pretrained(directory / "model")
-    for ranks in (2, 4):
-        done = torchrun(ranks, str(HELPERS / "plan_ranks.py"), str(directory))
+
+    @functools.cache
+    def measure(ranks: int) -> Path:
+        done = forked.run("helpers.plan_ranks", directory, ranks=ranks)
         assert done.returncode == 0, done.stderr[-4000:]
-    return directory
+        return directory
+
+    return measure
 
 
-LAYOUTS = [(ranks, case) for ranks in (2, 4) for case in CASES if (ranks, case) != (2, "hybrid")]
+LAYOUTS = [
+    pytest.param(ranks, case, marks=[pytest.mark.slow] if ranks == 4 else [])
+    for ranks in (2, 4)
+    for case in CASES
+    if (ranks, case) != (2, "hybrid")
+]
 
 
 @pytest.mark.parametrize(("ranks", "case"), LAYOUTS)
 def test_ranks_hold_and_receive_what_is_planned(measured, ranks, case):
-    plan = plan_of(measured / "model", ranks=ranks, **(BASE | CASES[case]))
+    directory = measured(ranks)
+    plan = plan_of(directory / "model", ranks=ranks, **(BASE | CASES[case]))
     state = {part.name: part.bytes for part in plan.memory if part.phase == ALWAYS}
     gathers = sum(size for name, size in plan.traffic.items() if name.startswith("gather"))
     shards = plan.config.shard_size or ranks
     layer = (shards - 1) * plan.sizes.layers[0].shard(shards) * plan.types.compute.itemsize
     for rank in range(ranks):
-        found = json.loads((measured / f"{ranks}-{case}-{rank}.json").read_text())
+        found = json.loads((directory / f"{ranks}-{case}-{rank}.json").read_text())
         # FSDP2 keeps its shards padded to the size of the first rank's, but an optimizer's are only as large as needed
         assert found["parameters"] == state["parameters"]
         assert found["gradients"] == pytest.approx(state["gradients"], rel=0.1)
@@ -128,7 +137,7 @@ def test_ranks_hold_and_receive_what_is_planned(measured, ranks, case):
 
 
 def test_a_plan_of_other_ranks_would_be_found_out(measured):
-    right, wrong = (plan_of(measured / "model", ranks=ranks, **BASE) for ranks in (2, 4))
+    right, wrong = (plan_of(measured(2) / "model", ranks=ranks, **BASE) for ranks in (2, 4))
     assert abs(right.traffic["scatter gradients"] / wrong.traffic["scatter gradients"] - 1) > 0.05
     assert abs(right.phase(ALWAYS) / wrong.phase(ALWAYS) - 1) > 0.5
 

@@ -1,7 +1,7 @@
 """An engine with weights of its own: a copy of the policy that another thread can sample from while the policy trains.
 
-It is no vLLM, and pretends to be none: it shows what `Ahead` does with any sampler that it can start. Run as a script,
-it trains so under torchrun: python tests/elsewhere.py CONFIG.yaml OUTPUT [CHECKPOINT]
+It is no vLLM, and pretends to be none: it shows what `Ahead` does with any sampler that it can start. As a script it
+trains so among ranks: torchrun --nproc-per-node 2 -m helpers.elsewhere CONFIG.yaml OUTPUT [CHECKPOINT]
 """
 
 from __future__ import annotations

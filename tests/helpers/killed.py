@@ -1,6 +1,6 @@
 """`grpokit` that kills itself, as a machine would: SIGKILL in the midst of what the first argument says.
 
-python tests/killed.py PHASE COUNT train ...     PHASE: rollout, backward, write, or seconds
+python -m helpers.killed PHASE COUNT train ...     PHASE: rollout, backward, write, or seconds
 """
 
 from __future__ import annotations

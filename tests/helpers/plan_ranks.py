@@ -1,6 +1,6 @@
-"""Under torchrun: one step of learning in each case, with the memory that a rank holds and the bytes that it receives.
+"""Among ranks: one step of learning in each case, with the memory that a rank holds and the bytes that it receives.
 
-torchrun --nproc-per-node 2 tests/plan_ranks.py DIR          DIR/model is there; writes DIR/RANKS-CASE-RANK.json
+torchrun --nproc-per-node 2 -m helpers.plan_ranks DIR         DIR/model is there; writes DIR/RANKS-CASE-RANK.json
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Under torchrun, or alone: trains each loss in each cut, one run after the other, and leaves the runs in a directory.
+"""Among ranks, or alone: trains each loss in each cut, one run after the other, and leaves the runs in a directory.
 
-python tests/ranks.py DIR LAYOUT            the whole table of LOSSES × CUTS
-torchrun --nproc-per-node 2 tests/ranks.py DIR LAYOUT
+python -m helpers.ranks DIR LAYOUT LOSS...            LAYOUT: the directory's name; LOSS: of LOSSES, each in all CUTS
+torchrun --nproc-per-node 2 -m helpers.ranks DIR LAYOUT LOSS...
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ SHARDS = {  # of four ranks
 }
 
 
-def main(directory: Path, layout: str) -> None:
+def main(directory: Path, layout: str, losses: list[str]) -> None:
     torch.set_num_threads(1)
     logging.disable()
     grpokit.report.write_report = lambda *_, **__: (
         "no report"
     )  # a second for each run, and of no interest here
     with joined_world(timeout=120) as world:
-        jobs = [(loss, cut) for loss in LOSSES for cut in CUTS]
-        if world.size == 4:
+        jobs = [(loss, cut) for loss in losses for cut in CUTS]
+        if world.size == 4 and "dapo" in losses:
             jobs += [("dapo", shard) for shard in SHARDS]
         for loss, cut in jobs:
             held_out = (
@@ -66,5 +66,5 @@ def main(directory: Path, layout: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     end_process(0)

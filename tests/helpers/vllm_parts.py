@@ -20,9 +20,14 @@ from helpers.launch import ENVIRONMENT
 from helpers.places import REWARDS, ROOT
 
 PYTHON = os.environ.get("GRPOKIT_VLLM_PYTHON", "")
-needs_vllm = pytest.mark.skipif(
-    not PYTHON, reason="NOT TESTED: vLLM (`make test-vllm` has an environment for it)"
-)
+
+
+def needs_vllm(test):
+    """Mark a test that `make test-vllm` runs, and nothing else can."""
+    missing = pytest.mark.skipif(
+        not PYTHON, reason="NOT TESTED: vLLM (`make test-vllm` has an environment for it)"
+    )
+    return pytest.mark.vllm(missing(test))
 
 
 class RunningServer:

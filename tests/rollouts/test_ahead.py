@@ -27,9 +27,10 @@ from grpokit.parallel import World
 from grpokit.rollouts.ahead import Ahead
 from grpokit.run import Run
 from grpokit.rundir import OF_ROLLOUTS
+from helpers import forked
 from helpers.elsewhere import BEFORE, DIARY, samplers_elsewhere, wait_until
-from helpers.launch import rows, torchrun
-from helpers.places import HELPERS, REWARDS
+from helpers.launch import rows
+from helpers.places import REWARDS
 from helpers.stops import STOPPED, in_update, same_bytes, stop_when
 from helpers.tiny import group_of, tiny_config
 
@@ -426,13 +427,13 @@ def test_groups_that_are_not_scored_survive_the_way_to_disk():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_train_on_the_same_rollouts_and_resume_on_another_number(undisturbed, tmp_path, ranks):
     """Three ranks: one has no prompt of the two."""
-    script = (str(HELPERS / "elsewhere.py"), str(undisturbed / "run.yaml"))
-    done = torchrun(ranks, *script, str(tmp_path / "run"))
+    script = ("helpers.elsewhere", undisturbed / "run.yaml")
+    done = forked.run(*script, tmp_path / "run", ranks=ranks)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = undisturbed / "undisturbed"
     close_to(tmp_path / "run", expected)
     one = copied(undisturbed, tmp_path / "again", 2)
-    done = torchrun(ranks, *script, str(one), str(one / "checkpoint-2"))
+    done = forked.run(*script, one, one / "checkpoint-2", ranks=ranks)
     assert done.returncode == 0, done.stderr[-3000:]
     close_to(one, expected)
     for path in [*checkpoints(tmp_path / "run"), tmp_path / "run" / "final"]:

@@ -27,8 +27,6 @@ from helpers.launch import ENVIRONMENT, torchrun
 from helpers.places import REWARDS
 from helpers.vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
-pytestmark = pytest.mark.xdist_group("vllm")
-
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
@@ -47,7 +45,6 @@ def server(task):
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(task, server, tmp_path):
     run = start(config_for(task, tmp_path / "run", server.url))
     prompts = run.prompts.take(0, 4)
@@ -91,7 +88,6 @@ def test_the_same_task_through_transformers(task, tmp_path):
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_ten_steps_with_the_accuracy_reward(task, server, tmp_path):
     process = train(config_for(task, tmp_path / "run", server.url))
     said, _ = process.communicate(timeout=400)
@@ -109,7 +105,6 @@ def test_ten_steps_with_the_accuracy_reward(task, server, tmp_path):
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_anew_gets_the_weights_again(task, server, tmp_path):
     run = tmp_path / "run"
     process = train(config_for(task, run, server.url), slowly=True)
@@ -131,7 +126,6 @@ def test_a_server_that_is_killed_and_started_anew_gets_the_weights_again(task, s
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_a_tied_head_that_stays_behind_is_found_out(task, tmp_path, capsys):
     """vLLM's CPU build keeps a packed copy of a tied head, which reloading does not reach."""
     running = RunningServer(task / "tied", tmp_path / "server.log")
@@ -159,7 +153,6 @@ def ahead_config(task: Path, output: Path, url: str, **changes) -> TrainConfig:
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, monkeypatch):
     spans: dict[str, list[tuple[float, float]]] = {"ahead": [], "step": []}
 
@@ -235,7 +228,6 @@ def completions_of(run: Path) -> dict[int, list[tuple]]:
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_a_resumed_run_trains_on_what_was_sampled_ahead(task, server, a_step_ahead, tmp_path):
     config = ahead_config(
         task,
@@ -254,7 +246,6 @@ def test_a_resumed_run_trains_on_what_was_sampled_ahead(task, server, a_step_ahe
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_sigterm_stops_the_sampling_ahead_and_the_run_goes_on(
     task, server, a_step_ahead, tmp_path, monkeypatch
 ):
@@ -277,7 +268,6 @@ def test_sigterm_stops_the_sampling_ahead_and_the_run_goes_on(
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_two_ranks_a_step_ahead(task, server, a_step_ahead, tmp_path):
     from grpokit.overlay import to_yaml
 
@@ -293,7 +283,6 @@ def test_two_ranks_a_step_ahead(task, server, a_step_ahead, tmp_path):
 
 
 @needs_vllm
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_server_that_is_gone_for_good_stops_the_run(task, server, tmp_path, depth):
     """The same message, code and promise, whichever thread was asking."""

@@ -17,7 +17,6 @@ from helpers.launch import ENVIRONMENT, rows
 from helpers.places import REWARDS, ROOT
 from helpers.vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
-pytestmark = pytest.mark.xdist_group("vllm")
 LORA = {"lora_r": 8, "learning_rate": 1e-2}
 DIGITS = f"{REWARDS}:terminates"
 
@@ -47,7 +46,6 @@ def gaps_of(run: Path) -> dict[int, float]:
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_an_adapter_is_given_to_the_server_again_after_a_restart(task, server, tmp_path):
     run = tmp_path / "run"
     config = config_for(task, run, server.url, **LORA, vllm_sync="adapter", max_steps=8, lora_save="adapter")
@@ -70,7 +68,6 @@ def test_an_adapter_is_given_to_the_server_again_after_a_restart(task, server, t
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_the_servers_own_model_is_not_what_answers(task, server, tmp_path):
     """That the gap of the test before is small would mean nothing if the adapter did nothing."""
     run = start(config_for(task, tmp_path / "run", server.url, **LORA, vllm_sync="adapter", max_steps=3))
@@ -85,7 +82,6 @@ def test_the_servers_own_model_is_not_what_answers(task, server, tmp_path):
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_an_adapter_reaches_the_server_within_whole_files_too(task, server, tmp_path):
     """Last of those that use the server: it has other weights than its launch directory's from here on."""
     config = config_for(task, tmp_path / "run", server.url, **LORA, max_steps=3, stop=("1", " +"))
@@ -107,7 +103,6 @@ def test_an_adapter_reaches_the_server_within_whole_files_too(task, server, tmp_
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_a_server_that_takes_no_adapters(task, tmp_path, capsys):
     running = RunningServer(task / "model", tmp_path / "server.log")
     try:
@@ -139,7 +134,6 @@ def train_inside(config, *, ranks: int = 1) -> subprocess.CompletedProcess:
 
 
 @needs_vllm
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", [{}, {**LORA, "stop": ("#",)}], ids=["all weights", "lora"])
 def test_an_engine_in_the_trainers_process(task, tmp_path, lora):
     settings = {"reward_funcs": (DIGITS,), "max_steps": 4, "save_steps": 2} | lora
@@ -153,7 +147,6 @@ def test_an_engine_in_the_trainers_process(task, tmp_path, lora):
 
 
 @needs_vllm
-@pytest.mark.slow
 def test_each_rank_has_an_engine(task, tmp_path):
     settings = {"reward_funcs": (DIGITS,), "max_steps": 3}
     for ranks in (1, 2):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from grpokit.config import TrainConfig
 from grpokit.loop import train
 from grpokit.metrics import METRICS, declared_name
 from grpokit.overlay import to_yaml
+from helpers import forked
 from helpers.places import REWARDS
 from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
@@ -144,23 +142,19 @@ def test_resume_is_bit_for_bit(tmp_path, save_dtype):
 
 
 @pytest.mark.parametrize("kill_at", [2, 5])
-def test_killed_and_resumed_through_the_command_line(tmp_path, kill_at):
+def test_a_run_after_sigkill_resumes_to_the_same_bytes(tmp_path, monkeypatch, kill_at):
     """SIGKILL in a reward call before and after the first checkpoint; `auto` ends at the same bytes."""
     config = tiny_config(tmp_path, dtype="float32", max_steps=6, save_steps=3)
     config = dataclasses.replace(config, reward_funcs=(f"{REWARDS}:kills",))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-
-    def grpokit(output: str, kill: int) -> int:
-        command = [sys.executable, "-m", "grpokit", "train", "--config", str(tmp_path / "config.yaml")]
-        command += ["--output_dir", str(tmp_path / output), "--resume_from_checkpoint", "auto"]
-        return subprocess.run(
-            command, env=os.environ | {"KILL_AT": str(kill)}, capture_output=True, check=False
-        ).returncode
-
-    assert grpokit("killed", kill_at) == -9
+    command = ["train", "--config", str(tmp_path / "config.yaml"), "--resume_from_checkpoint", "auto"]
+    command += ["--output_dir"]
+    killed = forked.run("grpokit", *command, tmp_path / "killed", KILL_AT=str(kill_at))
+    assert killed.returncode == -9, killed.stderr
     assert (tmp_path / "killed" / "checkpoint-3").exists() == (kill_at > 3)
-    assert grpokit("killed", 0) == 0
-    assert grpokit("whole", 0) == 0
+    monkeypatch.setenv("KILL_AT", "0")
+    assert main([*command, str(tmp_path / "killed")]) == 0
+    assert main([*command, str(tmp_path / "whole")]) == 0
     for name in (
         "final/model.safetensors",
         "checkpoint-6/trainer/optimizer.safetensors",

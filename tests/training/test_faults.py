@@ -12,11 +12,9 @@ import pytest
 
 from grpokit.checkpoint import checkpoints, verify
 from grpokit.cli import main
+from helpers import forked
 from helpers.disturbed import same_to_the_byte, wait_for
 from helpers.launch import ENVIRONMENT
-from helpers.places import HELPERS
-
-pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
 
 
 def moments() -> list[tuple[str, float]]:
@@ -35,13 +33,7 @@ def test_killed_ten_times_and_resumed_to_the_byte(undisturbed, tmp_path):
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
     killed = 0
     for phase, count in random.Random(7).sample(moments(), 10):
-        script = [sys.executable, str(HELPERS / "killed.py"), phase, str(count)]
-        done = subprocess.run(
-            [*script, *command, "--resume_from_checkpoint", "auto"],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-        )
+        done = forked.run("helpers.killed", phase, count, *command, "--resume_from_checkpoint", "auto")
         assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
         killed += done.returncode != 0
     assert killed >= 9  # a timer may come too late, when the run is at its end
@@ -68,15 +60,25 @@ def test_a_signal_saves_a_checkpoint_in_the_midst_of_a_step(undisturbed, tmp_pat
     same_to_the_byte(tmp_path / "run", undisturbed / "undisturbed")
 
 
+@pytest.fixture(scope="module")
+def three_steps(undisturbed, tmp_path_factory):
+    """The first three steps of the undisturbed run: a run to go on with has something to lose."""
+    run = tmp_path_factory.mktemp("three") / "run"
+    command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(run)]
+    assert main([*command, "--max_steps", "3"]) == 0
+    shutil.rmtree(run / "final")
+    return run
+
+
 @pytest.mark.parametrize("pauses", [1, 2, 3, 4, 5, 6, 8, 11])
-def test_a_stop_at_any_pause_is_resumed_to_the_byte(undisturbed, tmp_path, monkeypatch, capsys, pauses):
+def test_a_stop_at_any_pause_is_resumed_to_the_byte(
+    undisturbed, three_steps, tmp_path, monkeypatch, capsys, pauses
+):
     """Every place where a run may stop: before and after rollouts, between micro-batches, in an evaluation."""
     from grpokit.run import Run
 
+    shutil.copytree(three_steps, tmp_path / "run")
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
-    first = main([*command, "--max_steps", "3"])  # from a checkpoint, so that there is something to lose
-    assert first == 0
-    shutil.rmtree(tmp_path / "run" / "final")
     pause, left = Run.pause, [pauses]
 
     def counted(run):

@@ -15,8 +15,6 @@ from helpers.disturbed import write_config
 from helpers.launch import rows
 from helpers.tiny import make_model_dir
 
-pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
-
 
 def test_a_number_that_is_not_finite_stops_before_the_weights_move_and_can_be_replayed(tmp_path, capsys):
     command = write_config(tmp_path, learning_rate=1e160, updates_per_step=1, save_steps=0)

@@ -15,8 +15,6 @@ from helpers.disturbed import STEPS, same_to_the_byte
 from helpers.launch import rows
 from helpers.places import ROOT
 
-pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
-
 
 def test_only_so_many_checkpoints_are_kept_and_never_less_than_a_whole_one(undisturbed, tmp_path):
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]

@@ -14,8 +14,6 @@ import pytest
 from helpers.disturbed import SLOW, close_to, steps_done, write_config
 from helpers.launch import ENVIRONMENT, launcher, torchrun
 
-pytestmark = pytest.mark.xdist_group("faults")  # its runs are made once, by one worker
-
 HOSTS = ("grpokit-a", "grpokit-b")
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 
