@@ -21,7 +21,6 @@ settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
 
 
-
 def pytest_collection_modifyitems(items):
     """Put files with slow tests first: a worker gets whole files, and the last ones must be short."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("vllm")}

@@ -15,7 +15,7 @@ def advantages(groups, *options):
     return [g.advantages.tolist() for g in with_advantages([group_of(r) for r in groups], *options)]
 
 
-def test_group_by_hand():
+def test_group_gives_the_advantages_of_a_hand_made_case():
     """Rewards 0, 0, 1, 3: mean 1, deviations −1 −1 0 2, unbiased variance 6/3 = 2."""
     want = [d / (2**0.5 + 1e-4) for d in (-1, -1, 0, 2)]
     assert advantages([[0, 0, 1, 3]]) == [pytest.approx(want, rel=1e-14)]
@@ -32,7 +32,7 @@ def test_batch_divides_by_the_step():
     assert got == [pytest.approx([-1 / std, 1 / std]), [0, 0]]
 
 
-def test_rloo_by_hand():
+def test_rloo_gives_the_advantages_of_a_hand_made_case():
     """R − mean of the others: 0 − 4/3, 0 − 4/3, 1 − 1, 3 − 1/3."""
     assert advantages([[0, 0, 1, 3]], "rloo", "group") == [
         pytest.approx([-4 / 3, -4 / 3, 0, 8 / 3], abs=1e-15)
@@ -71,5 +71,5 @@ def test_unscored_groups_are_refused():
         with_advantages([dataclasses.replace(group_of([1.0]), reward=None)])
 
 
-def test_float64_all_the_way():
+def test_advantages_are_float64_all_the_way():
     assert with_advantages([group_of([0, 1])])[0].advantages.dtype == torch.float64

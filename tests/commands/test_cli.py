@@ -98,14 +98,14 @@ def test_bad_rows_can_be_skipped_and_are_counted(base, tmp_path, capsys):
     assert "skipped 2 bad rows" in capsys.readouterr().out
 
 
-def test_empty_dataset(base, tmp_path, capsys):
+def test_an_empty_dataset_is_refused(base, tmp_path, capsys):
     (tmp_path / "train.jsonl").write_text("")
     assert train(base, tmp_path) == 2
     assert "empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("policy", "code"), [("error", 2), ("truncate_left", 0), ("drop", 0)])
-def test_long_prompts(base, tmp_path, capsys, policy, code):
+def test_long_prompts_are_refused_cut_or_dropped(base, tmp_path, capsys, policy, code):
     assert train(base, tmp_path, "--max_prompt_length", 4, "--long_prompts", policy, "--max_steps", 1) == code
     said = capsys.readouterr()
     assert {
@@ -124,7 +124,7 @@ def test_long_prompts(base, tmp_path, capsys, policy, code):
         ("strings", ["strings", "'1'"]),
     ],
 )
-def test_rewards_that_fail(base, tmp_path, capsys, name, words):
+def test_rewards_that_fail_are_named_with_their_traceback_in_a_file(base, tmp_path, capsys, name, words):
     assert train(base, tmp_path, "--reward_funcs", f"{REWARDS}:{name}") == 2
     error = capsys.readouterr().err
     first = error.splitlines()[0]
@@ -248,7 +248,7 @@ def test_help_is_fast_because_torch_is_not_imported():
         assert flag in done.stdout
 
 
-def test_both_spellings_and_precedence(tmp_path):
+def test_both_spellings_are_read_and_flags_come_before_the_file(tmp_path):
     (tmp_path / "c.yaml").write_text("loss-type: sapo\nlearning_rate: 1e-5\nreward_funcs: exact_match\n")
     config = parse(
         ["train", "--config", str(tmp_path / "c.yaml"), "--loss_type", "cispo", "--max-steps", "7"]
@@ -259,7 +259,7 @@ def test_both_spellings_and_precedence(tmp_path):
     assert isinstance(parse(["eval", "--model", "m"]), EvalConfig)
 
 
-def test_yaml_round_trip(tmp_path, base):
+def test_a_configuration_survives_the_way_through_yaml(tmp_path, base):
     (tmp_path / "c.yaml").write_text(to_yaml(base))
     assert load_yaml(TrainConfig, str(tmp_path / "c.yaml")) == base
 
@@ -276,7 +276,7 @@ def test_yaml_round_trip(tmp_path, base):
         ("a: b: c", ["not YAML"]),
     ],
 )
-def test_yaml_mistakes(tmp_path, text, words):
+def test_mistakes_in_yaml_name_the_option(tmp_path, text, words):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ValueError, match="--config") as error:
         load_yaml(TrainConfig, str(tmp_path / "c.yaml"))
@@ -284,7 +284,7 @@ def test_yaml_mistakes(tmp_path, text, words):
         assert word in str(error.value)
 
 
-def test_required_flags(capsys):
+def test_a_missing_required_flag_is_named(capsys):
     assert main(["train"]) == 2
     assert "--model (missing)" in capsys.readouterr().err
 
@@ -309,7 +309,7 @@ def test_every_recipe_is_a_valid_configuration(tmp_path, model):
         loss_of(here)
 
 
-def test_eval(tmp_path, model, capsys):
+def test_eval_writes_its_figures(tmp_path, model, capsys):
     write_rows(tmp_path / "eval.jsonl", ROWS)
     out = tmp_path / "figures.json"
     flags = f"--model {model} --dataset {tmp_path / 'eval.jsonl'} --reward_funcs exact_match --max_completion_length 6"
@@ -339,7 +339,7 @@ def test_pass_at_k_by_hand():
         estimate_pass_at_k(4, 1, 5)
 
 
-def test_report_of_something_that_is_no_run(tmp_path, capsys):
+def test_report_refuses_a_directory_that_is_no_run(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 

@@ -40,7 +40,7 @@ TRL = {
 }
 
 
-def test_trls_batch_and_steps():
+def test_trls_batch_and_steps_are_converted():
     """8 × 4 processes × 4 = 128 completions at once, 64 in an optimizer step: 2 updates, each passed over twice."""
     ours, said = convert(TRL, processes=4)
     assert ours["prompts_per_step"] == 16
@@ -61,7 +61,7 @@ def test_trls_batch_and_steps():
     assert any("400 optimizer steps are 100 steps of 4" in sentence for sentence in said)
 
 
-def test_ms_swifts_names():
+def test_ms_swifts_names_are_converted():
     theirs = {
         "rlhf_type": "grpo",
         "model": "DIR",
@@ -111,7 +111,7 @@ def test_ms_swifts_names():
         ({"vllm_importance_sampling_correction": False}, {}),
     ],
 )
-def test_corrections(theirs, ours):
+def test_corrections_are_converted(theirs, ours):
     found, _ = convert({"use_vllm": True, **theirs})
     assert {name: value for name, value in found.items() if name.startswith("correction")} == ours
     without, _ = convert(theirs)  # without vLLM nothing is corrected
@@ -141,7 +141,7 @@ def test_corrections(theirs, ours):
         ({"train_type": "full", "stop_words": ["</answer>"]}, {"stop": ["</answer>"]}),
     ],
 )
-def test_adapters_and_engines(theirs, ours):
+def test_adapters_and_engines_are_converted(theirs, ours):
     found, said = convert({"vllm_importance_sampling_correction": False, **theirs})
     added = {"loss_type", "lr_scheduler_type"}
     assert {name: value for name, value in found.items() if name not in added} == ours
@@ -149,7 +149,7 @@ def test_adapters_and_engines(theirs, ours):
     from_yaml(TrainConfig, yaml.safe_dump(found), "x.yaml")
 
 
-def test_counts_and_steps():
+def test_counts_and_steps_are_converted():
     ours, _ = convert({"gradient_accumulation_steps": 4, "num_generations": 8})
     assert ours["prompts_per_step"] == 4  # 8 completions of a device, TRL's default, × 4
     ours, said = convert({"max_steps": -1, "num_train_epochs": 2})
@@ -172,7 +172,7 @@ def test_a_batch_that_does_not_fit_names_the_processes():
         convert({"per_device_train_batch_size": 8, "generation_batch_size": 24}, processes=2)
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command_converts_a_file(tmp_path, capsys):
     (tmp_path / "trl.yaml").write_text(yaml.safe_dump(TRL))
     assert main(["convert-config", str(tmp_path / "trl.yaml"), "--num_processes", "4"]) == 0
     out, err = capsys.readouterr()

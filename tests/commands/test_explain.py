@@ -175,7 +175,7 @@ def test_example_weights_are_the_reductions(reduction):
     assert example_weights(reduction).tolist() == pytest.approx(expected[reduction])
 
 
-def test_pictures_in_each_format(tmp_path):
+def test_pictures_are_drawn_in_each_format(tmp_path):
     """One file for each axis and one for the weights; SVG is well-formed and the same at every run."""
     names = ["grpo", "bnpo", "gspo", "dppo_tv"]
     svgs = plot_losses(names, tmp_path / "a.svg")
@@ -220,5 +220,5 @@ def test_formulas_are_readable_in_a_terminal(latex):
         (r"\log\pi_t - \log\pi_{old,t}", "log πₜ − log π_old,t"),
     ],
 )
-def test_plain_text(latex, text):
+def test_formulas_become_plain_text(latex, text):
     assert plain_text(latex) == text

@@ -116,15 +116,15 @@ def test_main_guard_does_not_run(write):
 
 
 @pytest.mark.parametrize("spec", ["mine.py", "mine.py:", ":f", ""])
-def test_unknown_form(spec):
+def test_an_unknown_form_is_refused(spec):
     fails(spec, f"{FLAG} {spec}: expected file.py:name or package.module:name")
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     fails(f"{tmp_path}/no.py:f", f"{FLAG} {tmp_path}/no.py:f", "No such file")
 
 
-def test_a_directory(tmp_path):
+def test_a_directory_is_refused(tmp_path):
     fails(f"{tmp_path}:f", f"{FLAG} {tmp_path}:f", "Is a directory")
 
 
@@ -138,7 +138,7 @@ def test_no_such_name_in_a_file(write):
     )
 
 
-def test_no_name_at_all(write):
+def test_no_name_at_all_is_refused(write):
     fails(f"{write('')}:f", "no `f`", "defines nothing")
 
 
@@ -149,7 +149,7 @@ def test_no_such_name_in_a_module():
 @pytest.mark.parametrize(
     ("place", "missing"), [("no_such_module", "no_such_module"), ("os.no_such_module", "os.no_such_module")]
 )
-def test_missing_module(place, missing):
+def test_a_missing_module_is_named(place, missing):
     fails(f"{place}:f", f"{FLAG} {place}:f: no module named {missing!r}", "expected file.py:name")
 
 
@@ -225,7 +225,7 @@ def test_raised_at_without_a_line_in_the_file_is_the_deepest_of_the_first():
     assert raised_at(caught.value) == f"{__file__}:{line}"
 
 
-def test_one_line():
+def test_one_line_joins_the_lines_of_a_message():
     assert one_line("a\n  b\tc") == "a b c"
     assert one_line("abcdef", 3) == "abc..."
     assert one_line("abc", 3) == "abc"

@@ -142,7 +142,7 @@ def test_a_plan_of_other_ranks_would_be_found_out(measured):
     assert abs(right.phase(ALWAYS) / wrong.phase(ALWAYS) - 1) > 0.5
 
 
-def test_bytes_of_rollouts():
+def test_rollouts_take_the_planned_bytes():
     """Against what is really sent, without the texts, whose letters a plan can only guess."""
     groups = [group_of([1.0, 0.0] * 4, [128] * 8, position) for position in range(8)]
     tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
@@ -345,7 +345,7 @@ def test_a_recipe_can_be_planned(capsys):
     ],
     ids=lambda x: " ".join(x)[:40],
 )
-def test_mistakes(tmp_path, capsys, flags, words):
+def test_mistakes_in_plan_are_named(tmp_path, capsys, flags, words):
     model = write_config(tmp_path, {"model_type": "qwen3", **SMALL})
     sizes = ("--max_completion_length", "8", "--prompt_tokens", "8")
     assert main(["plan", "--model", str(model), *sizes, *flags]) == 2
@@ -365,7 +365,7 @@ def test_mistakes(tmp_path, capsys, flags, words):
         '{"model_type": "qwen3", "hidden_size": "x"}',
     ],
 )
-def test_a_config_that_is_none(tmp_path, capsys, text):
+def test_a_config_that_is_none_is_refused(tmp_path, capsys, text):
     (tmp_path / "config.json").write_text(text)
     assert main(["plan", "--model", str(tmp_path)]) == 2
     assert f"--model {tmp_path}: its config.json does not describe" in capsys.readouterr().err

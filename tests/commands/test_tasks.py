@@ -91,7 +91,7 @@ def test_corruption_changes_the_stated_share_of_digits():
     assert wrong / len(clean) == pytest.approx(0.25, abs=0.01)  # 3 standard deviations of 20,000 draws
 
 
-def test_tokenizer_round_trip(written):
+def test_the_tokenizer_gives_back_the_text(written):
     tokenizer = AutoTokenizer.from_pretrained(written / "model")
     assert (len(tokenizer), tokenizer.vocab_size) == (16, 16)
     text = "3142= 1\n234"
@@ -136,7 +136,7 @@ def test_progress_is_plain_without_a_terminal(capsys):
         ("sort_digits", {"warmup_steps": -1}, "warmup_steps -1"),
     ],
 )
-def test_mistakes_are_named(tmp_path, name, options, message):
+def test_mistakes_in_a_task_are_named(tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
         write_task(name, tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
@@ -176,7 +176,7 @@ def example(name):
         ([], "#### 42", 0.0),
     ],
 )
-def test_gsm8k_reward(completion, reference, reward):
+def test_the_gsm8k_reward_compares_final_numbers(completion, reference, reward):
     assert example("gsm8k_reward").accuracy([completion], [reference], prompts=["?"]) == [reward]
 
 
@@ -185,7 +185,7 @@ def test_gsm8k_reward_needs_a_number_to_compare_with():
         example("gsm8k_reward").accuracy(["4"], ["four"])
 
 
-def test_tiny_chat_model(tmp_path, monkeypatch, capsys):
+def test_the_tiny_chat_model_has_its_data_tokenizer_and_template(tmp_path, monkeypatch, capsys):
     """After two steps it knows nothing, but everything has its place and its format."""
     script, reward = example("make_tiny_chat_model"), example("gsm8k_reward")
     monkeypatch.setattr(sys, "argv", ["script", "--output_dir", str(tmp_path), "--steps", "2"])

@@ -88,7 +88,7 @@ def test_a_split_of_a_single_file(tmp_path):
 # --------------------------------------------------------------------------- the Hub
 
 
-def test_names_of_the_hub(tmp_path, monkeypatch):
+def test_names_of_the_hub_are_told_from_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["openai/gsm8k", "openai/gsm8k:main", "HuggingFaceH4/MATH-500"]
     paths = [

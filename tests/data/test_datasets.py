@@ -93,7 +93,7 @@ def test_a_bad_element_of_an_array_is_a_bad_row(tmp_path):
     assert ([row.content for row in rows], len(skipped)) == (["a", "b"], 1)
 
 
-def test_faults_of_a_csv(tmp_path):
+def test_faults_of_a_csv_name_their_line(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("prompt,answer\na,1\nb\nc,2,3\nd,4\n\n,5\n")
     refuses(lambda: read_rows(path), f"{path}:3: 1 cells; expected 2, one for each column", "--skip_bad_rows")
@@ -117,7 +117,7 @@ def test_a_csv_of_windows_and_a_long_cell(tmp_path):
     assert (len(content), columns, csv.field_size_limit()) == (200_000, {"answer": "1"}, limit)
 
 
-def test_faults_of_parquet(tmp_path):
+def test_faults_of_parquet_name_their_row(tmp_path):
     path = tmp_path / "a.parquet"
     path.write_text("no such thing")
     refuses(lambda: read_rows(path), f"--dataset {path}: cannot be read as Parquet")
@@ -166,7 +166,7 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch, package
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
-def test_verls_shape(tmp_path, name):
+def test_rows_of_verls_shape_are_recognised(tmp_path, name):
     path = write(tmp_path / name, [VERL])
     ((content, columns),) = contents(path)
     assert content == [user("How many?")]

@@ -248,7 +248,7 @@ def test_in_order_is_the_files_order():
     )
 
 
-def test_from_file_to_prompt(write):
+def test_rows_of_a_file_become_prompts(write):
     path = write({"question": "2 + 2 =", "answer": "4"}, {"messages": [user("hi"), assistant("ho")]}, "bad")
     rows, skipped = read_rows(path, skip_bad_rows=True)
     prompts = Prompts(rows, CHAT, skipped_rows=skipped)

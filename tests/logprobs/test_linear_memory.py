@@ -80,7 +80,7 @@ def test_default_chunks_fit_their_bound():
 # --------------------------------------------------------------------------- cuts, mistakes
 
 
-def test_cuts():
+def test_cuts_lose_and_repeat_nothing():
     assert cut(0, 4) == [[slice(0, 0)]]
     assert [joined(unit) for unit in cut(10, 4)] == [slice(0, 3), slice(3, 6), slice(6, 10)]
     ids = torch.tensor([5, 5, 1, 1, 1, 7, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3])

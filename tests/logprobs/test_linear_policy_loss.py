@@ -36,7 +36,7 @@ def test_temperature_bias_softcap_and_scale(name, head):
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=list(HEADS))
-def test_without_entropy(head):
+def test_without_entropy_the_loss_is_the_same(head):
     loss = build("dapo", beta=0.1)
     case = make_case(loss, seed=4, **head)
     want, gradients, *_ = oracle(case, loss)
@@ -49,7 +49,7 @@ def test_without_entropy(head):
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "real"])
 @pytest.mark.parametrize("chunk_tokens", [1, 3, "N", "N+5", None])
-def test_chunk_sizes(name, chunk_tokens):
+def test_any_chunk_size_gives_the_same(name, chunk_tokens):
     loss = build(name, entropy_coef=0.02)
     case = make_case(loss, seed=2)
     n = len(case.targets)
@@ -187,7 +187,7 @@ def test_slices_add_up_to_the_whole():
 
 
 @pytest.mark.parametrize("with_entropy", [False, True])
-def test_gradcheck(with_entropy):
+def test_the_gradient_passes_gradcheck(with_entropy):
     case = make_case(build("dapo"), seed=7, bias=True, softcap=2.0, temperature=0.8)
     n = 4
 

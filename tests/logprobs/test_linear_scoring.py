@@ -55,7 +55,7 @@ def test_scoring_with_autograd_keeps_no_logits_and_has_the_gradient():
             close(got, case.hidden.grad)
 
 
-def test_huge_and_infinite_logits():
+def test_huge_and_infinite_logits_give_finite_scores():
     bias = torch.tensor([0.0, -torch.inf, 1.0, 3e4]).double().requires_grad_()
     case = Case(
         torch.zeros(3, 2).double().requires_grad_(),
@@ -74,7 +74,7 @@ def test_huge_and_infinite_logits():
 # --------------------------------------------------------------------------- precision
 
 
-def test_float32():
+def test_float32_is_as_exact_as_its_type():
     for name in ("dapo", "gspo"):
         loss = build(name, beta=0.1, entropy_coef=0.05)
         compare(make_case(loss, seed=4, bias=True, dtype=torch.float32), loss, tolerance=2e-5, chunk_tokens=4)
@@ -131,7 +131,7 @@ def test_one_minus_p_keeps_its_precision():
     assert weight.grad[:, 0].tolist() == pytest.approx([want, -want], rel=1e-5)
 
 
-def test_mixed_types_and_autocast():
+def test_mixed_types_and_autocast_are_computed_in_float32():
     """Under autocast on a CPU the head stays in float32; hidden states may be narrower than the weights."""
     loss = build("dapo", beta=0.1)
     case = make_case(loss, dtype=torch.float32)

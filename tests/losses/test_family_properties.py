@@ -95,7 +95,7 @@ def test_any_cut_permutation_padding_and_packing(name, reduction, seed, correcti
     terms=st.sampled_from(TERMS),
     num_ranks=st.sampled_from([2, 4]),
 )
-def test_ranks(name, reduction, seed, correction, terms, num_ranks):
+def test_ranks_add_up_to_the_whole_update(name, reduction, seed, correction, terms, num_ranks):
     """Weights from joined counts, statistics gathered over ranks, shares summed: the same as on one rank."""
     loss = build(name, reduction, **correction, **terms)
     step = make_step(seed, num_ranks=num_ranks)
@@ -211,7 +211,7 @@ def test_a_slice_added_twice_is_refused():
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_an_empty_update(name):
+def test_an_empty_update_is_zero_and_has_a_gradient(name):
     """No token anywhere: a connected zero, also through the statistics."""
     loss = build(name)
     step = make_step(1)
@@ -265,7 +265,7 @@ def test_selection_by_chance_is_keyed_by_seed_and_step():
         ("real", {"real_tau": -1.0}, "0.5"),
     ],
 )
-def test_refusals(name, options, words):
+def test_wrong_inputs_are_refused(name, options, words):
     with pytest.raises(ValueError, match=words):
         build(name, **options)
 

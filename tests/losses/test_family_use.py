@@ -95,7 +95,7 @@ def test_a_surrogate_from_a_users_file(tmp_path):
         ({"loss_type": "luspo", "importance_sampling_level": "token"}, "ratio_level token"),
     ],
 )
-def test_mistakes_in_composing(tmp_path, changes, words):
+def test_mistakes_in_composing_a_loss_are_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         loss_of(dataclasses.replace(TrainConfig(), **changes))
 
@@ -121,7 +121,7 @@ def test_importance_sampling_level_is_ratio_levels_other_name():
     ],
 )
 @pytest.mark.filterwarnings("ignore:epsilon")
-def test_notes(name, options, updates, words):
+def test_combinations_that_mislead_are_noted(name, options, updates, words):
     assert any(words in note for note in notes(make_loss(name, **options), updates))
 
 
@@ -130,7 +130,7 @@ def test_make_loss_warns_of_gspos_epsilon():
         make_loss("gspo", epsilon=0.2)
 
 
-def test_nothing_to_note():
+def test_defaults_are_not_noted():
     for name in LOSSES:
         assert notes(make_loss(name), updates_per_rollout=2) == []
     assert any(
@@ -142,7 +142,7 @@ def test_nothing_to_note():
 # --------------------------------------------------------------------------- recorded batches
 
 
-def test_record_and_compare(tmp_path, capsys):
+def test_recorded_batches_are_compared_loss_by_loss(tmp_path, capsys):
     config = tiny_config(tmp_path, loss_type="dapo", record_batches=1, max_steps=2, dtype="float32")
     r = start(config)
     train(r)
@@ -168,7 +168,7 @@ def test_record_and_compare(tmp_path, capsys):
     assert picture.stat().st_size > 10_000
 
 
-def test_compare_by_hand(tmp_path):
+def test_compare_gives_the_cosines_of_a_hand_made_case(tmp_path):
     """reinforce and importance_sampling on-policy have the same gradient, −A/N: cosine 1, norm √Σ(A/N)²."""
     path = tmp_path / "batch.npz"
     np.savez(
@@ -222,12 +222,12 @@ def test_reinforce_plus_plus_by_hand():
     assert advantages([group_of([0, 2]), group_of([5, 5])], "reinforce_plus_plus")[1] == [0, 0]
 
 
-def test_opo_by_hand():
+def test_opo_gives_the_advantages_of_a_hand_made_case():
     """Lengths 1 and 3, rewards 0 and 1: baseline (1·0 + 3·1)/4 = 0.75."""
     assert advantages([group_of([0, 1], [1, 3])], "opo") == [pytest.approx([-0.75, 0.25])]
 
 
-def test_gdpo_by_hand():
+def test_gdpo_gives_the_advantages_of_a_hand_made_case():
     """Two functions, weights 1 and 2, each normalised by itself within the group; then over the step."""
     group = dataclasses.replace(
         group_of([0, 0]), rewards=torch.tensor([[0.0, 3.0], [10.0, 1.0]], dtype=torch.float64)
@@ -250,7 +250,7 @@ def test_dead_groups_are_exactly_zero(estimator):
 # --------------------------------------------------------------------------- command line
 
 
-def test_losses_commands(tmp_path, capsys):
+def test_the_losses_commands_list_show_and_plot(tmp_path, capsys):
     assert main(["losses", "show", "gspo"]) == 0
     assert "gspo" in capsys.readouterr().out
     assert main(["losses", "plot", "grpo", "cispo", "--output", str(tmp_path / "p.svg")]) == 0

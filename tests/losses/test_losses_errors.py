@@ -37,7 +37,7 @@ from grpokit.types import Metric
         ("grpo", {"ratio_level": "word"}, ["ratio_level 'word'", "token"]),
     ],
 )
-def test_refused(name, options, words):
+def test_wrong_options_are_refused(name, options, words):
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         make_loss(name, **options)
     for word in words:
@@ -59,7 +59,7 @@ def test_dr_grpo_without_its_length_says_so_when_it_is_needed():
         ("logps", torch.ones(3, 1), "flat list"),
     ],
 )
-def test_batch_shapes_and_types(field, value, words):
+def test_batches_of_wrong_shapes_and_types_are_refused(field, value, words):
     fields = {
         "logps": torch.ones(3),
         "advantages": torch.ones(3),
@@ -95,7 +95,7 @@ def test_counts_are_joined_across_ranks_once():
         joined[0] + joined[1]
 
 
-def test_defaults_of_the_rows():
+def test_rows_have_their_papers_defaults():
     """A row's own ε_high stays when only epsilon is given; else ε_high follows ε."""
     assert make_loss("dapo", epsilon=0.1).options["epsilon_high"] == 0.28
     assert make_loss("grpo", epsilon=0.1).options["epsilon_high"] == 0.1
@@ -127,7 +127,7 @@ def test_metric_kinds_do_not_mix():
         Metric.mean(torch.ones(1)) + Metric.sum(torch.ones(1))
 
 
-def test_metric_values():
+def test_metrics_have_hand_made_values():
     x = torch.tensor([1.0, 2.0, 4.0])
     assert Metric.derived("std", x).value == pytest.approx(float(x.std()))
     assert (Metric.max(x) + Metric.max(torch.tensor([]))).value == 4.0

@@ -29,7 +29,7 @@ def test_the_golden_file_is_whole():
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: c["name"])
-def test_golden_step(case):
+def test_the_golden_step_has_its_recorded_values(case):
     """Loss and gradient of whole steps, computed in 50-digit arithmetic, to 1e-12."""
     flags = dict(case["flags"])
     gain = flags.pop("gain", None)
@@ -115,7 +115,7 @@ def test_against_the_oracle(name, seed, beta, num_ranks, spread):
 
 @pytest.mark.parametrize("name", [n for n in MISSION if n != "cispo"])  # cispo's ratio is detached
 @pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_gradcheck(name, beta):
+def test_every_loss_passes_gradcheck(name, beta):
     update = make_step(3, spread=1.0)
     loss = build(name, beta=beta)
     batch = flat(loss, update)

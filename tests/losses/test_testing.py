@@ -24,7 +24,7 @@ def one_number(log_ratio, advantages, logps):
     return (-advantages * logps).mean()
 
 
-def test_a_good_one():
+def test_a_good_surrogate_passes():
     found = check_loss(good)
     assert found.ok
     assert found.gradient
@@ -62,7 +62,7 @@ def test_a_false_promise_is_found():
         SURROGATES.pop("false_promise")
 
 
-def test_from_a_file(tmp_path):
+def test_a_surrogate_is_checked_from_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def mine(log_ratio, advantages, logps):\n    return -advantages * logps\n")
     assert check_loss(f"{file}:mine").ok

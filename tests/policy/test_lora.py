@@ -222,7 +222,7 @@ def test_it_is_resumed_to_the_byte_from_the_midst_of_a_step(
 
 @pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
 @pytest.mark.parametrize("change", ["gradient_checkpointing", "compile"])
-def test_savings_change_nothing(tmp_path, change):
+def test_options_that_save_memory_change_nothing(tmp_path, change):
     settings = {"lora_r": 4, "learning_rate": 1e-2, "dtype": "float32", "max_steps": 2}
     plain = tiny_config(tmp_path, **settings, output_dir=str(tmp_path / "plain"))
     other = tiny_config(tmp_path, **settings, output_dir=str(tmp_path / "other"), **{change: True})
@@ -255,7 +255,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
         (("q_proj", "v_porj"), "has no module v_porj; there are down_proj, "),
     ],
 )
-def test_modules_that_cannot_have_one(tmp_path, targets, message):
+def test_modules_that_cannot_have_an_adapter_are_refused(tmp_path, targets, message):
     directory = make_model_dir(tmp_path / "model")
     with pytest.raises(ValueError, match=f"--lora_target_modules {' '.join(targets)}: .*{message}"):
         policy_of(directory, *targets)
@@ -328,7 +328,7 @@ def test_an_adapter_beside_an_adapter(tmp_path):
         check_train_config(replace(config, lora_save="adapter"))
 
 
-def test_some_modules_alone(tmp_path):
+def test_an_adapter_on_some_modules_trains_those_alone(tmp_path):
     policy = policy_of(make_model_dir(tmp_path / "model"), "q_proj", "v_proj")
     assert {name.rpartition(".")[2] for name in adapted(policy.model)} == {"q_proj", "v_proj"}
 
@@ -343,7 +343,7 @@ def test_some_modules_alone(tmp_path):
         ({"lora_r": 4, "lora_target_modules": ()}, "name some modules"),
     ],
 )
-def test_flags_that_cannot_work(tmp_path, changes, message):
+def test_flags_that_cannot_work_are_refused(tmp_path, changes, message):
     from grpokit.checks import check_train_config
 
     with pytest.raises(ValueError, match=message):
@@ -364,7 +364,7 @@ def test_without_peft_it_says_what_to_install(tmp_path, monkeypatch):
         policy_of(directory)
 
 
-def test_an_adapter_whose_model_is_gone(tmp_path):
+def test_an_adapter_whose_model_is_gone_is_refused(tmp_path):
     directory = make_model_dir(tmp_path / "model")
     policy = policy_of(directory)
     save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), Form(only_adapter=True))
@@ -417,7 +417,7 @@ def test_beside_weights_of_4_bits(tmp_path, monkeypatch):
         ({"sampler": "vllm"}, "add --vllm_sync adapter"),
     ],
 )
-def test_weights_of_4_bits_that_cannot_be(tmp_path, changes, message):
+def test_weights_of_4_bits_that_cannot_be_are_refused(tmp_path, changes, message):
     from grpokit.checks import check_train_config
 
     settings = {"lora_r": 4, "lora_save": "adapter", "load_in_4bit": True, "dtype": "float32"}

@@ -93,7 +93,7 @@ def test_head_with_scale_softcap_and_bias():
     torch.testing.assert_close(entropies, -(probs * probs.log()).sum(-1), rtol=1e-12, atol=1e-12)
 
 
-def test_logprob_gradient():
+def test_logprobs_have_the_gradient_of_log_softmax():
     g = torch.Generator().manual_seed(1)
     hidden = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, generator=g, dtype=torch.float64, requires_grad=True)

@@ -119,7 +119,7 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures(name, tmp_path):
+def test_architectures_give_the_same_with_shared_prompts(name, tmp_path):
     """Log-probs, entropies and every parameter's gradient. GPT-2 has no position beyond the longest row."""
     policy = load(save(tmp_path / "m", *ARCHITECTURES[name]))
     assert policy.shares_not is None

@@ -114,7 +114,7 @@ def test_the_formula_test_can_fail():
     assert abs(float(broken(whole_sequences(step)).detach()) - float(want)) > 1e-6
 
 
-def test_examples_run():
+def test_examples_of_the_docs_run():
     """The index's examples, one after the other, as a reader would."""
     names = {}
     try:
@@ -229,3 +229,17 @@ def test_both_languages_say_the_same():
             re.findall(r"^#+ ", chinese, re.MULTILINE)
         ), relative
     check_links(CHINESE)
+
+
+def test_every_test_that_is_named_exists():
+    """`test_faults.py::test_killed_ten_times_and_resumed_to_the_byte`, and paths such as `tests/project/test_docs.py`."""
+    files = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
+    named = 0
+    for page in [ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for file, name in re.findall(r"(test_\w+\.py)::(test_\w+)", text):
+            assert f"def {name}(" in files[file].read_text(encoding="utf-8"), (page.name, file, name)
+            named += 1
+        for path in re.findall(r"\btests/[\w/]+\.py\b", text):
+            assert (ROOT / path).exists(), (page.name, path)
+    assert named > 150

@@ -155,7 +155,7 @@ def test_the_commands_of_a_page_run(name, workshop, tmp_path):
                 assert all(row["completions/clipped_ratio"] > 0.5 for row in rows)
 
 
-def test_enough_is_run():
+def test_most_commands_of_the_guides_are_run():
     """What can't be run is marked one by one, and is the exception."""
     assert {name: len(blocks) for name, blocks in RUN.items()} == {
         "first-run": 7,

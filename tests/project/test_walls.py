@@ -33,7 +33,7 @@ def is_in(path: Path, *rooms: str) -> bool:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_walls(path):
+def test_rooms_import_only_what_they_may(path):
     for name in imports(path):
         top = name.split(".")[0]
         if is_in(path, "losses/"):

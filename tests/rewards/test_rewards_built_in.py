@@ -129,7 +129,7 @@ def test_a_column_named_like_an_option_changes_nothing():
         ("", 0.0),
     ],
 )
-def test_format_tags(text, value):
+def test_format_tags_gives_a_share_for_each_tag(text, value):
     assert builtin.format_tags([text, [{"role": "assistant", "content": text}]]) == [value, value]
 
 
@@ -147,7 +147,7 @@ def test_format_tags(text, value):
         ("4", ""),
     ],
 )
-def test_boxed(text, within):
+def test_boxed_finds_a_box_that_is_closed(text, within):
     assert builtin.last_boxed(text) == within
     assert builtin.boxed([text]) == [float(bool(within.strip()))]
 

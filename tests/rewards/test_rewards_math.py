@@ -95,7 +95,7 @@ def test_scores_are_in_the_order_of_the_answers(pool):
     assert pool.compare([]) == []
 
 
-def test_as_a_reward():
+def test_accuracy_is_loaded_and_scored_as_a_reward():
     rewards = load("accuracy", columns=["solution"])
     chat = group("so 4", r"\boxed{5}", content=[{"role": "user", "content": "2 + 2"}], solution=4)
     first, second = score([chat, group("x", solution=None)], rewards)

@@ -223,7 +223,7 @@ def test_rollouts_of_other_options_are_sampled_anew(undisturbed, tmp_path, capsy
     assert [row["sampler/staleness"] for row in rows(run, "metrics.jsonl")] == [0, 1, 0, 1]
 
 
-def test_what_decides_about_rollouts():
+def test_every_option_that_decides_about_rollouts_is_listed():
     """Every option that says how a completion is sampled, so that none is forgotten here when one is added."""
     known = "sampler async_depth temperature stop max_completion_length min_completion_length num_generations"
     assert set(known.split()) == OF_ROLLOUTS
@@ -485,7 +485,7 @@ def test_another_depth_is_refused(value):
         ({"async_depth": 0, "correction_mode": "none"}, None, None),
     ],
 )
-def test_the_default_correction(options, mode, note):
+def test_a_step_ahead_corrects_by_default(options, mode, note):
     config = TrainConfig(**({"loss_type": "dapo", "sampler": "vllm", "async_depth": 1} | options))
     loss = loss_of(config)
     assert (None if loss.correction is None else loss.correction.mode) == mode

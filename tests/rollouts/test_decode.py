@@ -92,7 +92,7 @@ def qwen(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_the_tokens_of_generate(name, tmp_path):
+def test_the_loop_gives_the_tokens_of_generate(name, tmp_path):
     path = save(tmp_path / "m", *EXACT[name])
     for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-5)):
         policy = policy_of(path, dtype)
@@ -170,7 +170,7 @@ def test_finished_rows_leave_without_a_trace(qwen, leave_at, monkeypatch):
     ],
     ids=str,
 )
-def test_corners(qwen, options):
+def test_options_at_their_corners_give_what_generate_gives(qwen, options):
     options = dict(options)
     call = (options.pop("prompts", PROMPTS), options.pop("num_generations", 4))
     greedy = options.pop("greedy", False)
@@ -212,7 +212,7 @@ def test_the_model_is_left_as_it_was(qwen):
         assert policy.model.config._attn_implementation == "sdpa"
 
 
-def test_bfloat16_compute(qwen):
+def test_bfloat16_compute_decodes(qwen):
     """bf16 rounds to 1/256: log-probs recorded by the loop are those of a float32 head over bf16 hidden states."""
     policy = policy_of(qwen, "bfloat16")
     for group in sampler_of(policy, qwen).sample(PROMPTS, 2):
@@ -241,7 +241,7 @@ def test_stop_between_batches_and_within_one(qwen):
     assert sampler_of(policy, qwen, stop=lambda: False).sample(PROMPTS[:1], 2)
 
 
-def test_several_tokens_that_end(tmp_path):
+def test_any_of_several_end_tokens_ends_a_completion(tmp_path):
     path = make_model_dir(tmp_path / "m", eos_token_id=[1, 5, 6])
     policy = policy_of(path)
     got = sampler_of(policy, path).sample(PROMPTS, 8)
@@ -320,7 +320,7 @@ def worded(tmp_path_factory):
 
 @pytest.mark.parametrize("min_length", [0, 5])
 @pytest.mark.parametrize("decode", ["loop", "generate"])
-def test_strings_that_end(worded, decode, min_length):
+def test_a_stop_string_ends_a_completion_at_its_first_place(worded, decode, min_length):
     """A completion is the one without stop strings, cut behind the first that is in it, inside a token or over several."""
     policy, tokenizer = policy_of(worded), load_tokenizer(str(worded))
     options = {"decode": decode, "min_completion_length": min_length}
@@ -345,6 +345,6 @@ def test_strings_that_end(worded, decode, min_length):
     assert len(ended) >= 4  # of five: it is chance which
 
 
-def test_a_tokenizer_that_cannot_be_searched(qwen):
+def test_a_tokenizer_that_cannot_be_searched_is_refused(qwen):
     with pytest.raises(ValueError, match=r"--stop 5: the tokens of .* cannot be searched for strings"):
         sampler_of(policy_of(qwen), qwen, stop_strings=["5"])

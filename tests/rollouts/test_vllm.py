@@ -330,7 +330,7 @@ def test_a_server_that_answers_500_is_an_error_within_a_moment(tmp_path):
         thread.join()
 
 
-def test_no_server_at_all(tmp_path, capsys):
+def test_no_server_at_all_is_an_error_that_says_how_to_start_one(tmp_path, capsys):
     from grpokit.overlay import to_yaml
     from helpers.tiny import tiny_config
 

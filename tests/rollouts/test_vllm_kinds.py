@@ -188,7 +188,7 @@ def test_without_vllm_it_says_what_to_do(task, tmp_path, capsys):
         ),
     ],
 )
-def test_flags_that_cannot_work(tmp_path, changes, message):
+def test_vllm_flags_that_cannot_work_are_refused(tmp_path, changes, message):
     from grpokit.checks import check_train_config
     from helpers.tiny import tiny_config
 

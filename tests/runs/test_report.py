@@ -40,7 +40,7 @@ def test_plots_follow_what_the_run_measured(tmp_path):
     assert "clip" not in shown
 
 
-def test_cards(grpo_page):
+def test_cards_show_the_last_figures(grpo_page):
     text = re.sub(r"<[^>]+>", " ", grpo_page)
     for wanted in (
         r"pass@1, sampled\s+31\.2% →\s+95\.1%",

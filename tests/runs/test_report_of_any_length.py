@@ -19,7 +19,7 @@ from helpers.synthetic_runs import a_group, make_run, plots, report, write_lines
 # --------------------------------------------------------------------------- half a run
 
 
-def test_nulls_and_missing_keys(tmp_path):
+def test_nulls_and_missing_keys_are_left_out(tmp_path):
     path = make_run(tmp_path / "r", steps=40)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     rng = random.Random(1)
@@ -39,7 +39,7 @@ def test_nulls_and_missing_keys(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 16, 31])
-def test_short_runs(tmp_path, steps):
+def test_short_runs_have_a_page(tmp_path, steps):
     assert "time" in plots(report(make_run(tmp_path / "r", steps=steps)))
 
 
@@ -145,7 +145,7 @@ def test_a_long_run_stays_light(tmp_path):
     assert "48 more between these" in page
 
 
-def test_thin():
+def test_thin_keeps_the_means_of_neighbours():
     x, y = thin(range(10_000), [float(i % 2) for i in range(10_000)])
     assert len(x) == len(y) == MOST_POINTS
     np.testing.assert_allclose(y, 0.5, atol=0.03)  # runs of 25 have 12 or 13 ones
@@ -157,7 +157,7 @@ def test_thin():
     assert thin([], [])[0].shape == (0,)
 
 
-def test_smooth():
+def test_smooth_is_a_rolling_mean():
     line = np.arange(50.0)
     half = 10
     np.testing.assert_allclose(smooth(line, 2 * half + 1)[4:-4], line[4:-4])  # never lags
@@ -167,7 +167,7 @@ def test_smooth():
     assert trend_window(400) % 2 == 1
 
 
-def test_numbers():
+def test_numbers_are_short_and_readable():
     assert [number(v) for v in (0.96712, 12.34, -0.5, 1.2e-6, 0)] == [
         "0.967",
         "12.3",
@@ -180,6 +180,6 @@ def test_numbers():
     assert 'tabindex="0"' in box("x" * 1000)
 
 
-def test_importing_it_is_cheap():
+def test_importing_the_report_imports_neither_torch_nor_matplotlib():
     code = "import sys, grpokit.report; sys.exit(bool({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

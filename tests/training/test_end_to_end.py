@@ -76,7 +76,7 @@ def test_five_steps_in_float64_do_not_depend_on_the_micro_batches(tmp_path, loss
 
 
 @pytest.mark.full_report
-def test_what_a_run_leaves(tmp_path):
+def test_a_run_leaves_metrics_completions_weights_and_a_report(tmp_path):
     write_rows(tmp_path / "eval.jsonl", ROWS[:3])
     config = tiny_config(
         tmp_path,

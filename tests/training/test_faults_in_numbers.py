@@ -55,7 +55,7 @@ def test_a_lora_run_can_be_replayed_and_other_weights_are_those_that_were_named(
     assert main(["replay", str(dump), "--model", str(other)]) == 1
 
 
-def test_so_many_updates_may_be_skipped(tmp_path, monkeypatch, capsys):
+def test_updates_that_are_not_finite_are_skipped_up_to_the_limit(tmp_path, monkeypatch, capsys):
     """One token's log-prob is NaN in two updates: they are skipped and counted, the third stops the run."""
     from grpokit.model import Policy
 
@@ -89,7 +89,7 @@ def test_so_many_updates_may_be_skipped(tmp_path, monkeypatch, capsys):
     assert state["skipped"] + state["unfinished"]["skipped"] == 2
 
 
-def test_a_dump_that_is_none(tmp_path, capsys):
+def test_a_file_that_is_no_dump_is_refused(tmp_path, capsys):
     (tmp_path / "x.safetensors").write_bytes(b"no")
     assert main(["replay", str(tmp_path / "x.safetensors")]) == 2
     assert "is no dump of a micro-batch" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def mounted(where: Path, options: str) -> bool:
     return shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
-def test_a_full_disk(undisturbed, tmp_path, capsys):
+def test_a_full_disk_loses_nothing_and_is_said(undisturbed, tmp_path, capsys):
     disk = tmp_path / "disk"
     if not mounted(disk, "size=1600k"):
         pytest.skip("NOT TESTED: a full disk (mounting a tmpfs is not permitted here)")
@@ -118,7 +118,7 @@ def test_a_full_disk(undisturbed, tmp_path, capsys):
     same_to_the_byte(tmp_path / "run", undisturbed / "undisturbed")
 
 
-def test_a_read_only_file_system(undisturbed, tmp_path, capsys):
+def test_a_read_only_file_system_is_refused_at_the_start(undisturbed, tmp_path, capsys):
     disk = tmp_path / "disk"
     if not mounted(disk, "ro"):
         pytest.skip("NOT TESTED: a read-only file system (mounting a tmpfs is not permitted here)")
@@ -138,7 +138,7 @@ def test_a_read_only_file_system(undisturbed, tmp_path, capsys):
         (("--dtype", "float32"), "--dtype: float64 → float32: cannot change"),
     ],
 )
-def test_what_a_resumed_run_may_not_change(undisturbed, tmp_path, capsys, flags, words):
+def test_a_resumed_run_refuses_changes_that_make_it_another_run(undisturbed, tmp_path, capsys, flags, words):
     run = tmp_path / "run"
     shutil.copytree(undisturbed / "undisturbed", run)
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(run), *flags]
@@ -177,7 +177,7 @@ def test_in_the_midst_of_a_step_its_loss_may_not_change(undisturbed, tmp_path, m
     same_to_the_byte(tmp_path / "run", undisturbed / "undisturbed")
 
 
-def test_what_a_resumed_run_may_change_is_written_down():
+def test_every_option_is_documented_as_free_or_fixed_on_resume():
     from dataclasses import fields
 
     from grpokit.config import TrainConfig

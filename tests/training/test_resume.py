@@ -195,7 +195,9 @@ def test_a_start_from_an_older_one_that_fails_has_set_the_newer_ones_aside(tmp_p
         (("--max_steps", "1"), "is in the midst of step 2; use 2 or more"),
     ],
 )
-def test_what_a_step_in_its_midst_refuses(tmp_path, monkeypatch, capsys, flags, words):
+def test_a_step_in_its_midst_refuses_options_that_it_began_without(
+    tmp_path, monkeypatch, capsys, flags, words
+):
     command = command_for(tmp_path)
     run = tmp_path / "run"
     stop_when(monkeypatch, in_update(1, step=1))
@@ -206,7 +208,7 @@ def test_what_a_step_in_its_midst_refuses(tmp_path, monkeypatch, capsys, flags, 
     assert not (run / "final").exists()
 
 
-def test_a_batch_that_was_to_be_recorded_and_was_under_way(tmp_path, monkeypatch, capsys):
+def test_a_batch_that_was_under_way_at_a_stop_is_not_recorded(tmp_path, monkeypatch, capsys):
     command = command_for(tmp_path, record_batches=2)
     run = tmp_path / "run"
     stop_when(monkeypatch, in_update(1))
@@ -228,7 +230,7 @@ def test_a_second_ctrl_c_does_not_wait():
     assert "Ctrl-C" in told[0]
 
 
-def test_a_model_whose_weights_are_not_numbers(tmp_path, capsys):
+def test_a_model_whose_weights_are_not_numbers_is_refused(tmp_path, capsys):
     command = command_for(tmp_path)
     file = tmp_path / "model" / "model.safetensors"
     weights = load_file(file)
