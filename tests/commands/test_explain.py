@@ -1,4 +1,4 @@
-"""What `grpokit losses` shows: every row of the table, in a terminal and in pictures, and a row of one's own."""
+"""`grpokit losses` shows every row of the table, in a terminal and in pictures, and a row of one's own."""
 
 from __future__ import annotations
 

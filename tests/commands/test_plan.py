@@ -29,7 +29,7 @@ from helpers.places import ROOT
 from helpers.plan_ranks import BASE, CASES
 from helpers.tiny import group_of
 
-# What the models' authors publish, in their config.json.
+# The config.json that the models' authors publish.
 QWEN = {
     "model_type": "qwen2",
     "hidden_size": 3584,

@@ -56,5 +56,5 @@ TWO = [
 
 
 def call(fn, groups=TWO):
-    """What `fn` is called with, as it sees it in its return value `seen`."""
+    """Call `fn` on `groups`, as scoring does."""
     score(groups, [Reward("f", fn)])

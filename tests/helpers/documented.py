@@ -29,6 +29,6 @@ def skip_what_is_coming(text: str) -> None:
 
 
 def arguments_of(command: str) -> list[str] | None:
-    """What follows `grpokit`, or None for a command of another program; `#` begins a comment, as in a shell."""
+    """The words after `grpokit`, or None for a command of another program; `#` begins a comment, as in a shell."""
     words = shlex.split(command, comments=True)
     return words[words.index("grpokit") + 1 :] if "grpokit" in words else None

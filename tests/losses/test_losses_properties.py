@@ -1,4 +1,4 @@
-"""What holds of the losses beside the cuts (test_family_properties.py): counts, weights, dead rows, empty slices, NaN."""
+"""Properties of the losses beside the cuts (test_family_properties.py): counts, weights, dead rows, empty slices, NaN."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_every_loss_has_a_page_in_the_same_order(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_page_says_how_to_read_the_metrics_of_its_loss(name):
-    """Those that not every loss has; the index has the others."""
+    """Metrics that not every loss has; the index has the others."""
     common = set.intersection(*(set(logged(composed(other))) for other in LOSSES))
     for metric in set(logged(composed(name))) - common:
         assert f"`{metric}`" in page(ENGLISH, name), metric

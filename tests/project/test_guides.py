@@ -156,7 +156,7 @@ def test_the_commands_of_a_page_run(name, workshop, tmp_path):
 
 
 def test_most_commands_of_the_guides_are_run():
-    """What can't be run is marked one by one, and is the exception."""
+    """Commands that can't be run are marked one by one, and are the exception."""
     assert {name: len(blocks) for name, blocks in RUN.items()} == {
         "first-run": 7,
         "lora": 3,
@@ -271,7 +271,7 @@ def test_the_sandbox_reward_does_what_it_says(tmp_path):
 
 
 def test_shares_of_groups_with_a_spread():
-    """What not-learning.md says of problems that are solved one time in ten."""
+    """The shares that not-learning.md gives for problems that are solved one time in ten are right."""
     for generations, share in ((8, "57 %"), (16, "81 %")):
         assert f"{1 - 0.9**generations - 0.1**generations:.0%}".replace("%", " %") == share
         assert share in page("not-learning")

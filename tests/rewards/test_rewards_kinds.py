@@ -218,7 +218,7 @@ def test_async_functions_run_together_after_the_others():
 
 
 def test_all_calls_have_one_event_loop():
-    """What a function keeps open, such as a client with its connections, belongs to the loop it was opened in."""
+    """A thing that a function keeps open, such as a client with its connections, belongs to the loop it was opened in."""
     loops = []
 
     async def f(completions):

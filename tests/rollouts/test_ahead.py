@@ -299,7 +299,7 @@ def until_stopped(sampler, background):
 
 
 def test_a_stop_while_the_run_waits_at_a_steps_end(undisturbed, tmp_path, monkeypatch):
-    """What was under way is lost; the step's updates are not, and the next one begins with the present weights."""
+    """The sampling under way is lost; the step's updates are not, and the next one begins with the present weights."""
     wait = Ahead.wait
 
     def stopped_meanwhile(ahead):

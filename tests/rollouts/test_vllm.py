@@ -192,8 +192,8 @@ def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, 
         assert 0 < row["sampler/ess"] < 1
         assert row["grad_norm"] > 0
         assert "sampler/truncated" in row
-    # What was sampled ahead of a step began before the step before it was scored to its end, and ended after the
-    # scoring had begun.
+    # The sampling ahead of a step began before the step before it was scored to its end, and ended after that scoring
+    # had begun.
     assert len(spans["ahead"]) == 7
     for (began, ended), (scoring, scored) in zip(spans["ahead"], spans["step"][:-1], strict=True):
         assert began < scored

@@ -1,4 +1,4 @@
-"""What goes wrong, what the user sees, and that nothing is lost: docs/*/reliability.md has this as a table."""
+"""Stops and kills at any moment lose nothing: docs/*/reliability.md has the faults and their tests as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a run: damage, a full disk, another run's; docs/*/reliability.md has this as a table."""
+"""Faults in the files of a run: damage, a full disk, another run's files."""
 
 from __future__ import annotations
 
