@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,20 @@ from grpokit.pretrained import load_policy
 from grpokit.rollouts import SamplingStopped
 from grpokit.rollouts.ahead import Ahead
 
-DIARY: list[
-    tuple
-] = []  # what the engine did, in order: (what, version of its weights, positions, on which thread)
-BEFORE: list[
-    Callable[[Elsewhere, bool], None]
-] = []  # called before it samples; the bool: on a thread of its own
+
+@dataclass
+class Watch:
+    """A test's eyes on the engine, and its hands."""
+
+    # what the engine did, in order: (what, version of its weights, positions, on which thread)
+    diary: list[tuple] = field(default_factory=list)
+    # called before it samples; the bool: on a thread of its own
+    before: list[Callable[[Elsewhere, bool], None]] = field(default_factory=list)
+
+    def samplers(self, config, policy, tokenizer, stop, world, longest):
+        """In the place of `grpokit.assemble.samplers`: seed → a sampler whose engine is elsewhere."""
+        engine = Engine(self, config, policy, tokenizer, world)
+        return lambda seed: Elsewhere(engine, seed, stop)
 
 
 class Elsewhere:
@@ -67,16 +75,16 @@ class Underway:
         engine = self.sampler.engine
         background = threading.current_thread() is not threading.main_thread()
         entry = (engine.copy.version, [p.position for p in self.asked[0]], "ahead" if background else "now")
-        DIARY.append(("begins", *entry))
+        engine.watch.diary.append(("begins", *entry))
         try:
-            for hook in BEFORE:
+            for hook in engine.watch.before:
                 hook(self.sampler, background)
             self.found = self.sampler.inner.sample(*self.asked, greedy=self.greedy)
         except SamplingStopped:
             pass
         except Exception as error:  # noqa: BLE001
             self.error = error
-        DIARY.append(("ends", *entry))
+        engine.watch.diary.append(("ends", *entry))
 
     def give_up(self) -> None:
         self.sampler.given_up = True
@@ -93,8 +101,11 @@ class Underway:
 class Engine:
     """The copy."""
 
-    def __init__(self, config: TrainConfig, policy, tokenizer: Any, world: World = ALONE) -> None:
-        self.config, self.policy, self.tokenizer, self.world = config, policy, tokenizer, world
+    def __init__(
+        self, watch: Watch, config: TrainConfig, policy, tokenizer: Any, world: World = ALONE
+    ) -> None:
+        self.watch, self.config, self.policy = watch, config, policy
+        self.tokenizer, self.world = tokenizer, world
         self.copy = load_policy(
             config.model, dtype=config.dtype, temperature=config.temperature, device=torch.device("cpu")
         )
@@ -107,13 +118,7 @@ class Engine:
         weights = {name: full(value.detach()) for name, value in self.policy.model.state_dict().items()}
         self.copy.model.load_state_dict(weights)
         self.version = self.copy.version = self.policy.version
-        DIARY.append(("loads", self.version))
-
-
-def samplers_elsewhere(config, policy, tokenizer, stop, world, longest):
-    """In the place of `grpokit.assemble.samplers`: seed → a sampler whose engine is elsewhere."""
-    engine = Engine(config, policy, tokenizer, world)
-    return lambda seed: Elsewhere(engine, seed, stop)
+        self.watch.diary.append(("loads", self.version))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -131,7 +136,7 @@ def main(file: str, output: str, checkpoint: str = "") -> None:
     from grpokit.parallel import end_process, joined_world
 
     torch.set_num_threads(1)
-    grpokit.assemble.samplers = samplers_elsewhere
+    grpokit.assemble.samplers = Watch().samplers
     grpokit.report.write_report = lambda *_, **__: "no report"
     config = replace(
         load_yaml(TrainConfig, file), output_dir=output, resume_from_checkpoint=checkpoint, config=""

@@ -1,69 +1,35 @@
-"""Sampling one step ahead: which weights sample when, what waits for what, and that a stop or an error loses nothing."""
+"""Sampling one step ahead: which weights sample when, what waits for what, and the options."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import signal
 import threading
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import grpokit.assemble
 import grpokit.loop
-from grpokit.checkpoint import checkpoints, read_record, verify
 from grpokit.checks import check_train_config
 from grpokit.cli import main
 from grpokit.config import TrainConfig
 from grpokit.configured import correction_note, loss_of
-from grpokit.flat import groups_from_tensors, groups_to_tensors
-from grpokit.overlay import from_yaml, to_yaml
-from grpokit.parallel import World
+from grpokit.overlay import from_yaml
 from grpokit.rollouts.ahead import Ahead
 from grpokit.run import Run
-from grpokit.rundir import OF_ROLLOUTS
-from helpers import forked
-from helpers.elsewhere import BEFORE, DIARY, samplers_elsewhere, wait_until
+from helpers.elsewhere import wait_until
+from helpers.elsewhere_runs import command_for, metrics_of
 from helpers.launch import rows
 from helpers.places import REWARDS
-from helpers.stops import STOPPED, in_update, same_bytes, stop_when
-from helpers.tiny import group_of, tiny_config
+from helpers.tiny import tiny_config
 
-
-@pytest.fixture(autouse=True)
-def engine(monkeypatch):
-    """Runs sample by an engine of their own, and leave no thread behind."""
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
-    DIARY.clear()
-    yield
-    BEFORE.clear()
-    assert not [thread for thread in threading.enumerate() if thread.name == "sampling ahead"]
-
-
-def command_for(directory: Path, **changes) -> list[str]:
-    settings = {
-        "sampler": "vllm",
-        "async_depth": 1,
-        "num_iterations": 1,
-        "prompts_per_step": 2,
-        "max_steps": 4,
-    }
-    config = tiny_config(directory, **(settings | changes))
-    (directory / "run.yaml").write_text(to_yaml(config))
-    return ["train", "--config", str(directory / "run.yaml"), "--output_dir"]
-
+pytestmark = pytest.mark.usefixtures("engine")
 
 # --------------------------------------------------------------------------- the order of things
 
 
-def test_each_step_is_sampled_by_the_weights_that_the_step_before_began_with(tmp_path):
+def test_each_step_is_sampled_by_the_weights_that_the_step_before_began_with(engine, tmp_path):
     assert main([*command_for(tmp_path, max_steps=3), str(tmp_path / "run")]) == 0
-    assert DIARY == [
+    assert engine.diary == [
         ("loads", 0),
         ("begins", 0, [0, 1], "now"),
         ("ends", 0, [0, 1], "now"),
@@ -86,21 +52,21 @@ def test_staleness_counts_optimizer_steps(tmp_path):
     assert [row["sampler/staleness"] for row in rows(tmp_path / "run", "metrics.jsonl")] == [0, 4, 4, 4]
 
 
-def test_depth_0_says_nothing_of_staleness_and_starts_no_thread(tmp_path, monkeypatch):
+def test_depth_0_says_nothing_of_staleness_and_starts_no_thread(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(Ahead, "__init__", lambda *_: pytest.fail("at depth 0"))
     assert main([*command_for(tmp_path, async_depth=0), str(tmp_path / "run")]) == 0
-    assert {entry[3] for entry in DIARY if len(entry) > 2} == {"now"}
+    assert {entry[3] for entry in engine.diary if len(entry) > 2} == {"now"}
     assert "sampler/staleness" not in rows(tmp_path / "run", "metrics.jsonl")[0]
 
 
-def test_it_samples_while_the_step_is_scored_and_learned_from(tmp_path, monkeypatch):
+def test_it_samples_while_the_step_is_scored_and_learned_from(engine, tmp_path, monkeypatch):
     """The engine begins before the rewards, and is held until the step has been learned from."""
     learned = threading.Event()
     learn, scored = grpokit.loop.learn, Run.score
 
     def scoring(run, *arguments):
         if run.state.step < 2:  # beside the last step nothing is sampled
-            wait_until(lambda: DIARY[-1][0] == "begins" and DIARY[-1][3] == "ahead")
+            wait_until(lambda: engine.diary[-1][0] == "begins" and engine.diary[-1][3] == "ahead")
         return scored(run, *arguments)
 
     def learning(*arguments):
@@ -115,32 +81,32 @@ def test_it_samples_while_the_step_is_scored_and_learned_from(tmp_path, monkeypa
 
     monkeypatch.setattr(Run, "score", scoring)
     monkeypatch.setattr(grpokit.loop, "learn", learning)
-    BEFORE.append(until_learned)
+    engine.before.append(until_learned)
     assert main([*command_for(tmp_path, max_steps=3), str(tmp_path / "run")]) == 0
 
 
-def test_weights_and_everything_else_wait_for_what_is_under_way(tmp_path):
+def test_weights_and_everything_else_wait_for_what_is_under_way(engine, tmp_path):
     """A slow engine: no load, no evaluation and no further round begins before it ends."""
-    BEFORE.append(lambda sampler, background: time.sleep(0.3 * background))
+    engine.before.append(lambda sampler, background: time.sleep(0.3 * background))
     held_out = {"eval_dataset": str(tmp_path / "train.jsonl"), "eval_steps": 1, "eval_samples": 2}
     command = command_for(tmp_path, max_resample_times=2, num_generations=2, **held_out)
     assert main([*command, str(tmp_path / "run")]) == 0
     under_way = False
-    for what, *_ in DIARY:
-        assert (what == "ends") == under_way, DIARY
+    for what, *_ in engine.diary:
+        assert (what == "ends") == under_way, engine.diary
         under_way = what == "begins"
-    ahead = [entry for entry in DIARY if entry[0] == "begins" and entry[3] == "ahead"]
+    ahead = [entry for entry in engine.diary if entry[0] == "begins" and entry[3] == "ahead"]
     assert [entry[1:3] for entry in ahead] == [(0, [6, 7]), (1, [12, 13]), (2, [18, 19])]
     assert min(row["time/rollout"] for row in metrics_of(tmp_path / "run")[:-1]) > 0.1
 
 
-def test_later_rounds_of_dynamic_sampling_are_sampled_by_the_present_weights(tmp_path):
+def test_later_rounds_of_dynamic_sampling_are_sampled_by_the_present_weights(engine, tmp_path):
     """A reward that is equal for all in each first round: later rounds are at need, and the next step is begun after them."""
     command = command_for(
         tmp_path, max_resample_times=1, max_steps=3, reward_funcs=(f"{REWARDS}:equal_every_other_time",)
     )
     assert main([*command, str(tmp_path / "run")]) == 0
-    begun = [entry[1:] for entry in DIARY if entry[0] == "begins"]
+    begun = [entry[1:] for entry in engine.diary if entry[0] == "begins"]
     assert begun == [
         (0, [0, 1], "now"),
         (0, [2, 3], "now"),
@@ -151,306 +117,6 @@ def test_later_rounds_of_dynamic_sampling_are_sampled_by_the_present_weights(tmp
     ]
     # All of a step's groups come from its second round, which is not stale.
     assert [row["sampler/staleness"] for row in metrics_of(tmp_path / "run")] == [0, 0, 0]
-
-
-def metrics_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-# --------------------------------------------------------------------------- stops, errors, resume
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A run that nothing happens to, with a checkpoint after each step."""
-    directory = tmp_path_factory.mktemp("ahead")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
-        assert main([*command_for(directory, save_steps=1), str(directory / "undisturbed")]) == 0
-    return directory
-
-
-def resume(undisturbed: Path, run: Path, *more: str) -> int:
-    command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(run)]
-    return main([*command, "--resume_from_checkpoint", "auto", *more])
-
-
-def copied(undisturbed: Path, run: Path, *steps: int) -> Path:
-    """The run's directory as it was after the last of `steps`, checkpoints of `steps` only."""
-    shutil.copytree(undisturbed / "undisturbed", run)
-    for path in [*checkpoints(run), run / "final"]:
-        if path.name not in {f"checkpoint-{step}" for step in steps}:
-            shutil.rmtree(path)
-    return run
-
-
-@pytest.mark.parametrize("step", [1, 3])
-def test_a_checkpoint_between_two_steps_has_the_next_ones_rollouts(undisturbed, tmp_path, step):
-    run = copied(undisturbed, tmp_path / "run", step)
-    (checkpoint,) = checkpoints(run)
-    verify(checkpoint)
-    assert "trainer/ahead.safetensors" in read_record(checkpoint)["files"]
-    saved = load_file(checkpoint / "trainer" / "ahead.safetensors")
-    assert saved["position"].tolist() == [2 * step, 2 * step + 1]
-    assert set(saved["policy_version"].tolist()) == {step - 1}
-    assert "reward" not in saved
-    assert resume(undisturbed, run) == 0
-    assert not [entry for entry in DIARY if entry[0] == "begins" and entry[2][0] <= 2 * step]
-    same_bytes(run, undisturbed / "undisturbed")
-
-
-def test_the_last_checkpoint_has_none_and_more_steps_begin_with_the_present_weights(undisturbed, tmp_path):
-    run = copied(undisturbed, tmp_path / "run", 4)
-    assert "trainer/ahead.safetensors" not in read_record(run / "checkpoint-4")["files"]
-    assert resume(undisturbed, run, "--max_steps", "6") == 0
-    assert [row["sampler/staleness"] for row in rows(run, "metrics.jsonl")] == [0, 1, 1, 1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        ("--temperature", "0.7"),
-        ("--num_generations", "3"),
-        ("--max_completion_length", "5"),
-        ("--min_completion_length", "2"),
-    ],
-)
-def test_rollouts_of_other_options_are_sampled_anew(undisturbed, tmp_path, capsys, change):
-    run = copied(undisturbed, tmp_path / "run", 2)
-    assert resume(undisturbed, run, *change) == 0
-    assert "sampled anew: the rollouts that the checkpoint has for its next step" in capsys.readouterr().out
-    assert DIARY[:2] == [("loads", 2), ("begins", 2, [4, 5], "now")]
-    assert [row["sampler/staleness"] for row in rows(run, "metrics.jsonl")] == [0, 1, 0, 1]
-
-
-def test_every_option_that_decides_about_rollouts_is_listed():
-    """Every option that says how a completion is sampled, so that none is forgotten here when one is added."""
-    known = "sampler async_depth temperature stop max_completion_length min_completion_length num_generations"
-    assert set(known.split()) == OF_ROLLOUTS
-
-
-def test_depth_0_goes_on_without_them(undisturbed, tmp_path, capsys):
-    run = copied(undisturbed, tmp_path / "run", 2)
-    assert resume(undisturbed, run, "--async_depth", "0", "--correction_mode", "truncate") == 0
-    said = capsys.readouterr().out
-    assert "changed since: async_depth: 1 → 0" in said
-    assert "sampled anew" in said
-    assert {entry[3] for entry in DIARY if len(entry) > 2} == {"now"}
-
-
-def test_a_stop_between_two_steps_is_resumed_to_the_byte(undisturbed, tmp_path, monkeypatch):
-    """The rollouts were given out already, and the step has not begun: they are saved."""
-    stop_when(monkeypatch, lambda run: run.state.step == 2 and run.unfinished is None)
-    run = tmp_path / "run"
-    assert resume(undisturbed, run, "--save_steps", "0") == STOPPED
-    monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
-    (checkpoint,) = checkpoints(run)
-    assert checkpoint.name == "checkpoint-2"
-    assert (checkpoint / "trainer" / "ahead.safetensors").is_file()
-    assert resume(undisturbed, run) == 0
-    same_bytes(run, undisturbed / "undisturbed")
-
-
-def test_a_reward_that_fails_loses_no_rollouts(undisturbed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Run, "score", fails_at(Run.score, 3))
-    run = tmp_path / "run"
-    assert resume(undisturbed, run, "--save_steps", "0") == 2
-    monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
-    assert [path.name for path in checkpoints(run)] == ["checkpoint-2"]
-    assert resume(undisturbed, run) == 0
-    same_bytes(run, undisturbed / "undisturbed")
-
-
-def fails_at(function, call: int):
-    calls = [0]
-
-    def failing(*arguments):
-        calls[0] += 1
-        if calls[0] == call:
-            raise ValueError("the third time")
-        return function(*arguments)
-
-    return failing
-
-
-def test_a_stop_in_the_midst_of_a_step_ends_the_sampling_and_samples_again(
-    undisturbed, tmp_path, monkeypatch
-):
-    """Before the step's update the weights are still those that sampled, so the bytes are the same too."""
-    stop_when(monkeypatch, in_update(0, step=1))
-    BEFORE.append(until_stopped)
-    run = tmp_path / "run"
-    assert resume(undisturbed, run) == STOPPED
-    monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
-    BEFORE.clear()
-    assert checkpoints(run)[-1].name == "checkpoint-1-update-0"
-    assert not (checkpoints(run)[-1] / "trainer" / "ahead.safetensors").exists()
-    assert resume(undisturbed, run) == 0
-    same_bytes(run, undisturbed / "undisturbed")
-
-
-def until_stopped(sampler, background):
-    """The engine takes forever over step 3 (the positions from 4 on), unless it is told to stop."""
-    if background and DIARY[-1][2][0] == 4:
-        wait_until(sampler.stopped)
-
-
-def test_a_stop_while_the_run_waits_at_a_steps_end(undisturbed, tmp_path, monkeypatch):
-    """The sampling under way is lost; the step's updates are not, and the next one begins with the present weights."""
-    wait = Ahead.wait
-
-    def stopped_meanwhile(ahead):
-        if DIARY[-1][0] == "begins" and DIARY[-1][2][0] == 4:
-            signal.raise_signal(signal.SIGTERM)
-        wait(ahead)
-
-    monkeypatch.setattr(Ahead, "wait", stopped_meanwhile)
-    BEFORE.append(until_stopped)
-    run = tmp_path / "run"
-    assert resume(undisturbed, run) == STOPPED
-    monkeypatch.undo()
-    monkeypatch.setattr(grpokit.assemble, "samplers", samplers_elsewhere)
-    BEFORE.clear()
-    assert checkpoints(run)[-1].name == "checkpoint-2"
-    assert not (checkpoints(run)[-1] / "trainer" / "ahead.safetensors").exists()
-    assert resume(undisturbed, run) == 0
-    assert [row["sampler/staleness"] for row in rows(run, "metrics.jsonl")] == [0, 1, 0, 1]
-
-
-def test_another_error_ends_the_sampling_too(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpokit.loop, "learn", fails_at(grpokit.loop.learn, 2))
-    BEFORE.append(until_stopped)
-    began = time.monotonic()
-    assert resume(undisturbed, tmp_path / "run") == 2
-    assert time.monotonic() - began < 30  # not the engine's patience
-
-
-def test_an_error_of_the_engine_is_the_runs_at_the_next_wait(undisturbed, tmp_path, capsys):
-    """The same message, code and checkpoint as where the main thread samples."""
-
-    def gone(sampler, background):
-        if background and DIARY[-1][2][0] == 4:
-            raise ValueError("--vllm_timeout 3: the server did not serve train.jsonl:4, generation 2")
-
-    BEFORE.append(gone)
-    run = tmp_path / "run"
-    assert resume(undisturbed, run) == 2
-    assert "error: --vllm_timeout 3: the server did not serve train.jsonl:4" in capsys.readouterr().err
-    assert "Traceback" in (run / "error.txt").read_text()
-    assert checkpoints(run)[-1].name == "checkpoint-1-update-1"
-    BEFORE.clear()
-    assert resume(undisturbed, run) == 0
-    assert [row["step"] for row in rows(run, "metrics.jsonl")] == [1, 2, 3, 4]
-
-
-def test_nothing_else_is_asked_for_while_the_engine_is_under_way():
-    order = []
-
-    class Slow:
-        def work(self):
-            time.sleep(0.3)
-            order.append("came")
-
-        def groups(self):
-            return []
-
-    class Sampler:
-        def start(self, *_):
-            return Slow()
-
-        def sample(self, *_, greedy=False):
-            order.append("asked")
-
-        def sync(self):
-            order.append("synced")
-
-    ahead = Ahead(Sampler())
-    ahead.begin([], 2)
-    ahead.begin([], 2)  # once is enough
-    ahead.sample([], 2)
-    ahead.sync()
-    ahead.begin([], 2)
-    ahead.sync()
-    assert order == ["came", "asked", "synced", "came", "synced"]
-
-
-def test_what_another_rank_has_lost_is_lost_here_too():
-    """Else one rank would train on what came, and another would ask the engine."""
-
-    class Come:
-        def work(self): ...
-        def groups(self):
-            return [group_of([0.0, 1.0])]
-
-    class Sampler:
-        def start(self, *_):
-            return Come()
-
-    class Others(World):
-        lost = False
-
-        def any(self, flag: bool) -> bool:
-            return flag or self.lost
-
-    for lost in (False, True):
-        world = Others()
-        object.__setattr__(world, "lost", lost)
-        ahead = Ahead(Sampler(), world)
-        ahead.begin([], 2)
-        ahead.wait()
-        assert (ahead.ready is None) == lost
-
-
-def test_groups_that_are_not_scored_survive_the_way_to_disk():
-    group = group_of([0.0, 1.0], [2, 3], position=5)
-    rollouts = tuple(
-        replace(r, entropies=torch.full_like(r.entropies, torch.nan), policy_version=3)
-        for r in group.rollouts
-    )
-    unscored = type(group)(group.prompt, rollouts)
-    (back,) = groups_from_tensors(groups_to_tensors([unscored]), {5: group.prompt}.__getitem__)
-    assert (back.rewards, back.reward, back.advantages) == (None, None, None)
-    for ours, theirs in zip(back.rollouts, rollouts, strict=True):
-        assert ours.completion_ids.tolist() == theirs.completion_ids.tolist()
-        assert ours.logps.tolist() == theirs.logps.tolist()
-        assert ours.entropies.isnan().all()
-        assert (ours.policy_version, ours.finish_reason, ours.text) == (3, theirs.finish_reason, theirs.text)
-
-
-# --------------------------------------------------------------------------- ranks
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_train_on_the_same_rollouts_and_resume_on_another_number(undisturbed, tmp_path, ranks):
-    """Three ranks: one has no prompt of the two."""
-    script = ("helpers.elsewhere", undisturbed / "run.yaml")
-    done = forked.run(*script, tmp_path / "run", ranks=ranks)
-    assert done.returncode == 0, done.stderr[-3000:]
-    expected = undisturbed / "undisturbed"
-    close_to(tmp_path / "run", expected)
-    one = copied(undisturbed, tmp_path / "again", 2)
-    done = forked.run(*script, one, one / "checkpoint-2", ranks=ranks)
-    assert done.returncode == 0, done.stderr[-3000:]
-    close_to(one, expected)
-    for path in [*checkpoints(tmp_path / "run"), tmp_path / "run" / "final"]:
-        if path.name != "checkpoint-2":
-            shutil.rmtree(path)
-    assert resume(undisturbed, tmp_path / "run") == 0  # by one process, from what the ranks have saved
-    close_to(tmp_path / "run", expected)
-
-
-def close_to(run: Path, expected: Path) -> None:
-    for ours, theirs in zip(rows(run, "completions.jsonl"), rows(expected, "completions.jsonl"), strict=True):
-        assert ours["completions"] == theirs["completions"]
-    ours, theirs = rows(run, "metrics.jsonl"), rows(expected, "metrics.jsonl")
-    assert [row["sampler/staleness"] for row in ours] == [row["sampler/staleness"] for row in theirs]
-    ours, theirs = (load_file(r / "final" / "model.safetensors") for r in (run, expected))
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-10)
 
 
 # --------------------------------------------------------------------------- the options
@@ -497,8 +163,3 @@ def test_options_of_the_other_mode_name_what_they_need():
     for options in ({"correction_low": 0.4}, {"rejected_tokens": "drop"}):
         with pytest.raises(ValueError, match=f"--{next(iter(options))}"):
             loss_of(TrainConfig(sampler="vllm", async_depth=1, **options))
-
-
-def test_the_start_says_the_default(undisturbed, tmp_path, capsys):
-    assert resume(undisturbed, tmp_path / "run", "--max_steps", "1") == 0
-    assert "note: correction_mode truncate, correction_level token" in capsys.readouterr().out
