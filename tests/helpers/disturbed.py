@@ -37,7 +37,7 @@ def same_to_the_byte(run: Path, expected: Path) -> None:
     assert rows(run, "completions.jsonl") == rows(expected, "completions.jsonl")
 
 
-def wait_for(ready, process: subprocess.Popen, seconds: float = 60) -> None:
+def wait_for(ready, process: subprocess.Popen, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None, "it ended too early"
