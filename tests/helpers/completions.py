@@ -58,3 +58,15 @@ TWO = [
 def call(fn, groups=TWO):
     """Call `fn` on `groups`, as scoring does."""
     score(groups, [Reward("f", fn)])
+
+
+CHAT = [{"role": "user", "content": "q"}]
+
+
+def two(**columns):
+    """A chat with two completions and a text with one."""
+    return [group("a", "b", content=CHAT, **columns), group("c", line=2, **columns)]
+
+
+def flat(groups) -> list:
+    return [value for done in groups for value in done.reward.tolist()]
