@@ -1,6 +1,6 @@
 # make demo   a model learns to sort digits, in about a minute after set-up
 # make test   everything that is claimed, proven in some minutes
-# make test-all   the slow tests too: more ranks, more faults, every page of the guides
+# make test-all   the slow tests too: more ranks, more faults, every page of the guides, four times the random cases
 # make test-vllm  the tests that need a vLLM server, which they install
 # make bench  the claims about speed, measured
 # make docs   the site of the docs, under site/
@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/grpokit train --config recipes/demo.yaml $(DEMO_FLAGS)
 
 test: setup
-	$(PYTEST) -m "not slow and not vllm" $(TEST_FLAGS)
+	$(PYTEST) -m "not slow and not vllm" --hypothesis-profile quick $(TEST_FLAGS)
 
 test-all: setup
 	$(PYTEST) -m "not vllm" $(TEST_FLAGS)

@@ -17,8 +17,9 @@ import grpokit.report
 
 pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
-settings.register_profile("default", deadline=None, print_blob=True)
-settings.load_profile("default")
+settings.register_profile("whole", deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("whole"), max_examples=25)  # for `make test`
+settings.load_profile("whole")
 
 
 def pytest_collection_modifyitems(items):

@@ -87,8 +87,8 @@ RUN = {name: [block for block in blocks_of(page(name)) if is_run(block)] for nam
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory):
-    """(environment, directory with the small model): `grpokit` and `python` on the path are this checkout's."""
+def programs(tmp_path_factory):
+    """(environment, its directory): `grpokit` and `python` on the path are this checkout's."""
     place = tmp_path_factory.mktemp("workshop")
     for name, command in {"grpokit": "-m grpokit", "python": ""}.items():
         program = place / "bin" / name
@@ -100,6 +100,13 @@ def workshop(tmp_path_factory):
         "PYTHONPATH": str(ROOT / "src"),
         "COLUMNS": "110",
     }
+    return environment, place
+
+
+@pytest.fixture(scope="session")
+def workshop(programs):
+    """The same, and the small model is there."""
+    environment, place = programs
     (place / "examples").symlink_to(ROOT / "examples")
     bash(MODEL + " --steps 40", place, environment)
     held_out = place / "runs" / "tiny-chat" / "eval.jsonl"
@@ -168,9 +175,9 @@ def test_most_commands_of_the_guides_are_run():
     assert len(marked) == 2
 
 
-def test_a_command_that_fails_is_found_out(workshop, tmp_path):
+def test_a_command_that_fails_is_found_out(programs, tmp_path):
     with pytest.raises(AssertionError, match="exit code 2"):
-        bash("grpokit losses show grop", tmp_path, workshop[0])
+        bash("grpokit losses show grop", tmp_path, programs[0])
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -15,6 +15,7 @@ from grpokit.loop import train as loop
 from grpokit.overlay import to_yaml
 from helpers.launch import ENVIRONMENT, rows
 from helpers.places import REWARDS, ROOT
+from helpers.tiny import tiny_config
 from helpers.vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 LORA = {"lora_r": 8, "learning_rate": 1e-2}
@@ -161,8 +162,8 @@ def test_each_rank_has_an_engine(task, tmp_path):
     assert one == two
 
 
-def test_without_vllm_it_says_what_to_do(task, tmp_path, capsys):
-    config = config_for(task, tmp_path / "run", "127.0.0.1:9", vllm_mode="colocate")
+def test_without_vllm_it_says_what_to_do(tmp_path, capsys):
+    config = tiny_config(tmp_path, sampler="vllm", vllm_mode="colocate", dtype="float32")
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -190,7 +191,6 @@ def test_without_vllm_it_says_what_to_do(task, tmp_path, capsys):
 )
 def test_vllm_flags_that_cannot_work_are_refused(tmp_path, changes, message):
     from grpokit.checks import check_train_config
-    from helpers.tiny import tiny_config
 
     with pytest.raises(ValueError, match=message):
         check_train_config(tiny_config(tmp_path, **({"sampler": "vllm", "dtype": "float32"} | changes)))
