@@ -2,6 +2,7 @@
 # make test   everything that is claimed, proven in some minutes
 # make test-all   the slow tests too: more ranks, more faults, every page of the guides, four times the random cases
 # make test-vllm  the tests that need a vLLM server, which they install
+# make walls  the rooms of the source, and which imports which
 # make bench  the claims about speed, measured
 # make docs   the site of the docs, under site/
 # They make the virtual environment .venv first; the second time that takes a moment.
@@ -13,7 +14,8 @@ READY := $(VENV)/.ready
 # A file at a time to each of two workers: what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-vllm bench lint types format docs clean setup
+
+.PHONY: walls demo test test-all test-vllm bench lint types format docs clean setup
 
 demo: setup
 	rm -rf runs/demo runs/demo-task
@@ -41,6 +43,10 @@ bench: setup
 	$(BIN)/python benchmarks/decode.py --runs 3
 	$(BIN)/python benchmarks/dead_rows.py --rounds 3
 	$(BIN)/python benchmarks/scaling.py --rounds 3
+
+# Read from the code's own imports: nothing is imported.
+walls:
+	$(PYTHON) tests/helpers/rooms.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from grpokit.batch.advantages import add_advantages
-from grpokit.batch.collate import loss_batch, micro_batches, split_by_sample
+from grpokit.batch.collate import loss_batch, split_by_sample
 from grpokit.batch.cuts import ATTENTION, PASS, cut_samples, deal
 from grpokit.batch.plan import plan_step, plan_update
 from grpokit.losses import make_loss
 from grpokit.types import TokenScores
+from helpers.running import micro_batches
 from helpers.tiny import group_of
 
 GROUPS = add_advantages(
@@ -34,7 +35,7 @@ def test_updates_are_whole_groups():
 
 @pytest.mark.parametrize("budget", [1, 8, 13, 30, 1000])
 def test_micro_batches_hold_each_token_once_within_the_budget(budget):
-    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    rows = plan_update(GROUPS, make_loss("grpo")).samples
     micros = micro_batches(rows, budget)
     for micro in micros:
         assert micro.input_ids.numel() <= budget or len(micro.samples) == 1
@@ -43,7 +44,7 @@ def test_micro_batches_hold_each_token_once_within_the_budget(budget):
 
 
 def test_hidden_states_are_those_before_the_targets():
-    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    rows = plan_update(GROUPS, make_loss("grpo")).samples
     for micro in micro_batches(rows, 20):
         assert torch.equal(micro.input_ids.flatten()[micro.at + 1], micro.targets)
         row, column = micro.at // micro.input_ids.shape[1], micro.at % micro.input_ids.shape[1]
@@ -68,7 +69,7 @@ def test_masked_tokens_are_context_but_no_target():
 
 
 def test_split_rows_is_the_way_back():
-    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    rows = plan_update(GROUPS, make_loss("grpo")).samples
     for micro in micro_batches(rows, 20):
         code = micro.sequence_ids * 100 + micro.positions
         for index, values in split_by_sample(micro, code).items():
@@ -79,7 +80,7 @@ def test_split_rows_is_the_way_back():
 @pytest.mark.parametrize("ranks", [2, 3, 7])
 @pytest.mark.parametrize("budget", [1, 16, 1000])
 def test_all_ranks_have_as_many_micro_batches_and_together_each_row_once(ranks, budget, packed):
-    rows = plan_update(GROUPS, make_loss("grpo")).rows
+    rows = plan_update(GROUPS, make_loss("grpo")).samples
     cuts = [micro_batches(rows, budget, packed=packed, rank=r, ranks=ranks) for r in range(ranks)]
     assert len({len(micros) for micros in cuts}) == 1
     assert sorted(row.index for micros in cuts for m in micros for row in m.samples) == [0, 1, 3, 4, 5]
@@ -91,7 +92,7 @@ def test_all_ranks_have_as_many_micro_batches_and_together_each_row_once(ranks, 
 
 
 def test_imbalance_is_the_busiest_ranks_work_over_the_mean():
-    rows = plan_update(GROUPS, make_loss("grpo")).rows  # 4, 7, 3, 5, 8 tokens with their prompts
+    rows = plan_update(GROUPS, make_loss("grpo")).samples  # 4, 7, 3, 5, 8 tokens with their prompts
     tokens = [[8, 4], [7, 5, 3]]
     cost = [PASS + sum(n * (1 + n / ATTENTION) for n in share) for share in tokens]
 

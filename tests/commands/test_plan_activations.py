@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpokit.batch.collate import micro_batches
 from grpokit.batch.plan import plan_step
 from grpokit.commands.cli import main
 from grpokit.commands.plan.estimate import batch_of
@@ -15,6 +14,7 @@ from grpokit.losses import make_loss
 from grpokit.policy.architecture import backbone, layers
 from grpokit.policy.policy import Policy
 from helpers.plans import SMALL, build, write_config
+from helpers.running import micro_batches
 from helpers.tiny import group_of
 
 # --------------------------------------------------------------------------- activations

@@ -20,7 +20,6 @@ import grpokit.training.setup.start
 from grpokit.config.options import TrainConfig
 from grpokit.parallel import ALONE, World, full
 from grpokit.policy.load import load_policy
-from grpokit.rollouts.ahead import SampleAhead
 from grpokit.rollouts.sampler import SamplingStopped
 from grpokit.training.setup.samplers import make_sampler
 
@@ -34,8 +33,8 @@ class Watch:
     # called before it samples; the bool: on a thread of its own
     before: list[Callable[[Elsewhere, bool], None]] = field(default_factory=list)
 
-    def samplers(self, config, policy, tokenizer, stop, world, longest):
-        """In the place of `grpokit.training.setup.samplers`: seed → a sampler whose engine is elsewhere."""
+    def samplers(self, config, policy, tokenizer, stop, world, longest, own=None):
+        """In the place of `grpokit.training.setup.samplers.sampler_factory`: seed → a sampler whose engine is elsewhere."""
         engine = Engine(self, config, policy, tokenizer, world)
         return lambda seed: Elsewhere(engine, seed, stop)
 
@@ -133,17 +132,17 @@ def main(file: str, output: str, checkpoint: str = "") -> None:
     """Train among ranks."""
     from grpokit.config.yaml import load_yaml
     from grpokit.parallel import end_process, joined_world
-    from grpokit.training.loop import train
+    from helpers.running import start, train
 
     torch.set_num_threads(1)
-    grpokit.training.setup.samplers = Watch().samplers
+    grpokit.training.setup.start.sampler_factory = Watch().samplers
     grpokit.runs.report.write_report = lambda *_, **__: "no report"
     config = replace(
         load_yaml(TrainConfig, file), output_dir=output, resume_from_checkpoint=checkpoint, config=""
     )
     with joined_world(timeout=120) as world:
-        run = grpokit.training.setup.start.start(config, world)
-        assert isinstance(run.sampler, SampleAhead)
+        run = start(config, world)
+        assert run.rollouts.ahead is not None
         train(run)
         run.close()
     end_process(0)

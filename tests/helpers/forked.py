@@ -59,7 +59,6 @@ def _server() -> subprocess.Popen:
 def serve() -> None:
     """Answer each line of stdin, a request, with the exit codes of its ranks; until stdin ends."""
 
-
     for line in sys.stdin:
         request = json.loads(line)
         with socket.socket() as free:

@@ -14,8 +14,7 @@ import torch
 
 import grpokit.runs.report
 from grpokit.parallel import end_process, joined_world
-from grpokit.training.loop import train
-from grpokit.training.setup.start import start
+from helpers.running import start, train
 from helpers.tiny import tiny_config
 
 LOSSES: dict[str, dict] = {

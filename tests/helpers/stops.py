@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from grpokit.policy.learn import StepProgress
+from grpokit.training import loop
 from grpokit.training.run import Run
 from helpers.launch import rows
 
@@ -12,19 +14,28 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def stop_when(monkeypatch, due) -> None:
-    """SIGTERM's note at the first pause of a run for which `due(run)` holds."""
-    pause = Run.pause
+    """SIGTERM's note at the first pause for which `due(run, progress)` holds; progress is None outside of learning."""
+    pause, learn = Run.pause, loop.learn
+    under_way: list[StepProgress] = []
+
+    def learning(policy, reference, progress, *rest):
+        under_way.append(progress)
+        try:
+            return learn(policy, reference, progress, *rest)
+        finally:
+            under_way.pop()
 
     def stopping(run):
-        if due(run):
+        if due(run, under_way[-1] if under_way else None):
             run.stop.signum = signal.SIGTERM
         pause(run)
 
+    monkeypatch.setattr(loop, "learn", learning)
     monkeypatch.setattr(Run, "pause", stopping)
 
 
 def in_update(done: int, step: int = 0):
-    return lambda run: run.state.step == step and run.unfinished is not None and run.unfinished.done == done
+    return lambda run, progress: run.state.step == step and progress is not None and progress.done == done
 
 
 def same_bytes(run: Path, expected: Path) -> None:

@@ -19,10 +19,9 @@ from grpokit.losses.family import _ROWS
 from grpokit.losses.lint import notes
 from grpokit.losses.testing import check_loss
 from grpokit.runs.batches import read_batch
-from grpokit.training.loop import train
 from grpokit.training.setup.loss import loss_from_config
-from grpokit.training.setup.start import start
 from helpers.family_data import assert_same, flat, make_step, run
+from helpers.running import start, train
 from helpers.tiny import group_of, tiny_config
 
 WHOLE = [slice(None)]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from grpokit.commands.evaluate import run_evaluation
 from safetensors.torch import load_file
 
 from grpokit.batch.collate import collate
@@ -23,10 +22,10 @@ from grpokit.policy.load import load_policy, load_tokenizer
 from grpokit.policy.lora import Lora, adapted_layers, merge_adapter
 from grpokit.policy.policy import Float64Throughout
 from grpokit.policy.reference import AdapterOff
-from grpokit.training.loop import train
-from grpokit.training.setup.start import start
+from grpokit.training.evaluate_model import evaluate_model
 from grpokit.types import Sample
 from helpers.launch import rows
+from helpers.running import start, train
 from helpers.stops import STOPPED, in_update, stop_when
 from helpers.tiny import make_model_dir, tiny_config
 
@@ -196,7 +195,7 @@ def test_an_adapter_of_a_run_evaluates_as_its_merged_model(tmp_path):
         evaluated = EvalConfig(
             model=f"{output}/final", dataset=config.dataset, reward_funcs=config.reward_funcs, dtype="float32"
         )
-        found[lora_save] = run_evaluation(replace(evaluated, max_completion_length=6, num_generations=4))
+        found[lora_save] = evaluate_model(replace(evaluated, max_completion_length=6, num_generations=4))
     assert found["merged"] == pytest.approx(found["adapter"])
 
 

@@ -172,8 +172,7 @@ def test_a_small_model_gets_one_thread_unless_asked_otherwise(tmp_path, monkeypa
 @pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="NOT TESTED: --compile on a CPU (there is no g++)")
 def test_compiled_layers_give_the_same_gradient_and_tokens(tmp_path):
-    from grpokit.training.loop import train
-    from grpokit.training.setup.start import start
+    from helpers.running import start, train
     from helpers.tiny import tiny_config
 
     ends = []
@@ -182,7 +181,9 @@ def test_compiled_layers_give_the_same_gradient_and_tokens(tmp_path):
             tmp_path, output_dir=str(tmp_path / str(compiled)), dtype="float32", compile=compiled, max_steps=2
         )
         run = start(config)
-        assert (run.share, run.shares_not is not None) == (("never", True) if compiled else ("auto", False))
+        assert (run.layout.share, run.layout.shares_not is not None) == (
+            ("never", True) if compiled else ("auto", False)
+        )
         train(run)
         run.close()
         ends.append(torch.cat([p.detach().flatten() for p in run.policy.parameters()]))

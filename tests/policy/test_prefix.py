@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grpokit.batch.advantages import add_advantages
-from grpokit.batch.collate import collate, micro_batches
+from grpokit.batch.collate import collate
 from grpokit.batch.cuts import cut_samples
 from grpokit.batch.plan import plan_step
 from grpokit.commands.replay import run_again
@@ -20,10 +20,11 @@ from grpokit.policy.learn import Learning, NonFiniteError, StepProgress, learn, 
 from grpokit.policy.load import load_policy
 from grpokit.runs.dumps import read_offender, write_offender
 from grpokit.runs.metrics import values
-from grpokit.training.setup.start import start
+from grpokit.training.setup.announce import start_notes
 from grpokit.types import Prompt, Rollout, RolloutGroup, Update
 from helpers.architectures import SIZES, save
 from helpers.family_data import build
+from helpers.running import micro_batches, start
 from helpers.tiny import make_model_dir, tiny_config
 
 CPU = torch.device("cpu")
@@ -38,6 +39,10 @@ FAMILIES = {
     "entropy quantile": {"name": "fipo", "top_entropy_quantile": 0.5},
     "own rank's tokens": {"name": "bnpo"},
 }
+
+
+def notes_of(run):
+    return start_notes(run.config, run.loss, run.layout)
 
 
 def load(path, dtype="float64"):
@@ -73,7 +78,7 @@ def groups_of(vocabulary=16):
 
 
 def rows_of(loss=None):
-    return plan_step(groups_of(), loss or build("dapo"))[0].rows
+    return plan_step(groups_of(), loss or build("dapo"))[0].samples
 
 
 def learned(path, options, **how):
@@ -184,8 +189,10 @@ def test_a_run_shares_where_it_pays(directory, tmp_path):
     for flag, forms in {"auto": {"shared"}, "always": {"shared"}, "never": {"padded"}}.items():
         settings = {"share_prompts": flag, "output_dir": str(tmp_path / flag), "prompts_per_step": 8}
         run = start(tiny_config(tmp_path, num_generations=16, **settings))
-        assert run.notes == []
-        cut = cut_samples(long_rows(), run.how.micro_batch_tokens, packed=run.how.packed, share=run.how.share)
+        assert notes_of(run) == []
+        cut = cut_samples(
+            long_rows(), run.learning.micro_batch_tokens, packed=run.learning.packed, share=run.learning.share
+        )
         assert {cut.layout} == forms
         run.close()
 
@@ -309,8 +316,8 @@ def test_a_model_that_cannot_share_says_why_once(name, tmp_path):
     settings = {"max_completion_length": 6, "dtype": "float32"}
     run = start(tiny_config(tmp_path, **settings))
     run.close()
-    assert run.how.share == "never"
-    (note,) = run.notes
+    assert run.learning.share == "never"
+    (note,) = notes_of(run)
     assert re.search(f"computes its prompt again: .*{reason}", note)
     with pytest.raises(
         ValueError, match=f"--share_prompts always: cannot be for .*{reason}.*use auto or never"
@@ -321,12 +328,12 @@ def test_a_model_that_cannot_share_says_why_once(name, tmp_path):
 def test_recomputed_activations_do_not_share(tmp_path):
     run = start(tiny_config(tmp_path, gradient_checkpointing=True, beta=0.1))
     run.close()
-    assert run.how.share == "never"
-    assert [n for n in run.notes if "--gradient_checkpointing, layers are computed again" in n]
+    assert run.learning.share == "never"
+    assert [n for n in notes_of(run) if "--gradient_checkpointing, layers are computed again" in n]
     quiet = {"gradient_checkpointing": True, "share_prompts": "never", "output_dir": str(tmp_path / "b")}
     run = start(tiny_config(tmp_path, **quiet))
     run.close()
-    assert run.notes == []
+    assert notes_of(run) == []
 
 
 @pytest.mark.parametrize("flags", [{"gradient_checkpointing": True}, {"packing": "packed"}])
@@ -341,7 +348,7 @@ def test_a_reference_that_cannot_share_is_one_too(tmp_path):
     save(tmp_path / "reference", kind, sizes)
     run = start(tiny_config(tmp_path, beta=0.1, ref_model=str(tmp_path / "reference")))
     run.close()
-    assert any(re.search(f"Gemma2ForCausalLM: .*{reason.split(',')[0]}", note) for note in run.notes)
+    assert any(re.search(f"Gemma2ForCausalLM: .*{reason.split(',')[0]}", note) for note in notes_of(run))
 
 
 def test_the_probe_finds_another_result(directory, monkeypatch):

@@ -14,7 +14,7 @@ from helpers.elsewhere import Watch
 def engine(monkeypatch):
     """Runs sample by an engine of their own, and leave no thread behind."""
     watch = Watch()
-    monkeypatch.setattr(grpokit.training.setup.start, "samplers", watch.samplers)
+    monkeypatch.setattr(grpokit.training.setup.start, "sampler_factory", watch.samplers)
     yield watch
     watch.before.clear()
     assert not [thread for thread in threading.enumerate() if thread.name == "sampling ahead"]

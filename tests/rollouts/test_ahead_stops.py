@@ -38,7 +38,7 @@ def undisturbed(tmp_path_factory):
     """A run that nothing happens to, with a checkpoint after each step."""
     directory = tmp_path_factory.mktemp("ahead")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpokit.training.setup.start, "samplers", Watch().samplers)
+        patch.setattr(grpokit.training.setup.start, "sampler_factory", Watch().samplers)
         assert main([*command_for(directory, save_steps=1), str(directory / "undisturbed")]) == 0
     return directory
 
@@ -113,11 +113,11 @@ def test_depth_0_goes_on_without_them(engine, undisturbed, tmp_path, capsys):
 
 def test_a_stop_between_two_steps_is_resumed_to_the_byte(undisturbed, tmp_path, monkeypatch):
     """The rollouts were given out already, and the step has not begun: they are saved."""
-    stop_when(monkeypatch, lambda run: run.state.step == 2 and run.unfinished is None)
+    stop_when(monkeypatch, lambda run, progress: run.state.step == 2 and progress is None)
     run = tmp_path / "run"
     assert resume(undisturbed, run, "--save_steps", "0") == STOPPED
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.training.setup.start, "samplers", Watch().samplers)
+    monkeypatch.setattr(grpokit.training.setup.start, "sampler_factory", Watch().samplers)
     (checkpoint,) = checkpoints(run)
     assert checkpoint.name == "checkpoint-2"
     assert (checkpoint / "trainer" / "ahead.safetensors").is_file()
@@ -130,7 +130,7 @@ def test_a_reward_that_fails_loses_no_rollouts(undisturbed, tmp_path, monkeypatc
     run = tmp_path / "run"
     assert resume(undisturbed, run, "--save_steps", "0") == 2
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.training.setup.start, "samplers", Watch().samplers)
+    monkeypatch.setattr(grpokit.training.setup.start, "sampler_factory", Watch().samplers)
     assert [path.name for path in checkpoints(run)] == ["checkpoint-2"]
     assert resume(undisturbed, run) == 0
     same_bytes(run, undisturbed / "undisturbed")
@@ -157,7 +157,7 @@ def test_a_stop_in_the_midst_of_a_step_ends_the_sampling_and_samples_again(
     run = tmp_path / "run"
     assert resume(undisturbed, run) == STOPPED
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.training.setup.start, "samplers", Watch().samplers)
+    monkeypatch.setattr(grpokit.training.setup.start, "sampler_factory", Watch().samplers)
     engine.before.clear()
     assert checkpoints(run)[-1].name == "checkpoint-1-update-0"
     assert not (checkpoints(run)[-1] / "trainer" / "ahead.safetensors").exists()
@@ -189,7 +189,7 @@ def test_a_stop_while_the_run_waits_at_a_steps_end(engine, undisturbed, tmp_path
     run = tmp_path / "run"
     assert resume(undisturbed, run) == STOPPED
     monkeypatch.undo()
-    monkeypatch.setattr(grpokit.training.setup.start, "samplers", Watch().samplers)
+    monkeypatch.setattr(grpokit.training.setup.start, "sampler_factory", Watch().samplers)
     engine.before.clear()
     assert checkpoints(run)[-1].name == "checkpoint-2"
     assert not (checkpoints(run)[-1] / "trainer" / "ahead.safetensors").exists()

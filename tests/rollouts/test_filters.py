@@ -11,9 +11,8 @@ import torch
 from grpokit.batch.advantages import add_advantages, mask_truncated
 from grpokit.batch.plan import plan_update
 from grpokit.losses import make_loss
-from grpokit.rollouts.resample import resample
-from grpokit.training.loop import train
-from grpokit.training.setup.start import start
+from grpokit.rollouts.resample import StepGroups, spread_filter
+from helpers.running import start, train
 from helpers.tiny import group_of, tiny_config
 
 
@@ -26,6 +25,14 @@ def source(flat):
         return [group_of([1.0, 1.0] if p in flat else [0.0, 1.0], position=p) for p in positions]
 
     return (lambda start, count: list(range(start, start + count))), complete, asked
+
+
+def resample(prompts_from, complete, step, size, max_resample_times, weights):
+    """The rounds of a step, as the loop makes them."""
+    chosen = StepGroups(step, size, max_resample_times, spread_filter(weights))
+    while chosen.missing:
+        chosen.add(complete(prompts_from(chosen.position, chosen.missing)))
+    return chosen.groups, chosen.metrics
 
 
 def test_without_it_groups_come_as_they_are():
@@ -100,7 +107,10 @@ def test_truncated_completions_leave_the_loss_and_its_denominators_but_not_the_b
     assert [row.index for row in update.samples] == [0, 1]
     assert update.num_tokens == 5
     assert [row.weight for row in update.samples] == [pytest.approx(1 / 5)] * 2
-    assert [row.weight for row in plan_update([masked], make_loss("grpo")).rows] == [1 / (2 * 2), 1 / (2 * 3)]
+    assert [row.weight for row in plan_update([masked], make_loss("grpo")).samples] == [
+        1 / (2 * 2),
+        1 / (2 * 3),
+    ]
 
 
 def coarse(completions):

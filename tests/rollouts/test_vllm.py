@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
 from grpokit.policy.learn import Learning, score
+from grpokit.rollouts.step_rollouts import StepRollouts
 from grpokit.rollouts.vllm.engine import VLLMPending
 from grpokit.rollouts.vllm.server import Server
-from grpokit.training.loop import train as loop
 from grpokit.training.run import Run
-from grpokit.training.setup.start import start
 from grpokit.types import Sample
 from helpers.launch import ENVIRONMENT, torchrun
 from helpers.places import REWARDS
+from helpers.running import start
+from helpers.running import train as loop
 from helpers.vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 
@@ -48,8 +49,8 @@ def server(task):
 def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(task, server, tmp_path):
     run = start(config_for(task, tmp_path / "run", server.url))
     prompts = run.prompts.take(0, 4)
-    groups = run.sampler.sample(prompts, 4)
-    (alone,) = run.sampler.sample(prompts[2:3], 4)
+    groups = run.rollouts.sampler.sample(prompts, 4)
+    (alone,) = run.rollouts.sampler.sample(prompts[2:3], 4)
     for a, b in zip(groups[2].rollouts, alone.rollouts, strict=True):
         assert a.completion_ids.tolist() == b.completion_ids.tolist()
     assert len({tuple(r.completion_ids.tolist()) for g in groups for r in g.rollouts}) > 4
@@ -64,7 +65,7 @@ def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(t
     stopped = [r for _, r in rollouts if r.finish_reason == "stop"]
     assert stopped
     for rollout in stopped:
-        assert int(rollout.completion_ids[-1]) in run.sampler.weights.eos_ids
+        assert int(rollout.completion_ids[-1]) in run.rollouts.sampler.weights.eos_ids
         assert "<|" not in rollout.text
     run.close()
 
@@ -175,7 +176,9 @@ def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, 
     run = start(ahead_config(task, tmp_path / "run", server.url, max_steps=8))
     versions = []
     monkeypatch.setattr(
-        Run, "staleness", lambda self, groups: versions.append(ages(self, groups)) or staleness(self, groups)
+        StepRollouts,
+        "staleness",
+        lambda self, groups, version: versions.append(ages(run, groups)) or staleness(self, groups, version),
     )
     loop(run)
     run.close()
@@ -200,7 +203,7 @@ def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, 
         assert scoring < ended
 
 
-staleness = Run.staleness
+staleness = StepRollouts.staleness
 
 
 def ages(run: Run, groups) -> set[int]:

@@ -11,10 +11,10 @@ import pytest
 
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
-from grpokit.training.loop import train as loop
-from grpokit.training.setup.start import start
 from helpers.launch import ENVIRONMENT, rows
 from helpers.places import REWARDS, ROOT
+from helpers.running import start
+from helpers.running import train as loop
 from helpers.tiny import tiny_config
 from helpers.vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
@@ -73,12 +73,12 @@ def test_the_servers_own_model_is_not_what_answers(task, server, tmp_path):
     """That the gap of the test before is small would mean nothing if the adapter did nothing."""
     run = start(config_for(task, tmp_path / "run", server.url, **LORA, vllm_sync="adapter", max_steps=3))
     loop(run)
-    weights = run.sampler.weights
+    weights = run.rollouts.sampler.weights
     weights.max_gap = 1e-3
-    weights.probe(run.sampler.probe_ids)
+    weights.probe(run.rollouts.sampler.probe_ids)
     weights.engine.only_adapter, weights.engine.model = False, weights.engine.first_model
     with pytest.raises(ValueError, match=r"--vllm_max_gap 0.001: after loading the weights"):
-        weights.probe(run.sampler.probe_ids)
+        weights.probe(run.rollouts.sampler.probe_ids)
     run.close()
 
 
@@ -89,7 +89,7 @@ def test_an_adapter_reaches_the_server_within_whole_files_too(task, server, tmp_
     run = start(config)
     loop(run)
     assert max(gaps_of(tmp_path / "run").values(), default=0) < 1e-3
-    groups = run.sampler.sample(run.prompts.take(0, 4), 8)
+    groups = run.rollouts.sampler.sample(run.prompts.take(0, 4), 8)
     run.close()
     ended = set()
     for rollout in (rollout for group in groups for rollout in group.rollouts):
@@ -97,7 +97,7 @@ def test_an_adapter_reaches_the_server_within_whole_files_too(task, server, tmp_
         before, after = (run.tokenizer.decode(part) for part in (ids[:-1], ids))
         assert not any(string in before for string in config.stop)
         found = [string for string in config.stop if string in after]
-        eos = ids[-1] in run.sampler.weights.eos_ids
+        eos = ids[-1] in run.rollouts.sampler.weights.eos_ids
         assert (rollout.finish_reason == "stop") == bool(found or eos)
         ended |= set(found)
     assert ended

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from grpokit.training.loop import train
-from grpokit.training.setup.start import start
+from helpers.running import start, train
 from helpers.tiny import tiny_config
 
 

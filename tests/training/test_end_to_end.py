@@ -18,10 +18,9 @@ from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import to_yaml
 from grpokit.runs.metrics import METRICS, declared_name
-from grpokit.training.loop import train
-from grpokit.training.setup.start import start
 from helpers import forked
 from helpers.places import REWARDS
+from helpers.running import start, train
 from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 
@@ -207,8 +206,7 @@ def test_bfloat16_compute_trains(tmp_path):
 def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
     """The weights of the step whose held-out reward was highest, whatever came after."""
     import grpokit.training.run
-    from grpokit.training.loop import train
-    from grpokit.training.setup.start import start
+    from helpers.running import start, train
 
     rewards, weights = iter([0.2, 0.3, 0.5, 0.4]), []
 

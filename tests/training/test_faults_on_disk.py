@@ -14,6 +14,7 @@ from grpokit.runs.checkpoint import checkpoints, verify
 from helpers.disturbed import STEPS, same_to_the_byte
 from helpers.launch import rows
 from helpers.places import ROOT
+from helpers.stops import in_update, stop_when
 
 
 def test_only_so_many_checkpoints_are_kept_and_never_less_than_a_whole_one(undisturbed, tmp_path):
@@ -157,17 +158,8 @@ def test_a_checkpoint_of_another_run_does_not_cut_this_ones_files(undisturbed, t
 
 
 def test_in_the_midst_of_a_step_its_loss_may_not_change(undisturbed, tmp_path, monkeypatch, capsys):
-    from grpokit.training.run import Run
-
     command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(tmp_path / "run")]
-    pause = Run.pause
-
-    def stopping(run):
-        if run.unfinished is not None and run.unfinished.done == 1:
-            run.stop.signum = signal.SIGTERM
-        pause(run)
-
-    monkeypatch.setattr(Run, "pause", stopping)
+    stop_when(monkeypatch, in_update(1))
     assert main(command) == 128 + signal.SIGTERM
     monkeypatch.undo()
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint-0-update-1"]

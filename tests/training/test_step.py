@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from grpokit.batch.advantages import add_advantages
-from grpokit.batch.collate import micro_batches
 from grpokit.batch.plan import plan_step
 from grpokit.policy.learn import Learning, NonFiniteError, StepProgress, learn, optimize, score
 from grpokit.policy.load import load_policy, load_tokenizer
@@ -18,6 +17,7 @@ from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.runs.metrics import METRICS, declared_name, values
 from grpokit.types import Prompt, RolloutGroup
 from helpers.family_data import FAMILY, build
+from helpers.running import micro_batches
 from helpers.tiny import make_model_dir
 
 CPU = torch.device("cpu")
@@ -281,7 +281,7 @@ def test_the_micro_batch_that_is_written_down_is_the_bad_one(directory, bad):
 
 def test_scoring_equals_the_training_pass(directory):
     policy, _ = fresh(directory)
-    rows = plan_step(groups_of(directory), build("grpo"))[0].rows
+    rows = plan_step(groups_of(directory), build("grpo"))[0].samples
     scored = score(policy, rows, Learning(micro_batch_tokens=30))
     for micro in micro_batches(rows, 30):
         scores, _ = policy(micro, build("grpo"))

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-# Of several processes one speaks: what all find out, they all find out.
+# One rank prints for all: every rank finds out the same.
 console = Console(highlight=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 
 
@@ -153,7 +153,7 @@ class NotebookBar:
         from IPython.display import display  # pyright: ignore[reportMissingImports]
 
         self.total = total
-        self.handle = display(self._html(done, ""), display_id=True)
+        self.handle: Any = display(self._html(done, ""), display_id=True)
 
     def update(self, done: int, text: str) -> None:
         """Draws `done` of the total, with `text` behind."""

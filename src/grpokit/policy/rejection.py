@@ -33,6 +33,15 @@ def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: 
     """Returns the update without the tokens that the correction's mask rejects, with new weights.
 
     `old` is sample index → [T_i], the trainer's log-probs at the start of the step.
+
+    Args:
+        update: the update.
+        old: sample index → [T_i], the trainer's log-probs at the start of the step.
+        loss: the loss, with a correction.
+        ranks: ranks among which the samples are dealt.
+
+    Returns:
+        The update, with new weights.
     """
     assert loss.correction is not None
     samples = []

@@ -72,6 +72,21 @@ def gather_arguments(
 
     Raises:
         ValueError: an argument of the wrong kind, or an unknown option.
+
+    Args:
+        args: the configuration to begin with.
+        model: see `GRPOTrainer`.
+        reward_funcs: see `GRPOTrainer`.
+        train_dataset: see `GRPOTrainer`.
+        eval_dataset: see `GRPOTrainer`.
+        processing_class: see `GRPOTrainer`.
+        peft_config: see `GRPOTrainer`.
+        callbacks: see `GRPOTrainer`.
+        sampler: see `GRPOTrainer`.
+        advantage_estimator: see `GRPOTrainer`.
+        group_filter: see `GRPOTrainer`.
+        optimizer: see `GRPOTrainer`.
+        options: options of TrainConfig by name.
     """
     if not isinstance(args, TrainConfig):
         raise ValueError(f"args: a {type(args).__name__}; expected a grpokit.TrainConfig")
@@ -115,7 +130,18 @@ def gather_arguments(
 def gather_evaluation(
     model: Any, reward_funcs: Any, dataset: Any, processing_class: Any, options: Mapping[str, Any]
 ) -> tuple[EvalConfig, Parts]:
-    """Gathers the arguments of `grpokit.evaluate`, and checks them. Returns what `gather_arguments` returns."""
+    """Gathers the arguments of `grpokit.evaluate`, and checks them. Returns what `gather_arguments` returns.
+
+    Args:
+        model: as `GRPOTrainer` takes it.
+        reward_funcs: likewise.
+        dataset: likewise, as `train_dataset`.
+        processing_class: the tokenizer of a loaded model.
+        options: options of EvalConfig by name.
+
+    Returns:
+        The configuration and the objects.
+    """
     config = with_options(EvalConfig(), options)
     config, loaded = _take_model(config, model, processing_class)
     config, functions = _take_rewards(config, reward_funcs)
