@@ -95,7 +95,7 @@ def test_a_denominator_after_the_cut_would_be_seen():
         wrong = dataclasses.replace(batch, weights=torch.full_like(batch.weights, 1 / len(batch)))
         return policy_loss(loss, wrong, stats)
 
-    with mock.patch("family_data.policy_loss", averaging):
+    with mock.patch("helpers.family_data.policy_loss", averaging):
         wrong = run(loss, batch, parts)
     with pytest.raises(AssertionError):
         assert_same(wrong, whole)
