@@ -14,7 +14,6 @@ READY := $(VENV)/.ready
 # A file at a time to each of two workers: what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-
 .PHONY: walls demo test test-all test-vllm bench lint types format docs clean setup
 
 demo: setup
