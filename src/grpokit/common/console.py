@@ -192,7 +192,7 @@ def figures_table(figures: Mapping[str, float], title: str) -> Table:
 
 def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> Table:
     """Two evaluations side by side."""
-    table = Table(title=f"held-out prompts of {where}", title_justify="left")
+    table = Table(title=f"held-out prompts of {where.removeprefix('python:')}", title_justify="left")
     for heading in ("", f"before (step {before['step']})", f"after (step {after['step']})"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in before:

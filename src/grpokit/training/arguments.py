@@ -13,7 +13,7 @@ from ..common.imports import load_object
 from ..config.checks import check_model_config
 from ..config.options import EvalConfig, ModelConfig, TrainConfig
 from ..config.yaml import with_options
-from ..data.memory import check_rows, describe_rows
+from ..data.memory import check_rows, describe_rows, is_listed
 from ..policy.lora import options_of_peft
 from ..rewards.registry import FROM_PYTHON
 from .callbacks import check_callbacks
@@ -94,6 +94,10 @@ def gather_arguments(
     config, loaded = _take_model(config, model, processing_class)
     config, functions = _take_rewards(config, reward_funcs)
     config, rows = _take_rows(config, "dataset", "train_dataset", train_dataset)
+    if rows is not None and not is_listed(rows) and options.get("shuffle"):
+        raise ValueError(
+            "shuffle True: an iterable is taken in the order in which it gives its rows; shuffle it yourself, or pass a list"
+        )
     config, held_out = _take_rows(config, "eval_dataset", "eval_dataset", eval_dataset)
     if peft_config is not None:
         config = dataclasses.replace(config, **options_of_peft(peft_config))

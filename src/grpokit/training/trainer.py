@@ -23,6 +23,7 @@ from ..rollouts.resample import GroupFilter
 from .arguments import argument_errors, gather_arguments
 from .run import Run, Step
 from .session import finish_run, iter_session, open_run
+from .setup.loss import checked_loss
 from .setup.parts import SamplerFactory
 from .signals import Stopped, StopRequest
 
@@ -97,6 +98,7 @@ class GRPOTrainer:
                 options=options,
             )
             check_train_config(self.args, from_python=True)
+            checked_loss(self.args)
         self._stop = StopRequest()
         self._open = contextlib.ExitStack()
         self._run: Run | None = None

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from ...common.loops import run_anywhere
 from ...parallel import World
 from ...policy.export import engine_format, save_model
 from ...policy.policy import Policy
@@ -260,7 +261,7 @@ class Server:
                 return await work(client)
 
         try:
-            return asyncio.run(inside())
+            return run_anywhere(inside())
         except* (ValueError, SamplingStopped) as several:
             raise _first(several) from several
 

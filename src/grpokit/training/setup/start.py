@@ -27,7 +27,7 @@ from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
 from .data import load_data
-from .loss import loss_from_config
+from .loss import checked_loss
 from .models import context_of, load_models, set_threads
 from .parts import Parts, find_estimator, find_filter, find_sampler
 from .samplers import make_sample_ahead, sampler_factory
@@ -58,12 +58,7 @@ def start(
     stop, parts = stop or StopRequest(), parts or Parts()
     own_sampler = find_sampler(config, parts)
     estimator, own_filter = find_estimator(config, parts), find_filter(config, parts)
-    loss = loss_from_config(config)
-    if config.scale_rewards == "group" and loss.scale_rewards == "none":
-        raise ValueError(
-            f"--scale_rewards group: {loss.name} is the loss that leaves advantages unscaled; leave the flag out, or "
-            "use --loss_type grpo"
-        )
+    loss = checked_loss(config)
     output = Path(config.output_dir)
     checkpoint = open_directory(config, output, world)
     policy, reference = load_models(config, checkpoint, world, parts.model)
