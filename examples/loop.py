@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, help="P")
     parser.add_argument("--generations", type=int, default=8, help="G")
     args = parser.parse_args()
-    P, G = args.prompts, args.generations  # noqa: N806 - the letters of the header
+    P, G = args.prompts, args.generations
 
     # What is made once: the model, its tokenizer, the data, the reward, the sampler, the loss, the optimizer.
     torch.set_num_threads(1)  # the fastest for a model this small
@@ -72,8 +72,8 @@ def main() -> None:
         total = 0.0
         cut = cut_samples(update.samples, budget=8192)
         for samples in cut.parts[0]:  # the forwards of rank 0, the only one
-            micro = collate(samples, cut.layout, policy.device)  # input_ids [b, L], targets [N], advantages [N], weights [N]
-            scores, output = policy(micro, loss)  # scores.logps [N], output.loss scalar
+            micro = collate(samples, cut.layout, policy.device)  # targets, advantages, weights: [N] each
+            _, output = policy(micro, loss)  # log-probs [N] → output.loss, a scalar
             output.loss.backward()
             total += output.loss.item()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
