@@ -7,7 +7,7 @@ import atexit
 import contextlib
 import signal
 import threading
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -85,10 +85,28 @@ def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[An
             return run_in_thread(all_of_them())
     try:
         with time_limit(seconds and seconds + GRACE):
-            return _runner().run(all_of_them())
+            return _run(all_of_them())
     except BaseException:  # the loop may have been stopped anywhere
         _runner().close()
         _runner.cache_clear()
+        _loop_on_a_thread.cache_clear()
+        raise
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Runs a coroutine to its end, on this thread where that is possible.
+
+    The cells of a notebook run inside its event loop, and a thread runs one loop at a time, so there it is another thread.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # no loop is running
+        return _runner().run(coroutine)
+    called = asyncio.run_coroutine_threadsafe(coroutine, _loop_on_a_thread())
+    try:
+        return called.result()
+    except BaseException:
+        called.cancel()
         raise
 
 
@@ -98,3 +116,11 @@ def _runner() -> asyncio.Runner:
     runner = asyncio.Runner()
     atexit.register(runner.close)
     return runner
+
+
+@lru_cache(maxsize=1)
+def _loop_on_a_thread() -> asyncio.AbstractEventLoop:
+    """One event loop for the whole run, on a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop

@@ -43,7 +43,7 @@ def load_prompts(
         split = config.eval_split if isinstance(config, TrainConfig) and not trains else config.dataset_split
         source = open_dataset(path, flag, split, TRAINING if trains else HELD_OUT)
     else:
-        source = memory_source(rows, "train_dataset" if flag == "--dataset" else flag.removeprefix("--"))
+        source = memory_source(rows, "train_dataset" if trains else flag.removeprefix("--"))
     limit = config.max_samples if flag == "--dataset" else 0  # the other has --eval_samples
     read, skipped = read_rows(source, config.skip_bad_rows, limit=limit)
     say(describe_dataset(source, read))
