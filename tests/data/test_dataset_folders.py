@@ -73,7 +73,7 @@ def test_a_split_in_two_kinds_of_files_is_not_read_twice(tmp_path):
         write(tmp_path / name, [{"prompt": "a"}])
     refuses(
         lambda: open_dataset(tmp_path, "--dataset"),
-        f"--dataset {tmp_path}: split train is there as CSV and JSON lines (train.csv, train.jsonl)",
+        f"--dataset {tmp_path}: split train has files of CSV and JSON lines (train.csv, train.jsonl)",
     )
 
 
@@ -146,7 +146,7 @@ def test_a_dataset_of_the_hub(hub):
 def test_a_dataset_that_the_hub_does_not_give(hub):
     refuses(
         lambda: open_dataset("some/thing", "--dataset"),
-        "--dataset some/thing: no such file or folder, and the Hub's dataset of that name cannot be had",
+        "--dataset some/thing: no such file or folder, and the Hub's dataset of that name cannot be loaded",
         "ConnectionError: Couldn't reach 'some/thing' on the Hub",
         "expected a path, org/name or org/name:config",
     )

@@ -101,7 +101,7 @@ def test_faults_of_a_csv_name_their_line(tmp_path):
     assert [row.content for row in rows] == ["a", "d"]
     assert [message.removeprefix(str(path))[:3] for message in skipped] == [":3:", ":4:", ":7:"]
     path.write_text("prompt,prompt\na,b\n")
-    refuses(lambda: read_rows(path), f"{path}:1: two columns of one name")
+    refuses(lambda: read_rows(path), f"{path}:1: two columns have one name")
     path.write_bytes(b"prompt\na\n\xff\n")
     refuses(lambda: read_rows(path), f"{path}:3: not UTF-8 (invalid start byte)")
     path.write_text('prompt\n"a\n')

@@ -361,7 +361,7 @@ def test_the_probe_finds_another_result(directory, monkeypatch):
         return real(layer, keys * (1 + 0.1 * (layer.get_seq_length() > 0)), values, *args, **kwargs)
 
     monkeypatch.setattr(DynamicLayer, "update", wrong)
-    assert "its log-probs are others with a cache" in load(directory).shares_not
+    assert "its log-probs differ with a cache" in load(directory).shares_not
 
 
 def test_a_micro_batch_is_replayed_in_the_form_it_had(tmp_path, directory):
