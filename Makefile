@@ -1,6 +1,8 @@
 # make demo   a model learns to sort digits, in about a minute after set-up
-# make test   everything that is claimed, proven
+# make test   everything that is claimed, proven in some minutes
+# make test-all   the slow tests too: more ranks, more faults, every page of the guides, four times the random cases
 # make test-vllm  the tests that need a vLLM server, which they install
+# make walls  the rooms of the source, and which imports which
 # make bench  the claims about speed, measured
 # make docs   the site of the docs, under site/
 # They make the virtual environment .venv first; the second time that takes a moment.
@@ -9,8 +11,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A file at a time to each of two workers: what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-vllm bench lint types format docs clean setup
+.PHONY: walls demo test test-all test-vllm bench lint types format docs clean setup
 
 demo: setup
 	rm -rf runs/demo runs/demo-task
@@ -18,12 +22,15 @@ demo: setup
 	$(BIN)/grpokit train --config recipes/demo.yaml $(DEMO_FLAGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TEST_FLAGS)
+	$(PYTEST) -m "not slow and not vllm" --hypothesis-profile quick $(TEST_FLAGS)
+
+test-all: setup
+	$(PYTEST) -m "not vllm" $(TEST_FLAGS)
 
 # Through a real vLLM server, in an environment of its own (3.5 GB).
 test-vllm: setup
 	$(PYTHON) .ci/vllm_environment.py .venv-vllm
-	GRPOKIT_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/test_vllm*.py $(TEST_FLAGS)
+	GRPOKIT_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(PYTEST) -m vllm $(TEST_FLAGS)
 
 # Every claim about speed, in a short form; benchmarks/RESULTS.md has the long one.
 bench: setup
@@ -35,6 +42,10 @@ bench: setup
 	$(BIN)/python benchmarks/decode.py --runs 3
 	$(BIN)/python benchmarks/dead_rows.py --rounds 3
 	$(BIN)/python benchmarks/scaling.py --rounds 3
+
+# Read from the code's own imports: nothing is imported.
+walls:
+	$(PYTHON) tests/helpers/rooms.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from grpokit.batch.collate import micro_batches
+from grpokit.batch.collate import collate
+from grpokit.batch.cuts import cut_samples
 from grpokit.losses import make_loss
 from grpokit.parallel import default_device
 from grpokit.policy.policy import Policy
@@ -115,10 +116,7 @@ def compare(policy: Policy, ways: dict[str, list[MicroBatch]]) -> float:
 def measure(name: str, lengths: str, budget: int, args: argparse.Namespace) -> dict:
     policy = make_policy(name)
     rows = make_rows(lengths, args.rows, args.prompt_tokens, MODELS[name][-1])
-    ways = {
-        way: micro_batches(rows, budget, policy.device, packed=way == "packed")
-        for way in ("padded", "packed")
-    }
+    ways = {way: micro_batches(rows, budget, policy.device, way == "packed") for way in ("padded", "packed")}
     apart = compare(policy, ways)
     assert apart < 1e-4, f"padded and packed differ by {apart}"
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -144,6 +142,12 @@ def measure(name: str, lengths: str, budget: int, args: argparse.Namespace) -> d
         "spread": {way: [round(min(t), 5), round(max(t), 5)] for way, t in seconds.items()},
         "packed_over_padded": round(median["packed"] / median["padded"], 3),
     }
+
+
+def micro_batches(rows: list[Sample], budget: int, device: torch.device, packed: bool) -> list[MicroBatch]:
+    """One rank's forwards of these samples."""
+    cut = cut_samples(rows, budget, packed=packed)
+    return [collate(part, cut.layout, device) for part in cut.parts[0]]
 
 
 def main() -> None:

@@ -19,14 +19,15 @@ import torch
 from common import arguments, environment, figure, finish, table
 from decode import MEDIUM, make_model
 
-from grpokit.batch.collate import micro_batches
+from grpokit.batch.collate import collate
+from grpokit.batch.cuts import cut_samples
 from grpokit.batch.plan import plan_step
 from grpokit.losses import make_loss
 from grpokit.parallel import default_device
 from grpokit.policy.learn import Learning, optimize
 from grpokit.policy.load import load_policy
 from grpokit.policy.policy import Policy
-from grpokit.types import MicroBatch, Prompt, Rollout, RolloutGroup
+from grpokit.types import MicroBatch, Prompt, Rollout, RolloutGroup, Update
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ def groups_of(point: Point) -> list[RolloutGroup]:
     ]
 
 
+def one_rank(update: Update) -> list[MicroBatch]:
+    """The forwards of an update on one rank."""
+    cut = cut_samples(update.samples, 8192, share="auto")
+    return [collate(part, cut.layout, "cpu") for part in cut.parts[0]]
+
+
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--axes", nargs="*", default=list(AXES), choices=list(AXES))
@@ -125,7 +132,7 @@ def measure(points: list[Point], policies: dict[int, Policy], rounds: int) -> di
                 seconds[k].append(time.perf_counter() - start)
     medians = [statistics.median(values) for values in seconds]
     work = [
-        sum(map(tokens_of, micro_batches(update.samples, 8192, share="auto")))
+        sum(map(tokens_of, one_rank(update)))
         * sum(p.numel() for p in policies[point.vocabulary].parameters())
         for point, update in zip(points, updates, strict=True)
     ]

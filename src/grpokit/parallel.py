@@ -284,8 +284,8 @@ def shard(
         mesh = init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
     else:
         mesh = init_device_mesh(kind, (world.size // inside, inside), mesh_dim_names=("replicate", "shard"))
-    # Layers are gathered in the dtype in which autocast would compute anyway: half the traffic, and the same rounding
-    # of every matmul. Inputs are not cast. The root's embedding and head keep the master dtype: log-probs need it.
+    # Layers are gathered in the dtype in which autocast would compute anyway: half the traffic, and every matmul rounds as
+    # before. Inputs are not cast. The root's embedding and head keep the master dtype: log-probs need it.
     low = None if compute == master else compute
     halved = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=master, cast_forward_inputs=False)
     for layer in layers:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..common.imports import raised_at
+from ..common.imports import raised_in
 from ..common.text import one_line
 from ..types import RolloutGroup
 
@@ -112,8 +112,8 @@ def _by_own(group: RolloutGroup, valid: Tensor, estimator: Estimator) -> Tensor:
         values = torch.as_tensor(found, dtype=torch.float64)
     except Exception as error:
         raise ValueError(
-            f"--advantage_estimator {name}: raised {type(error).__name__}: {one_line(error)} ({raised_at(error)}) for the "
-            f"group of {group.prompt.source}"
+            f"--advantage_estimator {name}: raised {type(error).__name__}: {one_line(error)} ({raised_in(error, estimator)}) "
+            f"for the group of {group.prompt.source}"
         ) from error
     if values.shape != rewards.shape or not values.isfinite().all():
         raise ValueError(

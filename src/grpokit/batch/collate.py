@@ -4,45 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..losses import LossBatch
+from ..losses import LossBatch, UnscoredTokens
 from ..types import Layout, MicroBatch, Prefix, Sample, TokenScores
-from .cuts import Sharing, cut_samples
-
-
-def micro_batches(
-    samples: Iterable[Sample],
-    budget: int,
-    device: torch.device | str = "cpu",
-    *,
-    packed: bool = False,
-    share: Sharing = "never",
-    rank: int = 0,
-    ranks: int = 1,
-) -> list[MicroBatch]:
-    """Cuts samples into micro-batches and returns this rank's.
-
-    The cut changes no result, because the weights are fixed. All ranks get the same number of micro-batches, because every
-    forward is a collective: a rank with too few splits its largest ones, or gets empty ones.
-
-    Args:
-        samples: the samples of one update, of all ranks.
-        budget: the most tokens of a forward, padding included; a longer sample goes alone.
-        device: where the tensors go.
-        packed: whether the layout is `packed` instead of `padded`.
-        share: whether prompts are shared; see `cut_samples`.
-        rank: this rank.
-        ranks: the number of ranks.
-
-    Returns:
-        The micro-batches of this rank.
-    """
-    cut = cut_samples(samples, budget, packed=packed, share=share, ranks=ranks)
-    return [collate(part, cut.layout, device) for part in cut.parts[rank]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,21 +134,24 @@ def collate(samples: Sequence[Sample], layout: Layout, device: torch.device | st
     )
 
 
-def loss_batch(micro: MicroBatch, scores: TokenScores) -> LossBatch:
-    """Builds the loss's input from a micro-batch and its scores."""
-    return LossBatch(
-        logps=scores.logps,
-        entropies=scores.entropies,
-        old_logps=micro.old_logps,
-        ref_logps=micro.ref_logps,
-        sampler_logps=micro.sampler_logps,
+def unscored_tokens(micro: MicroBatch) -> UnscoredTokens:
+    """Returns the loss's input for a micro-batch, still without log-probs."""
+    return UnscoredTokens(
         advantages=micro.advantages,
         weights=micro.weights,
         sequence_ids=micro.sequence_ids,
+        old_logps=micro.old_logps,
+        ref_logps=micro.ref_logps,
+        sampler_logps=micro.sampler_logps,
         group_ids=micro.group_ids,
         positions=micro.positions,
         lengths=micro.lengths,
     )
+
+
+def loss_batch(micro: MicroBatch, scores: TokenScores) -> LossBatch:
+    """Builds the loss's input from a micro-batch and its scores."""
+    return unscored_tokens(micro).score(scores.logps, scores.entropies)
 
 
 def split_by_sample(micro: MicroBatch, values: Tensor) -> dict[int, Tensor]:

@@ -21,7 +21,7 @@ from ..data.rows import DatasetRow, describe_dataset, read_rows
 from ..data.sources import open_dataset
 from ..types import Messages, Prompt
 
-SHOWN = 10  # of the problems
+SHOWN = 10  # problems that are listed
 WIDTH = 48  # wide enough for a title on one line
 
 

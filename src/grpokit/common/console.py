@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-# Of several processes one speaks: what all find out, they all find out.
+# One rank prints for all: every rank finds out the same.
 console = Console(highlight=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 
 
@@ -153,7 +153,7 @@ class NotebookBar:
         from IPython.display import display  # pyright: ignore[reportMissingImports]
 
         self.total = total
-        self.handle = display(self._html(done, ""), display_id=True)
+        self.handle: Any = display(self._html(done, ""), display_id=True)
 
     def update(self, done: int, text: str) -> None:
         """Draws `done` of the total, with `text` behind."""
@@ -192,7 +192,7 @@ def figures_table(figures: Mapping[str, float], title: str) -> Table:
 
 def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> Table:
     """Two evaluations side by side."""
-    table = Table(title=f"held-out prompts of {where}", title_justify="left")
+    table = Table(title=f"held-out prompts of {where.removeprefix('python:')}", title_justify="left")
     for heading in ("", f"before (step {before['step']})", f"after (step {after['step']})"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -65,6 +66,13 @@ def raised_at(error: BaseException, file: str = "") -> str:
         return f"{error.filename}:{error.lineno or 1}"
     last = (own or frames or traceback.extract_tb(error.__traceback__))[-1]
     return f"{last.filename}:{last.lineno}"
+
+
+def raised_in(error: BaseException, function: Any) -> str:
+    """`"file:line"` of the deepest line of a user's function, or of its file, that `error` passed through."""
+    inner = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    return raised_at(error, code.co_filename if code else "")
 
 
 class _FreshLoader(SourceFileLoader):

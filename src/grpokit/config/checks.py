@@ -331,8 +331,8 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     `from_python`: objects were given for the options that begin with `python:`. Without that, such an option says that
     the configuration is of a run that only its script can start.
     """
-    for flag in OBJECTS:
-        value = getattr(config, flag, "")
+    values = [(flag, getattr(config, flag, "")) for flag in OBJECTS]
+    for flag, value in [*values, *(("reward_funcs", name) for name in config.reward_funcs)]:
         if is_given(value) and not from_python:
             raise ValueError(
                 f"--{flag} {value}: was given from Python as an object, so that only the same script can give it again; "

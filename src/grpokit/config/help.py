@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
+import itertools
 import shutil
 import sys
 import textwrap
@@ -54,7 +56,7 @@ def option_groups(config: type) -> Iterator[tuple[str, list[Option]]]:
             Option(
                 name, _kind(hints[name]), texts.get(name, ""), _default(defaults[name], texts.get(name, ""))
             )
-            for name in cls.__dict__.get("__annotations__", {})
+            for name in inspect.get_annotations(cls)
             if name in defaults
         ]
         if options:
@@ -74,10 +76,10 @@ def _attribute_texts(cls: type) -> dict[str, str]:
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     body = next((n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__), [])
     found = {}
-    for node, after in zip(body, body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                found[node.target.id] = " ".join(str(after.value.value).split())
+    for node, after in itertools.pairwise(body):
+        match node, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                found[name] = " ".join(str(text).split())
     return found
 
 

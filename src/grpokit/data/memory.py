@@ -44,7 +44,7 @@ def memory_source(rows: Iterable[Any], argument: str) -> Source:
         for number, row in enumerate(rows):
             yield read_raw(row, f"{argument}[{number}]")
 
-    return Source(type(rows).__name__, f"--{argument}", "in memory", "", (), numbered)
+    return Source(f"({type(rows).__name__})", argument, "in memory", "", (), numbered)
 
 
 def read_raw(row: Any, place: str) -> RawRow:

@@ -1,4 +1,4 @@
-"""Rows of a dataset → `Prompt`s, and the endless, seeded, resumable order in which training draws them."""
+"""Turns rows of a dataset into prompts, and draws them in an endless order that depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ LongPrompts = Literal["error", "truncate_left", "drop"]
 
 
 def tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str = "") -> Prompt:
-    """The row as the model sees it. `verbose=False`: lengths are checked here, by --max_prompt_length.
+    """Turns one row into the prompt that the model sees.
 
-    `system_prompt` comes before a chat that doesn't begin with a system message of its own.
+    `system_prompt` comes before a chat that doesn't begin with a system message of its own. The tokenizer's warning about
+    long texts is off: lengths are checked against --max_prompt_length later.
 
     Raises ValueError with file:line if the chat template refuses the messages or no token comes out.
     """
@@ -41,7 +42,7 @@ def tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str = "") -> Prompt
 
 
 def _apply_template(messages: Messages, source: str, tokenizer: Any) -> list[int]:
-    """Token ids of a chat. The template adds the special tokens; a last assistant turn is left open."""
+    """Returns the token ids of a chat. The template adds the special tokens; a last assistant turn is left open."""
     prefill = messages[-1]["role"] == "assistant"
     try:
         return tokenizer.apply_chat_template(
@@ -60,6 +61,7 @@ def _apply_template(messages: Messages, source: str, tokenizer: Any) -> list[int
 
 
 def require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
+    """Raises ValueError where a row is a chat and the tokenizer has no chat template."""
     chat = next((row for row in rows if not isinstance(row.content, str)), None)
     if chat and not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or "--model"
@@ -70,7 +72,7 @@ def require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
 
 
 def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts, reason: str | None) -> list[Prompt]:
-    """`prompts` with those over `limit` tokens cut or left out, as `policy` says; ValueError where it's "error"."""
+    """Cuts or leaves out prompts over `limit` tokens, as `policy` says. Raises ValueError for the first with "error"."""
     if policy == "truncate_left":
         return [replace(prompt, ids=prompt.ids[-limit:]) for prompt in prompts]
     fitting = [prompt for prompt in prompts if len(prompt.ids) <= limit]
@@ -92,9 +94,9 @@ def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts, reason: str | N
 
 @lru_cache(maxsize=4)
 def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """[n] the rows in the order of one epoch: a function of (n, seed, epoch) alone.
+    """Returns the order of one epoch's rows [n], a function of (n, seed, epoch) alone.
 
-    Raw bits are sorted because numpy promises them for ever, but not the stream of `Generator.permutation`.
+    The sort keys are raw bits: numpy promises that they never change, and doesn't promise it of `Generator.permutation`.
     """
     key = np.array([seed % 2**64, epoch], dtype=np.uint64)
     order = np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")

@@ -39,7 +39,7 @@ class PromptStream:
         self, rows: Iterable[Any], tokenize: Callable[[DatasetRow], Prompt | None], longest: int
     ) -> None:
         self.rows, self.tokenize, self.longest = rows, tokenize, longest
-        self.next_position = 0  # of the next prompt to be read
+        self.next_position = 0  # the next prompt to be read
         self.read = 0  # rows read, for messages
         self.prompts: dict[int, Prompt] = {}  # those that may still be asked for
         self.states: dict[int, Any] = {}  # the iterable's state before each of them

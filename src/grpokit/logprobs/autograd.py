@@ -54,7 +54,18 @@ class Score(torch.autograd.Function):
     def forward(
         ctx: Any, make_pass: Callable[..., HeadPass], hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Scores all rows. `make_pass(hidden, weight, bias, *wanted)` makes the `HeadPass`."""
+        """Scores all rows. `make_pass(hidden, weight, bias, *wanted)` makes the `HeadPass`.
+
+        Args:
+            ctx: autograd's context.
+            make_pass: makes the pass over the head.
+            hidden: [N, H] hidden states.
+            weight: [V, H] the head's weight.
+            bias: [V] its bias, or None.
+
+        Returns:
+            Log-probs [N], and entropies [N] or None.
+        """
         ctx.set_materialize_grads(False)
         ctx.make_pass = make_pass
         ctx.save_for_backward(hidden, weight, bias)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..losses import Loss, LossBatch, Stats, policy_loss
+from ..losses import Loss, Stats, UnscoredTokens, policy_loss
 from ..losses.surrogate import COUPLINGS
 from ..types import LossOutput, Metrics, join_metrics
 from .autograd import Connect, Score
@@ -33,23 +33,20 @@ class LinearLoss:
     entropies: Tensor | None  # [N], without gradient; None unless they were asked for
 
 
-def family_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> LossFn:
-    """Turns a loss of the family into a `loss_fn` for `linear_policy_loss`: `policy_loss` on a chunk of `batch` [N].
-
-    The batch's own `logps` and `entropies` are placeholders. Each chunk's values replace them.
+def family_loss(loss: Loss, tokens: UnscoredTokens, stats: Stats | None = None) -> LossFn:
+    """Turns a loss of the family into a `loss_fn` for `linear_policy_loss`: `policy_loss` on a chunk of `tokens` [N].
 
     Example:
         >>> from grpokit.losses import make_loss
         >>> one, ids = torch.ones(3), torch.arange(3)
-        >>> batch = LossBatch(logps=one, advantages=one, weights=one / 3, sequence_ids=ids)
-        >>> loss_fn = family_loss(make_loss("grpo"), batch)
+        >>> tokens = UnscoredTokens(advantages=one, weights=one / 3, sequence_ids=ids)
+        >>> loss_fn = family_loss(make_loss("grpo"), tokens)
         >>> linear_policy_loss(torch.randn(3, 4), Head(torch.randn(5, 4)), ids, loss_fn).loss
         tensor(-1.)
     """
 
     def loss_fn(logps: Tensor, entropies: Tensor | None, rows: Rows) -> LossOutput:
-        part = batch.select(rows)
-        return policy_loss(loss, dataclasses.replace(part, logps=logps, entropies=entropies), stats)
+        return policy_loss(loss, tokens.score(logps, entropies, rows), stats)
 
     return loss_fn
 

@@ -12,7 +12,7 @@ Example:
     >>> policy_loss(loss, batch).loss.backward()                         # or slice by slice: the shares add up
 """
 
-from .batch import LossBatch
+from .batch import LossBatch, UnscoredTokens
 from .correction import Correction
 from .family import LOSSES, LossRow, find_surrogate, loss_options, make_loss, register
 from .loss import Loss
@@ -37,6 +37,7 @@ __all__ = [
     "Stats",
     "StepStats",
     "Surrogate",
+    "UnscoredTokens",
     "UpdateStats",
     "find_surrogate",
     "loss_options",

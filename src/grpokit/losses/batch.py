@@ -144,3 +144,37 @@ class LossBatch:
         # The statistics pack two of the integers in one 64-bit key.
         wide = {name: value.to(dtype if name in _FLOATS else torch.int64) for name, value in self._given()}
         return dataclasses.replace(self, **wide)
+
+    def unscored(self) -> UnscoredTokens:
+        """Returns the same tokens without log-probs and entropies."""
+        names = [field.name for field in dataclasses.fields(UnscoredTokens)]
+        return UnscoredTokens(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, eq=False)
+class UnscoredTokens:
+    """N trainable tokens before a forward has given their log-probs: a `LossBatch` without `logps` and `entropies`.
+
+    Example:
+        >>> one, ids = torch.ones(2), torch.tensor([0, 1])
+        >>> len(UnscoredTokens(advantages=one, weights=one / 2, sequence_ids=ids).score(-one))
+        2
+    """
+
+    advantages: Tensor
+    weights: Tensor
+    sequence_ids: Tensor
+    old_logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    sampler_logps: Tensor | None = None
+    group_ids: Tensor | None = None
+    positions: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def score(
+        self, logps: Tensor, entropies: Tensor | None = None, index: Tensor | slice = slice(None)
+    ) -> LossBatch:
+        """Returns the loss's input for the tokens that `index` names, whose log-probs and entropies [n] are given."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        selected = {name: None if value is None else value[index] for name, value in fields.items()}
+        return LossBatch(logps=logps, entropies=entropies, **selected)  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import coupled, surrogates  # noqa: F401 (they enter their functions in SURROGATES)
+from . import coupled, other_surrogates, surrogates  # noqa: F401 (they enter their functions in SURROGATES)
 from .checks import check_combination, check_terms, make_correction
 from .lint import notes
 from .loss import Loss

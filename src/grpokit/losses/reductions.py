@@ -87,54 +87,57 @@ class Counts:
         )
 
 
-# Every reduction below takes `lengths` [S] float64 (all above 0), `counts` of the whole update, the loss, and `group_ids`
-# [S] or None, and returns w [S].
+@dataclass(frozen=True)
+class Sequences:
+    """The sequences that a reduction weighs. Example: `Sequences(torch.tensor([2.0, 4.0]))`"""
+
+    lengths: Tensor  # [S] float64, T_i, all above 0
+    group_ids: Tensor | None = None  # [S], for prompt_mean
+    max_length: int | None = None  # L_max, for constant_length
 
 
-def sequence_mean(
-    lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None
-) -> Tensor:
+# Every reduction below takes the sequences and the counts of the whole update, and returns w [S].
+
+
+def sequence_mean(sequences: Sequences, counts: Counts) -> Tensor:
     """w_i = 1 / (N · T_i): the mean over each sequence's tokens, then over sequences."""
-    return 1 / (counts.sequences * lengths)
+    return 1 / (counts.sequences * sequences.lengths)
 
 
-def rank_token_mean(
-    lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None
-) -> Tensor:
+def rank_token_mean(sequences: Sequences, counts: Counts) -> Tensor:
     """w_i = 1 / (P · tokens of this rank): the token mean of each rank, then the mean over ranks."""
-    return torch.full_like(lengths, 1 / (counts.ranks * counts.rank_tokens))
+    return torch.full_like(sequences.lengths, 1 / (counts.ranks * counts.rank_tokens))
 
 
-def token_mean(lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None) -> Tensor:
+def token_mean(sequences: Sequences, counts: Counts) -> Tensor:
     """w_i = 1 / (tokens of all ranks): one mean over all tokens of the update."""
-    return torch.full_like(lengths, 1 / counts.tokens)
+    return torch.full_like(sequences.lengths, 1 / counts.tokens)
 
 
-def constant_length(
-    lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None
-) -> Tensor:
+def constant_length(sequences: Sequences, counts: Counts) -> Tensor:
     """w_i = 1 / (N · L_max). L_max is the configured maximum completion length, never the padded width."""
-    if max_length is None:
+    if sequences.max_length is None:
         raise ValueError("max_completion_length is missing: reduction constant_length divides by it")
-    return torch.full_like(lengths, 1 / (counts.sequences * max_length))
+    return torch.full_like(sequences.lengths, 1 / (counts.sequences * sequences.max_length))
 
 
-def sequence_sum(lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None) -> Tensor:
+def sequence_sum(sequences: Sequences, counts: Counts) -> Tensor:
     """w_i = 1 / N: the sum over each sequence's tokens, then the mean over sequences."""
-    return torch.full_like(lengths, 1 / counts.sequences)
+    return torch.full_like(sequences.lengths, 1 / counts.sequences)
 
 
-def prompt_mean(lengths: Tensor, counts: Counts, group_ids: Tensor | None, max_length: int | None) -> Tensor:
+def prompt_mean(sequences: Sequences, counts: Counts) -> Tensor:
     """w_i = 1 / (Q · tokens of i's group): the token mean of each group, then the mean over the Q groups."""
-    if group_ids is None or not counts.group_tokens:
+    if sequences.group_ids is None or not counts.group_tokens:
         raise ValueError(
             "reduction prompt_mean needs group_ids: pass them to Counts.of and to sequence_weights"
         )
-    tokens = torch.tensor([counts.group_tokens.get(g, 1) for g in group_ids.tolist()], dtype=lengths.dtype)
+    lengths, groups = sequences.lengths, sequences.group_ids.tolist()
+    tokens = torch.tensor([counts.group_tokens.get(g, 1) for g in groups], dtype=lengths.dtype)
     return 1 / (len(counts.group_tokens) * tokens.to(lengths.device))
 
 
-Reduction = Callable[[Tensor, Counts, Tensor | None, int | None], Tensor]
+Reduction = Callable[[Sequences, Counts], Tensor]
 
 REDUCTIONS: dict[str, Reduction] = {
     "sequence_mean": sequence_mean,
@@ -191,7 +194,6 @@ def sequence_weights(loss: Loss, lengths: Tensor, counts: Counts, group_ids: Ten
     real = lengths > 0
     if real.any():
         ids = None if group_ids is None else group_ids[real]
-        weights[real] = REDUCTIONS[loss.reduction](
-            lengths[real].double(), counts, ids, loss.max_completion_length
-        )
+        sequences = Sequences(lengths[real].double(), ids, loss.max_completion_length)
+        weights[real] = REDUCTIONS[loss.reduction](sequences, counts)
     return weights

@@ -104,12 +104,26 @@ def check_options(part: Surrogate, options: Mapping[str, Any]) -> None:
 
 
 def at_least(name: str, value: float, low: float, hint: str) -> None:
-    """Checks that `value` is finite and ≥ `low`; else raises ValueError with `hint`."""
+    """Checks that `value` is finite and ≥ `low`; else raises ValueError with `hint`.
+
+    Args:
+        name: the option, for the message.
+        value: its value.
+        low: the bound.
+        hint: what would work.
+    """
     if not low <= value < float("inf"):
         raise ValueError(f"{name} {value}: must be at least {low:g}; {hint}")
 
 
 def above(name: str, value: float, low: float, hint: str) -> None:
-    """Checks that `value` is finite and > `low`; else raises ValueError with `hint`."""
+    """Checks that `value` is finite and > `low`; else raises ValueError with `hint`.
+
+    Args:
+        name: the option, for the message.
+        value: its value.
+        low: the bound.
+        hint: what would work.
+    """
     if not low < value < float("inf"):
         raise ValueError(f"{name} {value}: must be above {low:g}; {hint}")

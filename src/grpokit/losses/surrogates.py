@@ -3,15 +3,7 @@
 Everything here is elementwise. The averages are in `reductions.py`, so no surrogate can divide by the wrong number.
 Surrogates that depend on more than their own token are in `coupled.py`.
 
-Every surrogate has the same arguments; its options come after them, and its docstring explains them.
-
-Args:
-    log_ratio: [N] log ρ at the loss's level, clamped to ±20.
-    advantages: [N] A.
-    logps: [N] log π, with gradient.
-
-Returns:
-    ℓ [N].
+Surrogates beyond the mission's six are in `other_surrogates.py`.
 
 Example:
     >>> clip(torch.tensor([1.5]).log(), torch.tensor([1.0]), torch.tensor([-1.0]), epsilon=0.2)
@@ -20,12 +12,9 @@ Example:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from .ratio import MAX_LOG_RATIO
 from .surrogate import TOKEN_LEVELS, above, at_least, surrogate
 
 # --------------------------------------------------------------------------- clip
@@ -34,7 +23,18 @@ from .surrogate import TOKEN_LEVELS, above, at_least, surrogate
 def clip_health(
     ratio: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float, delta: float | None
 ) -> dict[str, Tensor]:
-    """Returns the tokens without gradient: below the range with A < 0, above it with A > 0, and either."""
+    """Returns the tokens without gradient: below the range with A < 0, above it with A > 0, and either.
+
+    Args:
+        ratio: [N] importance ratios ρ.
+        advantages: [N] advantages A.
+        epsilon: the clip range below 1.
+        epsilon_high: the clip range above 1.
+        delta: the bound on ρ where A < 0, or None.
+
+    Returns:
+        Metric name → [N] bool.
+    """
     low = (ratio < 1 - epsilon) & (advantages < 0)
     high = (ratio > 1 + epsilon_high) & (advantages > 0)
     bounded = {} if delta is None else {"clip_ratio/delta_mean": (ratio > delta) & (advantages < 0)}
@@ -78,6 +78,17 @@ def clip(
     """ℓ = −min(min(ρ, δ)·A, clip(ρ, 1−ε, 1+ε_high)·A): PPO's clip (arXiv 1707.06347, eq. 7), GRPO (2402.03300, eq. 3).
 
     δ bounds the loss of tokens with A < 0 ("dual clip", 1912.09729, eq. 5); ε_high > ε is DAPO's clip-higher.
+
+    Args:
+        log_ratio: [N] log ρ, at the loss's ratio level.
+        advantages: [N] advantages A.
+        logps: [N] log-probs under the policy, with gradient.
+        epsilon: the clip range below 1.
+        epsilon_high: the clip range above 1 (None: epsilon).
+        delta: the bound on ρ where A < 0; None: no bound.
+
+    Returns:
+        [N] the loss ℓ of each token.
     """
     ratio = log_ratio.exp()
     bounded = ratio if delta is None else ratio.clamp(max=delta)
@@ -91,7 +102,17 @@ def clip(
 def cispo_health(
     ratio: Tensor, advantages: Tensor, *, epsilon_high: float, epsilon_low_cap: float
 ) -> dict[str, Tensor]:
-    """Returns the tokens whose ratio is at the floor, at the cap, and either. They keep their gradient."""
+    """Returns the tokens whose ratio is at the floor, at the cap, and either. They keep their gradient.
+
+    Args:
+        ratio: [N] importance ratios ρ.
+        advantages: [N] advantages A.
+        epsilon_high: the cap on ρ.
+        epsilon_low_cap: the floor of ρ.
+
+    Returns:
+        Metric name → [N] bool.
+    """
     low, high = ratio < epsilon_low_cap, ratio > epsilon_high
     return {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low | high}
 
@@ -125,6 +146,16 @@ def cispo(
 
     MiniMax-M1 (arXiv 2506.13585, eq. 4–5). The cap `epsilon_high` is an absolute number, as in ScaleRL (2510.13786).
     `epsilon_low_cap` is the floor.
+
+    Args:
+        log_ratio: [N] log ρ, at the loss's ratio level.
+        advantages: [N] advantages A.
+        logps: [N] log-probs under the policy, with gradient.
+        epsilon_high: the absolute cap on ρ, at least 1.
+        epsilon_low_cap: the absolute floor of ρ.
+
+    Returns:
+        [N] the loss ℓ of each token.
     """
     ratio = log_ratio.exp().clamp(epsilon_low_cap, epsilon_high).detach()
     return -ratio * advantages * logps
@@ -141,7 +172,18 @@ def _sapo_tau(advantages: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
 def sapo_health(
     ratio: Tensor, advantages: Tensor, *, tau_pos: float, tau_neg: float, sapo_gain: str
 ) -> dict[str, Tensor]:
-    """Returns how open the gate is, 4σ(1−σ): 1 on-policy, towards 0 for tokens that moved far."""
+    """Returns how open the gate is, 4σ(1−σ): 1 on-policy, towards 0 for tokens that moved far.
+
+    Args:
+        ratio: [N] importance ratios ρ.
+        advantages: [N] advantages A.
+        tau_pos: τ where A > 0.
+        tau_neg: τ elsewhere.
+        sapo_gain: `paper` or `none`; it does not change the gate.
+
+    Returns:
+        `gate/mean` → [N] in [0, 1].
+    """
     gate = (_sapo_tau(advantages, tau_pos, tau_neg) * (ratio - 1)).sigmoid()
     return {"gate/mean": 4 * gate * (1 - gate)}
 
@@ -172,6 +214,17 @@ def sapo(
     """ℓ = −gain·σ(τ(ρ−1))·A, τ = tau_pos where A > 0, else tau_neg: a soft gate (SAPO, arXiv 2511.20347, eq. 5–6).
 
     With the paper's gain 4/τ, the slope at ρ = 1 is that of the plain policy gradient. `sapo_gain="none"` is the bare gate.
+
+    Args:
+        log_ratio: [N] log ρ, at the loss's ratio level.
+        advantages: [N] advantages A.
+        logps: [N] log-probs under the policy, with gradient.
+        tau_pos: τ where A > 0.
+        tau_neg: τ elsewhere.
+        sapo_gain: `paper`: the gain 4/τ; `none`: 1.
+
+    Returns:
+        [N] the loss ℓ of each token.
     """
     tau = _sapo_tau(advantages, tau_pos, tau_neg)
     gain = 4 / tau if sapo_gain == "paper" else 1.0
@@ -191,148 +244,3 @@ def reinforce(log_ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
 def importance_sampling(log_ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
     """ℓ = −ρ·A: the unclipped objective that PPO's clip was made to tame (arXiv 1707.06347, eq. 6)."""
     return -log_ratio.exp() * advantages
-
-
-@surrogate(
-    formula=r"\ell = -\rho\,A + \frac{|A|}{2\epsilon}\,(\rho-1)^2",
-    zero_at_zero_advantage=True,
-    check=lambda *, epsilon: above("epsilon", epsilon, 0, "0.2 is the paper's"),
-)
-def spo(log_ratio: Tensor, advantages: Tensor, logps: Tensor, *, epsilon: float = 0.2) -> Tensor:
-    """ℓ = −ρ·A + |A|·(ρ−1)² / (2ε): a parabola whose best ratio is 1 ± ε (Simple Policy Optimization, 2401.16025)."""
-    ratio = log_ratio.exp()
-    return -ratio * advantages + advantages.abs() * (ratio - 1) ** 2 / (2 * epsilon)
-
-
-# --------------------------------------------------------------------------- gmpo
-
-
-def gmpo_clip(log_ratio: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
-    """d [N]: the log-ratio clamped on the side that A pushes to, sgn(A)·min(sgn(A)·d, sgn(A)·clamp(d, −ε, ε_high))."""
-    sign = advantages.sign()
-    return sign * torch.minimum(sign * log_ratio, sign * log_ratio.clamp(-epsilon, epsilon_high))
-
-
-@surrogate(
-    formula=r"\ell = -A\,\exp\left(\frac{1}{T}\sum_t d_t\right),\quad "
-    r"d = s\,\min\left(s\log\rho,\ s\,\mathrm{clip}(\log\rho,\,-\epsilon,\,\epsilon_{high})\right),\ s = \mathrm{sgn}\,A",
-    zero_at_zero_advantage=True,
-    ratio_levels=("sequence",),
-    before_mean=gmpo_clip,
-    one_advantage=True,
-    check=lambda *, epsilon, epsilon_high: (
-        above("epsilon", epsilon, 0, "0.4 is the paper's"),
-        above("epsilon_high", epsilon_high, 0, "0.4 is the paper's"),
-    ),
-)
-def gmpo(
-    log_ratio: Tensor, advantages: Tensor, logps: Tensor, *, epsilon: float = 0.4, epsilon_high: float = 0.4
-) -> Tensor:
-    """ℓ = −A·exp(mean_t d): the geometric mean of ratios that were clipped one by one (GMPO, arXiv 2507.20673, eq. 4).
-
-    ε and ε_high are in log space. `gmpo_clip` has made d before the mean was taken.
-    """
-    return -log_ratio.exp() * advantages
-
-
-# --------------------------------------------------------------------------- vespo
-
-
-@surrogate(
-    formula=r"\ell = -\mathrm{sg}\left(W^{k}\,e^{\lambda(1-W)}\right)\,A\,\log\pi,\quad W = \prod_t \rho_t",
-    zero_at_zero_advantage=True,
-    ratio_levels=("sequence_product",),
-    correction_inside=True,
-)
-def vespo(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    logps: Tensor,
-    *,
-    vespo_k_pos: float = 2.0,
-    vespo_lambda_pos: float = 3.0,
-    vespo_k_neg: float = 3.0,
-    vespo_lambda_neg: float = 2.0,
-) -> Tensor:
-    """ℓ = −sg(φ(W))·A·logp, φ(W) = W^k·exp(λ(1−W)), W the sequence's product of ratios (VESPO, arXiv 2602.10693).
-
-    (k, λ) = (2, 3) where A ≥ 0, (3, 2) where A < 0. In log space, log W held to [log 1e-8, 20].
-    """
-    log_w = log_ratio.detach().clamp(math.log(1e-8), MAX_LOG_RATIO)
-    k = torch.where(advantages >= 0, advantages.new_tensor(vespo_k_pos), advantages.new_tensor(vespo_k_neg))
-    lam = torch.where(
-        advantages >= 0, advantages.new_tensor(vespo_lambda_pos), advantages.new_tensor(vespo_lambda_neg)
-    )
-    return -(k * log_w + lam * (1 - log_w.exp())).exp() * advantages * logps
-
-
-# --------------------------------------------------------------------------- dppo
-
-
-def _dppo(log_ratio: Tensor, advantages: Tensor, logps: Tensor, drop: Tensor, cap: float) -> Tensor:
-    ratio = log_ratio.exp().clamp(max=cap).detach()
-    return -torch.where(drop, 0.0, ratio) * advantages * logps
-
-
-def _dppo_check(*, dppo_delta: float, dppo_cap: float) -> None:
-    above("dppo_delta", dppo_delta, 0, "0.2 (TV) and 0.05 (KL) are the paper's")
-    at_least("dppo_cap", dppo_cap, 1, "20 is the paper's")
-
-
-@surrogate(
-    formula=r"\ell = -M\,\mathrm{sg}\left(\min(r,c)\right)\,A\,\log\pi,\quad r = \pi/\mu,\ "
-    r"M = 0\ \mathrm{where}\ \mathrm{sgn}(A)\,(\pi-\mu) > \delta",
-    zero_at_zero_advantage=True,
-    ratio_levels=TOKEN_LEVELS,
-    anchor="sampler",
-    check=_dppo_check,
-)
-def dppo_tv(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    logps: Tensor,
-    sampler_logps: Tensor,
-    *,
-    dppo_delta: float = 0.2,
-    dppo_cap: float = 20.0,
-) -> Tensor:
-    """ℓ = −M·sg(min(π/μ, c))·A·logp; M drops a token that left the trust region |π − μ| ≤ δ on the side A pushes to.
-
-    DPPO with total variation (arXiv 2602.04879). μ is the sampler: the only loss here that's anchored on it.
-    """
-    gap = logps.detach().exp() - sampler_logps.exp()
-    return _dppo(log_ratio, advantages, logps, gap * advantages.sign() > dppo_delta, dppo_cap)
-
-
-def binary_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL between two coins, p·log(p/q) + (1−p)·log((1−p)/(1−q)), from log-probs [N]; 0 where both are sure."""
-    p, rest_p, rest_q = log_p.exp(), -torch.expm1(log_p), -torch.expm1(log_q)
-    tiny = torch.finfo(log_p.dtype).tiny
-    heads = p * (log_p - log_q).clamp(-1e4, 1e4)
-    tails = torch.where(
-        rest_p > 0, rest_p * (rest_p.clamp(min=tiny).log() - rest_q.clamp(min=tiny).log()), 0.0
-    )
-    return heads + tails
-
-
-@surrogate(
-    formula=r"\ell = -M\,\mathrm{sg}\left(\min(r,c)\right)\,A\,\log\pi,\quad r = \pi/\mu,\ "
-    r"M = 0\ \mathrm{where}\ \mathrm{sgn}(A)\,(\pi-\mu) > 0\ \mathrm{and}\ \mathrm{KL}_2(\mu\|\pi) > \delta",
-    zero_at_zero_advantage=True,
-    ratio_levels=TOKEN_LEVELS,
-    anchor="sampler",
-    check=_dppo_check,
-)
-def dppo_kl(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    logps: Tensor,
-    sampler_logps: Tensor,
-    *,
-    dppo_delta: float = 0.05,
-    dppo_cap: float = 20.0,
-) -> Tensor:
-    """ℓ = −M·sg(min(π/μ, c))·A·logp; M drops a token that A pushes on and whose binary KL(μ‖π) exceeds δ (2602.04879)."""
-    pushed = (logps.detach() - sampler_logps) * advantages.sign() > 0
-    drop = pushed & (binary_kl(sampler_logps, logps.detach()) > dppo_delta)
-    return _dppo(log_ratio, advantages, logps, drop, dppo_cap)

@@ -58,6 +58,12 @@ def resolve_sharing(
     """Whether completions share their prompts in a forward, and if not, why. Takes what `choose_layout` takes.
 
     Raises ValueError where --share_prompts always is given and a model can't share them.
+
+    Args:
+        config: its --share_prompts.
+        policy: the model that is trained.
+        reference: the reference model, or None.
+        longest: tokens of the longest prompt and completion together.
     """
     if config.share_prompts == "never":
         return "never", None

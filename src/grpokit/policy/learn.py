@@ -4,67 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..batch.collate import collate, loss_batch, split_by_sample
-from ..batch.cuts import Cut, Sharing, cut_samples
-from ..batch.plan import weigh
+from ..batch.collate import loss_batch, split_by_sample
 from ..losses import Loss, Stats, UpdateStats
-from ..losses.correction import Correction, diagnostics
-from ..losses.ratio import clamp_log_ratio
-from ..parallel import ALONE, World, full, reshard
+from ..parallel import full
 from ..types import (
-    Layout,
     Metric,
     Metrics,
-    MicroBatch,
     RolloutGroup,
     Sample,
-    TokenScores,
     Update,
     join_metrics,
 )
 from .policy import Policy
 from .reference import Reference
-
-
-class NonFiniteError(ValueError):
-    """A loss or gradient is NaN or infinite. The weights were not changed."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Offender:
-    """The micro-batch that gave a loss or gradient which is not finite. With the weights, it suffices for a replay."""
-
-    samples: tuple[Sample, ...]
-    stats: Stats | None
-    what: str  # "loss" or "gradient"
-    layout: Layout
-    update: int = 1  # number of the update within its step, counted from 1
-
-
-Dump = Callable[[Offender], Path]
-
-
-@dataclasses.dataclass(frozen=True)
-class Learning:
-    """How to learn from a step: the options that `learn` needs, and hooks into the run around it."""
-
-    num_iterations: int = 1
-    micro_batch_tokens: int = 8192
-    max_grad_norm: float = 1.0
-    drop_dead_rows: bool = True
-    seed: int = 0  # keys random selections
-    packed: bool = False  # the layout is `packed` instead of `padded`
-    share: Sharing = "never"  # whether prompts are shared
-    skips_left: int = 0  # updates that may still be skipped because they were not finite
-    world: World = ALONE
-    pause: Callable[[], None] | None = None  # called between micro-batches on all ranks; may raise
-    dump: Dump | None = None  # writes an offending micro-batch to disk
+from .rejection import drop_rejected, sampler_mismatch
+from .scoring import (
+    Dump,
+    Learning,
+    NonFiniteError,
+    Offender,
+    cut_of,
+    fill_logps,
+    iter_micro_batches,
+    iter_scores,
+    samples_to_score,
+    samples_to_train,
+    score,
+)
 
 
 @dataclasses.dataclass
@@ -129,7 +100,15 @@ def learn(
 def prepare(
     policy: Policy, reference: Reference | None, progress: StepProgress, loss: Loss, how: Learning
 ) -> None:
-    """Scores with the weights of the step's start: `old` and `ref` log-probs, and the tokens that they reject."""
+    """Scores with the weights of the step's start: `old` and `ref` log-probs, and the tokens that they reject.
+
+    Args:
+        policy: the model that is trained.
+        reference: the reference model, or None.
+        progress: the step; changed in place.
+        loss: the loss.
+        how: the settings of learning.
+    """
     updates, metrics = list(progress.updates), progress.metrics
     if loss.rejected_tokens == "drop":
         old = [score(policy, update.samples, how) for update in updates]
@@ -158,6 +137,17 @@ def optimize(
     """Takes one optimizer step. Returns the update's metrics and this rank's log-probs: sample index → [T_i].
 
     Raises NonFiniteError before the weights change where the loss or the gradient is NaN or infinite.
+
+    Args:
+        policy: the model that is trained.
+        update: the update.
+        loss: the loss.
+        optimizer: the optimizer.
+        how: the settings of learning.
+        progress: the step; marked while the weights move (None: no checkpoint is written meanwhile).
+
+    Returns:
+        The update's metrics of all ranks, and this rank's log-probs: sample index → [T_i].
     """
     samples = samples_to_train(update, loss, how)
     stats, logps = (
@@ -195,21 +185,6 @@ def optimize(
     }, logps
 
 
-def cut_of(samples: Iterable[Sample], how: Learning) -> Cut:
-    """Cuts `samples` into the micro-batches of all ranks."""
-    return cut_samples(
-        samples, how.micro_batch_tokens, packed=how.packed, share=how.share, ranks=how.world.size
-    )
-
-
-def iter_micro_batches(cut: Cut, how: Learning, policy: Reference) -> Iterator[MicroBatch]:
-    """Yields this rank's micro-batches, with a pause before each."""
-    for samples in cut.parts[how.world.rank]:
-        if how.pause is not None:
-            how.pause()
-        yield collate(samples, cut.layout, policy.device)
-
-
 def non_finite(
     policy: Policy,
     samples: Sequence[Sample],
@@ -222,6 +197,15 @@ def non_finite(
     """Finds and writes the first micro-batch, on any rank, that is not finite. Returns the error to raise.
 
     Runs each micro-batch again alone, so nothing has to be kept or checked while the numbers are right.
+
+    Args:
+        policy: the model that is trained.
+        samples: the samples of the update.
+        loss: the loss.
+        stats: the update's statistics, where the loss needs them.
+        how: the settings of learning.
+        what: the numbers that are not finite, for the message.
+        update: the update's number within its step, counted from 1.
     """
     said: list[str] = []
     for micro in iter_micro_batches(cut_of(samples, how), how, policy):
@@ -254,18 +238,6 @@ def _write_dump(dump: Dump, offender: Offender) -> str:
         return f" The micro-batch could not be written: {error}."
 
 
-def samples_to_train(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:
-    """Returns the samples that can move the weights. Samples with A = 0 are dropped if the loss allows it."""
-    if not (how.drop_dead_rows and loss.drops_dead_rows):
-        return update.samples
-    return tuple(sample for sample in update.samples if sample.advantage != 0)
-
-
-def samples_to_score(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:
-    """Returns the samples to score: all of them where statistics cover the whole update."""
-    return update.samples if loss.needs_stats else samples_to_train(update, loss, how)
-
-
 @torch.no_grad()
 def gather_stats(
     policy: Policy, update: Update, loss: Loss, how: Learning
@@ -273,6 +245,15 @@ def gather_stats(
     """Computes the update's statistics in a pass over all its samples. Also returns their log-probs.
 
     Dead samples are included: they have no gradient, but the statistics cover them.
+
+    Args:
+        policy: the model that is trained.
+        update: the update.
+        loss: the loss.
+        how: the settings of learning.
+
+    Returns:
+        The statistics, and this rank's log-probs: sample index → [T_i].
     """
     parts: list[UpdateStats] = []
     logps: dict[int, Tensor] = {}
@@ -289,40 +270,6 @@ def gather_stats(
     return UpdateStats.join(ranks).finish(loss, how.seed, policy.version), logps
 
 
-def sampler_mismatch(samples: Iterable[Sample], old: Mapping[int, Tensor], loss: Loss) -> Metrics:
-    """Measures how far sampler and trainer are apart, over all tokens, before rejected ones are dropped."""
-    found: Metrics = {}
-    assert loss.correction is not None
-    for sample in samples:
-        found = join_metrics(found, diagnostics(*log_weights(sample, old, loss.correction), loss.correction))
-    return found
-
-
-def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: int = 1) -> Update:
-    """Returns the update without the tokens that the correction's mask rejects, with new weights.
-
-    `old` is sample index → [T_i], the trainer's log-probs at the start of the step.
-    """
-    assert loss.correction is not None
-    samples = []
-    for sample in update.samples:
-        kept = ~loss.correction.rejects(log_weights(sample, old, loss.correction)[1])
-        trainable = torch.zeros_like(sample.trainable)
-        trainable[torch.nonzero(sample.trainable).flatten()[kept]] = True
-        samples.append(
-            dataclasses.replace(
-                sample, trainable=trainable, sampler_logps=sample.sampler_logps[kept], length=int(kept.sum())
-            )
-        )
-    return weigh(samples, loss, ranks)
-
-
-def log_weights(sample: Sample, old: Mapping[int, Tensor], correction: Correction) -> tuple[Tensor, Tensor]:
-    """Returns log(old / sampler) of a sample's tokens [T_i], and its value at the correction's level [T_i]."""
-    of_token = clamp_log_ratio(old[sample.index] - sample.sampler_logps)
-    return of_token, correction.of_sequence(of_token).expand_as(of_token)
-
-
 def zero_gradients(policy: Policy) -> None:
     """Sets gradients to zeros, not None. AdamW skips None, so an update of dead samples would differ."""
     for parameter in filter(lambda p: p.requires_grad, policy.parameters()):
@@ -330,30 +277,3 @@ def zero_gradients(policy: Policy) -> None:
             parameter.grad = torch.zeros_like(parameter)
         else:
             parameter.grad.zero_()
-
-
-@torch.no_grad()
-def iter_scores(
-    policy: Reference, samples: Iterable[Sample], how: Learning, with_entropy: bool = False
-) -> Iterator[tuple[MicroBatch, TokenScores]]:
-    """Yields this rank's micro-batches of `samples` with their scores, computed without gradient."""
-    for micro in iter_micro_batches(cut_of(samples, how), how, policy):
-        yield micro, policy(micro, with_entropy=with_entropy)[0]
-    reshard(policy)  # without a backward, nothing else frees the gathered weights
-
-
-@torch.no_grad()
-def score(policy: Reference, samples: Iterable[Sample], how: Learning) -> dict[int, Tensor]:
-    """Scores the samples on all ranks, without gradient: sample index → [T_i] log-probs of the trainable tokens."""
-    found: dict[int, Tensor] = {}
-    for micro, scores in iter_scores(policy, samples, how):
-        found |= split_by_sample(micro, scores.logps)
-    return how.world.gather_by_index(found)
-
-
-def fill_logps(update: Update, name: str, logps: Mapping[int, Tensor]) -> Update:
-    """Returns the update with the field `name` of its samples (old_logps or ref_logps) filled in from `logps`."""
-    samples = (
-        dataclasses.replace(r, **{name: logps[r.index]}) if r.index in logps else r for r in update.samples
-    )
-    return dataclasses.replace(update, samples=tuple(samples))

@@ -75,6 +75,22 @@ def load_policy(
     if gradient_checkpointing:  # what is computed again in the backward must be computed in the same type
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
         model.gradient_checkpointing_enable(again)
+    _place_parameters(policy, lora, device, world, shard_size)
+    said = world.gather_json(probe_layouts(policy))  # a layout that one rank can't compute, none uses
+    policy.packs = all(packs for packs, _ in said)
+    policy.shares_not = next((why for _, why in said if why is not None), None)
+    if gradient_checkpointing:  # each computation of a layer would append to the cache
+        policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
+    if probe:
+        probe_head(policy, path)
+    return policy
+
+
+def _place_parameters(
+    policy: Policy, lora: Lora | None, device: torch.device, world: World, shard_size: int
+) -> None:
+    """Puts the adapter in, shards the parameters over the ranks, and gives each its dtype."""
+    model, compute = policy.model, policy.compute_dtype
     master = torch.float64 if compute == torch.float64 else torch.float32
     if lora is not None:
         policy.lora = lora
@@ -87,17 +103,9 @@ def load_policy(
         policy.to(master)
     if world.size == 1:
         for parameter in policy.parameters():
-            # Out of the mapped file, whose offsets fit no alignment: matmuls may round otherwise there, and a resumed
-            # run would differ in the last bit.
+            # A copy outside of the mapped file, whose offsets are not aligned: matmuls may round differently there, and a
+            # resumed run would differ in the last bit.
             parameter.data = parameter.data.clone()
-    said = world.gather_json(probe_layouts(policy))  # what one rank can't, none does: they must cut alike
-    policy.packs = all(packs for packs, _ in said)
-    policy.shares_not = next((why for _, why in said if why is not None), None)
-    if gradient_checkpointing:  # each computation of a layer would append to the cache
-        policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
-    if probe:
-        probe_head(policy, path)
-    return policy
 
 
 def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
@@ -120,9 +128,9 @@ def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
 
 
 def compile_layers(policy: Policy) -> None:
-    """torch.compile each layer, for samples of any number and length. Sampling leaves them as they are.
+    """Compiles each layer by torch.compile, for any number and length of samples. Sampling runs the layers uncompiled.
 
-    Each by itself: that is what FSDP2 gathers, and one compilation serves all of them.
+    Layers are compiled one by one, because FSDP2 gathers them one by one; one compilation serves all of them.
     """
     for layer in layers(policy.model):
         layer.compile(dynamic=True)
@@ -133,12 +141,22 @@ def compile_layers(policy: Policy) -> None:
 def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote_code: bool = False) -> Any:
     """Loads a causal language model without its weights: shapes alone, on torch's meta device.
 
-    Raises ValueError naming the flag where its config.json describes none.
+    Args:
+        path: a directory, or a model of the Hub.
+        flag: the option that named it, for messages.
+        attn_implementation: attention of transformers (None: sdpa).
+        trust_remote_code: run Python code that comes with the model.
+
+    Returns:
+        The model. Its parameters have shapes and no values.
+
+    Raises:
+        ValueError: its config.json describes no causal language model.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # A kernel for packed samples keeps what sdpa keeps, and may not be installed where a run is planned.
+    # A kernel for packed samples keeps the same activations as sdpa, and may not be installed where a run is planned.
     attention = "eager" if attn_implementation == "eager" else "sdpa"
     path = model_directory(path, flag)
     path = model_directory(base_of(path) or path, flag)

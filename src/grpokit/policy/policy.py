@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..batch.collate import loss_batch
+from ..batch.collate import unscored_tokens
 from ..logprobs import family_loss, linear_logprob, linear_policy_loss
 from ..losses import Loss, Stats
 from ..types import LossOutput, MicroBatch, TokenScores
@@ -110,10 +110,9 @@ class Policy(nn.Module):
             }
             if loss is None:
                 return TokenScores(*linear_logprob(*inputs, **how)), None
-            blank = torch.zeros_like(micro.advantages)  # replaced by each chunk's log-probs in the head
-            batch = loss_batch(micro, TokenScores(blank, blank if with_entropy else None))
+            loss_fn = family_loss(loss, unscored_tokens(micro), stats)
             coupling = "token" if stats is not None else loss.coupling
-            out = linear_policy_loss(*inputs, family_loss(loss, batch, stats), coupling=coupling, **how)
+            out = linear_policy_loss(*inputs, loss_fn, coupling=coupling, **how)
         return TokenScores(out.logps, out.entropies), LossOutput(out.loss, out.metrics)
 
 

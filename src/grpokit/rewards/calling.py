@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ..common.loops import loop_is_running, run_in_thread
+
 GRACE = 5.0  # seconds over the limit, for coroutines to handle their cancellation
 
 
@@ -78,6 +80,9 @@ def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[An
     async def all_of_them() -> list[Any]:
         return await asyncio.gather(*map(outcome, calls))
 
+    if loop_is_running():  # in a notebook
+        with time_limit(seconds and seconds + GRACE):
+            return run_in_thread(all_of_them())
     try:
         with time_limit(seconds and seconds + GRACE):
             return _run(all_of_them())

@@ -32,13 +32,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..policy.export import SaveFormat, atomically, gather_to_main, gather_weights, saved_dtype, write_model
-from ..rollouts.gather import groups_from_tensors, groups_to_tensors
-from .tensors import add_prefix, strip_prefix, updates_from_tensors, updates_to_tensors
-from ..policy.policy import Policy
 from ..parallel import ALONE, World, like
+from ..policy.export import SaveFormat, atomically, gather_to_main, gather_weights, saved_dtype, write_model
 from ..policy.learn import StepProgress
+from ..policy.policy import Policy
+from ..rollouts.gather import groups_from_tensors, groups_to_tensors
 from ..types import Metric, Prompt, RolloutGroup
+from .tensors import add_prefix, strip_prefix, updates_from_tensors, updates_to_tensors
 
 FORMAT = 2  # version of the trainer directory; raised when its contents change
 AHEAD = "ahead.safetensors"

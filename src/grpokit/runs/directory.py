@@ -6,11 +6,11 @@ import itertools
 import json
 from pathlib import Path
 
-from .checkpoint import checkpoints, read_record, verify
 from ..config.options import TrainConfig
 from ..config.resume import options_with
 from ..config.yaml import load_yaml
 from ..parallel import restarts
+from .checkpoint import checkpoints, read_record, verify
 
 # The files that a run leaves before its first checkpoint. All of them can be made again.
 BEGUN = {

@@ -10,11 +10,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..config.options import TrainConfig
-from .tensors import add_prefix, samples_from_tensors, samples_to_tensors, stats_from_tensors, stats_to_tensors, strip_prefix
-from ..losses import Stats
 from ..config.yaml import from_yaml, to_yaml
+from ..losses import Stats
 from ..policy.learn import Offender
 from ..types import Layout, Sample
+from .tensors import (
+    add_prefix,
+    samples_from_tensors,
+    samples_to_tensors,
+    stats_from_tensors,
+    stats_to_tensors,
+    strip_prefix,
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..common.imports import load_object
 from ..config.checks import check_model_config
 from ..config.options import EvalConfig, ModelConfig, TrainConfig
 from ..config.yaml import with_options
-from ..data.memory import check_rows, describe_rows
+from ..data.memory import check_rows, describe_rows, is_listed
 from ..policy.lora import options_of_peft
 from ..rewards.registry import FROM_PYTHON
 from .callbacks import check_callbacks
@@ -72,6 +72,21 @@ def gather_arguments(
 
     Raises:
         ValueError: an argument of the wrong kind, or an unknown option.
+
+    Args:
+        args: the configuration to begin with.
+        model: see `GRPOTrainer`.
+        reward_funcs: see `GRPOTrainer`.
+        train_dataset: see `GRPOTrainer`.
+        eval_dataset: see `GRPOTrainer`.
+        processing_class: see `GRPOTrainer`.
+        peft_config: see `GRPOTrainer`.
+        callbacks: see `GRPOTrainer`.
+        sampler: see `GRPOTrainer`.
+        advantage_estimator: see `GRPOTrainer`.
+        group_filter: see `GRPOTrainer`.
+        optimizer: see `GRPOTrainer`.
+        options: options of TrainConfig by name.
     """
     if not isinstance(args, TrainConfig):
         raise ValueError(f"args: a {type(args).__name__}; expected a grpokit.TrainConfig")
@@ -79,6 +94,10 @@ def gather_arguments(
     config, loaded = _take_model(config, model, processing_class)
     config, functions = _take_rewards(config, reward_funcs)
     config, rows = _take_rows(config, "dataset", "train_dataset", train_dataset)
+    if rows is not None and not is_listed(rows) and options.get("shuffle"):
+        raise ValueError(
+            "shuffle True: an iterable is taken in the order in which it gives its rows; shuffle it yourself, or pass a list"
+        )
     config, held_out = _take_rows(config, "eval_dataset", "eval_dataset", eval_dataset)
     if peft_config is not None:
         config = dataclasses.replace(config, **options_of_peft(peft_config))
@@ -115,7 +134,18 @@ def gather_arguments(
 def gather_evaluation(
     model: Any, reward_funcs: Any, dataset: Any, processing_class: Any, options: Mapping[str, Any]
 ) -> tuple[EvalConfig, Parts]:
-    """Gathers the arguments of `grpokit.evaluate`, and checks them. Returns what `gather_arguments` returns."""
+    """Gathers the arguments of `grpokit.evaluate`, and checks them. Returns what `gather_arguments` returns.
+
+    Args:
+        model: as `GRPOTrainer` takes it.
+        reward_funcs: likewise.
+        dataset: likewise, as `train_dataset`.
+        processing_class: the tokenizer of a loaded model.
+        options: options of EvalConfig by name.
+
+    Returns:
+        The configuration and the objects.
+    """
     config = with_options(EvalConfig(), options)
     config, loaded = _take_model(config, model, processing_class)
     config, functions = _take_rewards(config, reward_funcs)

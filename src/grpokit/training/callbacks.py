@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..common.imports import raised_at
+from ..common.imports import raised_in
 from ..common.text import did_you_mean, one_line
 from ..parallel import World
 from ..types import RolloutGroup
@@ -98,7 +98,7 @@ def _call(function: Any, method: str, callback: Any, arguments: tuple[Any, ...])
         answer = function(*arguments)
     except Exception as error:
         raise CallbackError(
-            f"callback {name} raised {type(error).__name__}: {one_line(error)} ({raised_at(error)})"
+            f"callback {name} raised {type(error).__name__}: {one_line(error)} ({raised_in(error, function)})"
         ) from error
     if answer not in (None, STOP):
         raise CallbackError(f'callback {name} returned {answer!r}; expected "stop", or nothing')

@@ -20,7 +20,7 @@ PASS = 1.0  # a completion passes where the first reward function gives it at le
 
 
 def evaluate(
-    completed: Complete,
+    complete: Complete,
     prompts: Sequence[Prompt],
     *,
     num_generations: int,
@@ -36,6 +36,17 @@ def evaluate(
     A completion passes where the *first* reward function gives it at least 1. pass@k is the unbiased estimator of
     Chen et al. (arXiv 2107.03374, eq. 1) from `num_generations` samples; prompts where that function does not
     apply are left out. `progress` is told the number of prompts done.
+
+    Args:
+        complete: (prompts, completions of each, greedy) → their scored groups.
+        prompts: the held-out prompts.
+        num_generations: sampled completions of each prompt.
+        pass_at_k: the values of k.
+        batch_prompts: prompts that are sampled together.
+        progress: told the number of prompts that are done.
+
+    Returns:
+        The figures by name; NaN where there was nothing to measure.
     """
     passed: list[list[bool]] = []  # by prompt, sampled
     greedy: list[bool] = []
@@ -43,14 +54,14 @@ def evaluate(
     lengths: list[int] = []
     for start in range(0, len(prompts), batch_prompts):
         part = prompts[start : start + batch_prompts]
-        for group in completed(part, num_generations, False):
+        for group in complete(part, num_generations, False):
             verdict = _passes(group)
             passed += [verdict] if verdict else []
             reward += [
                 r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
             ]
             lengths += [len(rollout.completion_ids) for rollout in group.rollouts]
-        for group in completed(part, 1, True):
+        for group in complete(part, 1, True):
             greedy += _passes(group)
         progress(start + len(part))
     figures = {"eval/pass@1_greedy": _mean(greedy)}

@@ -19,7 +19,7 @@ from .run import Run, Step
 
 
 def iter_steps(run: Run, progress: StepProgress | None = None) -> Iterator[Step]:
-    """Trains from where `run` stands to `max_steps` and yields each step once it is recorded.
+    """Trains from where `run` stands to `max_steps`, and yields each step once it is recorded.
 
     `progress` is the step in which a checkpoint was written, where there is one: it is finished first.
     """
@@ -27,14 +27,12 @@ def iter_steps(run: Run, progress: StepProgress | None = None) -> Iterator[Step]
         clock = Clock()
         try:
             with clock("step"):
-                if progress is None:
-                    progress = sample_step(run, step, clock)
+                progress = progress or sample_step(run, step, clock)
                 run.rollouts.begin_next(step)  # with --async_depth 1, the next step's
                 metrics = set_learning_rate(run.optimizer, run.config, step)
+                how = run.policy, run.reference, progress, run.loss, run.optimizer, run.learning
                 with clock("learn"), run.record_batch(step, progress):
-                    metrics |= learn(
-                        run.policy, run.reference, progress, run.loss, run.optimizer, run.learning
-                    )
+                    metrics |= learn(*how)
                 run.rollouts.sync(clock)
             metrics |= reward_metrics(progress.groups, run.rewards) | rollout_metrics(progress.groups)
             done = run.finish_step(step + 1, progress, metrics, clock)
@@ -56,9 +54,7 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
     groups = add_advantages(chosen.groups, run.estimator, run.scale_rewards, run.reward_weights)
     if config.mask_truncated_completions:
         groups = mask_truncated(groups)
-    updates = plan_step(
-        groups, run.loss, config.updates_per_step, run.world.size
-    )  # every weight is fixed here
-    return StepProgress(
-        updates, groups, metrics=chosen.metrics | run.rollouts.staleness(groups, run.policy.version)
-    )
+    # Every weight is fixed here, before anything is cut.
+    updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)
+    age = run.rollouts.staleness(groups, run.policy.version)
+    return StepProgress(updates, groups, metrics=chosen.metrics | age)

@@ -45,7 +45,7 @@ class Step:
     """One step that is done. Example: `Step(3, groups, {"reward": 0.5, "loss": 0.01, ...})`"""
 
     step: int  # counted from 1
-    groups: Sequence[RolloutGroup]  # of all ranks, with rewards and advantages
+    groups: Sequence[RolloutGroup]  # all ranks' groups, with rewards and advantages
     metrics: dict[str, float]  # the step's row of metrics.jsonl
 
 
@@ -159,7 +159,17 @@ class Run:
         return figures
 
     def finish_step(self, step: int, progress: StepProgress, metrics: Metrics, clock: Clock) -> Step:
-        """Records step `step`, counted from 1. Evaluates and saves where that is due."""
+        """Records step `step`, counted from 1. Evaluates and saves where that is due.
+
+        Args:
+            step: the step's number, counted from 1.
+            progress: the step.
+            metrics: what was measured of it.
+            clock: its wall time by phase.
+
+        Returns:
+            The step, as callbacks and `GRPOTrainer.steps` see it.
+        """
         config, groups = self.config, progress.groups
         tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
         row = values(metrics | clock.metrics(tokens, self.world))

@@ -19,7 +19,14 @@ from .signals import StopRequest
 def open_run(
     config: TrainConfig, world: World, stop: StopRequest, parts: Parts | None = None
 ) -> tuple[Run, StepProgress | None]:
-    """Announces a run, puts it together, and says what its options will do. Returns what `start` returns."""
+    """Announces a run, puts it together, and says what its options will do. Returns what `start` returns.
+
+    Args:
+        config: the run's configuration.
+        world: the ranks.
+        stop: asked between micro-batches whether to stop.
+        parts: objects in the place of names, from Python.
+    """
     announce_settings(config, world.size)
     run, progress = start(config, world, stop, parts)
     announce_loss(config, run.loss, run.layout)

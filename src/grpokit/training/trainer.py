@@ -23,6 +23,7 @@ from ..rollouts.resample import GroupFilter
 from .arguments import argument_errors, gather_arguments
 from .run import Run, Step
 from .session import finish_run, iter_session, open_run
+from .setup.loss import checked_loss
 from .setup.parts import SamplerFactory
 from .signals import Stopped, StopRequest
 
@@ -97,6 +98,7 @@ class GRPOTrainer:
                 options=options,
             )
             check_train_config(self.args, from_python=True)
+            checked_loss(self.args)
         self._stop = StopRequest()
         self._open = contextlib.ExitStack()
         self._run: Run | None = None
@@ -199,7 +201,7 @@ class GRPOTrainer:
         """The run, put together at the first use."""
         if self._run is None:
             with self._guarded():
-                self._world: World = self._open.enter_context(_leave_once(self.args.ddp_timeout))
+                self._world: World = self._open.enter_context(joined_world(self.args.ddp_timeout))
                 self._run, self._progress = open_run(self.args, self._world, self._stop, self._parts)
                 self._open.callback(self._run.close)
                 atexit.register(self.close)
@@ -229,17 +231,6 @@ class GRPOTrainer:
             if self._run is not None and self._run.world.is_main:
                 error.add_note(self._run.recorder.write_error(error))
             raise
-
-
-@contextlib.contextmanager
-def _leave_once(timeout: float) -> Iterator[World]:
-    """Joins the ranks that torchrun started, unless this process has joined them; leaves them with the last trainer."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        raise ValueError("another GRPOTrainer of this process is open; close() it first")
-    with joined_world(timeout) as world:
-        yield world
 
 
 def train(model: Any = None, reward_funcs: Any = None, **arguments: Any) -> GRPOTrainer:

@@ -88,7 +88,7 @@ class Activations:
     rows: int
     length: int  # tokens of each sample
     layers: tuple[int, ...]
-    inputs: int  # of the layers' inputs, which is all that gradient checkpointing keeps
+    inputs: int  # bytes of the layers' inputs, all that gradient checkpointing keeps
     root: int  # outside the layers
     cache: float  # the key-value cache of one token
     failure: str = ""  # why it comes from a formula instead of a measurement

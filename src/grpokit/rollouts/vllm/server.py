@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from ...common.loops import run_anywhere
 from ...parallel import World
 from ...policy.export import engine_format, save_model
 from ...policy.policy import Policy
@@ -64,8 +65,8 @@ class Server:
         """Raises ValueError where no vLLM server answers, or one that cannot load weights."""
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.timeout, self.directory, self.only_adapter = timeout, directory, only_adapter
-        self.tag = ""  # of the weights that the server should have
-        self.loading = asyncio.Lock()  # of a batch's tasks, the first that misses the adapter loads it
+        self.tag = ""  # names the weights that the server should have
+        self.loading = asyncio.Lock()  # the first task of a batch that misses the adapter loads it
         self.model = self.first_model = self._run(self._introduce)
 
     def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
@@ -260,7 +261,7 @@ class Server:
                 return await work(client)
 
         try:
-            return asyncio.run(inside())
+            return run_anywhere(inside())
         except* (ValueError, SamplingStopped) as several:
             raise _first(several) from several
 

@@ -10,7 +10,7 @@ from typing import Any
 from .data import Row, RunData, is_number
 from .markup import box, escape, number
 
-MOST_COMPLETIONS = 16  # of a group; of more, the best and the worst are shown
+MOST_COMPLETIONS = 16  # completions shown of a group: the best and the worst where it has more
 
 
 def groups_html(run: RunData) -> str:

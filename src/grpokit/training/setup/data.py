@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ...common.console import say
@@ -12,8 +13,9 @@ from ...data.prompts import Prompts, require_template, tokenize
 from ...data.rows import DatasetRow, describe_dataset, read_rows
 from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
-from ...rewards import Reward, load_rewards
+from ...rewards import Reward, describe_rewards, load_rewards
 from ...types import Prompt
+from .parts import Parts
 
 
 def load_prompts(
@@ -68,10 +70,24 @@ def load_prompts(
 
 
 def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: Any) -> PromptStream:
-    """Prepares the prompts of an iterable, which is read as steps need them. Takes what `load_prompts` takes.
+    """Prepares the prompts of an iterable, which is read as steps need them.
 
-    Raises ValueError where nothing bounds the length of its prompts, or it has no row.
+    Args:
+        config: the options of the data.
+        tokenizer: the model's.
+        context: the model's longest context in tokens, where it is known.
+        rows: the iterable.
+
+    Returns:
+        The prompts, in the order of the iterable.
+
+    Raises:
+        ValueError: nothing bounds the length of its prompts, or it has no row.
     """
+    if config.max_samples:
+        raise ValueError(
+            "--max_samples: an iterable is read lazily; cut it yourself: itertools.islice(rows, n)"
+        )
     longest, _ = prompt_limit(config, context)
     if longest is None:
         raise ValueError(
@@ -107,7 +123,17 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
 def load_training_prompts(
     config: TrainConfig, tokenizer: Any, context: int | None, rows: Any = None
 ) -> Prompts | PromptStream:
-    """Loads the prompts to train on: of --dataset, or of `rows` in memory, listed or lazily read."""
+    """Loads the prompts to train on.
+
+    Args:
+        config: the options of the data.
+        tokenizer: the model's.
+        context: the model's longest context in tokens, where it is known.
+        rows: rows in memory or an iterable, in the place of --dataset.
+
+    Returns:
+        The prompts.
+    """
     if rows is None or is_listed(rows):
         return load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows)
     return load_stream(config, tokenizer, context, rows)
@@ -153,3 +179,40 @@ def make_rewards(
         columns=columns,
         functions=functions or {},
     )
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run is trained and evaluated on."""
+
+    prompts: Prompts | PromptStream
+    rewards: tuple[Reward, ...]
+    held_out: list[Prompt]  # in the order of --eval_dataset
+    longest: int  # tokens of the longest prompt of both
+
+
+def load_data(config: TrainConfig, tokenizer: Any, context: int | None, parts: Parts) -> RunData:
+    """Loads the prompts, the rewards and the held-out prompts of a run.
+
+    Args:
+        config: the run's configuration.
+        tokenizer: the model's.
+        context: the model's longest context in tokens, where it is known.
+        parts: rows and functions from Python.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: naming the option that cannot work.
+    """
+    prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset)
+    rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
+    say(describe_rewards(rewards))
+    if not config.eval_dataset:
+        return RunData(prompts, rewards, [], prompts.longest)
+    flag = "--eval_dataset"
+    held_out = load_prompts(config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset)
+    make_rewards(config, held_out.columns, parts.reward_funcs)  # an error now, not at the first evaluation
+    longest = max(prompts.longest, held_out.longest)
+    return RunData(prompts, rewards, held_out.in_order(config.eval_samples), longest)

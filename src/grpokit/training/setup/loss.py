@@ -47,6 +47,17 @@ def loss_from_config(config: TrainConfig) -> Loss:
         raise ValueError(f"--{error}") from error  # its messages begin with the option's name
 
 
+def checked_loss(config: TrainConfig) -> Loss:
+    """Makes the configured loss, and raises ValueError where another option does not go with it."""
+    loss = loss_from_config(config)
+    if config.scale_rewards == "group" and loss.scale_rewards == "none":
+        raise ValueError(
+            f"--scale_rewards group: {loss.name} is the loss that leaves advantages unscaled; leave the flag out, or "
+            "use --loss_type grpo"
+        )
+    return loss
+
+
 def lora_from_config(config: TrainConfig, base: str | None = None) -> Lora | None:
     """Makes the configured adapter; None where all weights are trained. `base` names the model (None: --model)."""
     if not config.lora_r:

@@ -60,6 +60,15 @@ def load_models(
 
     With LoRA, the base is always loaded from `--model`; the checkpoint's adapter is restored later, from its `trainer/`
     directory. `model` is a loaded PreTrainedModel in the place of --model.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: the checkpoint to resume from, or None.
+        world: the ranks.
+        model: a loaded PreTrainedModel in the place of --model, or None.
+
+    Returns:
+        The policy, and the reference or None.
     """
     initial = config.model if model is None else model
     lora = lora_from_config(config, None if model is None else model.config._name_or_path)

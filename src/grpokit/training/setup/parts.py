@@ -123,7 +123,14 @@ def find_filter(config: TrainConfig, parts: Parts) -> GroupFilter | None:
 
 
 def check_function(function: Any, flag: str, expected: str, most: int) -> None:
-    """Raises ValueError where `function` can't be called with 1 to `most` positional arguments."""
+    """Raises ValueError where `function` can't be called with 1 to `most` positional arguments.
+
+    Args:
+        function: the object that was given.
+        flag: its option, for messages.
+        expected: the signature, for messages.
+        most: the most positional arguments that it is called with.
+    """
     if not callable(function) or isinstance(function, type):
         raise ValueError(f"{flag}: a {type(function).__name__}; expected a function {expected}")
     try:

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 def make_sampler(
     config: ModelConfig, policy: Policy, tokenizer: Any, seed: int, stop: Callable[[], bool] = lambda: False
 ) -> TransformersSampler:
-    """Makes the sampler that runs the policy itself. `stop` is asked while it samples, and ends it."""
+    """Makes the sampler that runs the policy itself. `stop` is asked while it samples, and ends it.
+
+    Args:
+        config: the lengths, stop strings and batch size.
+        policy: the model that is trained.
+        tokenizer: its tokenizer.
+        seed: keys the noise of every token.
+        stop: asked while it samples; True ends it.
+
+    Returns:
+        The sampler.
+    """
     return TransformersSampler(
         policy,
         tokenizer,
@@ -92,7 +103,17 @@ def sampler_factory(
 
 
 def make_engine(config: TrainConfig, policy: Policy, world: World, longest: int) -> Engine:
-    """Makes the vLLM engine of a configuration, for sequences of up to `longest` tokens."""
+    """Makes the vLLM engine of a configuration, for sequences of up to `longest` tokens.
+
+    Args:
+        config: the options of vLLM.
+        policy: the model that is trained.
+        world: the ranks.
+        longest: tokens of the longest prompt and completion together.
+
+    Returns:
+        The engine.
+    """
     if config.vllm_mode == "colocate":
         from ...rollouts.vllm.colocated import Colocated
 

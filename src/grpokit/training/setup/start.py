@@ -13,9 +13,10 @@ from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
 from ...policy.load import load_tokenizer
 from ...policy.optimizer import make_optimizer
-from ...rewards import describe_rewards
+from ...rewards import Reward
+from ...rollouts import Sampler
 from ...rollouts.resample import spread_filter
-from ...rollouts.step_rollouts import StepRollouts
+from ...rollouts.step_rollouts import PromptOrder, StepRollouts
 from ...runs.checkpoint import TrainState, load_checkpoint, read_record
 from ...runs.directory import changed_options, claim, find_checkpoint, set_aside, set_best_aside
 from ...runs.recorder import Recorder
@@ -25,8 +26,8 @@ from ..evaluation import HeldOut
 from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
-from .data import load_prompts, load_training_prompts, make_rewards
-from .loss import loss_from_config
+from .data import load_data
+from .loss import checked_loss
 from .models import context_of, load_models, set_threads
 from .parts import Parts, find_estimator, find_filter, find_sampler
 from .samplers import make_sample_ahead, sampler_factory
@@ -57,49 +58,22 @@ def start(
     stop, parts = stop or StopRequest(), parts or Parts()
     own_sampler = find_sampler(config, parts)
     estimator, own_filter = find_estimator(config, parts), find_filter(config, parts)
-    loss = loss_from_config(config)
-    if config.scale_rewards == "group" and loss.scale_rewards == "none":
-        raise ValueError(
-            f"--scale_rewards group: {loss.name} is the loss that leaves advantages unscaled; leave the flag out, or "
-            "use --loss_type grpo"
-        )
+    loss = checked_loss(config)
     output = Path(config.output_dir)
     checkpoint = open_directory(config, output, world)
     policy, reference = load_models(config, checkpoint, world, parts.model)
     set_threads(config, policy)
     tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
-    context = context_of(policy)
-    prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset)
-    columns = prompts.columns
-    rewards = make_rewards(config, columns, parts.reward_funcs)
-    say(describe_rewards(rewards))
-    eval_prompts, longest = [], prompts.longest
-    if config.eval_dataset:
-        held_out = load_prompts(
-            config, config.eval_dataset, "--eval_dataset", tokenizer, context, parts.eval_dataset
-        )
-        make_rewards(
-            config, held_out.columns, parts.reward_funcs
-        )  # an error now, not at the first evaluation
-        eval_prompts = held_out.in_order(config.eval_samples)
-        longest = max(longest, held_out.longest)
-    longest += config.max_completion_length
+    data = load_data(config, tokenizer, context_of(policy), parts)
+    longest = data.longest + config.max_completion_length
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
     layout = choose_layout(config, policy, reference, longest)
     optimizer = make_optimizer(policy, config, parts.optimizer)
     state = TrainState()
     if checkpoint:
-        prompts.restore(read_record(checkpoint).get("data"))
-        state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world)
-    if world.is_main:
-        (output / "error.txt").unlink(missing_ok=True)  # of an earlier try
-        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    sampler = make_sampler(config.seed)
-    ahead = make_sample_ahead(config, sampler, state.ahead, checkpoint, world)
-    trackers = make_trackers(config, output, state.step) if world.is_main else []
-    recorder = Recorder.open(
-        output, rewards, config.log_completions, trackers, state.step, checkpoint is not None, world
-    )
+        data.prompts.restore(read_record(checkpoint).get("data"))
+        state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world)
+    rollouts = make_rollouts(config, make_sampler(config.seed), data.prompts, state, checkpoint, world)
     eval_sampler = make_sampler(config.seed + EVAL_SEED)
     run = Run(
         config=config,
@@ -108,33 +82,86 @@ def start(
         policy=policy,
         reference=reference,
         tokenizer=tokenizer,
-        prompts=prompts,
-        rewards=rewards,
-        rollouts=StepRollouts(
-            sampler=sampler,
-            ahead=ahead,
-            prompts=prompts,
-            world=world,
-            pause=lambda: stop.raise_if_set(world),
-            num_generations=config.num_generations,
-            prompts_per_step=config.prompts_per_step,
-            max_resample_times=config.max_resample_times,
-            max_steps=config.max_steps,
-        ),
-        held_out=HeldOut(eval_prompts, eval_sampler, config.eval_generations) if eval_prompts else None,
+        prompts=data.prompts,
+        rewards=data.rewards,
+        rollouts=rollouts,
+        held_out=HeldOut(data.held_out, eval_sampler, config.eval_generations) if data.held_out else None,
         optimizer=optimizer,
         estimator=estimator,
         scale_rewards=config.scale_rewards or loss.scale_rewards,
-        group_filter=own_filter or spread_filter([reward.weight for reward in rewards]),
+        group_filter=own_filter or spread_filter([reward.weight for reward in data.rewards]),
         masks_refused=own_filter is not None,
         layout=layout,
-        recorder=recorder,
+        recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
         state=replace(state, unfinished=None, ahead=()),
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
         notes=StepNotes(output),
     )
+    rollouts.pause = run.pause
     return run, state.unfinished
+
+
+def make_rollouts(
+    config: TrainConfig,
+    sampler: Sampler,
+    prompts: PromptOrder,
+    state: TrainState,
+    checkpoint: Path | None,
+    world: World,
+) -> StepRollouts:
+    """Makes the engine that samples a run's steps.
+
+    Args:
+        config: the run's configuration.
+        sampler: the engine, whose noise has the run's seed.
+        prompts: the prompt order.
+        state: where the run stands; it may hold rollouts of the next step.
+        checkpoint: the checkpoint that it was read from, if any.
+        world: the ranks.
+
+    Returns:
+        The engine on all ranks. The run gives it its own `pause`.
+    """
+    return StepRollouts(
+        sampler=sampler,
+        ahead=make_sample_ahead(config, sampler, state.ahead, checkpoint, world),
+        prompts=prompts,
+        world=world,
+        pause=lambda: None,
+        num_generations=config.num_generations,
+        prompts_per_step=config.prompts_per_step,
+        max_resample_times=config.max_resample_times,
+        max_steps=config.max_steps,
+    )
+
+
+def open_recorder(
+    config: TrainConfig,
+    output: Path,
+    rewards: tuple[Reward, ...],
+    step: int,
+    resumed: bool,
+    world: World,
+) -> Recorder:
+    """Writes config.yaml and opens the run's files and trackers. Takes what `Recorder.open` takes.
+
+    Args:
+        config: the run's configuration.
+        output: the run's directory.
+        rewards: the reward functions.
+        step: steps done so far.
+        resumed: whether the run continues from a checkpoint.
+        world: the ranks.
+
+    Returns:
+        The recorder.
+    """
+    if world.is_main:
+        (output / "error.txt").unlink(missing_ok=True)  # an earlier try's
+        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    trackers = make_trackers(config, output, step) if world.is_main else []
+    return Recorder.open(output, rewards, config.log_completions, trackers, step, resumed, world)
 
 
 def make_trackers(config: TrainConfig, output: Path, first_step: int) -> list[Tracker]:
