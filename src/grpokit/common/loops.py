@@ -34,6 +34,11 @@ def run_in_thread(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def forget_loop() -> None:
+    """Lets the next `run_in_thread` make a new loop. A coroutine that never returns blocks the present one."""
+    _loop.cache_clear()
+
+
 def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine to its end: by `asyncio.run`, or in another thread where a loop runs in this one."""
     return run_in_thread(work) if loop_is_running() else asyncio.run(work)

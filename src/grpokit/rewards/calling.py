@@ -7,11 +7,11 @@ import atexit
 import contextlib
 import signal
 import threading
-from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..common.loops import loop_is_running, run_in_thread
+from ..common.loops import forget_loop, loop_is_running, run_in_thread
 
 GRACE = 5.0  # seconds over the limit, for coroutines to handle their cancellation
 
@@ -80,33 +80,16 @@ def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[An
     async def all_of_them() -> list[Any]:
         return await asyncio.gather(*map(outcome, calls))
 
-    if loop_is_running():  # in a notebook
-        with time_limit(seconds and seconds + GRACE):
-            return run_in_thread(all_of_them())
+    in_notebook = loop_is_running()
     try:
         with time_limit(seconds and seconds + GRACE):
-            return _run(all_of_them())
+            return run_in_thread(all_of_them()) if in_notebook else _runner().run(all_of_them())
     except BaseException:  # the loop may have been stopped anywhere
+        if in_notebook:
+            forget_loop()
+            raise
         _runner().close()
         _runner.cache_clear()
-        _loop_on_a_thread.cache_clear()
-        raise
-
-
-def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Runs a coroutine to its end, on this thread where that is possible.
-
-    The cells of a notebook run inside its event loop, and a thread runs one loop at a time, so there it is another thread.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # no loop is running
-        return _runner().run(coroutine)
-    called = asyncio.run_coroutine_threadsafe(coroutine, _loop_on_a_thread())
-    try:
-        return called.result()
-    except BaseException:
-        called.cancel()
         raise
 
 
@@ -116,11 +99,3 @@ def _runner() -> asyncio.Runner:
     runner = asyncio.Runner()
     atexit.register(runner.close)
     return runner
-
-
-@lru_cache(maxsize=1)
-def _loop_on_a_thread() -> asyncio.AbstractEventLoop:
-    """One event loop for the whole run, on a thread of its own."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
-    return loop
