@@ -110,7 +110,10 @@ def ours(work: Work) -> Tensor:
     )
     loss = make_loss("dapo", epsilon=EPSILON, epsilon_high=EPSILON_HIGH)
     out = linear_policy_loss(
-        work.hidden.flatten(0, 1), Head(work.weight), work.targets.flatten(), family_loss(loss, batch)
+        work.hidden.flatten(0, 1),
+        Head(work.weight),
+        work.targets.flatten(),
+        family_loss(loss, batch.unscored()),
     )
     out.loss.backward()
     return out.loss.detach()

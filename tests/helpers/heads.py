@@ -99,7 +99,7 @@ def ours(case, loss, stats=None, factor=1.0, **options):
         case.hidden,
         case.head,
         case.targets,
-        family_loss(loss, case.batch, stats),
+        family_loss(loss, case.batch.unscored(), stats),
         temperature=case.temperature,
         with_entropy=options.pop("with_entropy", True),
         coupling=loss.coupling,

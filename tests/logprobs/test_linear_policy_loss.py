@@ -117,7 +117,9 @@ def test_what_is_frozen_costs_no_matmul(frozen, matmuls, monkeypatch):
     case.clear()
     mode, calls = counted(monkeypatch)
     with mode:
-        out = linear_policy_loss(case.hidden, case.head, case.targets, family_loss(loss, case.batch))
+        out = linear_policy_loss(
+            case.hidden, case.head, case.targets, family_loss(loss, case.batch.unscored())
+        )
     assert len(calls) == matmuls
     assert out.loss.requires_grad == (len(frozen) < 2)
     if out.loss.requires_grad:
@@ -136,7 +138,7 @@ def test_without_grad_mode_there_is_one_matmul_and_no_graph(monkeypatch):
             case.hidden,
             case.head,
             case.targets,
-            family_loss(loss, case.batch),
+            family_loss(loss, case.batch.unscored()),
             with_entropy=True,
             coupling="sequence",
             sequence_ids=case.batch.sequence_ids,
@@ -158,7 +160,7 @@ def test_tied_weights_that_are_used_elsewhere_too():
     want, embedding.grad = embedding.grad, None
     case.hidden = mix @ embedding
     linear_policy_loss(
-        case.hidden, case.head, case.targets, family_loss(loss, case.batch), chunk_tokens=3
+        case.hidden, case.head, case.targets, family_loss(loss, case.batch.unscored()), chunk_tokens=3
     ).loss.backward()
     close(embedding.grad, want)
 
@@ -168,7 +170,9 @@ def test_the_output_can_be_scaled_and_gradients_add_up():
     case = make_case(loss)
     compare(case, loss, factor=3.0, chunk_tokens=4)
     once = [g.clone() for g in case.gradients()]
-    linear_policy_loss(case.hidden, case.head, case.targets, family_loss(loss, case.batch)).loss.backward()
+    linear_policy_loss(
+        case.hidden, case.head, case.targets, family_loss(loss, case.batch.unscored())
+    ).loss.backward()
     for got, first in zip(case.gradients(), once, strict=True):
         close(got, first + first / 3)
 
@@ -180,7 +184,10 @@ def test_slices_add_up_to_the_whole():
     case.clear()
     for rows in (slice(0, 9), slice(9, len(case.targets))):
         linear_policy_loss(
-            case.hidden[rows], case.head, case.targets[rows], family_loss(loss, case.batch.select(rows))
+            case.hidden[rows],
+            case.head,
+            case.targets[rows],
+            family_loss(loss, case.batch.select(rows).unscored()),
         ).loss.backward()
     for got, want in zip(case.gradients(), gradients, strict=True):
         close(got, want)
@@ -214,7 +221,9 @@ def test_a_kept_graph_gives_the_same_again_and_a_spent_one_says_so():
     case = make_case(loss)
 
     def fresh():
-        return linear_policy_loss(case.hidden, case.head, case.targets, family_loss(loss, case.batch)).loss
+        return linear_policy_loss(
+            case.hidden, case.head, case.targets, family_loss(loss, case.batch.unscored())
+        ).loss
 
     value = fresh()
     (3 * value).backward(retain_graph=True)
@@ -241,7 +250,7 @@ def test_no_tokens_give_a_connected_zero():
         hidden,
         case.head,
         case.targets[none],
-        family_loss(loss, case.batch.select(none)),
+        family_loss(loss, case.batch.select(none).unscored()),
         with_entropy=True,
         coupling="sequence",
         sequence_ids=case.batch.sequence_ids[none],

@@ -139,7 +139,9 @@ def test_mixed_types_and_autocast_are_computed_in_float32():
     _, gradients, logps, *_ = oracle(case, loss)
     case.clear()
     with torch.autocast("cpu", torch.bfloat16):
-        out = linear_policy_loss(case.hidden, case.head, case.targets, family_loss(loss, case.batch))
+        out = linear_policy_loss(
+            case.hidden, case.head, case.targets, family_loss(loss, case.batch.unscored())
+        )
         scored = linear_logprob(case.hidden, case.head, case.targets)[0]
     out.loss.backward()
     close(out.logps, logps, 1e-5)

@@ -130,11 +130,11 @@ def test_gemma_softcap_is_read_from_its_config(tmp_path):
 
 
 def test_a_head_that_is_not_understood_is_refused(tmp_path, monkeypatch):
-    import grpokit.policy.load
+    import grpokit.policy.probes
 
     path = make_model_dir(tmp_path / "model")
     monkeypatch.setattr(
-        grpokit.policy.load, "head", lambda model: Head(2 * model.get_output_embeddings().weight)
+        grpokit.policy.probes, "head", lambda model: Head(2 * model.get_output_embeddings().weight)
     )
     with pytest.raises(ValueError, match=r"head of Qwen3ForCausalLM .* does not know"):
         load(path)

@@ -156,7 +156,7 @@ def test_a_step_ahead_corrects_by_default(options, mode, note):
     config = TrainConfig(**({"loss_type": "dapo", "sampler": "vllm", "async_depth": 1} | options))
     loss = loss_from_config(config)
     assert (None if loss.correction is None else loss.correction.mode) == mode
-    said = correction_note(config, loss)
+    said = correction_note(loss, config.async_depth, config.correction_mode)
     assert (said is None) if note is None else (note in said)
 
 

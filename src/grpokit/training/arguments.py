@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,80 +50,54 @@ def name_arguments(text: str) -> str:
 
 
 def gather_arguments(
-    args: TrainConfig,
-    *,
-    model: Any,
-    reward_funcs: Any,
-    train_dataset: Any,
-    eval_dataset: Any,
-    processing_class: Any,
-    peft_config: Any,
-    callbacks: Sequence[Any],
-    sampler: Any,
-    advantage_estimator: Any,
-    group_filter: Any,
-    optimizer: Any,
-    options: Mapping[str, Any],
+    args: TrainConfig, given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[TrainConfig, Parts]:
-    """Gathers the arguments of `GRPOTrainer`. It takes them all, and loads nothing.
+    """Gathers the arguments of `GRPOTrainer`; loads nothing.
+
+    Args:
+        args: the configuration to begin with.
+        given: the arguments of `GRPOTrainer` that may be objects, by name; None where one was left out.
+        options: options of TrainConfig by name.
 
     Returns:
         The configuration, in which an object has a name such as `python:accuracy`; and the objects.
 
     Raises:
         ValueError: an argument of the wrong kind, or an unknown option.
-
-    Args:
-        args: the configuration to begin with.
-        model: see `GRPOTrainer`.
-        reward_funcs: see `GRPOTrainer`.
-        train_dataset: see `GRPOTrainer`.
-        eval_dataset: see `GRPOTrainer`.
-        processing_class: see `GRPOTrainer`.
-        peft_config: see `GRPOTrainer`.
-        callbacks: see `GRPOTrainer`.
-        sampler: see `GRPOTrainer`.
-        advantage_estimator: see `GRPOTrainer`.
-        group_filter: see `GRPOTrainer`.
-        optimizer: see `GRPOTrainer`.
-        options: options of TrainConfig by name.
     """
     if not isinstance(args, TrainConfig):
         raise ValueError(f"args: a {type(args).__name__}; expected a grpokit.TrainConfig")
     config = with_options(args, options)
-    config, loaded = _take_model(config, model, processing_class)
-    config, functions = _take_rewards(config, reward_funcs)
-    config, rows = _take_rows(config, "dataset", "train_dataset", train_dataset)
+    config, model = _take_model(config, given["model"], given["processing_class"])
+    config, functions = _take_rewards(config, given["reward_funcs"])
+    config, rows = _take_rows(config, "dataset", "train_dataset", given["train_dataset"])
     if rows is not None and not is_listed(rows) and options.get("shuffle"):
         raise ValueError(
             "shuffle True: an iterable is taken in the order in which it gives its rows; shuffle it yourself, or pass a list"
         )
-    config, held_out = _take_rows(config, "eval_dataset", "eval_dataset", eval_dataset)
-    if peft_config is not None:
-        config = dataclasses.replace(config, **options_of_peft(peft_config))
-    callbacks = tuple(callbacks)
-    check_callbacks(callbacks)
-    config, own_sampler = _take_object(config, "sampler", sampler)
-    if own_sampler is not None:
-        check_sampler(own_sampler)
-    config, estimator = _take_object(config, "advantage_estimator", advantage_estimator)
-    config, own_filter = _take_object(config, "group_filter", group_filter)
-    config, own_optimizer = _take_object(config, "optim", optimizer)
+    config, held_out = _take_rows(config, "eval_dataset", "eval_dataset", given["eval_dataset"])
+    if given["peft_config"] is not None:
+        config = dataclasses.replace(config, **options_of_peft(given["peft_config"]))
+    check_callbacks(given["callbacks"])
+    config, sampler = _take_object(config, "sampler", given["sampler"])
+    config, estimator = _take_object(config, "advantage_estimator", given["advantage_estimator"])
+    config, group_filter = _take_object(config, "group_filter", given["group_filter"])
+    config, optimizer = _take_object(config, "optim", given["optimizer"])
     parts = Parts(
-        model=loaded,
-        tokenizer=processing_class,
+        model=model,
+        tokenizer=given["processing_class"],
         train_dataset=rows,
         eval_dataset=held_out,
         reward_funcs=functions,
-        sampler=own_sampler,
+        sampler=None if sampler is None else check_sampler(sampler),
         advantage_estimator=estimator,
-        group_filter=own_filter,
-        optimizer=own_optimizer,
-        callbacks=callbacks,
+        group_filter=group_filter,
+        optimizer=optimizer,
+        callbacks=tuple(given["callbacks"]),
     )
     find_estimator(config, parts)  # raises where it can't be called as it must be
     find_filter(config, parts)
-    if own_optimizer is not None and not callable(own_optimizer) and loaded is None:
+    if optimizer is not None and not callable(optimizer) and model is None:
         raise ValueError(
             "optimizer: an optimizer that is made already needs a loaded model, whose parameters it has; pass a function "
             "f(named_parameters, learning_rate) that makes it"

@@ -82,21 +82,20 @@ class GRPOTrainer:
         **options: Any,
     ) -> None:
         with argument_errors():
-            self.args, self._parts = gather_arguments(
-                args or TrainConfig(),
-                model=model,
-                reward_funcs=reward_funcs,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                peft_config=peft_config,
-                callbacks=callbacks,
-                sampler=sampler,
-                advantage_estimator=advantage_estimator,
-                group_filter=group_filter,
-                optimizer=optimizer,
-                options=options,
-            )
+            given = {
+                "model": model,
+                "reward_funcs": reward_funcs,
+                "train_dataset": train_dataset,
+                "eval_dataset": eval_dataset,
+                "processing_class": processing_class,
+                "peft_config": peft_config,
+                "callbacks": tuple(callbacks),
+                "sampler": sampler,
+                "advantage_estimator": advantage_estimator,
+                "group_filter": group_filter,
+                "optimizer": optimizer,
+            }
+            self.args, self._parts = gather_arguments(args or TrainConfig(), given, options)
             check_train_config(self.args, from_python=True)
             checked_loss(self.args)
         self._stop = StopRequest()
