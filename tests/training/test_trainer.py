@@ -430,7 +430,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), MISTAKES, ids=lambda x: str(x)[:50])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    MISTAKES,
+    ids=[f"{next(iter(change))}-{n}" for n, (change, _) in enumerate(MISTAKES)],
+)
 def test_mistakes_are_found_before_anything_is_loaded_and_name_the_argument(settings, change, message):
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared below
         GRPOTrainer(**settings | change)
@@ -448,7 +452,7 @@ def test_mistakes_are_found_before_anything_is_loaded_and_name_the_argument(sett
         ({"train_dataset": [{"text": "no prompt"}]}, "train_dataset[0]: no prompt"),
         ({"max_completion_length": 64}, "max_completion_length 64: the model's context is 64"),
     ],
-    ids=lambda x: str(x)[:40],
+    ids=["estimator", "parameters", "no-optimizer", "sampler", "rows", "context"],
 )
 def test_mistakes_that_show_later_name_the_argument_too(settings, change, message):
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared below
