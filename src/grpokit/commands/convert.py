@@ -104,6 +104,8 @@ def _special(left: dict[str, Any], ours: dict[str, Any], said: list[str]) -> Non
         ours["dtype"] = "bfloat16"
     if left.pop("fp16", False):
         said.append("fp16: has no counterpart; dtype auto is bfloat16 on a GPU")
+    if left.pop("optim", None) is not None:  # ours of that name takes other values
+        said.append("optim: not needed: the optimizer is AdamW")
     _vllm(left, ours, said)
     host, port = left.pop("vllm_server_host", None), left.pop("vllm_server_port", 8000)
     if host is not None:

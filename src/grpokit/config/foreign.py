@@ -35,7 +35,6 @@ NOT_NEEDED = {
     "dataloader_num_workers": "prompts are tokenized at the start",
     "rlhf_type": "it is GRPO",
     "do_train": "it trains",
-    "optim": "the optimizer is AdamW",
     "cast_lm_head_to_fp32": "the head's parameters and log-probs are float32",
     "push_to_hub": "the model is in final/",
 }
