@@ -150,7 +150,7 @@ def test_without_triton_torch_serves_and_says_so(monkeypatch, caplog):
     monkeypatch.delitem(sys.modules, "grpokit.logprobs.triton_kernels", raising=False)
     import grpokit.logprobs
 
-    monkeypatch.delattr(grpokit.logprobs, "triton_rows", raising=False)
+    monkeypatch.delattr(grpokit.logprobs, "triton_kernels", raising=False)
     assert passes._row_kernels(torch.device("cuda"), torch.float32) is rows
     assert passes._row_kernels(torch.device("cuda"), torch.float32) is rows
     assert caplog.text.count("without Triton") == 1
