@@ -205,7 +205,7 @@ def test_bfloat16_compute_trains(tmp_path):
 
 def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
     """The weights of the step whose held-out reward was highest, whatever came after."""
-    import grpokit.training.run
+    import grpokit.training.evaluation
     from helpers.running import start, train
 
     rewards, weights = iter([0.2, 0.3, 0.5, 0.4]), []
@@ -214,7 +214,7 @@ def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
         weights.append(run.policy.model.get_input_embeddings().weight.detach().clone())
         return {"eval/reward": next(rewards)}
 
-    monkeypatch.setattr(grpokit.training.run, "evaluate", figures)
+    monkeypatch.setattr(grpokit.training.evaluation, "evaluate", figures)
     data = str(tmp_path / "train.jsonl")
     run = start(tiny_config(tmp_path, eval_dataset=data, eval_steps=1, eval_samples=2, max_steps=3))
     train(run)

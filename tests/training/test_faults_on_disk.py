@@ -183,6 +183,8 @@ def test_every_option_is_documented_as_free_or_fixed_on_resume():
     assert fixed == {
         "model",
         "dataset",
+        "shuffle",
+        "optim",
         "dataset_split",
         "max_samples",
         "system_prompt",

@@ -245,7 +245,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(directory):
     rows = tuple(dataclasses.replace(row, weight=float("nan")) for row in update.samples)
     before = [p.detach().clone() for p in policy.parameters()]
     with pytest.raises(NonFiniteError, match="not finite"):
-        optimize(policy, dataclasses.replace(update, rows=rows), loss, optimizer, Learning())
+        optimize(policy, dataclasses.replace(update, samples=rows), loss, optimizer, Learning())
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
     assert policy.version == 0
 
@@ -259,7 +259,7 @@ def test_the_micro_batch_that_is_written_down_is_the_bad_one(directory, bad):
         dataclasses.replace(row, weight=float("nan")) if number == bad else row
         for number, row in enumerate(update.samples)
     )
-    update, found = dataclasses.replace(update, rows=rows), []
+    update, found = dataclasses.replace(update, samples=rows), []
     written = Learning(
         micro_batch_tokens=30,
         drop_dead_rows=False,

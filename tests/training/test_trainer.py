@@ -205,6 +205,44 @@ def test_a_callback_that_raises_is_named_and_everything_is_saved(settings, tmp_p
     assert "KeyError" in (tmp_path / "run" / "error.txt").read_text()
 
 
+class FailsToSave:
+    def on_save(self, step, path):
+        raise OSError("the archive is full")
+
+
+def test_a_callback_that_fails_after_a_save_leaves_one_true_checkpoint(settings, by_command, tmp_path):
+    with pytest.raises(CallbackError, match="FailsToSave.on_save raised OSError"):
+        GRPOTrainer(**settings, save_steps=1, callbacks=[FailsToSave()]).train()
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+    GRPOTrainer(**settings, save_steps=1).train(resume_from_checkpoint=True)
+    assert without_names(tmp_path / "run") == without_names(by_command)
+
+
+def test_a_run_that_a_callback_ended_can_be_taken_to_its_end(settings):
+    trainer = GRPOTrainer(**settings, callbacks=[Diary(stops_at=1)])
+    assert [row["step"] for row in trainer.train()] == [1]
+    assert [row["step"] for row in trainer.train()] == [1, 2, 3]
+
+
+def test_a_closed_trainer_keeps_its_history_and_trains_no_more(settings):
+    with GRPOTrainer(**settings | {"max_steps": 1}, callbacks=None) as trainer:
+        trainer.train()
+    assert len(trainer.history) == 1
+    with pytest.raises(ValueError, match="this GRPOTrainer is closed"):
+        trainer.train()
+
+
+def test_saving_a_model_deletes_nothing_else(settings, tmp_path):
+    trainer = GRPOTrainer(**settings | {"max_steps": 1})
+    trainer.train()
+    for path in (trainer.output_dir, tmp_path):
+        with pytest.raises(ValueError, match="is not empty and not a model's directory"):
+            trainer.save_model(path)
+    trainer.save_model(tmp_path / "out")
+    trainer.save_model(tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 # --------------------------------------------------------------------------- own parts
 
 
@@ -278,7 +316,7 @@ def test_an_own_sampler_is_asked_for_each_step(settings, by_command, tmp_path):
         return made[-1]
 
     GRPOTrainer(**settings, sampler=make).train()
-    assert made[0].asked == [(4, 4, False), "sync"] * 3
+    assert made[0].asked == ["sync", *[(4, 4, False), "sync"] * 3]
     assert final_weights(tmp_path / "run") == final_weights(by_command)
 
 

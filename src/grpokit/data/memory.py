@@ -25,6 +25,8 @@ def check_rows(rows: Any, argument: str) -> None:
             f"{argument}: a {type(rows).__name__} of {names}; expected rows, such as a list of dicts, or one split: "
             f"{argument}={argument.removesuffix('_dataset')}_data[{next(iter(rows), 'split')!r}]"
         )
+    if is_listed(rows) and not len(rows):
+        raise ValueError(f"{argument}: has no row; expected at least one")
     if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
         raise ValueError(
             f"{argument}: a {type(rows).__name__}; expected a path, org/name of the Hub, a list of dicts, a "

@@ -111,6 +111,14 @@ def _is_verl(columns: Mapping[str, Any]) -> bool:
     return isinstance(judged, Mapping) and "ground_truth" in judged
 
 
+def named_row(values: Any, place: str) -> DatasetRow:
+    """Reads one row, and names its place in an error."""
+    try:
+        return parse_row(values, place)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
 def parse_row(values: Any, source: str) -> DatasetRow:
     """Reads the prompt and the columns of one row. Raises ValueError saying what is wrong; the caller adds file:line."""
     if isinstance(values, ValueError):

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..types import Prompt
 from .memory import read_raw
-from .rows import DatasetRow, parse_row
 
 KEPT_READS = 3  # calls of `take` whose prompts can still be asked for by position
 
@@ -26,26 +25,31 @@ class PromptStream:
 
     Args:
         rows: the iterable.
-        tokenize: one row → its prompt, or None for a row that is left out; raises ValueError for a bad one.
+        make_prompt: (a row's values, its place) → its prompt, or None for a row that is left out; raises ValueError for a bad
+            one.
         longest: the limit on a prompt's length, in tokens.
 
     Example:
-        >>> stream = PromptStream(iter([{"prompt": "a"}]), lambda row: Prompt(0, (1,), row.content, {}, row.source), 8)
+        >>> stream = PromptStream(iter([{"prompt": "a"}]), lambda row, place: Prompt(0, (1,), row["prompt"], {}, place), 8)
         >>> stream.take(0, 1)[0].source, stream.reaches(1)
         ('train_dataset[0]', False)
     """
 
     def __init__(
-        self, rows: Iterable[Any], tokenize: Callable[[DatasetRow], Prompt | None], longest: int
+        self, rows: Iterable[Any], make_prompt: Callable[[Any, str], Prompt | None], longest: int
     ) -> None:
-        self.rows, self.tokenize, self.longest = rows, tokenize, longest
+        self.rows, self.make_prompt, self.longest = rows, make_prompt, longest
         self.next_position = 0  # the next prompt to be read
         self.read = 0  # rows read, for messages
         self.prompts: dict[int, Prompt] = {}  # those that may still be asked for
         self.states: dict[int, Any] = {}  # the iterable's state before each of them
         self.starts: deque[int] = deque(maxlen=KEPT_READS)
         self.iterator: Iterator[Any] | None = None
+        self.restored = (
+            False  # whether the iterable goes on from a loaded state, where it would start over too
+        )
         self.ended = False
+        self.first_columns: set[str] = set()
         if not self.reaches(0):
             raise ValueError("--dataset: the iterable has no row to train on; expected at least one")
         self.first_columns = set(self.prompts[0].columns)
@@ -89,7 +93,7 @@ class PromptStream:
             raise ValueError(
                 f"--dataset: state_dict() of {type(self.rows).__name__} can't be written as JSON: {error}"
             ) from error
-        return {"position": position, "state": state}
+        return {"position": position, "state": state, "read": self.read - (self.next_position - position)}
 
     @property
     def columns(self) -> set[str]:
@@ -104,6 +108,7 @@ class PromptStream:
         if state is not None and hasattr(self.rows, "load_state_dict"):
             self.rows.load_state_dict(state)  # pyright: ignore[reportAttributeAccessIssue]
             self.iterator, self.next_position, self.ended = iter(self.rows), position, False
+            self.read, self.restored = saved.get("read", position), True
             self.prompts, self.states = {}, {}
         else:
             self.reaches(position - 1)
@@ -126,7 +131,8 @@ class PromptStream:
                     self.next_position += 1
                     return
                 state = self._own_state()
-            once = self.iterator is self.rows
+            # After a resume by its state, an iterable may start over where that state says: so it ends there.
+            once = self.iterator is self.rows or self.restored
             self.iterator = None
             if once or restarted:  # it can't start over, or a whole pass gave no prompt
                 self.ended = True
@@ -135,7 +141,7 @@ class PromptStream:
     def _prompt(self, row: Any) -> Prompt | None:
         place, values = read_raw(row, f"train_dataset[{self.read}]")
         self.read += 1
-        try:
-            return self.tokenize(parse_row(values, place))
-        except ValueError as error:
-            raise error if str(error).startswith(place) else ValueError(f"{place}: {error}") from error
+        prompt = self.make_prompt(values, place)
+        if prompt is None or not self.first_columns:
+            return prompt
+        return replace(prompt, columns={**dict.fromkeys(sorted(self.first_columns)), **prompt.columns})

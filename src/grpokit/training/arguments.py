@@ -26,19 +26,22 @@ ARGUMENTS = {"dataset": "train_dataset", "optim": "optimizer"}
 
 
 @contextmanager
-def argument_errors() -> Iterator[None]:
-    """Names arguments in place of flags in the errors that users can mend: `--beta -1: ...` becomes `beta -1: ...`."""
+def argument_errors(names: Mapping[str, str] = ARGUMENTS) -> Iterator[None]:
+    """Names arguments in place of flags in the errors that users can mend: `--beta -1: ...` becomes `beta -1: ...`.
+
+    `names` are those that differ from the flag's.
+    """
     try:
         yield
     except ValueError as error:
-        text = name_arguments(str(error))
+        text = name_arguments(str(error), names)
         if text == str(error) or len(error.args) != 1:
             raise
         error.args = (text,)
         raise
 
 
-def name_arguments(text: str) -> str:
+def name_arguments(text: str, names: Mapping[str, str] = ARGUMENTS) -> str:
     """A message with the names of arguments in the place of flags.
 
     Example:
@@ -46,7 +49,7 @@ def name_arguments(text: str) -> str:
         'train_dataset (missing): is required; see help(TrainConfig)'
     """
     text = text.replace("see --help", "see help(TrainConfig)")
-    return re.sub(r"(?<![\w-])--([a-z][a-z0-9_]*)", lambda match: ARGUMENTS.get(match[1], match[1]), text)
+    return re.sub(r"(?<![\w-])--([a-z][a-z0-9_]*)", lambda match: names.get(match[1], match[1]), text)
 
 
 def gather_arguments(
@@ -67,6 +70,8 @@ def gather_arguments(
     """
     if not isinstance(args, TrainConfig):
         raise ValueError(f"args: a {type(args).__name__}; expected a grpokit.TrainConfig")
+    if "dataset" in options:
+        raise ValueError("dataset: from Python this argument is called train_dataset")
     config = with_options(args, options)
     config, model = _take_model(config, given["model"], given["processing_class"])
     config, functions = _take_rewards(config, given["reward_funcs"])

@@ -54,6 +54,7 @@ class Callbacks:
 
     def __init__(self, callbacks: Sequence[Any] = (), world: World | None = None) -> None:
         self.callbacks, self.world = tuple(callbacks), world or World()
+        self.any = self.world.any(bool(self.callbacks))  # on some rank: then all ranks wait for each other
         self.stops = False
 
     def call(self, method: str, *arguments: Any) -> None:
@@ -61,7 +62,7 @@ class Callbacks:
 
         Raises CallbackError (FailedOnSomeRank among several ranks) where one raises.
         """
-        if not self.callbacks:
+        if not self.any:
             return
         wants_stop = False
         with self.world.together():
@@ -74,6 +75,10 @@ class Callbacks:
 
 def check_callbacks(callbacks: Sequence[Any]) -> None:
     """Raises ValueError for an object without any of METHODS, or with one that can't be called."""
+    if not isinstance(callbacks, list | tuple):
+        raise ValueError(
+            f"callbacks: a {type(callbacks).__name__}; expected a list of objects: callbacks=[...]"
+        )
     for callback in callbacks:
         name = type(callback).__name__
         if isinstance(callback, type):

@@ -123,6 +123,7 @@ class HeldOut:
         def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
             return score(sample_share(self.sampler, prompts, count, world, pause, greedy=greedy), prompts)
 
+        self.sampler.sync()
         with counting(f"evaluation at step {step}", len(self.prompts)) as progress:
             figures = evaluate(
                 complete,

@@ -36,10 +36,11 @@ def iter_steps(run: Run, progress: StepProgress | None = None) -> Iterator[Step]
                 run.rollouts.sync(clock)
             metrics |= reward_metrics(progress.groups, run.rewards) | rollout_metrics(progress.groups)
             done = run.finish_step(step + 1, progress, metrics, clock)
+            progress = None  # with it, the run's state has moved on
+            run.save_if_due()
         except BaseException as error:
             run.rescue(error, progress)
             raise
-        progress = None
         yield done
 
 

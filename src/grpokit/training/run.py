@@ -33,7 +33,7 @@ from ..runs.dumps import write_offender
 from ..runs.metrics import values
 from ..runs.recorder import Recorder
 from ..types import Metrics, Prompt, RolloutGroup
-from .callbacks import Callbacks
+from .callbacks import CallbackError, Callbacks
 from .evaluation import HeldOut
 from .measure import Clock
 from .setup.announce import StepNotes
@@ -74,6 +74,7 @@ class Run:
     stop: StopRequest
     callbacks: Callbacks
     notes: StepNotes
+    resume_by: str = "--resume_from_checkpoint auto"  # what to tell the user
     random_state: RandomState = field(default_factory=random_state_now)  # where the present step began
 
     @property
@@ -159,7 +160,7 @@ class Run:
         return figures
 
     def finish_step(self, step: int, progress: StepProgress, metrics: Metrics, clock: Clock) -> Step:
-        """Records step `step`, counted from 1. Evaluates and saves where that is due.
+        """Records step `step`, counted from 1, and evaluates where that is due. The run's state moves on last.
 
         Args:
             step: the step's number, counted from 1.
@@ -179,9 +180,12 @@ class Run:
         self.recorder.write_step(step, row, groups)
         self.state = TrainState(step, self.state.skipped + progress.skipped)
         self.random_state = random_state_now()
-        if config.save_steps and step % config.save_steps == 0:
-            self.save()
         return Step(step, groups, row)
+
+    def save_if_due(self) -> None:
+        """Writes a checkpoint every --save_steps steps."""
+        if self.config.save_steps and self.state.step % self.config.save_steps == 0:
+            self.save()
 
     @contextmanager
     def record_batch(self, step: int, progress: StepProgress) -> Iterator[None]:
@@ -251,10 +255,14 @@ class Run:
         try:
             if not path.exists():
                 self.save(progress)
-        except OSError as cannot:  # a full disk, say, which may be why we are here
+        except (
+            OSError,
+            ValueError,
+            CallbackError,
+        ) as cannot:  # a full disk, say, which may be why we are here
             say(f"no checkpoint of this moment: {cannot}")
             return
-        say(f"saved {path}; continue with --resume_from_checkpoint auto")
+        say(f"saved {path}; continue with {self.resume_by}")
 
     def finish(self) -> None:
         """Writes final/ and the report, and says where everything is."""

@@ -45,8 +45,15 @@ def iter_session(run: Run, progress: StepProgress | None = None, shows: bool = T
         Each step once it is recorded and the callbacks have seen it.
     """
     config = run.config
+    run.callbacks.stops = False
     if not run.recorder.evaluations:
-        run.evaluate(run.state.step)
+        try:
+            run.evaluate(run.state.step)
+        except BaseException as error:
+            run.rescue(error, progress)
+            raise
+    if run.callbacks.stops:
+        return
     display = StepDisplay(run.state.step, config.max_steps, config.logging_steps, run.rewards[0].name, shows)
     with display:
         for step in iter_steps(run, progress):

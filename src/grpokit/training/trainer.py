@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class GRPOTrainer:
         *,
         processing_class: Any = None,
         peft_config: Any = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Any] | None = None,
         sampler: str | Sampler | SamplerFactory | None = None,
         advantage_estimator: str | Estimator | None = None,
         group_filter: str | GroupFilter | None = None,
@@ -89,7 +89,7 @@ class GRPOTrainer:
                 "eval_dataset": eval_dataset,
                 "processing_class": processing_class,
                 "peft_config": peft_config,
-                "callbacks": tuple(callbacks),
+                "callbacks": [] if callbacks is None else callbacks,
                 "sampler": sampler,
                 "advantage_estimator": advantage_estimator,
                 "group_filter": group_filter,
@@ -102,6 +102,9 @@ class GRPOTrainer:
         self._open = contextlib.ExitStack()
         self._run: Run | None = None
         self._progress: StepProgress | None = None
+        self._closed = self._broken = False
+        # Closes files and ranks once the trainer is collected, or at the end of the script.
+        self._finalizer = weakref.finalize(self, self._open.close)
 
     # ------------------------------------------------------------------- training
 
@@ -146,27 +149,31 @@ class GRPOTrainer:
             return run.evaluate(run.state.step)
 
     def save_model(self, output_dir: str | Path) -> None:
-        """Writes the present weights as a Hugging Face directory. All ranks call it."""
-        run = self._started()
+        """Writes the present weights as a Hugging Face directory. All ranks call it.
+
+        A model that is there is replaced. Raises ValueError where the directory holds anything else.
+        """
+        run, path = self._started(), Path(output_dir).expanduser()
         with self._guarded():
-            save_model(Path(output_dir).expanduser(), run.policy, run.tokenizer, run.save_format, run.world)
+            _refuse_to_replace(path)
+            save_model(path, run.policy, run.tokenizer, run.save_format, run.world)
 
     # ------------------------------------------------------------------- what it holds
 
     @property
     def model(self) -> Any:
         """The model that is trained, a transformers PreTrainedModel."""
-        return self._started().policy.model
+        return (self._run or self._started()).policy.model
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return self._started().tokenizer
+        return (self._run or self._started()).tokenizer
 
     @property
     def history(self) -> list[dict[str, float]]:
         """The metrics of each step that this trainer made, as in metrics.jsonl."""
-        return self._started().recorder.history
+        return (self._run or self._started()).recorder.history
 
     @property
     def output_dir(self) -> Path:
@@ -175,8 +182,8 @@ class GRPOTrainer:
 
     def close(self) -> None:
         """Closes the run's files and leaves the ranks. At the end of the script it happens by itself."""
-        self._open.close()
-        self._run = None
+        self._closed = True
+        self._finalizer()
 
     def __enter__(self) -> GRPOTrainer:
         return self
@@ -198,22 +205,30 @@ class GRPOTrainer:
 
     def _started(self) -> Run:
         """The run, put together at the first use."""
+        if self._closed:
+            raise ValueError("this GRPOTrainer is closed; make a new one to go on")
         if self._run is None:
             with self._guarded():
                 self._world: World = self._open.enter_context(joined_world(self.args.ddp_timeout))
                 self._run, self._progress = open_run(self.args, self._world, self._stop, self._parts)
                 self._open.callback(self._run.close)
-                atexit.register(self.close)
         return self._run
 
     def _steps(self) -> Iterator[Step]:
         run, progress, self._progress = self._started(), self._progress, None
+        if self._broken:
+            raise ValueError(
+                "this run stopped in the middle of a step; make a new GRPOTrainer and call train(resume_from_checkpoint=True)"
+            )
         with self._guarded():
             try:
                 yield from iter_session(run, progress)
-            except GeneratorExit:  # the caller has left the loop
+            except GeneratorExit:  # the caller has left the loop, between two steps
                 if run.state.step < run.config.max_steps:
                     run.keep()
+                raise
+            except BaseException:
+                self._broken = True
                 raise
 
     @contextlib.contextmanager
@@ -223,6 +238,7 @@ class GRPOTrainer:
             with argument_errors(), self._stop.listening(print):
                 yield
         except Stopped as stopped:
+            self._stop.signum = 0  # it has been obeyed
             if stopped.exit_code == 130:
                 raise KeyboardInterrupt(f"stopped by {stopped}; a checkpoint was written") from None
             raise SystemExit(stopped.exit_code) from None
@@ -232,8 +248,47 @@ class GRPOTrainer:
             raise
 
 
-def train(model: Any = None, reward_funcs: Any = None, **arguments: Any) -> GRPOTrainer:
-    """Makes a `GRPOTrainer`, trains it to the end, and returns it. Takes what `GRPOTrainer` takes.
+def _refuse_to_replace(path: Path) -> None:
+    """Raises ValueError where writing a model to `path` would delete anything but a model."""
+    if path.is_file():
+        raise ValueError(f"output_dir {path}: is a file; name a directory")
+    known = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")
+    others = (
+        [item.name for item in path.iterdir() if item.is_dir() or item.suffix not in known]
+        if path.exists()
+        else []
+    )
+    if others or (path.exists() and any(path.iterdir()) and not _is_model(path)):
+        raise ValueError(
+            f"output_dir {path}: is not empty and not a model's directory, and would be replaced; name another, such as "
+            f"{path / 'model'}"
+        )
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
+
+
+def train(
+    model: Any = None,
+    reward_funcs: Any = None,
+    args: TrainConfig | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    **arguments: Any,
+) -> GRPOTrainer:
+    """Makes a `GRPOTrainer`, trains it to the end, and returns it.
+
+    Args:
+        model: see `GRPOTrainer`, as for all others.
+        reward_funcs: see there.
+        args: see there.
+        train_dataset: see there.
+        eval_dataset: see there.
+        **arguments: see there.
+
+    Returns:
+        The trainer, whose `history` has the metrics of each step.
 
     Example:
         >>> trainer = train("runs/demo-task/model", exact, train_dataset=rows, max_steps=60)  # doctest: +SKIP
@@ -241,7 +296,7 @@ def train(model: Any = None, reward_funcs: Any = None, **arguments: Any) -> GRPO
         0.93
     """
     resume = arguments.pop("resume_from_checkpoint", None)
-    trainer = GRPOTrainer(model, reward_funcs, **arguments)
+    trainer = GRPOTrainer(model, reward_funcs, args, train_dataset, eval_dataset, **arguments)
     trainer.train(resume)
     return trainer
 
@@ -267,6 +322,6 @@ def evaluate(
     from .arguments import gather_evaluation
     from .evaluate_model import evaluate_model
 
-    with argument_errors():
+    with argument_errors({}):
         config, parts = gather_evaluation(model, reward_funcs, dataset, processing_class, options)
         return evaluate_model(config, parts)

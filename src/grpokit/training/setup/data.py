@@ -10,7 +10,7 @@ from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
 from ...data.memory import is_listed, memory_source
 from ...data.prompts import Prompts, require_template, tokenize
-from ...data.rows import DatasetRow, describe_dataset, read_rows
+from ...data.rows import describe_dataset, named_row, read_rows
 from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
 from ...rewards import Reward, describe_rewards, load_rewards
@@ -95,8 +95,9 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
             "bounds a prompt; set it"
         )
 
-    def fit(row: DatasetRow) -> Prompt | None:
+    def fit(values: Any, place: str) -> Prompt | None:
         try:
+            row = named_row(values, place)
             require_template([row], tokenizer)
             prompt = tokenize(row, tokenizer, config.system_prompt)
         except ValueError:

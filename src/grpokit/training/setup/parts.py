@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from ...batch.advantages import ESTIMATORS, Estimator
-from ...common.imports import load_object
-from ...common.text import did_you_mean
+from ...common.imports import load_object, raised_in
+from ...common.text import did_you_mean, one_line
 from ...config.options import TrainConfig
 from ...policy.optimizer import MakeOptimizer
 from ...rollouts import Sampler
 from ...rollouts.resample import GroupFilter
+from ...types import RolloutGroup
 
 SamplerFactory = Callable[..., Sampler]
 """Makes a sampler of one's own: called with `policy`, `tokenizer`, `config` and `seed`, by those names that it asks for.
@@ -119,7 +120,25 @@ def find_filter(config: TrainConfig, parts: Parts) -> GroupFilter | None:
         own = load_object(config.group_filter, "--group_filter")
     if own is not None:
         check_function(own, "--group_filter", "f(group) that returns True or False", 1)
+        return _NamedFilter(own)
     return own
+
+
+@dataclass(frozen=True)
+class _NamedFilter:
+    """A user's filter, whose errors name it and the group."""
+
+    function: GroupFilter
+
+    def __call__(self, group: RolloutGroup) -> bool:
+        try:
+            return bool(self.function(group))
+        except Exception as error:
+            name = getattr(self.function, "__name__", type(self.function).__name__)
+            raise ValueError(
+                f"--group_filter {name}: raised {type(error).__name__}: {one_line(error)} "
+                f"({raised_in(error, self.function)}) for the group of {group.prompt.source}"
+            ) from error
 
 
 def check_function(function: Any, flag: str, expected: str, most: int) -> None:

@@ -55,6 +55,7 @@ def start(
     Raises:
         ValueError: naming the option that cannot work.
     """
+    resume_by = "--resume_from_checkpoint auto" if parts is None else "train(resume_from_checkpoint=True)"
     stop, parts = stop or StopRequest(), parts or Parts()
     own_sampler = find_sampler(config, parts)
     estimator, own_filter = find_estimator(config, parts), find_filter(config, parts)
@@ -97,8 +98,12 @@ def start(
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
         notes=StepNotes(output),
+        resume_by=resume_by,
     )
     rollouts.pause = run.pause
+    rollouts.data_state(state.step)  # raises now, not at the first checkpoint, where it can't be written
+    if own_sampler is not None:
+        rollouts.sampler.sync()  # a resumed run's weights are not the model directory's
     return run, state.unfinished
 
 
