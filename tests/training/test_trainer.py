@@ -211,7 +211,7 @@ class FailsToSave:
 
 
 def test_a_callback_that_fails_after_a_save_leaves_one_true_checkpoint(settings, by_command, tmp_path):
-    with pytest.raises(CallbackError, match="FailsToSave.on_save raised OSError"):
+    with pytest.raises(CallbackError, match=r"FailsToSave\.on_save raised OSError"):
         GRPOTrainer(**settings, save_steps=1, callbacks=[FailsToSave()]).train()
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-1"]
     GRPOTrainer(**settings, save_steps=1).train(resume_from_checkpoint=True)

@@ -2,7 +2,7 @@
 
     prompts → rollouts → rewards → (resample) → advantages → updates with fixed weights → optimizer steps → record
 
-`run.py` has what a run is made of, `setup/` puts it together, and each arrow is a room of its own.
+`run.py` has a run's parts, `setup/` puts them together, and each arrow is a room.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
     groups = add_advantages(chosen.groups, run.estimator, run.scale_rewards, run.reward_weights)
     if config.mask_truncated_completions:
         groups = mask_truncated(groups)
-    # Every weight is fixed here, before anything is cut.
-    updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)
-    age = run.rollouts.staleness(groups, run.policy.version)
-    return StepProgress(updates, groups, metrics=chosen.metrics | age)
+    updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)  # fixes every weight
+    metrics = chosen.metrics | run.rollouts.staleness(groups, run.policy.version)
+    return StepProgress(updates, groups, metrics=metrics)
