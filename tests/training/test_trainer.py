@@ -250,6 +250,19 @@ def sgd(named_parameters, learning_rate):
     return torch.optim.SGD([p for _, p in named_parameters], lr=learning_rate, momentum=0.9)
 
 
+class Counting(torch.optim.SGD):
+    """Keeps a number with its parameter group, as Prodigy and schedule-free optimizers do."""
+
+    def step(self, closure=None):
+        self.param_groups[0]["seen"] = self.param_groups[0].get("seen", 0) + 1
+        self.param_groups[0]["lr"] /= self.param_groups[0]["seen"]
+        return super().step(closure)
+
+
+def counting(named_parameters, learning_rate):
+    return Counting([p for _, p in named_parameters], lr=learning_rate)
+
+
 def ranks(rewards):
     """An advantage estimator: places within the group, centred."""
     places = rewards.argsort().argsort().double()
@@ -262,8 +275,13 @@ def not_the_second(group):
 
 @pytest.mark.parametrize(
     ("part", "value"),
-    [("optimizer", sgd), ("advantage_estimator", ranks), ("group_filter", not_the_second)],
-    ids=["optimizer", "advantage_estimator", "group_filter"],
+    [
+        ("optimizer", sgd),
+        ("optimizer", counting),
+        ("advantage_estimator", ranks),
+        ("group_filter", not_the_second),
+    ],
+    ids=["optimizer", "optimizer-with-numbers", "advantage_estimator", "group_filter"],
 )
 def test_own_parts_resume_to_the_byte_and_work_by_name(settings, tmp_path, part, value, capsys):
     ends = []

@@ -115,6 +115,7 @@ def save_checkpoint(
             "random": pythons,
             "data": state.data,
             "optimizer": numbers,
+            "optimizer_groups": _group_numbers(optimizer),
         }
         if state.unfinished is not None:
             record["unfinished"] = _write_progress(trainer / "step.safetensors", state.unfinished)
@@ -176,6 +177,8 @@ def load_checkpoint(
                 slot: like(parameter, value) if _is_like(parameter, slot, value) else value
                 for slot, value in slots[name].items()
             }
+    for group, saved in zip(optimizer.param_groups, record.get("optimizer_groups", []), strict=False):
+        group |= saved
     policy.version = record["policy_version"]
     # With another number of ranks, the additional ones keep their own state.
     if world.rank < len(record["random"]):
@@ -265,6 +268,20 @@ def _optimizer_state(
                     "hold tensors and numbers"
                 )
     return tensors, numbers
+
+
+def _group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """The numbers that an optimizer of one's own keeps with its parameter groups, such as Prodigy's `d`.
+
+    AdamW's are its options, which follow the configuration.
+    """
+    if type(optimizer) is torch.optim.AdamW:
+        return []
+    scheduled = ("lr", "initial_lr")
+    return [
+        {name: v for name, v in group.items() if isinstance(v, int | float) and name not in scheduled}
+        for group in optimizer.param_groups
+    ]
 
 
 def _is_like(parameter: Tensor, slot: str, value: Any) -> bool:
