@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from .text import FROM_PYTHON
+
 # One rank prints for all: every rank finds out the same.
 console = Console(highlight=False, quiet=int(os.environ.get("RANK", "0")) > 0)
 
@@ -192,7 +194,7 @@ def figures_table(figures: Mapping[str, float], title: str) -> Table:
 
 def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> Table:
     """Two evaluations side by side."""
-    table = Table(title=f"held-out prompts of {where.removeprefix('python:')}", title_justify="left")
+    table = Table(title=f"held-out prompts of {where.removeprefix(FROM_PYTHON)}", title_justify="left")
     for heading in ("", f"before (step {before['step']})", f"after (step {after['step']})"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in before:

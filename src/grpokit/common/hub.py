@@ -16,7 +16,7 @@ SECONDS = 10.0  # until the Hub counts as out of reach
 
 
 def is_hub_model(name: str) -> bool:
-    """Whether `name` can only be a model of the Hub: org/name or org/name@revision, and no path that exists.
+    """Tells whether `name` can only be a model of the Hub: org/name or org/name@revision, and no path that exists.
 
     Example:
         >>> is_hub_model("Qwen/Qwen2.5-0.5B-Instruct@main"), is_hub_model("./Qwen"), is_hub_model("a/b/c")

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def loop_is_running() -> bool:
-    """Whether an event loop runs in this thread, so that `asyncio.run` would refuse."""
+    """Tells whether an event loop runs in this thread, so that `asyncio.run` would refuse."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

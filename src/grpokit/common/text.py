@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FROM_PYTHON = "python:"  # begins the name, in a configuration, of something that was given as an object
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `" (did you mean 'x'?)"` for the nearest known word, or an empty string.

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.hub import is_hub_model
+from ..common.text import FROM_PYTHON
 from ..data.sources import is_hub_name
 from .options import ModelConfig, TrainConfig
-
-FROM_PYTHON = "python:"  # begins the name of something that was given as an object
 
 
 class Rule(NamedTuple):
@@ -50,22 +49,22 @@ def above_0(flags: str) -> list[Rule]:
 
 
 def is_given(value: str) -> bool:
-    """Whether a model or a dataset was given as an object."""
+    """Tells whether a model or a dataset was given as an object."""
     return value.startswith(FROM_PYTHON)
 
 
 def has_model(value: str) -> bool:
-    """Whether a value names a model: a directory with a config.json, a model of the Hub, or an object."""
+    """Tells whether a value names a model: a directory with a config.json, a model of the Hub, or an object."""
     return is_given(value) or is_hub_model(value) or (Path(value) / "config.json").is_file()
 
 
 def has_data(value: str) -> bool:
-    """Whether a value names a dataset: something on disk, of the Hub, or in memory."""
+    """Tells whether a value names a dataset: something on disk, of the Hub, or in memory."""
     return is_given(value) or Path(value).exists() or is_hub_name(value)
 
 
 def is_adapter(value: str) -> bool:
-    """Whether a model's directory holds an adapter alone."""
+    """Tells whether a model's directory holds an adapter alone."""
     return (Path(value) / "adapter_config.json").is_file() and not (Path(value) / "config.json").is_file()
 
 

@@ -80,7 +80,7 @@ class CorrectionOptions:
     opsm_threshold: float | None = steering(None)
     """Drop sequences with a negative advantage whose mean(sampler - logp) exceeds this."""
     rejected_tokens: Literal["keep", "drop"] | None = steering(None)
-    """Whether masked tokens stay in the counts (keep, the default) or leave them (drop)."""
+    """Tells whether masked tokens stay in the counts (keep, the default) or leave them (drop)."""
 
 
 @dataclass(frozen=True)

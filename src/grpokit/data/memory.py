@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from ..common.text import FROM_PYTHON
 from .sources import RawRow, Source, plain
 
 DIGEST_ROWS = 1000  # rows that the digest of a list looks at
 
 
 def is_listed(rows: Any) -> bool:
-    """Whether `rows` has a length and can be indexed: a list, a tuple, a `datasets.Dataset`; else it is read once."""
+    """Tells whether `rows` has a length and can be indexed: a list, a tuple, a `datasets.Dataset`; else it is read once."""
     return hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
 
 
@@ -65,12 +66,12 @@ def describe_rows(rows: Any) -> str:
         'python:list of 1 rows, 6fae0d90'
     """
     if not is_listed(rows):
-        return f"python:{type(rows).__name__}"
+        return f"{FROM_PYTHON}{type(rows).__name__}"
     count = len(rows)
     step = max(1, count // DIGEST_ROWS)
     text = json.dumps([_row(rows, i) for i in range(0, count, step)], default=repr, sort_keys=True)
     digest = hashlib.sha256(f"{count}{text}".encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"python:{type(rows).__name__} of {count} rows, {digest}"
+    return f"{FROM_PYTHON}{type(rows).__name__} of {count} rows, {digest}"
 
 
 def _row(rows: Sequence[Any], number: int) -> Any:

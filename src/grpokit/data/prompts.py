@@ -195,7 +195,7 @@ class Prompts:
         return [self.at(position + offset) for offset in range(count)]
 
     def reaches(self, position: int) -> bool:
-        """Whether there is a prompt at `position`: the order never ends."""
+        """Tells whether there is a prompt at `position`: the order never ends."""
         return True
 
     def data_state(self, position: int) -> None:

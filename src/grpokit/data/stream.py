@@ -55,7 +55,7 @@ class PromptStream:
         self.first_columns = set(self.prompts[0].columns)
 
     def reaches(self, position: int) -> bool:
-        """Whether there is a prompt at `position`; reads up to it."""
+        """Tells whether there is a prompt at `position`; reads up to it."""
         while self.next_position <= position and not self.ended:
             self._read_one()
         return self.next_position > position

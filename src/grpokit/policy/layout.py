@@ -42,7 +42,7 @@ def choose_layout(
 
 
 def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
-    """Whether micro-batches are packed. Raises ValueError where --packing packed is given and the model can't be."""
+    """Tells whether micro-batches are packed. Raises ValueError where --packing packed is given and the model can't be."""
     if config.packing == "packed" and not policy.packs:
         raise ValueError(
             f"--packing packed: {type(policy.model).__name__} does not keep packed samples apart with --attn_implementation "
@@ -55,7 +55,7 @@ def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
 def resolve_sharing(
     config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
 ) -> tuple[Sharing, str | None]:
-    """Whether completions share their prompts in a forward, and if not, why. Takes what `choose_layout` takes.
+    """Tells whether completions share their prompts in a forward, and if not, why. Takes what `choose_layout` takes.
 
     Raises ValueError where --share_prompts always is given and a model can't share them.
 

@@ -19,7 +19,7 @@ EXPECTED = "expected the directory of a sequence-classification model with one l
 
 
 def is_reward_model(spec: str) -> bool:
-    """Whether a value of --reward_funcs names a model: a directory, or org/name[@revision] of the Hub."""
+    """Tells whether a value of --reward_funcs names a model: a directory, or org/name[@revision] of the Hub."""
     return (Path(spec) / "config.json").is_file() or is_hub_model(spec)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.imports import load_object, raised_at
-from ..common.text import did_you_mean, one_line
+from ..common.text import FROM_PYTHON, did_you_mean, one_line
 from ..types import SAMPLED
 from . import builtin
 from .accuracy import accuracy_reward
@@ -20,7 +20,6 @@ from .builtin import RewardFunction
 from .model import is_reward_model, load_reward_model
 from .signatures import TRL, adapt_signature, is_async, unwrap
 
-FROM_PYTHON = "python:"  # begins the name of a function that was given as an object
 BUILT_IN = (
     "exact_match",
     "format",

@@ -87,7 +87,7 @@ def spread_filter(reward_weights: Sequence[float]) -> GroupFilter:
 
 
 def has_spread(group: RolloutGroup, reward_weights: Sequence[float]) -> bool:
-    """Whether the group's reward differs between completions, or any reward function with a weight does.
+    """Tells whether the group's reward differs between completions, or any reward function with a weight does.
 
     The second serves gdpo, which learns from each function by itself. A function of weight 0 only watches.
     """

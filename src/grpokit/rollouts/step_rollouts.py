@@ -32,7 +32,7 @@ class PromptOrder(Protocol):
         ...
 
     def reaches(self, position: int) -> bool:
-        """Whether there is a prompt at `position`."""
+        """Tells whether there is a prompt at `position`."""
         ...
 
     def data_state(self, position: int) -> dict[str, Any] | None:
@@ -126,7 +126,7 @@ class StepRollouts:
         return {"sampler/staleness": Metric.mean(torch.tensor(ages, dtype=torch.float64))}
 
     def has_prompts(self, step: int) -> bool:
-        """Whether the data reaches to the end of step `step`, counted from 0."""
+        """Tells whether the data reaches to the end of step `step`, counted from 0."""
         return self.prompts.reaches(self._first(step + 1) - 1)
 
     def data_state(self, step: int) -> dict[str, Any] | None:

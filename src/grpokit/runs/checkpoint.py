@@ -285,7 +285,7 @@ def _group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
 
 
 def _is_like(parameter: Tensor, slot: str, value: Any) -> bool:
-    """Whether a slot of an optimizer's state has the parameter's shape, and is sharded as it is."""
+    """Tells whether a slot of an optimizer's state has the parameter's shape, and is sharded as it is."""
     return isinstance(value, Tensor) and slot != "step" and value.shape == parameter.shape
 
 

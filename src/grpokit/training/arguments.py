@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..common.imports import load_object
+from ..common.text import FROM_PYTHON
 from ..config.checks import check_model_config
 from ..config.options import EvalConfig, ModelConfig, TrainConfig
 from ..config.yaml import with_options
 from ..data.memory import check_rows, describe_rows, is_listed
 from ..policy.lora import options_of_peft
-from ..rewards.registry import FROM_PYTHON
 from .callbacks import check_callbacks
 from .setup.parts import Parts, check_sampler, find_estimator, find_filter
 

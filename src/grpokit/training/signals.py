@@ -31,7 +31,7 @@ class StopRequest:
         self.signum = 0
 
     def is_set(self) -> bool:
-        """Whether a signal has come."""
+        """Tells whether a signal has come."""
         return self.signum != 0
 
     def raise_if_set(self, world: World) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ...batch.advantages import ESTIMATORS, Estimator
 from ...common.imports import load_object, raised_in
-from ...common.text import did_you_mean, one_line
+from ...common.text import FROM_PYTHON, did_you_mean, one_line
 from ...config.options import TrainConfig
 from ...policy.optimizer import MakeOptimizer
 from ...rollouts import Sampler
@@ -166,5 +166,5 @@ def check_function(function: Any, flag: str, expected: str, most: int) -> None:
 
 
 def is_own(name: str) -> bool:
-    """Whether an option's value names an object of the user's: file.py:name or package.module:name."""
-    return ":" in name and not name.startswith("python:")
+    """Tells whether an option's value names an object of the user's: file.py:name or package.module:name."""
+    return ":" in name and not name.startswith(FROM_PYTHON)
