@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import grpokit
 from grpokit import GRPOTrainer
@@ -570,14 +571,15 @@ def test_rows_in_memory_and_a_lambda_learn_as_the_demo_does(tmp_path):
         [json.loads(line) for line in (tmp_path / "task" / name).read_text().splitlines()]
         for name in ("train.jsonl", "eval.jsonl")
     ]
-    demo = TrainConfig(
-        learning_rate=6e-4, lr_scheduler_type="linear", prompts_per_step=32, max_completion_length=7
-    )
+    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    for given_as_objects in ("model", "dataset", "eval_dataset", "output_dir", "reward_funcs", "max_steps"):
+        del recipe[given_as_objects]
     trainer = GRPOTrainer(
         tmp_path / "task" / "model",
         lambda completions, answer: [float(c == a) for c, a in zip(completions, answer, strict=True)],
-        demo,
-        *read,
+        train_dataset=read[0],
+        eval_dataset=read[1],
+        **recipe,
         max_steps=60,
         output_dir=str(tmp_path / "run"),
     )
