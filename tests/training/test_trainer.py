@@ -17,7 +17,6 @@ import yaml
 import grpokit
 from grpokit import GRPOTrainer
 from grpokit.commands.cli import main
-from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import to_yaml
 from grpokit.policy.load import load_tokenizer
 from grpokit.runs.checkpoint import checkpoints
