@@ -143,6 +143,29 @@ def test_a_dataset_of_the_hub(hub):
     ]
 
 
+def test_without_a_network_the_cache_is_read_at_once(hub, monkeypatch):
+    import huggingface_hub
+    from datasets import config
+
+    asked = []
+
+    def unreachable(self, name, timeout):
+        asked.append((name, timeout))
+        raise TimeoutError
+
+    def load_dataset(name, config_name=None, **options):
+        assert config.HF_HUB_OFFLINE
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    before = config.HF_HUB_OFFLINE
+    refuses(lambda: open_dataset("some/thing", "--dataset"), "FileNotFoundError: not in the cache")
+    assert asked == ([("some/thing", 10.0)] if not before else [])
+    assert before == config.HF_HUB_OFFLINE
+
+
 def test_a_dataset_that_the_hub_does_not_give(hub):
     refuses(
         lambda: open_dataset("some/thing", "--dataset"),

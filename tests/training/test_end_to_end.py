@@ -222,3 +222,10 @@ def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
     kept = load_file(tmp_path / "run" / "best" / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(kept, weights[2])
     assert not torch.equal(kept, weights[3])
+
+
+def test_eval_steps_without_held_out_prompts_are_said_to_do_nothing(tmp_path, capsys):
+    config = tiny_config(tmp_path, eval_steps=2, max_steps=1)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    assert "note: --eval_steps 2 does nothing without --eval_dataset" in capsys.readouterr().out

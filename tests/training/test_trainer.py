@@ -413,6 +413,32 @@ def test_a_loaded_model_is_trained_in_place_and_its_reference_is_a_copy(settings
     assert final_weights(tmp_path / "run") == final_weights(tmp_path / "named")
 
 
+@pytest.mark.parametrize("save_dtype", [None, "bfloat16"])
+def test_a_loaded_model_and_an_optimizer_object_resume(settings, tmp_path, save_dtype):
+    from transformers import AutoModelForCausalLM
+
+    ends = []
+    for name, stops in (("whole", (3,)), ("twice", (2, 3))):
+        for max_steps in stops:
+            loaded = AutoModelForCausalLM.from_pretrained(settings["model"])
+            loaded.double()
+            own = {
+                "model": loaded,
+                "processing_class": load_tokenizer(settings["model"]),
+                "optimizer": torch.optim.SGD(loaded.parameters(), lr=0.1, momentum=0.9),
+                "output_dir": str(tmp_path / name),
+                "lr_scheduler_type": "constant",
+                "save_dtype": save_dtype,
+                "save_steps": 2,
+                "max_steps": max_steps,
+            }
+            trainer = GRPOTrainer(**settings | own)
+            trainer.train(resume_from_checkpoint=max_steps > stops[0])
+            assert trainer.model is loaded
+        ends.append((final_weights(tmp_path / name), rows(tmp_path / name, "metrics.jsonl")))
+    assert ends[0] == ends[1]
+
+
 def test_pefts_configuration_means_the_same_as_the_flags(settings, tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -481,6 +507,8 @@ MISTAKES = [
     ({"advantage_estimator": "median"}, "advantage_estimator median: is not one of group"),
     ({"group_filter": 3}, "group_filter: a int; expected a function"),
     ({"optimizer": "sgd"}, "optimizer sgd: expected adamw, or file.py:function"),
+    ({"reward_funcs": [ranks, ranks]}, "reward_funcs: two functions are called ranks"),
+    ({"reward_funcs": ["exact_match"], "reward_weights": [1, 2]}, "reward functions: exact_match"),
     ({"processing_class": object()}, "processing_class: is the tokenizer of a loaded model"),
     ({"shuffle": True, "train_dataset": iter(ROWS)}, "shuffle"),
 ]

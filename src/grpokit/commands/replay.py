@@ -19,8 +19,9 @@ from ..losses import Loss
 from ..parallel import default_device
 from ..policy.load import load_policy
 from ..policy.policy import Policy
-from ..runs.checkpoint import checkpoints, load_parameters, read_record
+from ..runs.checkpoint import checkpoints, read_record
 from ..runs.dumps import Dump, read_offender
+from ..runs.exact import PARAMETERS, restore_exact
 from ..training.setup.loss import lora_from_config
 
 
@@ -58,7 +59,7 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
     )
     say(f"weights: {weights} ({how_near})")
     # An adapter is in trainer/, and needs its base model. Any other directory is loaded as it is.
-    beside = (weights / "trainer" / "parameters.safetensors").is_file() or weights == Path(c.model)
+    beside = (weights / "trainer" / PARAMETERS).is_file() or weights == Path(c.model)
     lora = lora_from_config(c) if beside else None
     policy = load_policy(
         str(weights) if lora is None else c.model,
@@ -70,7 +71,7 @@ def replay(config: ReplayConfig, loss_of: Any) -> bool:
         lora=lora,
         probe=False,  # the replay is about weights that may be wrong
     )
-    load_parameters(weights, policy)
+    restore_exact(weights, policy, complete=False)
     report = run_again(policy, loss_of(c), dumped)
     console.print(report.table())
     console.print(report.verdict)

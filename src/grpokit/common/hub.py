@@ -1,11 +1,14 @@
-"""Models of the Hugging Face Hub: `org/name` or `org/name@revision` becomes a directory of its cache."""
+"""The Hugging Face Hub: `org/name[@revision]` of a model becomes a directory of its cache; without a network, caches serve."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from .text import one_line
 
@@ -32,6 +35,38 @@ def model_directory(name: str, flag: str) -> str:
     has no such model, or the cache lacks it and the Hub can't be reached.
     """
     return _snapshot(name, flag) if is_hub_model(name) else name
+
+
+@contextmanager
+def dataset_cache(name: str) -> Iterator[None]:
+    """Within it, the Hub's libraries use their caches as they are, where the Hub can't be reached for dataset `name`.
+
+    Otherwise they would try again for half a minute before they look there.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    modules: list[Any] = [constants]
+    with suppress(ImportError):
+        from datasets import config
+
+        modules.append(config)
+    before = [getattr(module, "HF_HUB_OFFLINE", False) for module in modules]
+    reached = not constants.HF_HUB_OFFLINE
+    if reached:
+        try:
+            HfApi().dataset_info(name, timeout=SECONDS)
+        except HfHubHTTPError:  # it has answered
+            pass
+        except Exception:  # noqa: BLE001 - the HTTP library has errors of its own
+            reached = False
+    for module in modules:
+        module.HF_HUB_OFFLINE = not reached
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 @lru_cache(maxsize=32)

@@ -24,6 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..common.hub import dataset_cache
 from ..common.text import did_you_mean, one_line
 from .json_lines import json_array, json_lines, parse_json
 
@@ -297,9 +298,10 @@ def _on_hub(wanted: _Wanted) -> Source:
     datasets = _package("datasets", wanted.flag, wanted.name, why)
     name, _, config = wanted.name.partition(":")
     try:
-        loaded = datasets.load_dataset(
-            name, config or None, **({"split": wanted.split} if wanted.split else {})
-        )
+        with dataset_cache(name):
+            loaded = datasets.load_dataset(
+                name, config or None, **({"split": wanted.split} if wanted.split else {})
+            )
     except Exception as error:  # the network, the Hub, the disk and the dataset each raise types of their own
         raise ValueError(
             f"{wanted.flag} {wanted.name}: no such file or folder, and the Hub's dataset of that name cannot be loaded: "

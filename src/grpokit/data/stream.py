@@ -13,8 +13,6 @@ from typing import Any
 from ..types import Prompt
 from .memory import read_raw
 
-KEPT_READS = 3  # calls of `take` whose prompts can still be asked for by position
-
 
 class PromptStream:
     """The endless prompt order of an iterable of rows: rows are read and tokenized when a step needs them.
@@ -28,6 +26,7 @@ class PromptStream:
         make_prompt: (a row's values, its place) → its prompt, or None for a row that is left out; raises ValueError for a bad
             one.
         longest: the limit on a prompt's length, in tokens.
+        kept_reads: calls of `take` whose prompts can still be asked for by position.
 
     Example:
         >>> stream = PromptStream(iter([{"prompt": "a"}]), lambda row, place: Prompt(0, (1,), row["prompt"], {}, place), 8)
@@ -36,14 +35,18 @@ class PromptStream:
     """
 
     def __init__(
-        self, rows: Iterable[Any], make_prompt: Callable[[Any, str], Prompt | None], longest: int
+        self,
+        rows: Iterable[Any],
+        make_prompt: Callable[[Any, str], Prompt | None],
+        longest: int,
+        kept_reads: int = 3,
     ) -> None:
         self.rows, self.make_prompt, self.longest = rows, make_prompt, longest
         self.next_position = 0  # the next prompt to be read
         self.read = 0  # rows read, for messages
         self.prompts: dict[int, Prompt] = {}  # those that may still be asked for
         self.states: dict[int, Any] = {}  # the iterable's state before each of them
-        self.starts: deque[int] = deque(maxlen=KEPT_READS)
+        self.starts: deque[int] = deque(maxlen=kept_reads)
         self.iterator: Iterator[Any] | None = None
         self.restored = (
             False  # whether the iterable goes on from a loaded state, where it would start over too

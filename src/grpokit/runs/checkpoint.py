@@ -5,7 +5,8 @@
         trainer/state.json             steps done, optimizer steps, every other file's size and SHA-256; written last
         trainer/config.yaml            the configuration it was trained with
         trainer/optimizer.safetensors  AdamW's moments, by parameter name
-        trainer/parameters.safetensors the trained parameters in full precision, where the model is saved in less
+        trainer/parameters.safetensors trained parameters that the model files don't hold to the bit: see exact.py
+        trainer/buffers.safetensors    the model's buffers, likewise
         trainer/random.safetensors     the random state of numpy and torch on each rank (a reward function may use it)
         trainer/step.safetensors       within a step: its rollouts, their log-probs, and how far it has come
         trainer/ahead.safetensors      between two steps: the rollouts that were sampled ahead for the next one
@@ -33,11 +34,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..parallel import ALONE, World, like
-from ..policy.export import SaveFormat, atomically, gather_to_main, gather_weights, saved_dtype, write_model
+from ..policy.export import SaveFormat, atomically, gather_to_main, gather_weights, write_model
 from ..policy.learn import StepProgress
 from ..policy.policy import Policy
 from ..rollouts.gather import groups_from_tensors, groups_to_tensors
 from ..types import Metric, Prompt, RolloutGroup
+from .exact import restore_exact, write_exact
 from .tensors import add_prefix, strip_prefix, updates_from_tensors, updates_to_tensors
 
 FORMAT = 2  # version of the trainer directory; raised when its contents change
@@ -100,15 +102,13 @@ def save_checkpoint(
         write_model(directory, weights, policy, tokenizer, save_format)
         trainer = directory / "trainer"
         trainer.mkdir()
-        trained = {name: p.dtype for name, p in policy.model.named_parameters() if p.requires_grad}
-        if policy.lora is not None or saved_dtype(policy, save_format) not in trained.values():
-            precise = {name: weights[name].contiguous() for name in trained}
-            save_file(precise, trainer / "parameters.safetensors")
+        write_exact(directory, policy, weights)
         save_file(moments, trainer / "optimizer.safetensors")
         save_file(noise, trainer / "random.safetensors")
         (trainer / "config.yaml").write_text(config, encoding="utf-8")
         record = {
             "format": FORMAT,
+            "exact": True,
             "step": state.step,
             "skipped": state.skipped,
             "policy_version": policy.version,
@@ -158,7 +158,7 @@ def load_checkpoint(
         record = read_record(path)
         tensors = load_file(trainer / "optimizer.safetensors")
         noise = load_file(trainer / "random.safetensors")
-        load_parameters(path, policy)
+        restore_exact(path, policy, complete="exact" in record)
         unfinished = None
         if "unfinished" in record:
             unfinished = _read_progress(trainer / "step.safetensors", record["unfinished"], prompt_at)
@@ -187,16 +187,6 @@ def load_checkpoint(
         np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
         torch.set_rng_state(noise[f"torch/{world.rank}"])
     return TrainState(record["step"], record["skipped"], unfinished, ahead, record.get("data"))
-
-
-@torch.no_grad()
-def load_parameters(path: Path, policy: Policy) -> None:
-    """Loads the full-precision parameters, where the checkpoint has them because its model is saved in less."""
-    precise = path / "trainer" / "parameters.safetensors"
-    exact = load_file(precise) if precise.exists() else {}
-    for name, parameter in policy.model.named_parameters():
-        if name in exact:
-            parameter.copy_(like(parameter, exact[name]))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -195,6 +195,10 @@ def _take_rewards(config: Config, rewards: Any) -> tuple[Config, dict[str, Calla
         name = _name_of(reward, "reward")
         if name in functions and name.rpartition(":")[2] == "reward":  # several lambdas
             name = next(f"{name}_{i}" for i in range(2, 99) if f"{name}_{i}" not in functions)
+        if name in functions:
+            raise ValueError(
+                f"reward_funcs: two functions are called {reward.__name__}; metrics need a name for each, so rename one"
+            )
         functions[name] = reward
         names.append(name)
     return dataclasses.replace(config, reward_funcs=tuple(names)), functions

@@ -19,7 +19,7 @@ STEPS_WITHOUT_SIGNAL = 5  # steps without anything to learn from, before the run
 def announce_settings(config: TrainConfig, ranks: int) -> None:
     """Prints the settings that were changed, and the plan of a step."""
     say(to_yaml(config, only_changed=True).strip())
-    say(f"(all other settings are at their defaults: {config.output_dir}/config.yaml has them)\n")
+    say(f"(all other settings are at their defaults; {config.output_dir}/config.yaml will list them)\n")
     say(batch_plan(config, ranks))
 
 
@@ -35,6 +35,8 @@ def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[s
     updates = config.num_iterations * config.updates_per_step
     found = notes(loss, updates, sampler_is_trainer=config.sampler == "transformers")
     found += filter(None, [correction_note(loss, config.async_depth, config.correction_mode)])
+    if config.eval_steps and not config.eval_dataset:
+        found.append(f"--eval_steps {config.eval_steps} does nothing without --eval_dataset")
     if layout.shares_not is not None:
         found.append(f"each completion's forward computes its prompt again: {layout.shares_not}")
     return found

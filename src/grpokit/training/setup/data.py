@@ -115,7 +115,8 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
             "--long_prompts truncate_left or drop"
         )
 
-    stream = PromptStream(rows, fit, longest)
+    # A step reads once, and again each time that groups are replaced; one more step may be sampled ahead.
+    stream = PromptStream(rows, fit, longest, kept_reads=2 * (1 + config.max_resample_times) + 1)
     columns = ", ".join(sorted(stream.columns)) or "none beside the prompt"
     say(f"--dataset {type(rows).__name__}: read as steps need it, in its own order; columns: {columns}")
     return stream
@@ -214,6 +215,9 @@ def load_data(config: TrainConfig, tokenizer: Any, context: int | None, parts: P
         return RunData(prompts, rewards, [], prompts.longest)
     flag = "--eval_dataset"
     held_out = load_prompts(config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset)
-    make_rewards(config, held_out.columns, parts.reward_funcs)  # an error now, not at the first evaluation
+    try:  # an error now, not at the first evaluation
+        make_rewards(config, held_out.columns, parts.reward_funcs)
+    except ValueError as error:
+        raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
     longest = max(prompts.longest, held_out.longest)
     return RunData(prompts, rewards, held_out.in_order(config.eval_samples), longest)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ...config.options import TrainConfig
@@ -34,17 +35,25 @@ def loss_from_config(config: TrainConfig) -> Loss:
     """
     options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
     options["ratio_level"] = config.ratio_level or config.importance_sampling_level
-    if "max_completion_length" in loss_options(config.loss_type, config.reduction):
-        options["max_completion_length"] = config.max_completion_length
+    with _naming_flags():
+        if "max_completion_length" in loss_options(config.loss_type, config.reduction):
+            options["max_completion_length"] = config.max_completion_length
     kwargs = _loss_kwargs(config, options)
-    try:
+    with _naming_flags():
         if config.correction_mode == "none":
             options["correction_mode"] = None
         elif config.async_depth and not follows_sampler(config.loss_type, config.surrogate):
             options["correction_mode"] = config.correction_mode or "truncate"
         return make_loss(config.loss_type, **options, **kwargs)
+
+
+@contextmanager
+def _naming_flags() -> Iterator[None]:
+    """Turns the names of options, with which the messages of `make_loss` begin, into flags."""
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(f"--{error}") from error  # its messages begin with the option's name
+        raise ValueError(f"--{error}") from error
 
 
 def checked_loss(config: TrainConfig) -> Loss:

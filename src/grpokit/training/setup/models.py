@@ -74,7 +74,8 @@ def load_models(
     lora = lora_from_config(config, None if model is None else model.config._name_or_path)
     needs_copy = model is not None and config.beta and lora is None and not config.ref_model
     untrained = copy.deepcopy(model) if needs_copy else initial
-    source = str(checkpoint) if checkpoint and lora is None else initial
+    # A model from Python is trained in place: `load_checkpoint` gives it the checkpoint's weights.
+    source = str(checkpoint) if checkpoint and lora is None and model is None else initial
     policy = load_configured(source, config, world, lora, trains=True)
     if lora is not None:
         trained, total = (

@@ -1,0 +1,218 @@
+"""The rules of `TrainConfig`, as tables. Each names the flag, the value and the mend."""
+
+from __future__ import annotations
+
+from .rules import Rule, above_0, at_least, has_data, has_model, is_adapter, ranks
+
+NUMBER_RULES = [
+    Rule(
+        "eval_dataset",
+        lambda c: c.eval_dataset == "" or has_data(c.eval_dataset),
+        "no such file or directory",
+    ),
+    Rule("output_dir", lambda c: bool(c.output_dir), "is required", "(missing)"),
+    *at_least(
+        1,
+        "prompts_per_step num_generations num_iterations updates_per_step micro_batch_tokens logging_steps max_steps "
+        "eval_samples eval_generations",
+    ),
+    *at_least(
+        0,
+        "save_steps eval_steps warmup_steps log_completions record_batches save_total_limit max_skipped_steps shard_size "
+        "max_resample_times beta weight_decay max_grad_norm learning_rate adam_epsilon",
+    ),
+    Rule("adam_beta1", lambda c: 0 <= c.adam_beta1 < 1, "must be at least 0 and below 1"),
+    Rule("adam_beta2", lambda c: 0 <= c.adam_beta2 < 1, "must be at least 0 and below 1"),
+    *above_0("ddp_timeout vllm_timeout vllm_max_gap"),
+]
+
+LORA_RULES = [
+    Rule("lora_r", lambda c: c.lora_r >= 0, "must be 0 (no adapter) or more; 16 is usual"),
+    Rule("lora_alpha", lambda c: c.lora_alpha > 0, "must be above 0; twice --lora_r is usual"),
+    Rule(
+        "lora_target_modules",
+        lambda c: len(c.lora_target_modules) > 0,
+        "name some modules, or all-linear",
+        "(empty)",
+    ),
+    Rule(
+        "lora_target_modules",
+        lambda c: "all-linear" not in c.lora_target_modules or len(c.lora_target_modules) == 1,
+        "all-linear stands alone",
+    ),
+    Rule(
+        "lora_save",
+        lambda c: c.lora_save == "merged" or c.lora_r > 0,
+        "there is no adapter to save with --lora_r 0; set --lora_r (16 is usual) or leave it out",
+    ),
+    Rule(
+        "model",
+        lambda c: (
+            not is_adapter(c.model) or c.lora_r == 0 or (c.lora_save == "merged" and c.vllm_sync != "adapter")
+        ),
+        "is an adapter itself, and a second one beside it would belong to no model on disk; use --lora_save merged and not "
+        "--vllm_sync adapter, or train from a merged model",
+    ),
+    Rule(
+        "load_in_4bit",
+        lambda c: not c.load_in_4bit or c.lora_r > 0,
+        "weights of 4 bits cannot be trained; add --lora_r (16 is usual)",
+    ),
+    Rule(
+        "load_in_4bit",
+        lambda c: not c.load_in_4bit or c.lora_save == "adapter",
+        "an adapter is not merged into 4 bits; add --lora_save adapter",
+    ),
+    Rule(
+        "load_in_4bit",
+        lambda c: not c.load_in_4bit or c.dtype != "float64",
+        "goes with float32 or bfloat16, not with --dtype float64",
+    ),
+    Rule(
+        "load_in_4bit",
+        lambda c: not c.load_in_4bit or ranks() == 1,
+        "weights of 4 bits cannot be sharded; run on one rank",
+    ),
+    Rule(
+        "load_in_4bit",
+        lambda c: (
+            not c.load_in_4bit
+            or c.sampler != "vllm"
+            or (c.vllm_mode == "server" and c.vllm_sync == "adapter")
+        ),
+        "vLLM can be given the adapter alone; add --vllm_sync adapter",
+    ),
+]
+
+BATCH_RULES = [
+    Rule(
+        "updates_per_step",
+        lambda c: c.prompts_per_step % c.updates_per_step == 0,
+        "must divide --prompts_per_step {c.prompts_per_step}, so that groups stay whole",
+    ),
+    Rule(
+        "shard_size",
+        lambda c: c.shard_size == 0 or ranks() % c.shard_size == 0,
+        "must divide the number of ranks, {ranks}",
+    ),
+]
+
+LOSS_RULES = [
+    Rule(
+        "importance_sampling_level",
+        lambda c: (
+            not (c.ratio_level and c.importance_sampling_level)
+            or c.ratio_level == c.importance_sampling_level
+        ),
+        "is another name of --ratio_level, which is {c.ratio_level}; give one of them",
+    ),
+    Rule(
+        "advantage_estimator",
+        lambda c: (
+            ":" in c.advantage_estimator
+            or c.advantage_estimator in ("group", "rloo", "reinforce_plus_plus", "opo", "gdpo")
+        ),
+        "is not one of group, rloo, reinforce_plus_plus, opo, gdpo, and not file.py:function",
+    ),
+    Rule(
+        "num_generations",
+        lambda c: c.num_generations >= 2 or ":" in c.advantage_estimator,
+        "the baseline `{c.advantage_estimator}` compares completions of one prompt, so every advantage "
+        "would be 0; use 2 or more (8 is usual)",
+    ),
+    Rule(
+        "scale_rewards",
+        lambda c: c.scale_rewards is None or c.advantage_estimator == "group",
+        "is not used by --advantage_estimator {c.advantage_estimator}; leave it out or use group",
+    ),
+    Rule(
+        "ref_model",
+        lambda c: not c.ref_model or c.beta > 0,
+        "is not used with --beta 0; set --beta (0.04 is usual) or leave it out",
+    ),
+    Rule("ref_model", lambda c: not c.ref_model or has_model(c.ref_model), "has no config.json"),
+    Rule("group_filter", lambda c: not c.group_filter or ":" in c.group_filter, "expected file.py:function"),
+    Rule("optim", lambda c: c.optim == "adamw" or ":" in c.optim, "expected adamw, or file.py:function"),
+]
+
+LAYOUT_RULES = [
+    Rule(
+        "share_prompts",
+        lambda c: c.share_prompts != "always" or not c.compile,
+        "does not go with --compile, which would compile every layer anew for it; use auto or never",
+    ),
+    Rule(
+        "share_prompts",
+        lambda c: c.share_prompts != "always" or c.packing != "packed",
+        "completions that share prompts are padded, so --packing packed would do nothing; use auto for one of them",
+    ),
+    Rule(
+        "share_prompts",
+        lambda c: c.share_prompts != "always" or not c.gradient_checkpointing,
+        "does not go with --gradient_checkpointing, which computes layers again in the backward; use auto or never",
+    ),
+    Rule(
+        "compile",
+        lambda c: not (c.compile and c.dtype == "float64"),
+        "is for speed, and --dtype float64 for proofs; leave one of them out",
+    ),
+]
+
+SAMPLER_RULES = [
+    Rule(
+        "sampler",
+        lambda c: c.sampler in ("transformers", "vllm") or ":" in c.sampler,
+        "is not one of transformers, vllm, and not file.py:name",
+    ),
+    Rule(
+        "async_depth",
+        lambda c: c.async_depth == 0 or c.sampler == "vllm",
+        "needs an engine that samples while the model trains; add --sampler vllm with a server, or leave it out",
+    ),
+    Rule(
+        "vllm_mode",
+        lambda c: c.vllm_mode != "colocate" or c.sampler == "vllm",
+        "is not used with --sampler {c.sampler}; add --sampler vllm",
+    ),
+    Rule(
+        "async_depth",
+        lambda c: c.vllm_mode != "colocate" or c.async_depth == 0,
+        "an engine in this process does not sample while it trains; use --vllm_mode server, or leave it out",
+    ),
+    Rule(
+        "dtype",
+        lambda c: c.vllm_mode != "colocate" or c.dtype != "float64",
+        "vLLM does not compute in it; use float32, or --sampler transformers",
+    ),
+    Rule(
+        "vllm_gpu_memory_utilization",
+        lambda c: 0 < c.vllm_gpu_memory_utilization < 1,
+        "must be above 0 and below 1",
+    ),
+    Rule(
+        "vllm_sync",
+        lambda c: c.vllm_sync == "files" or (c.sampler == "vllm" and c.vllm_mode == "server"),
+        "is for a server; add --sampler vllm --vllm_mode server, or leave it out",
+    ),
+    Rule(
+        "vllm_sync",
+        lambda c: c.vllm_sync != "adapter" or c.lora_r > 0,
+        "there is no adapter with --lora_r 0; set --lora_r (16 is usual), or use files",
+    ),
+    Rule(
+        "vllm_url",
+        lambda c: (
+            c.vllm_url != "" and ("://" not in c.vllm_url or c.vllm_url.startswith(("http://", "https://")))
+        ),
+        "must be HOST:PORT, or begin with http:// or https://",
+    ),
+]
+
+TRAIN_RULES = [
+    *NUMBER_RULES,
+    *LORA_RULES,
+    *BATCH_RULES,
+    *LOSS_RULES,
+    *LAYOUT_RULES,
+    *SAMPLER_RULES,
+]

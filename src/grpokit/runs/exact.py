@@ -1,0 +1,98 @@
+"""The exact tensors of a checkpoint. Loading a model's directory is not the identity, so a resume cannot rely on it.
+
+A directory may hold weights in a narrower dtype or under other names, and `from_pretrained` computes buffers anew and
+changes rows. So a checkpoint keeps apart what its model files don't hold to the bit:
+
+    trainer/parameters.safetensors   trained parameters that the model files lack, or hold otherwise
+    trainer/buffers.safetensors      all buffers with a fraction: rotary frequencies, scales, biases of routers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..parallel import like
+from ..policy.policy import Policy
+
+PARAMETERS, BUFFERS = "parameters.safetensors", "buffers.safetensors"
+
+
+def write_exact(directory: Path, policy: Policy, weights: dict[str, Tensor]) -> None:
+    """Writes the tensors that the model files in `directory` don't hold to the bit into its trainer/.
+
+    Args:
+        directory: a checkpoint whose model is written already.
+        policy: the policy.
+        weights: its whole parameters by name, as `gather_weights` returns them.
+    """
+    trained = [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    with _open_files(sorted(directory.glob("*.safetensors"))) as held:
+        kept = {
+            name: weights[name].contiguous()
+            for name in trained
+            if policy.lora is not None or not _holds(held, name, weights[name])
+        }
+    buffers = {
+        name: buffer.detach().cpu().contiguous().clone()
+        for name, buffer in policy.model.named_buffers()
+        if buffer.is_floating_point()
+    }
+    for name, tensors in ((PARAMETERS, kept), (BUFFERS, buffers)):
+        if tensors:
+            save_file(tensors, directory / "trainer" / name)
+
+
+@torch.no_grad()
+def restore_exact(checkpoint: Path, policy: Policy, complete: bool = True) -> None:
+    """Gives trained parameters and buffers the values, and buffers the dtypes, that a checkpoint has.
+
+    The result is the same whatever was loaded before: the checkpoint's model, or the one that the run began with.
+
+    Args:
+        checkpoint: the checkpoint's directory.
+        policy: the policy, changed in place.
+        complete: whether every trained parameter must be there. Version 0.1 left out what `from_pretrained` reads.
+
+    Raises:
+        KeyError: a trained parameter is missing.
+    """
+    files = [checkpoint / "trainer" / PARAMETERS]
+    if policy.lora is None:
+        files = [*sorted(checkpoint.glob("*.safetensors")), *files]
+    with _open_files(file for file in files if file.is_file()) as held:
+        for name, parameter in policy.model.named_parameters():
+            if parameter.requires_grad and (complete or name in held):
+                parameter.copy_(like(parameter, held[name].get_tensor(name)))
+    buffers = checkpoint / "trainer" / BUFFERS
+    with _open_files([buffers] if buffers.is_file() else []) as held:
+        for name, buffer in list(policy.model.named_buffers()):
+            if name in held:
+                module, _, own_name = name.rpartition(".")
+                value = held[name].get_tensor(name).to(buffer.device)
+                policy.model.get_submodule(module)._buffers[own_name] = value
+
+
+@contextmanager
+def _open_files(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Opens safetensors files; yields the open file of each tensor by the tensor's name. Later files win."""
+    with ExitStack() as stack:
+        found: dict[str, Any] = {}
+        for file in files:
+            opened = stack.enter_context(safe_open(file, "pt"))
+            found |= dict.fromkeys(opened.keys(), opened)
+        yield found
+
+
+def _holds(held: dict[str, Any], name: str, tensor: Tensor) -> bool:
+    if name not in held:
+        return False
+    written = held[name].get_tensor(name)
+    return written.dtype == tensor.dtype and torch.equal(written, tensor)
