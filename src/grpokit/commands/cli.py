@@ -8,11 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
+from ..common.terminal import toughen_output, write_error
 from ..config.checks import check_model_config, check_train_config
 from ..config.commands import (
     CompareConfig,
@@ -46,6 +48,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, or 2 for a mistake that the user can mend, 130 for Ctrl-C."""
+    toughen_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command, *flags = arguments or [""]
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(error, *getattr(error, "__notes__", []))
         return 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        write_error("stopped by Ctrl-C")
         return 130
 
 
@@ -319,13 +322,14 @@ def _fail(error: Exception | str, *notes: str) -> int:
     if rank and isinstance(error, Exception):
         time.sleep(PATIENCE)
         error = f"rank {rank}: {error}"  # still here: rank 0 has found nothing
-    print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
+    write_error("\n".join([f"error: {error}", *notes]))
     return 2
 
 
 def _tell(text: str) -> None:
     """A line from within a signal handler, where print may not be called."""
-    os.write(2, f"\n{text}\n".encode())
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"\n{text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,16 +17,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
+from .terminal import PlainConsole
 from .text import FROM_PYTHON
 
 # One rank prints for all: every rank finds out the same.
-console = Console(highlight=False, quiet=int(os.environ.get("RANK", "0")) > 0)
+console = PlainConsole(quiet=int(os.environ.get("RANK", "0")) > 0)
 
 
 def say(text: str) -> None:
     """A line for the user; a progress bar that is up stays below it."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def quiet_transformers() -> Iterator[None]:
 def waiting(text: str) -> Iterator[None]:
     """A spinner with `text` on a terminal, the text alone elsewhere, while something slow goes on."""
     if console.is_terminal:
-        with console.status(text):
+        with console.status(Text(text)):
             yield
     else:
         say(text)
@@ -62,7 +63,8 @@ def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
         say(f"{text} ...")
         yield lambda done: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=total)
         yield lambda done: progress.update(task, completed=done)
@@ -105,7 +107,9 @@ class StepDisplay:
                 TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
                 TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
                 TextColumn(
-                    "{task.description}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")
+                    "{task.description}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis"),
                 ),
                 console=console,
                 expand=True,

@@ -86,6 +86,8 @@ def write_model(
     written = copy.copy(model)  # save_pretrained changes its model's config: this one's is a copy
     written.config = copy.deepcopy(model.config)
     written.config.dtype = dtype
+    if model.can_generate():
+        written.generation_config = _AsGiven(model.generation_config)
     with quiet_transformers():
         written.save_pretrained(directory, state_dict={name: narrowed[id(t)] for name, t in weights.items()})
     # save_pretrained writes the parameters' dtype into config.json. The saved weights have this one, and a resumed run must
@@ -93,6 +95,25 @@ def write_model(
     described = directory / "config.json"
     record = json.loads(described.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class _AsGiven:
+    """A generation_config that is saved as it was loaded. transformers would refuse to write some that it reads.
+
+    The policy never samples by it, so nothing here depends on whether its values go together.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def save_pretrained(self, directory: str | Path, **_: Any) -> None:
+        """Writes generation_config.json."""
+        written = copy.deepcopy(self.config)
+        written.compile_config = None  # an object that JSON can't hold
+        written.to_json_file(Path(directory) / "generation_config.json", use_diff=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
 
 
 def saved_dtype(policy: Policy, save_format: SaveFormat) -> torch.dtype:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from ..common.console import say
+from ..common.text import one_line
 
 TRACKERS = ("tensorboard", "trackio", "wandb", "swanlab")
 SHOWN = 2000  # characters of a completion shown in a table
@@ -21,6 +24,44 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Sends what is left."""
         ...
+
+
+class SafeTracker:
+    """A tracker whose errors never reach the run: the first one is said, and then it is left alone.
+
+    Args:
+        name: its name in --report_to, for the warning.
+        tracker: the tracker.
+    """
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self.name, self.tracker = name, tracker
+        self.failed = False
+
+    def log(self, step: int, row: Mapping[str, float], groups: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker.log`."""
+        self._call(lambda: self.tracker.log(step, row, groups), f"at step {step}")
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        self._call(self.tracker.close, "while it was closed")
+
+    def _call(self, call: Callable[[], None], when: str) -> None:
+        if self.failed:
+            return
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - a tracker is other people's code, and only watches
+            self.failed = True
+            warn(self.name, error, when)
+
+
+def warn(name: str, error: Exception, when: str) -> None:
+    """Says that a tracker failed, and that the run goes on without it."""
+    say(
+        f"warning: --report_to {name}: failed {when}: {type(error).__name__}: {one_line(error)}; the run goes on "
+        "without it, and metrics.jsonl has everything"
+    )
 
 
 class TensorBoard:
@@ -100,7 +141,7 @@ def start_trackers(
         output: the run's directory.
 
     Returns:
-        The trackers, in order.
+        The trackers that could be started, in order. One that fails later is left alone.
 
     Raises:
         ValueError: one is not installed. The message says how to install it.
@@ -109,14 +150,18 @@ def start_trackers(
     for name in names:
         try:
             if name == "tensorboard":
-                found.append(TensorBoard(output, first_step))
+                tracker: Tracker = TensorBoard(output, first_step)
             else:
                 module = importlib.import_module(name)
-                found.append(Logged(module, project, run_name, config, first_step, output))
+                tracker = Logged(module, project, run_name, config, first_step, output)
         except ImportError as error:
             raise ValueError(
                 f"--report_to {name}: is not installed ({error}); pip install grpokit[{name}]"
             ) from error
+        except Exception as error:  # noqa: BLE001 - a tracker is other people's code, and only watches
+            warn(name, error, "to start")
+            continue
+        found.append(SafeTracker(name, tracker))
     return found
 
 

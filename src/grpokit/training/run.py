@@ -13,6 +13,7 @@ import torch
 
 from ..batch.advantages import Estimator
 from ..common.console import before_after, console, say
+from ..common.text import one_line
 from ..config.options import TrainConfig
 from ..config.yaml import to_yaml
 from ..losses import Loss
@@ -266,8 +267,6 @@ class Run:
 
     def finish(self) -> None:
         """Writes final/ and the report, and says where everything is."""
-        from ..runs.report import write_report
-
         final, evaluations = self.output / "final", self.recorder.evaluations
         if (
             self.held_out is not None and evaluations[-1]["step"] != self.state.step
@@ -280,11 +279,21 @@ class Run:
                     "no evaluation was better by eval/reward than the first one: there is no "
                     f"{self.output / 'best'}"
                 )
-            page = write_report(self.output, formula=self.loss.formula)
+            page = self._write_report()
             if len(evaluations) > 1:
                 console.print(before_after(evaluations[0], evaluations[-1], self.config.eval_dataset))
             say(f"model: {final}\nreport: {page}")
         self.callbacks.call("on_train_end", self.state.step, final)
+
+    def _write_report(self) -> str:
+        """Writes the report. It only watches: an error in it is said, and ends nothing."""
+        from ..runs.report import write_report
+
+        try:
+            return str(write_report(self.output, formula=self.loss.formula))
+        except Exception as error:  # noqa: BLE001 - everything is saved, and the run has succeeded
+            where = self.recorder.write_error(error)
+            return f"could not be written ({type(error).__name__}: {one_line(error)}; {where}); try `grpokit report`"
 
     def close(self) -> None:
         """Ends what is under way, and closes the run's files."""

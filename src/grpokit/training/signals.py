@@ -1,4 +1,4 @@
-"""Notes SIGTERM and Ctrl-C when they come; the run obeys between two micro-batches."""
+"""Notes signals that ask a run to stop when they come; the run obeys between two micro-batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..parallel import World
+
+# SIGHUP: the terminal was closed. SIGUSR1, SIGUSR2: SLURM's warning before the time limit. Windows has none of these.
+ASKED = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
 
 
 class Stopped(Exception):
@@ -42,9 +49,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self, told: Callable[[str], None]) -> Iterator[StopRequest]:
-        """Notes SIGTERM and SIGINT while inside, and tells the user so; a second Ctrl-C stops at once.
+        """Notes the signals of ASKED while inside, and tells the user so; a second Ctrl-C stops at once.
 
-        Python can do so on its main thread only; on another thread, signals keep what they do.
+        A SIGHUP that is ignored stays ignored, as under nohup. Python can note signals on its main thread only; on another
+        thread, they keep what they do.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -58,7 +66,9 @@ class StopRequest:
                 name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
                 told(f"{name}: stopping after this micro-batch, and saving a checkpoint")
 
-        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+        hang_up = getattr(signal, "SIGHUP", None)
+        kept = {hang_up} if hang_up and signal.getsignal(hang_up) is signal.SIG_IGN else set()
+        before = {s: signal.signal(s, note) for s in ASKED if s not in kept}
         try:
             yield self
         finally:

@@ -235,7 +235,7 @@ class GRPOTrainer:
     def _guarded(self) -> Iterator[None]:
         """Names arguments in errors, writes tracebacks down, and ends on a signal as Python would."""
         try:
-            with argument_errors(), self._stop.listening(print):
+            with argument_errors(), self._stop.listening(_tell):
                 yield
         except Stopped as stopped:
             self._stop.signum = 0  # it has been obeyed
@@ -246,6 +246,12 @@ class GRPOTrainer:
             if self._run is not None and self._run.world.is_main:
                 error.add_note(self._run.recorder.write_error(error))
             raise
+
+
+def _tell(text: str) -> None:
+    """A line from within a signal handler, where the console may be gone."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        print(text)
 
 
 def _refuse_to_replace(path: Path) -> None:

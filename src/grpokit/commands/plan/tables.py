@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from .estimate import ALWAYS, HEADROOM, LEARNING, SAMPLING, Plan, again, prompt_tokens
 
@@ -78,13 +79,13 @@ def _summary(plan: Plan) -> Table:
 def _memory(plan: Plan) -> Table:
     table = _table("memory of a rank, GiB")
     for phase in dict.fromkeys(part.phase for part in plan.memory):
-        table.add_row(f"[bold]{phase}[/]")
+        table.add_row(Text(phase, "bold"))
         for part in plan.memory:
             if part.phase == phase:
                 table.add_row(f"  {part.name}", _gib(part.bytes))
         with_state = "" if phase == ALWAYS else ", with what is always there"
         table.add_row(f"  sum{with_state}", _gib(plan.phase(phase)), end_section=True)
-    table.add_row("[bold]peak[/]", f"[bold]{_gib(plan.peak)}[/]")
+    table.add_row(Text("peak", "bold"), Text(_gib(plan.peak), "bold"))
     return table
 
 
@@ -94,7 +95,7 @@ def _traffic(plan: Plan) -> Table:
         if size:
             table.add_row(name, _gib(size))
     table.add_section()
-    table.add_row("[bold]sum[/]", f"[bold]{_gib(sum(plan.traffic.values()))}[/]")
+    table.add_row(Text("sum", "bold"), Text(_gib(sum(plan.traffic.values())), "bold"))
     return table
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...common.terminal import PlainConsole
+
 IGNORED = -100  # cross_entropy's own mark for a position without a label
 
 
@@ -93,13 +95,12 @@ def _one_thread() -> Iterator[None]:
 @contextmanager
 def _progress(title: str, steps: int) -> Iterator[Callable[[float], None]]:
     """Shows a bar with the time left on stderr, or three plain lines if stderr is not a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if console.is_terminal:
         columns: list[Any] = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}"),
