@@ -26,6 +26,8 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its type's name if it has no message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Returns the first line of an error's message, with the next one where it ends in a colon, or else its type's name."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -80,8 +80,10 @@ def write_model(
         assert policy.lora is not None
         return write_adapter(directory, weights, policy.lora, dtype)
     weights = dict(merge_adapter(weights, model, lambda tensor: tensor))
+    # A tensor that its directory keeps apart, such as a router's bias in float32, stays in its own dtype.
+    own = {} if dtype == torch.float64 else policy.other_dtypes
     narrowed: dict[int, Tensor] = {
-        id(t): t.to(dtype) if t.is_floating_point() else t for t in weights.values()
+        id(t): t.to(own.get(name, dtype)) if t.is_floating_point() else t for name, t in weights.items()
     }
     written = copy.copy(model)  # save_pretrained changes its model's config: this one's is a copy
     written.config = copy.deepcopy(model.config)

@@ -153,7 +153,6 @@ def optimize(
     stats, logps = (
         gather_stats(policy, update, loss, how) if loss.needs_stats and update.samples else (None, {})
     )
-    policy.train()
     zero_gradients(policy)
     metrics: Metrics = {"loss": Metric.sum(torch.zeros(()))}
     cut = cut_of(samples, how)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..common.console import quiet_transformers
@@ -34,6 +38,7 @@ def load_policy(
     trust_remote_code: bool = False,
     lora: Lora | None = None,
     probe: bool = True,
+    flag: str = "--model",
 ) -> Policy:
     """Loads a causal language model as a Policy, without dropout, its parameters in float32 (float64) and sharded.
 
@@ -51,9 +56,10 @@ def load_policy(
         trust_remote_code: run Python code that comes with the model.
         lora: the adapter to train in place of all weights.
         probe: compare the model's logits with those of grpokit's head.
+        flag: the option that named the model, for messages.
 
     Returns:
-        The policy, in train mode.
+        The policy, in eval mode.
 
     Raises:
         ValueError: it cannot be loaded as a causal language model, its logits are not finite, or its head does something
@@ -66,12 +72,14 @@ def load_policy(
     if lora is not None and lora.quantized:
         options |= quantization_options(compute, device)
     path = source if isinstance(source, str) else source.config._name_or_path or type(source).__name__
-    model, stored = _load(path, options) if isinstance(source, str) else (source, source.dtype)
+    model, stored = _load(path, options, flag) if isinstance(source, str) else (source, stored_dtypes(source))
     model.config.use_cache = True
     dropped = remove_dropout(model)
     if dropped and world.is_main:
         log.warning("dropout is off: %d modules of %s had one; log-probs must be repeatable", dropped, path)
-    policy = Policy(model, temperature, compute, stored_dtype=stored)
+    model.eval()  # routers, layers and adapters act at random or not at all in train mode
+    main = dtype_of_most(model, stored)
+    policy = Policy(model, temperature, compute, main, {n: d for n, d in stored.items() if d != main})
     if gradient_checkpointing:  # what is computed again in the backward must be computed in the same type
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
         model.gradient_checkpointing_enable(again)
@@ -82,7 +90,7 @@ def load_policy(
     if gradient_checkpointing:  # each computation of a layer would append to the cache
         policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
     if probe:
-        probe_head(policy, path)
+        probe_head(policy, path, flag)
     return policy
 
 
@@ -108,23 +116,87 @@ def _place_parameters(
             parameter.data = parameter.data.clone()
 
 
-def _load(path: str, options: dict[str, Any]) -> tuple[Any, torch.dtype]:
-    """Loads a model, and the dtype of its weights in their directory. An adapter is merged into its base model."""
+def _load(path: str, options: dict[str, Any], flag: str) -> tuple[Any, dict[str, torch.dtype]]:
+    """Loads a model whole, and the dtype of each of its tensors in the directory. An adapter is merged into its base."""
     from transformers import AutoModelForCausalLM
 
-    path = model_directory(path, "--model")
-    base = base_of(path)
+    path = model_directory(path, flag)
+    base = base_of(path, flag)
+    source = model_directory(base or path, flag)
     try:
         with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                model_directory(base or path, "--model"), dtype="auto", local_files_only=True, **options
+            model: Any
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, dtype="auto", local_files_only=True, output_loading_info=True, **options
             )
-        stored = model.dtype
-        return (model if base is None else merge_into(model, path)), stored
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        check_report(report, source, flag)
+        stored = stored_dtypes(model)
+        return (model if base is None else merge_into(model, path, flag)), stored
+    except SafetensorError as error:
+        raise ValueError(f"{flag} {path}: {damaged_weights(source)}: {first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
+        if str(error).startswith(flag):
+            raise
         raise ValueError(
-            f"--model {path}: cannot be loaded as a causal language model: {first_line(error)}"
+            f"{flag} {path}: cannot be loaded as a causal language model: {first_line(error)}"
         ) from error
+
+
+def check_report(report: Mapping[str, Any], path: str, flag: str) -> None:
+    """Raises ValueError where weights are missing, which would be random; names those that the model doesn't use.
+
+    Args:
+        report: transformers' loading info.
+        path: the model's directory.
+        flag: the option that named it.
+    """
+    missing = sorted(report["missing_keys"])
+    wrong = sorted(str(key) for key in report["mismatched_keys"])
+    for keys, what in ((missing, "lacks"), (wrong, "has the wrong shape for")):
+        if keys:
+            raise ValueError(
+                f"{flag} {path}: {what} {_some(keys)} of the model that its config.json describes, and they would be random; "
+                "download the weights again, or correct config.json"
+            )
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        log.warning("%s %s: has weights that the model does not use: %s", flag, path, _some(unused))
+
+
+def _some(keys: list[str]) -> str:
+    """Names the first few of several tensors."""
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more tensors" if len(keys) > 3 else "")
+
+
+def damaged_weights(path: str) -> str:
+    """Says which file of a model's directory is damaged, and how as far as it can be told."""
+    for file in sorted(Path(path).glob("*.safetensors")):
+        head = file.read_bytes()[:64] if file.stat().st_size < 4096 else b""
+        if head.startswith(b"version https://git-lfs"):
+            return f"{file.name} is a pointer of git-lfs; fetch the file itself with `git lfs pull`"
+        try:
+            with safe_open(file, "np") as readable:
+                readable.keys()
+        except SafetensorError:
+            return f"{file.name} is damaged ({file.stat().st_size:,} bytes); download it again"
+    return "its weights are damaged; download them again"
+
+
+def dtype_of_most(model: Any, stored: Mapping[str, torch.dtype]) -> torch.dtype:
+    """Returns the dtype of most of the model's numbers: the one that its directory is saved in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for name, parameter in model.named_parameters():
+        sizes[stored.get(name, parameter.dtype)] += parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else model.dtype
+
+
+def stored_dtypes(model: Any) -> dict[str, torch.dtype]:
+    """Returns the dtype in which each floating-point tensor of a model was loaded, by name.
+
+    Some stay in float32 beside weights in bfloat16, and are saved so.
+    """
+    tensors = model.state_dict(keep_vars=True).items()
+    return {name: tensor.dtype for name, tensor in tensors if tensor.is_floating_point()}
 
 
 def compile_layers(policy: Policy) -> None:

@@ -7,6 +7,7 @@ usual. With the adapter switched off, it is the model that the run began with.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -76,9 +78,12 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
     plain = ", ".join(sorted(linear - {"lm_head"}))
     # GPT-2 stores its weights transposed.
     config.fan_in_fan_out = "Conv1D" in kinds.values()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():  # quantized weights are not
-            tensor.data = tensor.data.to(frozen)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # quantized weights are not
+            parameter.data = parameter.data.to(frozen)
+    for buffer in model.buffers():  # rotary frequencies in a narrow dtype would be another model's
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(trained)
     try:
         # Initialises the same values on every rank, without advancing the run's random state.
         with torch.random.fork_rng(devices=[]):
@@ -200,7 +205,7 @@ def write_adapter(directory: Path, weights: dict[str, Tensor], lora: Lora, dtype
     lora.config().save_pretrained(directory)
 
 
-def base_of(path: str) -> str | None:
+def base_of(path: str, flag: str = "--model") -> str | None:
     """Returns the base model of the adapter in directory `path`; None where the directory holds no adapter.
 
     Raises:
@@ -212,22 +217,41 @@ def base_of(path: str) -> str | None:
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--model {path}: {DESCRIPTION} cannot be read: {error}") from error
+        raise ValueError(f"{flag} {path}: {DESCRIPTION} cannot be read: {error}") from error
     if not is_hub_model(str(base)) and not (Path(str(base)) / "config.json").is_file():
         raise ValueError(
-            f"--model {path}: is an adapter of {base}, which is no directory with a config.json, and no model of the Hub; "
+            f"{flag} {path}: is an adapter of {base}, which is no directory with a config.json, and no model of the Hub; "
             f"correct base_model_name_or_path in its {DESCRIPTION}"
         )
     return str(base)
 
 
-def merge_into(model: Any, path: str) -> Any:
-    """Returns `model` with the adapter in directory `path` merged into its weights, in float32."""
-    _require_peft(f"--model {path}")
-    from peft import PeftModel
+def merge_into(model: Any, path: str, flag: str = "--model") -> Any:
+    """Returns `model` with the adapter in directory `path` merged into its weights, in float32.
 
-    whole = PeftModel.from_pretrained(model.float(), path, local_files_only=True).merge_and_unload()
-    return whole.requires_grad_(True)  # peft has frozen it
+    Where the adapter comes with new tokens, the model is given room for them.
+
+    Raises:
+        ValueError: the adapter's tensors are not those that its config describes.
+    """
+    _require_peft(f"{flag} {path}")
+    from peft import PeftModel, get_peft_model_state_dict
+
+    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith("embed_tokens.weight")]
+    if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of missing keys, which are an error below
+        adapted = PeftModel.from_pretrained(model.float(), path, local_files_only=True)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if wanted - shapes.keys():
+        raise ValueError(
+            f"{flag} {path}: the adapter lacks {sorted(wanted - shapes.keys())[0]}, which would be random; its keys, such as "
+            f"{next(iter(shapes), 'none')}, are not those of its base model"
+        )
+    return adapted.merge_and_unload().requires_grad_(True)  # peft has frozen it
 
 
 def _require_peft(wanted_by: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,15 +46,24 @@ class Policy(nn.Module):
         model: a Hugging Face causal model.
         temperature: divides the logits, in sampling and in every log-prob.
         dtype: the compute dtype.
-        stored_dtype: the dtype of the directory that it was loaded from.
+        stored_dtype: the dtype of most weights in the directory that it was loaded from.
+        other_dtypes: the dtype of each tensor that was loaded in another one, by name.
     """
 
-    def __init__(self, model: Any, temperature: float, dtype: torch.dtype, stored_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        temperature: float,
+        dtype: torch.dtype,
+        stored_dtype: torch.dtype,
+        other_dtypes: Mapping[str, torch.dtype] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.compute_dtype = dtype
         self.stored_dtype = stored_dtype
+        self.other_dtypes = other_dtypes or {}
         self.lora: Lora | None = None  # the adapter that is trained while the weights are frozen
         self.version = 0  # optimizer steps taken so far
         # Found at load: whether samples may be packed, and why completions may not share a prompt (None: they may).
@@ -78,6 +87,21 @@ class Policy(nn.Module):
             with torch.autocast(self.device.type, self.compute_dtype):
                 yield
 
+    @contextlib.contextmanager
+    def _recomputing(self, on: bool) -> Iterator[None]:
+        """Lets layers compute their activations again in the backward, with --gradient_checkpointing.
+
+        They do so only where they are in train mode. Everything inside them stays in eval mode.
+        """
+        found = [m for m in self.model.modules() if on and getattr(m, "gradient_checkpointing", False)]
+        for module in found:
+            module.training = True
+        try:
+            yield
+        finally:
+            for module in found:
+                module.training = False
+
     def forward(
         self,
         micro: MicroBatch,
@@ -99,7 +123,7 @@ class Policy(nn.Module):
             Log-probs and entropies of the N tokens, and the loss's output (None without a loss).
         """
         with_entropy = with_entropy or (loss is not None and loss.needs_entropies)
-        with self.computing():
+        with self.computing(), self._recomputing(loss is not None):
             # index_select's gradient adds up in a fixed order where one state predicts several tokens
             hidden = hidden_states(self.model, micro).index_select(0, micro.at)
             inputs = hidden, head(self.model), micro.targets  # [N, H], the head, [N]

@@ -55,7 +55,7 @@ def _tolerance(policy: Policy) -> float:
 
 
 @torch.no_grad()
-def probe_head(policy: Policy, path: str) -> None:
+def probe_head(policy: Policy, path: str, flag: str = "--model") -> None:
     """Compares our head with the model's own on a few tokens. An unknown scale or cap would be silently wrong.
 
     Raises:
@@ -69,10 +69,10 @@ def probe_head(policy: Policy, path: str) -> None:
             head(model).logits(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]).double()
         )
     if not torch.isfinite(want).all():
-        raise ValueError(f"--model {path}: its logits are NaN or infinite: the weights are damaged")
+        raise ValueError(f"{flag} {path}: its logits are NaN or infinite: the weights are damaged")
     gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
     if not gap <= _tolerance(policy):
         raise ValueError(
-            f"--model {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
+            f"{flag} {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
             f"know (logits differ by {gap:.2g}); please report the architecture"
         )

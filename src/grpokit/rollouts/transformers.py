@@ -83,19 +83,14 @@ class TransformersSampler:
         jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
         longest = max((len(prompt.ids) for prompt in prompts), default=0) + self.max_length
         run = self._loop if self._uses_loop(longest) else self._generate
-        model, rollouts = self.policy.model, []
-        was_training = model.training
-        model.eval()
-        try:
-            # Sharded weights are gathered once. Layers compiled for training run eagerly here, because every new token
-            # would be a new shape to compile.
-            with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
-                for start in range(0, len(jobs), self.batch_size):
-                    if self.stop():
-                        raise SamplingStopped(f"stopped after {start} of {len(jobs)} completions")
-                    rollouts += self._sample_batch(jobs[start : start + self.batch_size], greedy, run)
-        finally:
-            model.train(was_training)
+        rollouts = []
+        # Sharded weights are gathered once. Layers compiled for training run eagerly here, because every new token would
+        # be a new shape to compile.
+        with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
+            for start in range(0, len(jobs), self.batch_size):
+                if self.stop():
+                    raise SamplingStopped(f"stopped after {start} of {len(jobs)} completions")
+                rollouts += self._sample_batch(jobs[start : start + self.batch_size], greedy, run)
         size = num_generations
         return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
 
