@@ -224,6 +224,21 @@ def test_a_run_that_a_callback_ended_can_be_taken_to_its_end(settings):
     assert [row["step"] for row in trainer.train()] == [1, 2, 3]
 
 
+def test_a_loop_to_the_last_step_leaves_what_train_leaves(settings, tmp_path):
+    for _ in GRPOTrainer(**settings).steps():
+        pass
+    GRPOTrainer(**settings | {"output_dir": str(tmp_path / "train")}).train()
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "train")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_resume_may_be_an_argument_of_the_trainer(settings, resume):
+    GRPOTrainer(**settings | {"max_steps": 2, "save_steps": 1}).train()
+    trainer = GRPOTrainer(**settings | {"max_steps": 3, "save_steps": 1, "resume_from_checkpoint": resume})
+    assert [row["step"] for row in trainer.train()] == [3]
+
+
 def test_a_closed_trainer_keeps_its_history_and_trains_no_more(settings):
     with GRPOTrainer(**settings | {"max_steps": 1}, callbacks=None) as trainer:
         trainer.train()
@@ -509,6 +524,7 @@ MISTAKES = [
     ({"optimizer": "sgd"}, "optimizer sgd: expected adamw, or file.py:function"),
     ({"reward_funcs": [ranks, ranks]}, "reward_funcs: two functions are called ranks"),
     ({"reward_funcs": ["exact_match"], "reward_weights": [1, 2]}, "reward functions: exact_match"),
+    ({"tokenizer": object()}, "tokenizer: this argument is called processing_class"),
     ({"processing_class": object()}, "processing_class: is the tokenizer of a loaded model"),
     ({"shuffle": True, "train_dataset": iter(ROWS)}, "shuffle"),
 ]

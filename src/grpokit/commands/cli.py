@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import tyro
 
 from ..common.terminal import toughen_output, write_error
+from ..common.text import did_you_mean
 from ..config.checks import check_model_config, check_train_config
 from ..config.commands import (
     CompareConfig,
@@ -70,30 +71,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """Arguments → one of the configurations: flags over the --config file over the defaults."""
-    command = arguments[0] if arguments else ""
-    path = _value_of("--config", arguments)
-    default = {}
-    if path and command in ("train", "eval", "plan"):
-        default = {command: dataclasses.replace(load_yaml(COMMANDS[command], path), config=path)}
-    kinds: Any = [
-        Annotated[cls, tyro.conf.subcommand(name, **({"default": default[name]} if name in default else {}))]
-        for name, cls in COMMANDS.items()
-    ]
-    chosen: Any = Union[tuple(kinds)]  # noqa: UP007
-    return tyro.cli(
-        chosen,
-        prog="grpokit",
-        description="GRPO training for language models: every policy loss behind one flag, one gradient however "
-        "the step is cut.",
-        args=list(arguments),
-        use_underscores=True,
-        config=(
+    """Arguments → one of the configurations: flags over the --config file over the defaults.
+
+    Raises:
+        ValueError: there is no such command.
+    """
+    command, *rest = arguments or [""]
+    how: dict[str, Any] = {
+        "use_underscores": True,
+        "config": (
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,
             tyro.conf.HelptextFromCommentsOff,
         ),
-    )
+    }
+    if command in COMMANDS:
+        cls = COMMANDS[command]
+        path = _value_of("--config", rest)
+        if path and command in ("train", "eval", "plan"):
+            how["default"] = dataclasses.replace(load_yaml(cls, path), config=path)
+        return tyro.cli(cls, prog=f"grpokit {command}", args=rest, **how)
+    if command and not command.startswith("-"):
+        raise ValueError(
+            f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}"
+        )
+    kinds: Any = [Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items()]
+    chosen: Any = Union[tuple(kinds)]  # noqa: UP007
+    about = "GRPO training for language models: every policy loss behind one flag, one gradient however the step is cut."
+    return tyro.cli(chosen, prog="grpokit", description=about, args=list(arguments), **how)
 
 
 def train(config: TrainConfig) -> int:

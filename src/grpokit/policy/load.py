@@ -125,10 +125,10 @@ def _load(path: str, options: dict[str, Any], flag: str) -> tuple[Any, dict[str,
     source = model_directory(base or path, flag)
     try:
         with quiet_transformers():
-            model: Any
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype="auto", local_files_only=True, output_loading_info=True, **options
             )
+        model, report = loaded
         check_report(report, source, flag)
         stored = stored_dtypes(model)
         return (model if base is None else merge_into(model, path, flag)), stored

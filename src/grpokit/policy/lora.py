@@ -243,7 +243,7 @@ def merge_into(model: Any, path: str, flag: str = "--model") -> Any:
     if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of missing keys, which are an error below
+        warnings.simplefilter("ignore")  # missing keys are an error below
         adapted = PeftModel.from_pretrained(model.float(), path, local_files_only=True)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     if wanted - shapes.keys():

@@ -53,9 +53,13 @@ def find_checkpoint(config: TrainConfig, output: Path) -> Path | None:
         raise ValueError(f"--output_dir {output}: is a file; name a directory")
     if wanted and wanted != "auto":
         if not (Path(wanted) / "trainer").is_dir():
+            what = (
+                "is no checkpoint (it has no directory trainer)"
+                if Path(wanted).exists()
+                else "does not exist"
+            )
             raise ValueError(
-                f"--resume_from_checkpoint {wanted}: is no checkpoint (it has no directory trainer); "
-                "use `auto` for the newest one in --output_dir"
+                f"--resume_from_checkpoint {wanted}: {what}; use `auto` for the newest one in --output_dir"
             )
         if Path(wanted).resolve().parent != output.resolve() and not restarts():
             _refuse_used(output, bool(found))  # the files in it belong to another run

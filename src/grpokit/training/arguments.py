@@ -72,6 +72,12 @@ def gather_arguments(
         raise ValueError(f"args: a {type(args).__name__}; expected a grpokit.TrainConfig")
     if "dataset" in options:
         raise ValueError("dataset: from Python this argument is called train_dataset")
+    for name, here in {"tokenizer": "processing_class", "eval_datasets": "eval_dataset"}.items():
+        if name in options:
+            raise ValueError(f"{name}: this argument is called {here}")
+    if isinstance(options.get("resume_from_checkpoint"), bool | Path):
+        resume = options["resume_from_checkpoint"]
+        options = {**options, "resume_from_checkpoint": "auto" if resume is True else str(resume or "")}
     config = with_options(args, options)
     config, model = _take_model(config, given["model"], given["processing_class"])
     config, functions = _take_rewards(config, given["reward_funcs"])

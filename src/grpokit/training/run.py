@@ -115,7 +115,9 @@ class Run:
         """The steps that are still to be done, counted from 0. A dataset that is read once may end them early."""
         for step in range(self.state.step, self.config.max_steps):
             if not self.rollouts.has_prompts(step):
-                say(f"note: train_dataset ended after {step} steps of --max_steps {self.config.max_steps}")
+                say(
+                    f"note: train_dataset ended after {step} steps, before the {self.config.max_steps} of max_steps"
+                )
                 return
             yield step
 

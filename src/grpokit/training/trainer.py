@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..batch.advantages import Estimator
+from ..common.console import waiting
 from ..config.checks import check_train_config
 from ..config.options import TrainConfig
 from ..parallel import World, joined_world
@@ -121,17 +122,15 @@ class GRPOTrainer:
             KeyboardInterrupt, SystemExit: a signal stopped the run; a checkpoint was written.
         """
         self._resume(resume_from_checkpoint)
-        run = self._started()
         for _ in self._steps():
             pass
-        with self._guarded():
-            finish_run(run)
         return self.history
 
     def steps(self, resume_from_checkpoint: bool | str | Path | None = None) -> Iterator[Step]:
         """Trains step by step, in a loop of the caller's: each turn yields a `Step` with its groups and metrics.
 
-        Leaving the loop early writes a checkpoint. Another call of `steps` or `train` goes on from there.
+        After the last step it writes the final model and the report, as `train` does. Leaving the loop early writes a
+        checkpoint, and another call of `steps` or `train` goes on from there.
 
         Args:
             resume_from_checkpoint: see `train`.
@@ -223,6 +222,8 @@ class GRPOTrainer:
         with self._guarded():
             try:
                 yield from iter_session(run, progress)
+                with waiting("writing the final model and the report"):
+                    finish_run(run)
             except GeneratorExit:  # the caller has left the loop, between two steps
                 if run.state.step < run.config.max_steps:
                     run.keep()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...config.checks import check_train_config
 from ...config.options import PlanConfig
+from ...config.rules import has_model
 from ...logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
 from ...losses import Loss
 from ...policy.lora import attach
@@ -117,7 +117,7 @@ def check_plan_config(config: PlanConfig) -> None:
     Raises:
         ValueError: a flag cannot work. The message names it.
     """
-    if config.model and Path(config.model).is_dir():  # a plan needs neither data nor rewards
+    if has_model(config.model):  # a plan needs neither data nor rewards
         needless = {
             "dataset": config.model,
             "eval_dataset": "",

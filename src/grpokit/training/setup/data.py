@@ -118,7 +118,7 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
     # A step reads once, and again each time that groups are replaced; one more step may be sampled ahead.
     stream = PromptStream(rows, fit, longest, kept_reads=2 * (1 + config.max_resample_times) + 1)
     columns = ", ".join(sorted(stream.columns)) or "none beside the prompt"
-    say(f"--dataset {type(rows).__name__}: read as steps need it, in its own order; columns: {columns}")
+    say(f"train_dataset {type(rows).__name__}: read as steps need it, in its own order; columns: {columns}")
     return stream
 
 

@@ -21,7 +21,12 @@ SMALL = 1_000_000  # parameters; below, handing work to a second thread takes lo
 
 
 def load_configured(
-    source: Any, config: ModelConfig, world: World = ALONE, lora: Lora | None = None, trains: bool = False
+    source: Any,
+    config: ModelConfig,
+    world: World = ALONE,
+    lora: Lora | None = None,
+    trains: bool = False,
+    flag: str = "--model",
 ) -> Policy:
     """Loads one model with a configuration's options.
 
@@ -30,7 +35,8 @@ def load_configured(
         config: dtype, temperature, attention and, for training, sharding.
         world: the ranks.
         lora: the adapter to train.
-        trains: whether the model is trained, so that --gradient_checkpointing is for it.
+        trains: whether the model is trained; --gradient_checkpointing applies only then.
+        flag: the option that named the model, for messages.
 
     Returns:
         The policy.
@@ -47,6 +53,7 @@ def load_configured(
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
         lora=lora,
+        flag=flag,
     )
     if training.compile:
         compile_layers(policy)
@@ -89,7 +96,9 @@ def load_models(
         return policy, None
     if lora is not None and not config.ref_model:
         return policy, AdapterOff(policy)
-    reference = load_configured(config.ref_model or untrained, config, world).requires_grad_(False)
+    reference = load_configured(
+        config.ref_model or untrained, config, world, flag="--ref_model" if config.ref_model else "--model"
+    ).requires_grad_(False)
     check_reference(policy, reference, config.ref_model or config.model)
     return policy, reference
 

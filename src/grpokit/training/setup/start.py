@@ -194,6 +194,8 @@ def open_directory(config: TrainConfig, output: Path, world: World) -> Path | No
             if checkpoint:
                 said = [f"changed since: {change}" for change in changed_options(config, checkpoint)]
             claim(output)
+            if checkpoint and (output / "final").is_dir():
+                said.append(f"the run had ended; its steps after {checkpoint.name} are trained again")
             for path in set_aside(checkpoint, output) if checkpoint else set_best_aside(output, -1):
                 said.append(f"set aside: {path} (newer than what this run goes on from)")
     found = world.from_main(str(checkpoint) if checkpoint else None)
