@@ -2,8 +2,8 @@
 
 The principle: **every rank has all data; work and weights are divided.** Each rank samples and scores its share of the
 prompts, and computes its share of an update's samples. All ranks gather the results, in rank order. So every rank holds
-the whole step (some tens of bytes per token), plans it with the same pure functions and makes the same decisions. Only
-parameters, gradients and optimizer state are sharded, by FSDP2.
+the whole step, plans it with the same pure functions and makes the same decisions. Only parameters, gradients and
+optimizer state are sharded, by FSDP2.
 """
 
 from __future__ import annotations
@@ -278,8 +278,7 @@ def shard(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    inside = shard_size or world.size
+    kind, inside = default_device().type, shard_size or world.size
     if inside == world.size:
         mesh = init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
     else:
@@ -290,9 +289,8 @@ def shard(
     halved = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=master, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=halved)
-    fully_shard(
-        policy, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=master, cast_forward_inputs=False)
-    )
+    whole = MixedPrecisionPolicy(reduce_dtype=master, cast_forward_inputs=False)
+    fully_shard(policy, mesh=mesh, mp_policy=whole)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -300,9 +298,13 @@ def shard(
 
 
 def reshard(policy: nn.Module) -> None:
-    """Frees the gathered weights. Until then `parameters()` returns the gathered copies, not the shards being trained."""
+    """Frees the gathered weights, after forwards without a backward. Until then `parameters()` returns gathered copies.
+
+    FSDP2 notes each forward, to gather ahead in the backward. Notes without one are forgotten: ranks may differ in them.
+    """
     for module in _sharded(policy):
         module.reshard()
+        module._get_fsdp_state()._comm_ctx.post_forward_order.clear()
 
 
 def _sharded(policy: nn.Module) -> list[Any]:
@@ -313,7 +315,7 @@ def _sharded(policy: nn.Module) -> list[Any]:
 def unsharded(policy: nn.Module) -> Iterator[None]:
     """Gathers all weights once. Inside the block, forwards of the model or of its parts need no collective.
 
-    Every rank must enter and leave it. Does nothing where nothing is sharded.
+    All ranks enter and leave it. Does nothing where nothing is sharded.
     """
     parts = _sharded(policy)
     for part in parts:

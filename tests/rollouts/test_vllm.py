@@ -290,7 +290,7 @@ def test_two_ranks_a_step_ahead(task, server, a_step_ahead, tmp_path):
 def test_a_server_that_is_gone_for_good_stops_the_run(task, server, tmp_path, depth):
     """The same message, code and promise, whichever thread was asking."""
     run = tmp_path / "run"
-    process = train(ahead_config(task, run, server.url, async_depth=depth, vllm_timeout=5.0), slowly=True)
+    process = train(ahead_config(task, run, server.url, async_depth=depth, vllm_timeout=20.0), slowly=True)
     deadline = time.monotonic() + 300
     try:
         while not ((run / "metrics.jsonl").exists() and len(metrics_of(run)) >= 2):
@@ -303,7 +303,7 @@ def test_a_server_that_is_gone_for_good_stops_the_run(task, server, tmp_path, de
         server.start()
         server.wait()
     assert process.returncode == 2, said
-    assert f"--vllm_timeout 5: {server.url} did not serve" in said
+    assert f"--vllm_timeout 20: {server.url} did not serve" in said
     assert "continue with --resume_from_checkpoint auto" in said
 
 

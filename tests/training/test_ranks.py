@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -122,3 +123,40 @@ def test_the_command_line_trains_on_ranks_and_resumes_on_another_number(runs, tm
     # an evaluation at the end of the first half is one more row; the runs are the same else
     assert_same_run(tmp_path / "run", directory / "ranks-1" / "dapo-padded-10000")
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+FEW = {
+    "plain": {},
+    "adapter, reference and evaluation": {
+        "lora_r": 2,
+        "beta": 0.1,
+        "eval_samples": 1,
+        "eval_generations": 2,
+        "eval_steps": 1,
+    },
+    "reference": {"beta": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kind"),
+    [
+        (2, "plain"),
+        pytest.param(3, "adapter, reference and evaluation", marks=pytest.mark.slow),
+        pytest.param(2, "reference", marks=pytest.mark.slow),
+        pytest.param(3, "plain", marks=pytest.mark.slow),
+    ],
+)
+def test_fewer_prompts_than_ranks_train_as_one_process(tmp_path, ranks, kind):
+    """A rank without prompts samples nothing, and gathers weights in training as the others do."""
+    ends = []
+    for name, size in (("one", 1), ("many", ranks)):
+        config = tiny_config(tmp_path, prompts_per_step=1, output_dir=str(tmp_path / name), **FEW[kind])
+        if "eval_steps" in FEW[kind]:
+            config = dataclasses.replace(config, eval_dataset=config.dataset)
+        (tmp_path / f"{name}.yaml").write_text(to_yaml(config))
+        done = forked.run("grpokit", "train", "--config", tmp_path / f"{name}.yaml", ranks=size, timeout=240)
+        assert done.returncode == 0, done.stderr[-2000:]
+        ends.append(load_file(tmp_path / name / "final" / "model.safetensors"))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=0, atol=1e-10)

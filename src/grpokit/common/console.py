@@ -46,6 +46,19 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
+def quiet_advice() -> Iterator[None]:
+    """Hides what transformers has to say about a configuration, where it isn't the user's."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def waiting(text: str) -> Iterator[None]:
     """A spinner with `text` on a terminal, the text alone elsewhere, while something slow goes on."""
     if console.is_terminal:

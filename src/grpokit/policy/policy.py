@@ -69,6 +69,9 @@ class Policy(nn.Module):
         # Found at load: whether samples may be packed, and why completions may not share a prompt (None: they may).
         self.packs = False
         self.shares_not: str | None = "nothing has tried it"
+        # Found by the gate at a run's start: why rows can't be sampled together by the loop, or by generate (None: they can).
+        self.loop_not: str | None = None
+        self.generate_not: str | None = None
 
     @property
     def device(self) -> torch.device:

@@ -84,13 +84,15 @@ class TransformersSampler:
         longest = max((len(prompt.ids) for prompt in prompts), default=0) + self.max_length
         run = self._loop if self._uses_loop(longest) else self._generate
         rollouts = []
+        # A model whose rows change each other in generate is sampled row by row.
+        size = 1 if run == self._generate and self.policy.generate_not else self.batch_size
         # Sharded weights are gathered once. Layers compiled for training run eagerly here, because every new token would
         # be a new shape to compile.
         with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
-            for start in range(0, len(jobs), self.batch_size):
+            for start in range(0, len(jobs), size):
                 if self.stop():
                     raise SamplingStopped(f"stopped after {start} of {len(jobs)} completions")
-                rollouts += self._sample_batch(jobs[start : start + self.batch_size], greedy, run)
+                rollouts += self._sample_batch(jobs[start : start + size], greedy, run)
         size = num_generations
         return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
 
@@ -100,7 +102,7 @@ class TransformersSampler:
     def _uses_loop(self, longest: int) -> bool:
         """Checks whether the loop handles up to `longest` tokens. If not, logs why, once per model."""
         model = self.policy.model
-        reason = None if self.decode == "generate" else obstacle(model, longest)
+        reason = None if self.decode == "generate" else obstacle(model, longest) or self.policy.loop_not
         if reason is None:
             return self.decode != "generate"
         if self.decode == "loop":

@@ -14,6 +14,7 @@ from ..rewards import describe_rewards, score
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
 from .setup.data import load_prompts, make_rewards
+from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
 from .setup.samplers import make_sampler
@@ -46,6 +47,8 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         prompts = load_prompts(
             config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset
         )
+        check_tokens(policy, tokenizer, config.model)
+        check_model(policy, config.model, prompts.longest + config.max_completion_length)
         rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
         say(describe_rewards(rewards))
         sampler = make_sampler(config, policy, tokenizer, config.seed)

@@ -1,0 +1,89 @@
+"""Tries each way of sampling a model: the recorded log-probs must be those of each row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.text import first_line
+from ..parallel import unsharded
+from ..policy.policy import Policy
+from ..types import Prompt
+from .transformers import TransformersSampler
+
+NO_TOKEN = 1_000_000_007  # an end of sequence that is never sampled
+
+
+@dataclass(frozen=True)
+class TrialTokenizer:
+    """Stands in for a tokenizer where no text matters."""
+
+    eos_token_id: int = NO_TOKEN
+    pad_token_id: int = 0
+
+    def batch_decode(self, ids: Sequence[Any], **_: Any) -> list[str]:
+        """Returns an empty text for each row."""
+        return ["" for _ in ids]
+
+
+def trial_prompts(lengths: Sequence[int], vocabulary: int) -> list[Prompt]:
+    """Makes prompts of these lengths, of tokens that differ."""
+    return [
+        Prompt(i, tuple((7 * i + 5 * j + 1) % vocabulary for j in range(length)), "", {}, "a trial")
+        for i, length in enumerate(lengths)
+    ]
+
+
+@torch.no_grad()
+def try_sampling(
+    policy: Policy, decode: Any, lengths: Sequence[int], new_tokens: int, batch_size: int = 256
+) -> tuple[float, str | None]:
+    """Samples prompts of different lengths together, and compares with each row alone.
+
+    Args:
+        policy: the model.
+        decode: "loop" or "generate".
+        lengths: tokens of the prompts.
+        new_tokens: tokens to sample for each.
+        batch_size: rows that are sampled together.
+
+    Returns:
+        The mean gap between the log-probs, and why this way can't be used at all, or None.
+    """
+    prompts = trial_prompts(lengths, policy.model.config.get_text_config().vocab_size)
+    try:
+        shipped = policy.model.generation_config.eos_token_id
+        policy.model.generation_config.eos_token_id = None
+        try:
+            sampler = TransformersSampler(
+                policy,
+                TrialTokenizer(),
+                seed=0,
+                max_completion_length=new_tokens,
+                rollout_batch_size=batch_size,
+                decode=decode,
+            )
+            groups = sampler.sample(prompts, 1)
+        finally:
+            policy.model.generation_config.eos_token_id = shipped
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+        return float("inf"), first_line(error)
+    gaps = []
+    for group in groups:
+        (rollout,) = group.rollouts
+        alone = log_probs_alone(policy, [*group.prompt.ids, *rollout.completion_ids.tolist()])
+        gaps.append((alone[len(group.prompt.ids) - 1 :] - rollout.logps.double()).abs())
+    return float(torch.cat(gaps).mean()), None
+
+
+@torch.no_grad()
+def log_probs_alone(policy: Policy, ids: Sequence[int]) -> Tensor:
+    """Returns the log-probs [L − 1] of a row's tokens from the model's own forward, without any other row."""
+    row = torch.tensor([ids], device=policy.device)
+    with unsharded(policy), policy.computing():
+        logits = policy.model(input_ids=row, use_cache=False).logits[0, :-1].double() / policy.temperature
+    return logits.log_softmax(-1).gather(-1, row[0, 1:, None])[:, 0].cpu()

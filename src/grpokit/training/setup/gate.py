@@ -1,0 +1,278 @@
+"""The gate: before the first step, a run has tried each thing that it will rely on.
+
+What an architecture does in long rows, in batches and on disk is tried on a small twin of it, the weights on the model
+itself in short rows. A way that fails is refused, or another one is taken and said.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...batch.collate import collate
+from ...common.console import say
+from ...common.text import first_line
+from ...config.options import TrainConfig
+from ...parallel import World
+from ...policy.export import SaveFormat, save_model
+from ...policy.policy import Policy
+from ...policy.probes import probe_head
+from ...policy.reference import Reference
+from ...policy.twin import make_twin, reach
+from ...rollouts.trial import log_probs_alone, trial_prompts, try_sampling
+from ...types import Layout, Sample
+
+CLOSE = 1e-3  # mean gap of log-probs in float32 that rounding explains
+WITHIN, BEYOND = (
+    (1, 2, 4),
+    (3, 11, 20, 26),
+)  # tokens of prompts that fit the twin's window, and that outgrow it
+NEW_TOKENS = {WITHIN: 1, BEYOND: 6}  # rows of a twin are of at most 7 tokens, or of up to 34
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model's twin was found to be able to do. None: it is exact; else the reason why it isn't.
+
+    Example: `Found(padded=None, packed="...", shared=None, loop=None, generate="...", alone=None, head=None)`
+    """
+
+    padded: str | None
+    packed: str | None
+    shared: str | None
+    loop: str | None  # sampled by the decode loop
+    generate: str | None  # sampled by generate, rows padded to one length
+    alone: str | None  # sampled by generate, row by row
+    head: str | None
+
+
+def check_model(policy: Policy, path: str, longest: int, samples: bool = True) -> None:
+    """Tries what a run will do with its model, takes the ways that are exact, and says what was found.
+
+    Args:
+        policy: the model; the ways that it can't go are noted on it.
+        path: its directory, for messages.
+        longest: tokens of the longest row that the run may have.
+        samples: whether the model itself samples.
+
+    Raises:
+        ValueError: no way is exact. The message has the measured gap.
+    """
+    began = time.monotonic()
+    far = reach(policy.model)
+    lengths = BEYOND if far is None or longest > far else WITHIN
+    found = _try_twin(type(policy.model), _Key(policy.model), lengths)
+    if found is None:
+        return
+    name = type(policy.model).__name__
+    if found.head is not None:
+        raise ValueError(f"--model {path}: {found.head}")
+    if found.padded is not None:
+        raise ValueError(
+            f"--model {path}: rows of {name} that are forwarded together differ from each row alone ({found.padded}); it "
+            "cannot be trained exactly"
+        )
+    policy.packs = policy.packs and found.packed is None
+    if policy.shares_not is None and found.shared is not None:
+        policy.shares_not = found.shared
+    ways = []
+    if samples:
+        policy.loop_not, policy.generate_not = found.loop, found.generate
+        if found.loop is not None and found.generate is not None and found.alone is not None:
+            raise ValueError(
+                f"--model {path}: {name} is sampled from another distribution than it is trained in: by the loop "
+                f"({found.loop}), by generate ({found.generate}), and row by row ({found.alone}); use --sampler vllm"
+            )
+        ways = [
+            way
+            for way, reason in (
+                ("the loop", found.loop),
+                ("generate", found.generate),
+                ("row by row", found.alone),
+            )
+            if reason is None
+        ][:1]
+    layouts = ["padded", *["packed"] * policy.packs, *["shared prompts"] * (policy.shares_not is None)]
+    sampled = f", sampled by {ways[0]}" if ways else ""
+    say(f"checked: {name}: rows {', '.join(layouts)}{sampled} ({time.monotonic() - began:.1f} s)")
+
+
+def check_run_models(
+    config: TrainConfig,
+    policy: Policy,
+    reference: Reference | None,
+    tokenizer: Any,
+    longest: int,
+    world: World,
+) -> None:
+    """Tries what a run will do with its models, and that they can be saved. Raises ValueError where something can't work.
+
+    Args:
+        config: the run's configuration.
+        policy: the model that is trained.
+        reference: the reference model, or None.
+        tokenizer: the policy's tokenizer.
+        longest: tokens of the longest row.
+        world: the ranks, of which the main one saves.
+    """
+    check_tokens(policy, tokenizer, config.model)
+    check_model(policy, config.model, longest, samples=config.sampler == "transformers")
+    if isinstance(reference, Policy):
+        check_model(reference, config.ref_model or config.model, longest, samples=False)
+    with world.together():
+        if world.is_main:
+            check_save(policy, tokenizer, SaveFormat(config.save_dtype))
+
+
+def check_tokens(policy: Policy, tokenizer: Any, path: str) -> None:
+    """Raises ValueError where the tokenizer has tokens that the model has no row for.
+
+    A padding token without a row is replaced by the end of sequence: padding is never looked at.
+    """
+    rows = policy.model.get_input_embeddings().weight.shape[0]
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad >= rows:
+        say(
+            f"note: the padding token {tokenizer.pad_token!r} has no row in the model's embedding; the eos token is used"
+        )
+        tokenizer.pad_token = tokenizer.eos_token
+    added = [
+        token for token, number in tokenizer.get_added_vocab().items() if number >= rows and number != pad
+    ]
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if added or (last >= rows and last != pad):
+        which = f"such as {added[0]!r}" if added else f"up to {last}"
+        raise ValueError(
+            f"--model {path}: its tokenizer has tokens without a row in the model's embedding of {rows} rows, {which}; resize "
+            "the model (model.resize_token_embeddings(len(tokenizer))) and save it, or take the tokenizer that belongs to it"
+        )
+
+
+class _Key:
+    """A model by its configuration: what the twin depends on."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.text = model.config.to_json_string() + str(model.config._attn_implementation)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+@lru_cache(maxsize=64)
+def _try_twin(kind: type, key: _Key, lengths: tuple[int, ...]) -> Found | None:
+    """Tries a model's twin on prompts of these lengths; None where transformers can't build one."""
+    try:
+        twin = make_twin(key.model)
+    except ValueError as error:
+        say(f"note: {error}; only the model itself was tried, in short rows")
+        return None
+    finally:
+        key.model = None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # fastest for something so small
+    try:
+        return _try(Policy(twin, 1.0, torch.float32, torch.float32), lengths)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _try(policy: Policy, lengths: tuple[int, ...]) -> Found:
+    """Tries every way on a twin."""
+    twin, new = policy.model, NEW_TOKENS[lengths]
+    samples = [
+        Sample(
+            i,
+            i // 2,
+            prompt.ids,
+            ids,
+            torch.ones(len(ids), dtype=torch.bool),
+            0.0,
+            0.0,
+            len(ids),
+            torch.zeros(len(ids)),
+        )
+        for i, (prompt, ids) in enumerate(_pairs(lengths, new, twin))
+    ]
+    alone = [
+        log_probs_alone(policy, [*s.prompt_ids, *s.completion_ids.tolist()])[len(s.prompt_ids) - 1 :]
+        for s in samples
+    ]
+    want = torch.cat(alone)
+
+    def layout(kind: Layout) -> str | None:
+        try:
+            with torch.no_grad():
+                got = policy(collate(samples, kind, "cpu"))[0].logps.double()
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            return f"its forward fails: {first_line(error)}"
+        return _reason(float((got - want).abs().mean()))
+
+    def sampling(decode: str, batch_size: int = 256) -> str | None:
+        gap, problem = try_sampling(policy, decode, lengths, new, batch_size)
+        return problem or _reason(gap)
+
+    try:
+        probe_head(policy, "")
+        head = None
+    except ValueError as error:
+        head = str(error).partition(": ")[2]
+    generate = sampling("generate")
+    return Found(
+        padded=layout("padded"),
+        packed=layout("packed"),
+        shared=layout("shared"),
+        loop=sampling("loop"),
+        generate=generate,
+        alone=None if generate is None else sampling("generate", 1),
+        head=head,
+    )
+
+
+def _pairs(lengths: tuple[int, ...], new: int, twin: Any) -> list[tuple[Any, torch.Tensor]]:
+    """Prompts of these lengths, each with two completions of different lengths."""
+    vocabulary = twin.config.get_text_config().vocab_size
+    return [
+        (prompt, (torch.arange(new + extra) * 5 + 3 * prompt.position + extra) % vocabulary)
+        for prompt in trial_prompts(lengths, vocabulary)
+        for extra in (0, 2)
+    ]
+
+
+def _reason(gap: float) -> str | None:
+    return (
+        None if gap <= CLOSE else f"log-probs differ by {gap:.2g} from each row alone, on a small twin of it"
+    )
+
+
+def check_save(policy: Policy, tokenizer: Any, save_format: SaveFormat) -> None:
+    """Writes the model's twin as the run will write the model. Raises ValueError where that fails.
+
+    Args:
+        policy: the model.
+        tokenizer: its tokenizer.
+        save_format: how the run saves.
+    """
+    try:
+        twin = make_twin(policy.model)
+    except ValueError:
+        return
+    twin.generation_config = policy.model.generation_config
+    trial = Policy(twin, 1.0, torch.float32, policy.stored_dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save_model(Path(folder) / "model", trial, tokenizer, SaveFormat(save_format.dtype))
+        except Exception as error:
+            raise ValueError(
+                f"--model {policy.model.config._name_or_path}: cannot be saved again: {type(error).__name__}: "
+                f"{first_line(error)}; correct the files of its directory"
+            ) from error
