@@ -100,8 +100,8 @@ def _cispo(draft: Draft, name: str, level: Any) -> None:
     draft.say(
         f"loss_type: cispo caps the ratio at epsilon_high, which is {cap:g} in {draft.name}"
         f"{'' if 'epsilon_high' in draft.given else ' where it is not set (epsilon)'}: a ratio of 1 is above it, so the "
-        f"loss is {cap:g} × the plain policy gradient and no ratio acts. Written as that, loss_type reinforce, with "
-        f"max_grad_norm, adam_epsilon, beta and entropy_coef × {times:g}, so that AdamW's steps are the same. "
+        f"loss is {cap:g} × the plain policy gradient, but for ratios below {cap:g}. Written as loss_type reinforce, with "
+        f"max_grad_norm, adam_epsilon, beta and entropy_coef × {times:g}, which gives AdamW the same steps. "
         "The paper's loss is loss_type cispo with epsilon_high 5"
     )
 

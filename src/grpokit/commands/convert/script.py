@@ -109,15 +109,15 @@ def _from_script(text: str, where: str, folder: Path) -> Launch:
 def _training(command: Command, folder: Path) -> Launch | None:
     """Reads a command that trains, or returns None."""
     words = list(command.words)
-    at, trainer = _program(words)
-    if at is None:
+    program = _program(words)
+    if program is None:
         inner = [
             w for w in words if " " in w and re.search(r"\b(accelerate|torchrun|swift|trl|python3?)\b", w)
         ]
         launches = (_training(c, folder) for text in inner for c in read_commands(text))
         return next((launch for launch in launches if launch is not None), None)
-    before, after = words[:at], words[at:]
-    options, stray = parse_flags(after)
+    start, end, trainer = program
+    options, stray = parse_flags(words[end:])
     stray_yaml = [word for word in stray if word.endswith((".yaml", ".yml", ".json"))]
     notes = list(command.notes)
     config = options.pop("config", None) or (stray_yaml[0] if trainer == "swift" and stray_yaml else None)
@@ -127,7 +127,7 @@ def _training(command: Command, folder: Path) -> Launch | None:
         name in options for name in ("model_name_or_path", "model", "dataset_name")
     ):
         return None  # a script that serves, evaluates or prepares
-    launcher, _ = parse_flags(before)
+    launcher, _ = parse_flags(words[:start])
     return Launch(
         options,
         trainer,
@@ -137,19 +137,19 @@ def _training(command: Command, folder: Path) -> Launch | None:
     )
 
 
-def _program(words: Sequence[str]) -> tuple[int | None, Trainer | None]:
-    """Finds where a program's own flags begin, and whose program it is."""
+def _program(words: Sequence[str]) -> tuple[int, int, Trainer | None] | None:
+    """Finds a program: where it stands, where its flags begin, and whose it is (None: the flags tell)."""
     for place, word in enumerate(words):
         name, following = word.rsplit("/", 1)[-1], words[place + 1] if place + 1 < len(words) else ""
         if (name, following) in PROGRAMS:
-            return place + 2, PROGRAMS[name, following]
-        if (word, following) in (("-m", "swift.cli.rlhf"), ("-m", "trl.scripts.grpo")):
-            return place + 2, MODULES[following]
+            return place, place + 2, PROGRAMS[name, following]
+        if word == "-m" and following in MODULES:
+            return place, place + 2, MODULES[following]
         if name == "rlhf.py" and "swift" in word:
-            return place + 1, "swift"
+            return place, place + 1, "swift"
         if name.endswith(".py") and name not in ("deploy.py", "rollout.py", "infer.py"):
-            return place + 1, None
-    return None, None
+            return place, place + 1, None
+    return None
 
 
 def _below(options: dict[str, Any], config: str, folder: Path, notes: list[str]) -> dict[str, Any]:

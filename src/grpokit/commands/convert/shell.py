@@ -158,7 +158,8 @@ def _lines(text: str) -> Iterator[list[_Word]]:
             continue
         if c in ("(", ")"):
             depth += 1 if c == "(" else -1
-        ends = c in ENDS and not (c == "\n" and depth > 0)
+        redirects = c == "&" and (text[place + 1 : place + 2] == ">" or text[max(place - 1, 0)] == ">")
+        ends = c in ENDS and not (c == "\n" and depth > 0) and not redirects
         if c == "" or c.isspace() or ends:
             if word is not None:
                 line.append(word)
@@ -195,7 +196,7 @@ def _without_redirections(line: list[_Word]) -> list[_Word]:
     skip = False
     for word in line:
         is_plain = all(not quote for _, quote in word.pieces)
-        match = re.fullmatch(r"\d?(>>?|<|>&)(.*)", word.raw) if is_plain else None
+        match = re.fullmatch(r"(?:\d|&)?(>>?&?|<)(.*)", word.raw) if is_plain else None
         if skip or match is not None:
             skip = match is not None and not match[2]
             continue
