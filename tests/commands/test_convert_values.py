@@ -7,6 +7,7 @@ import yaml
 
 from grpokit.commands.convert import convert, find_trainer
 from grpokit.config.options import TrainConfig
+from grpokit.config.train_rules import TRAIN_RULES
 from grpokit.config.yaml import from_yaml
 from grpokit.training.setup.loss import checked_loss
 from helpers.tiny import write_rows
@@ -16,9 +17,11 @@ SWIFT = {"rlhf_type": "grpo", "model": "org/model", "tuner_type": "full"}
 
 
 def converted(theirs: dict, **how) -> tuple[TrainConfig, list[str]]:
-    """The converted configuration, read back and with its loss made, and the notes."""
+    """The converted configuration, read back, checked as for a run and with its loss made, and the notes."""
     ours, said = convert(theirs, **how)
     config = from_yaml(TrainConfig, yaml.safe_dump(ours), "converted.yaml")
+    for rule in TRAIN_RULES:
+        rule.check(config)
     checked_loss(config)
     return config, said
 

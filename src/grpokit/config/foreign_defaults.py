@@ -1,4 +1,4 @@
-"""Defaults of TRL 1.16 and ms-swift 4.6 that change numbers, each with the field that it was read from.
+"""Defaults of TRL 1.16 and ms-swift 4.6 that change a run, each with the class that it was read from.
 
 A converted file must not depend on whose defaults fill its gaps: the conversion lays a file over these, and writes out
 each one that differs from grpokit's. `tests/commands/test_convert_against_trl.py` compares the TRL table with the
@@ -14,6 +14,7 @@ TRANSFORMERS: dict[str, Any] = {
     "num_train_epochs": 3.0,
     "max_steps": -1,
     "warmup_steps": 0,
+    "save_steps": 500,
     "adam_beta1": 0.9,
     "adam_epsilon": 1e-8,
     "max_grad_norm": 1.0,

@@ -1,4 +1,4 @@
-"""Converts the loss, its terms, the advantages and the sampler's correction: everything that makes the gradient."""
+"""Converts the loss, its terms and masks, and the advantages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .draft import Draft, shown
 # What a mean over completions divides by: in TRL and ms-swift, filtered completions too; here, only those trained on.
 OVER_COMPLETIONS = ("grpo", "dr_grpo", "sapo", "luspo")
 VESPO = ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")
-HUGE = 1e9  # above e^20, where log-ratios are clamped: a bound that is none
+NO_BOUND = 1e9  # above e^20, where log-ratios are clamped
 
 
 def convert_loss(draft: Draft) -> None:
@@ -175,7 +175,7 @@ def _fipo(draft: Draft, name: str, level: Any) -> None:
     if rate is not None:
         options["fipo_gamma"] = 2 ** (-1 / rate)
     if width is not None:
-        options["fipo_high"] = 1 + width if width else HUGE
+        options["fipo_high"] = 1 + width if width else NO_BOUND
         options["fipo_low"] = 0.0 if not width else 1.0 if high_only else 1 - width
     elif not high_only:
         options["fipo_low"] = 0.8
@@ -269,66 +269,6 @@ def _masks(draft: Draft, loss: str) -> None:
                 draft.say(
                     f"{name}: ms-swift also takes the dropped tokens out of the KL penalty and of a completion's mean"
                 )
-
-
-def convert_correction(draft: Draft, uses_vllm: bool) -> None:
-    """Converts the correction for a sampler that isn't the trainer: TRL's is on by default, with vLLM alone."""
-    (_trl_correction if draft.trainer == "trl" else _swift_correction)(draft, uses_vllm)
-
-
-def _trl_correction(draft: Draft, uses_vllm: bool) -> None:
-    word = "vllm_importance_sampling_"
-    corrects, mode = draft.take_flag(f"{word}correction"), str(draft.take(f"{word}mode"))
-    high, older = draft.take_number(f"{word}clip_max"), draft.take_number(f"{word}cap")
-    low = draft.take_number(f"{word}clip_min")
-    if not (uses_vllm and corrects):
-        return
-    level, _, kind = mode.partition("_")
-    if level not in ("token", "sequence") or kind not in ("mask", "truncate"):
-        draft.unsupported(f"{word}mode", mode)
-        return
-    high = older if older is not None else high
-    source = tuple(f"{word}{name}" for name in ("mode", "clip_max", "clip_min", "cap"))
-    _put_correction(draft, kind, {"token": "token", "sequence": "sequence_product"}[level], low, high, source)
-    if kind == "truncate" and low:
-        draft.unsupported(f"{word}clip_min", low, "has no counterpart with truncation")
-
-
-def _swift_correction(draft: Draft, uses_vllm: bool) -> None:
-    word = "rollout_importance_sampling_"
-    mode, high = draft.take(f"{word}mode"), draft.take_number(f"{word}threshold")
-    if mode is None:
-        return
-    if not uses_vllm:
-        draft.say(f"{word}mode: {mode} corrects for vLLM, and use_vllm is not set; left out")
-        return
-    level, _, kind = str(mode).partition("_")
-    if level not in ("token", "sequence") or kind not in ("mask", "truncate"):
-        draft.unsupported(f"{word}mode", mode)
-        return
-    ours = {"token": "token", "sequence": "sequence_geometric"}[level]
-    _put_correction(draft, kind, ours, None, high, (f"{word}mode",))
-    if mode == "sequence_mask":
-        draft.say(
-            f"{word}mode: a kept completion's tokens have its own weight here, each their own in ms-swift"
-        )
-    if draft.ours.get("beta"):
-        draft.say(
-            f"{word}mode: ms-swift multiplies the KL penalty by the weights too; here the policy term alone"
-        )
-
-
-def _put_correction(
-    draft: Draft, kind: str, level: str, low: float | None, high: float | None, sources: tuple[str, ...]
-) -> None:
-    high = HUGE if high is None else high
-    draft.put("correction_mode", kind, *sources)
-    draft.put("correction_level", level, *sources)
-    if kind == "truncate":
-        draft.put("correction_cap", high, *sources)
-    else:
-        draft.put("correction_low", low or 0.0, *sources)
-        draft.put("correction_high", high, *sources)
 
 
 Rule = Callable[[Draft, str, Any], None]

@@ -6,8 +6,8 @@ from typing import Any
 
 from ...common.hub import is_hub_model
 from ...config.foreign_defaults import SWIFT_LEARNING_RATE
+from .correction import convert_correction
 from .draft import Draft, listed, shown
-from .losses import convert_correction
 
 ATTENTION = {
     "flash_attn": "flash_attention_2",

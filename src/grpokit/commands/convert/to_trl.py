@@ -16,7 +16,7 @@ from ...config.yaml import with_options
 from ...data.sources import is_hub_name, split_in
 from .data import TRL_REWARDS, listed
 from .draft import shown
-from .losses import HUGE, VESPO
+from .losses import NO_BOUND, VESPO
 
 READERS = {".parquet": "parquet", ".csv": "csv"}
 
@@ -92,7 +92,7 @@ LOSSES = {
     "gspo": TrlLoss("grpo", "sequence", 3e-4, 4e-4),
     "luspo": TrlLoss("luspo", "sequence", 2e-3, 2.5e-3),
     "vespo": TrlLoss("vespo", epsilon=None),
-    "importance_sampling": TrlLoss("dapo", epsilon=HUGE),
+    "importance_sampling": TrlLoss("dapo", epsilon=NO_BOUND),
 }
 # The clip with another reduction is another name there.
 BY_REDUCTION = {
