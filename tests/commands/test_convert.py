@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -198,3 +201,19 @@ def test_the_command_converts_a_file(tmp_path, capsys):
     assert "max_completion_length: expected a whole number" in capsys.readouterr().err
     assert main(["convert-config", str(tmp_path / "none.yaml")]) == 2
     assert "cannot be read as YAML" in capsys.readouterr().err
+
+
+def test_neither_help_nor_conversion_imports_torch(tmp_path):
+    (tmp_path / "trl.yaml").write_text("model_name_or_path: org/model\nbeta: 0.1\nreport_to: wandb\n")
+    for arguments in (
+        ["--help"],
+        [str(tmp_path / "trl.yaml")],
+        [str(tmp_path / "trl.yaml"), "--from", "swift"],
+    ):
+        code = (
+            "import sys; from grpokit.commands.cli import main\n"
+            "try:\n    main(['convert-config', *sys.argv[1:]])\nexcept SystemExit:\n    pass\n"
+            "assert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

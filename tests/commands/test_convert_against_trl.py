@@ -91,6 +91,21 @@ PROBES = {
         "vllm_importance_sampling_clip_max": 1.2,
         "loss_type": "grpo",
     },
+    "vllm_by_sequence": {"use_vllm": True, "vllm_importance_sampling_mode": "sequence_truncate"},
+    "vespo_with_vllm": {
+        "use_vllm": True,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": 1.2,
+        "loss_type": "vespo",
+    },
+    "sapo_by_sequence": {"loss_type": "sapo", "importance_sampling_level": "sequence"},
+    "cispo_by_sequence": {
+        "loss_type": "cispo",
+        "importance_sampling_level": "sequence",
+        "epsilon_high": 1.01,
+    },
+    "dapo_by_sequence": {"importance_sampling_level": "sequence", "epsilon": 0.01},
+    "luspo_with_kl": {"loss_type": "luspo", "beta": 0.1},
     "vllm_masked": {
         "use_vllm": True,
         "vllm_importance_sampling_mode": "token_mask",

@@ -10,6 +10,7 @@ from grpokit.commands.convert import convert_file
 from grpokit.commands.convert.script import parse_flags, read_launch
 from grpokit.commands.convert.shell import read_commands
 from grpokit.config.commands import ConvertConfig
+from helpers.tiny import tiny_config
 
 SWIFT = """#!/bin/bash
 # 8 GPUs
@@ -163,6 +164,34 @@ def test_words_are_those_of_a_shell(text, words):
 def test_a_file_without_such_a_run_is_refused(text, message, capsys):
     assert main(["convert-config", text]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_grpokits_own_file_needs_no_conversion(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("model: m\nprompts_per_step: 4\n")
+    assert main(["convert-config", str(tmp_path / "run.yaml")]) == 2
+    assert "prompts_per_step is grpokit's own option" in capsys.readouterr().err
+
+
+def test_a_converted_script_trains(tmp_path):
+    config = tiny_config(tmp_path)  # makes the model and the rows
+    (tmp_path / "run.sh").write_text(
+        f"trl grpo --model_name_or_path {config.model} --bf16 false --reward_funcs x \\\n"
+        "  --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --num_generations 4 --steps_per_generation 4 \\\n"
+        f"  --max_completion_length 4 --num_train_epochs 1 --output_dir {tmp_path}/out --save_steps 0.5\n"
+    )
+    assert main(["convert-config", str(tmp_path / "run.sh"), "--output", str(tmp_path / "run.yaml")]) == 0
+    flags = [
+        "--dataset",
+        config.dataset,
+        "--reward_funcs",
+        *config.reward_funcs,
+        "--max_steps",
+        "1",
+        "--num_threads",
+        "1",
+    ]
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), *flags]) == 0
+    assert (tmp_path / "out" / "final" / "config.json").is_file()
 
 
 def test_whose_it_is_may_be_said(tmp_path, capsys):

@@ -6,6 +6,9 @@ import pytest
 import yaml
 
 from grpokit.commands.convert import convert, find_trainer
+from grpokit.commands.convert.data import PLAIN_SAMPLING
+from grpokit.config.foreign import FOREIGN, RENAMED
+from grpokit.config.foreign_defaults import DEFAULTS
 from grpokit.config.options import TrainConfig
 from grpokit.config.train_rules import TRAIN_RULES
 from grpokit.config.yaml import from_yaml
@@ -130,6 +133,11 @@ TRL_VALUES = [
         {"eval_dataset": "org/data", "eval_split": "dev", "eval_steps": 20},
     ),
     ({"dataset_name": "org/data", "dataset_test_split": "dev"}, {"eval_dataset": "", "eval_steps": 0}),
+    (
+        {"dataset_name": "org/data", "eval_strategy": False, "save_strategy": False},
+        {"eval_dataset": "", "save_steps": 0},
+    ),
+    ({}, {"save_steps": 500}),
     ({"save_strategy": "no", "save_steps": 50}, {"save_steps": 0}),
     ({"max_steps": 200, "save_steps": 0.05}, {"save_steps": 10}),
     (
@@ -299,6 +307,22 @@ def test_one_value_never_stops_the_file(theirs, words):
     config, said = converted(theirs | {"seed": 7})
     assert config.seed == 7
     assert has(said, *words)
+
+
+KNOWN = sorted(
+    FOREIGN | RENAMED.keys() | DEFAULTS["trl"].keys() | DEFAULTS["swift"].keys() | set(PLAIN_SAMPLING)
+)
+
+
+@pytest.mark.parametrize("trainer", ["trl", "swift"])
+@pytest.mark.parametrize("value", ["odd", [1, "x"], {"a": 1}, -1.5], ids=str)
+def test_no_value_of_any_option_stops_the_file(trainer, value):
+    """Only a batch that fits no number of processes does."""
+    for name in KNOWN:
+        try:
+            convert({"loss_type": "cispo", "use_vllm": True, "use_peft": True, name: value}, 8, trainer)
+        except ValueError as error:
+            assert "is --num_processes 8 right?" in str(error), name  # noqa: PT017 (it needn't be raised)
 
 
 def test_values_that_change_nothing_are_not_named():

@@ -82,6 +82,15 @@ NOT_NEEDED = {
     "offload_optimizer": "--micro_batch_tokens and --vllm_gpu_memory_utilization bound the memory",
     "move_model_batches": "--vllm_sync decides how weights travel",
     "vllm_device": "vLLM is a server, or colocated",
+    "vllm_max_model_len": "changes no result",
+    "vllm_max_model_length": "changes no result",
+    "vllm_max_num_seqs": "changes no result",
+    "vllm_tensor_parallel_size": "changes no result; a server is told when it starts, colocated vLLM is one per rank",
+    "vllm_enforce_eager": "changes no result",
+    "vllm_enable_prefix_caching": "changes no result",
+    "vllm_enable_lora": "--vllm_sync adapter sends the adapter alone",
+    "sequence_parallel_size": "changes no result",
+    "dataloader_drop_last": "a step always has all its prompts",
 }
 
 # Options that only one of the two has. `torch_dtype` is no sign: recipes for older TRL have it too.

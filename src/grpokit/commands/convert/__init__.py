@@ -24,9 +24,11 @@ from .data import convert_data, convert_logging, convert_prompts, convert_reward
 from .draft import OURS, Draft, Trainer
 from .losses import convert_loss
 from .model import convert_adapter, convert_engine, convert_model, convert_optimizer
-from .script import Launch, read_launch
+from .script import read_launch
 
 __all__ = ["convert", "convert_file", "find_trainer"]
+
+GRPOKIT_ONLY = {"prompts_per_step", "updates_per_step", "micro_batch_tokens", "sampler", "correction_mode"}
 
 
 def convert(
@@ -98,23 +100,31 @@ def _rest(draft: Draft) -> None:
 def _checked(draft: Draft) -> dict[str, Any]:
     """Drops defaults that are grpokit's too, and values that grpokit does not take. Says which."""
     defaults = {name: OURS[name].default for name in draft.defaulted if name in OURS}
-    kept: dict[str, Any] = {}
-    for name in (*(n for n in OURS if n in draft.ours), *(n for n in draft.ours if n not in OURS)):
-        value = draft.ours[name]
-        if name in defaults and value == defaults[name]:
-            continue
-        try:
-            with_options(TrainConfig(), {name: value})
-        except ValueError as error:
-            draft.say(f"{error}; left out, so grpokit's default applies: {name} {OURS[name].default}")
-            continue
-        kept[name] = value
+    names = [
+        *(name for name in OURS if name in draft.ours),
+        *(name for name in draft.ours if name not in OURS),
+    ]
+    kept = {n: draft.ours[n] for n in names if not (n in defaults and draft.ours[n] == defaults[n])}
+    try:
+        with_options(TrainConfig(), kept)
+    except ValueError:
+        kept = {name: value for name, value in kept.items() if _is_taken(draft, name, value)}
     written = [f"{name} {kept[name]}" for name in kept if name in draft.defaulted]
     if written:
         draft.said.insert(
             0, f"defaults of {draft.name}'s that are not grpokit's are written out: {', '.join(written)}"
         )
     return kept
+
+
+def _is_taken(draft: Draft, name: str, value: Any) -> bool:
+    """Tells whether grpokit takes a value, and says so where it does not."""
+    try:
+        with_options(TrainConfig(), {name: value})
+    except ValueError as error:
+        draft.say(f"{error}; left out, so grpokit's default applies: {name} {OURS[name].default}")
+        return False
+    return True
 
 
 def convert_file(config: ConvertConfig) -> tuple[str, list[str]]:
@@ -125,15 +135,21 @@ def convert_file(config: ConvertConfig) -> tuple[str, list[str]]:
     """
     import yaml
 
+    launch = read_launch(config.file)
     if config.to == "trl":
         from .to_trl import convert_to_trl
 
-        launch = read_launch(config.file)
         theirs, said = convert_to_trl(launch.options, config.file, config.num_processes or 1)
         return yaml.safe_dump(theirs, sort_keys=False, allow_unicode=True), said
-    launch = read_launch(config.file)
+    if own := launch.options.keys() & GRPOKIT_ONLY:
+        raise ValueError(
+            f"{config.file}: {min(own)} is grpokit's own option, so there is nothing to convert; see --to trl"
+        )
     ours, said = convert(
-        launch.options, config.num_processes or launch.processes or 1, _whose(config, launch), launch.folder
+        launch.options,
+        config.num_processes or launch.processes or 1,
+        config.source or launch.trainer,
+        launch.folder,
     )
     said = [*launch.notes, *said]
     if config.num_processes is None and launch.processes:
@@ -141,7 +157,3 @@ def convert_file(config: ConvertConfig) -> tuple[str, list[str]]:
     text = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     from_yaml(TrainConfig, text, config.file)
     return text, said
-
-
-def _whose(config: ConvertConfig, launch: Launch) -> Trainer | None:
-    return config.source or launch.trainer

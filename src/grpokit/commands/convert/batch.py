@@ -93,6 +93,10 @@ def convert_steps(draft: Draft, pace: Pace) -> None:
             continue
         steps = max(1, round(value / pace.per_step)) if value > 0 else 0
         draft.put(name, steps, name, "warmup_ratio" if name == "warmup_steps" else name)
+        if name == "warmup_steps" and steps:
+            draft.say(
+                f"warmup_steps: the first learning rate is 1/{steps + 1} of the peak here, and 0 in {draft.name}"
+            )
         if pace.per_step > 1 and value > 0:
             draft.say(f"{name}: {value:g} optimizer steps are {steps} steps of {pace.per_step}")
 

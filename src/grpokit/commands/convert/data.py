@@ -122,7 +122,7 @@ def _evaluation(draft: Draft) -> None:
         )
     if held_out:
         draft.put("eval_dataset", _one_dataset(draft, str(held_out[0]), "eval_dataset"), "val_dataset")
-    elif draft.trainer == "trl" and strategy != "no" and "dataset" in draft.ours:
+    elif draft.trainer == "trl" and strategy not in ("no", "False") and "dataset" in draft.ours:
         draft.put("eval_dataset", draft.ours["dataset"], "eval_strategy")
         draft.put("eval_split", split or "test", "eval_strategy")
     else:
@@ -142,10 +142,10 @@ def convert_prompts(draft: Draft) -> None:
     longest = draft.take("max_prompt_length", draft.take("max_length"))
     if longest is not None:
         draft.put("max_prompt_length", longest, "max_prompt_length", "max_length")
-    cut = draft.take("truncation_strategy", "left" if longest is not None else None)
+    cut = draft.take_word("truncation_strategy", "left" if longest is not None else "")
     if cut in TRUNCATION:
         draft.put("long_prompts", TRUNCATION[cut], "truncation_strategy", "max_prompt_length")
-    elif cut is not None:
+    elif cut:
         draft.unsupported("truncation_strategy", cut)
     # RLHFArguments._init_max_completion_length has this order.
     lengths = [draft.take(name) for name in ("response_length", "max_new_tokens", "max_completion_length")]

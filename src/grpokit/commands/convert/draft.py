@@ -64,6 +64,10 @@ class Draft:
         value = self.take(name, default)
         return value.strip().lower() in ("true", "1", "yes") if isinstance(value, str) else bool(value)
 
+    def take_word(self, name: str, default: str = "") -> str:
+        """Takes an option that is one word."""
+        return str(self.take(name, default))
+
     def put(self, name: str, value: Any, *sources: str) -> None:
         """Sets one of ours. `sources` are their options that it comes from (default: the one of the same name)."""
         self.ours[name] = value

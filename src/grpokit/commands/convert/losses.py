@@ -17,7 +17,7 @@ def convert_loss(draft: Draft) -> None:
     """Converts the loss with its options, the advantages, the KL penalty and the masks."""
     name = draft.take("loss_type")
     name = name[0] if isinstance(name, list) and len(name) == 1 else name
-    level = draft.take("importance_sampling_level", "token")
+    level = draft.take_word("importance_sampling_level", "token")
     rule = LOSSES[draft.trainer].get(str(name))
     if rule is None:
         draft.say(
@@ -85,7 +85,8 @@ def _dr_grpo(draft: Draft, name: str, level: Any) -> None:
 
 def _cispo(draft: Draft, name: str, level: Any) -> None:
     """cispo: a cap below 1 scales every gradient by it, which is written as the loss that this is."""
-    cap = float(draft.take("epsilon_high", draft.left.get("epsilon", 0.2)))
+    epsilon = draft.take_number("epsilon", 0.2)
+    cap = draft.take_number("epsilon_high", epsilon) or 0.2
     if cap >= 1:
         draft.put("loss_type", name)
         draft.put("epsilon_high", cap)
@@ -192,8 +193,8 @@ def _scaling(value: Any) -> Any:
 
 def _advantages(draft: Draft, loss: str) -> None:
     """Converts the estimator and the scaling of the rewards."""
-    scaling, estimator = _scaling(draft.take("scale_rewards")), draft.take("advantage_estimator", "grpo")
-    together = draft.take("multi_objective_aggregation", "sum_then_normalize")
+    scaling, estimator = _scaling(draft.take("scale_rewards")), draft.take_word("advantage_estimator", "grpo")
+    together = draft.take_word("multi_objective_aggregation", "sum_then_normalize")
     if together == "normalize_then_sum" or scaling == "gdpo":
         draft.put("advantage_estimator", "gdpo", "multi_objective_aggregation", "scale_rewards")
         if scaling == "gdpo":

@@ -68,6 +68,8 @@ def _dtype(draft: Draft) -> None:
         draft.put("dtype", "bfloat16", "bf16", "torch_dtype", "dtype")
     elif draft.trainer == "trl" or weights == "float32":
         draft.put("dtype", "float32", "bf16", "torch_dtype", "dtype")
+    else:
+        draft.say("dtype: auto; ms-swift takes that of the model's config.json")
     if weights == "bfloat16":
         draft.say("dtype: parameters stay float32 here, and are computed with in bfloat16")
 
@@ -75,8 +77,8 @@ def _dtype(draft: Draft) -> None:
 def convert_adapter(draft: Draft) -> bool:
     """Converts LoRA. Returns whether an adapter is trained."""
     swift = draft.trainer == "swift"
-    kind = draft.take("train_type", draft.take("tuner_type")) if swift else None
-    draft.take("tuner_type")
+    usual = draft.take_word("tuner_type")
+    kind = draft.take_word("train_type", usual) if swift else ""
     uses = kind == "lora" if swift else draft.take_flag("use_peft")
     if swift and kind not in ("lora", "full"):
         draft.say(f"tuner_type: {shown(kind)} has no counterpart; all parameters are trained")

@@ -56,7 +56,7 @@ def read_launch(file: str) -> Launch:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if path.suffix in (".yaml", ".yml", ".json") or not _looks_like_script(text):
+    if path.suffix in (".yaml", ".yml", ".json") or (path.suffix != ".sh" and not _looks_like_script(text)):
         options = read_yaml(path)
         return Launch(options, None, _processes(options), path.parent)
     return _from_script(text, file, path.parent)
@@ -89,6 +89,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _from_script(text: str, where: str, folder: Path) -> Launch:
     """Finds the command that trains."""
     found = [launch for command in read_commands(text) if (launch := _training(command, folder)) is not None]
+    if not found and re.search(r"\bmegatron\s+rlhf\b", text):
+        raise ValueError(
+            f"{where}: `megatron rlhf` has Megatron's options, which are not converted; `swift rlhf` has others"
+        )
     if not found:
         raise ValueError(
             f"{where}: no command trains by GRPO; expected `swift rlhf --rlhf_type grpo`, `trl grpo`, or a launcher with "
