@@ -103,6 +103,11 @@ def test_a_comment_within_a_command_ends_it_as_in_a_shell():
     assert "--epsilon: stands after a comment" in launch.notes[0]
 
 
+def test_what_only_the_shell_knows_is_named():
+    launch = read_launch("trl grpo --seed $SEED --output_dir $(date) --run_name '$x is y'")
+    assert [note.split(":")[0] for note in launch.notes] == ["seed", "output_dir"]
+
+
 def test_the_command_that_trains_is_found_among_others():
     launch = read_launch(
         "pip install trl\nCUDA_VISIBLE_DEVICES=7 trl vllm-serve --model m &\nsleep 60 && trl grpo --beta 0.1; echo done"

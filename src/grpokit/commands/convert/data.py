@@ -40,6 +40,8 @@ PLAIN_SAMPLING = {
     "repetition_penalty": (1.0,),
     "num_beams": (1,),
 }
+# Options of `generation_kwargs`, and where they go.
+GENERATION = {"stop_strings": "stop_words", "stop": "stop_words", "min_new_tokens": "min_completion_length"}
 TRACKERS = ("tensorboard", "trackio", "wandb", "swanlab")
 
 
@@ -176,8 +178,7 @@ def convert_sampling(draft: Draft) -> None:
     """Converts temperature, stop strings and what changes the sampled distribution, which has no counterpart."""
     more = draft.take("generation_kwargs", {})
     for name, value in (more if isinstance(more, dict) else {}).items():
-        name = {"stop_strings": "stop_words", "min_new_tokens": "min_completion_length"}.get(name, name)
-        draft.left.setdefault(name, value)
+        draft.left.setdefault(GENERATION.get(str(name), str(name)), value)
     for name, plain in PLAIN_SAMPLING.items():
         if name in draft.left:
             value = draft.take(name)

@@ -27,7 +27,7 @@ def convert_model(draft: Draft) -> None:
     """Converts the model's name, revision and attention, and the dtype."""
     inside = draft.take("model_init_kwargs", {})
     for name, value in (inside if isinstance(inside, dict) else {}).items():
-        draft.left.setdefault({"revision": "model_revision"}.get(name, name), value)
+        draft.left.setdefault("model_revision" if name == "revision" else str(name), value)
     model = draft.take("model_name_or_path", draft.take("model"))
     revision = draft.take("model_revision")
     if model is not None:

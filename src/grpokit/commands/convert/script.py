@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .draft import Trainer
-from .shell import Command, read_commands
+from .draft import Trainer, listed
+from .shell import VARIABLE, Command, read_commands
 
 PROGRAMS: dict[tuple[str, str], Trainer] = {("swift", "rlhf"): "swift", ("trl", "grpo"): "trl"}
 MODULES: dict[str, Trainer] = {"swift.cli.rlhf": "swift", "trl.scripts.grpo": "trl"}
@@ -131,6 +131,9 @@ def _training(command: Command, folder: Path) -> Launch | None:
         name in options for name in ("model_name_or_path", "model", "dataset_name")
     ):
         return None  # a script that serves, evaluates or prepares
+    for name, value in options.items():
+        if any("$(" in str(part) or VARIABLE.fullmatch(str(part)) for part in listed(value)):
+            notes.append(f"{name}: {value}: what the shell puts there isn't known here; set --{name}")
     launcher, _ = parse_flags(words[:start])
     return Launch(
         options,
