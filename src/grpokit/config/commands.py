@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -78,12 +78,16 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Turn a YAML configuration of TRL's GRPOTrainer or of ms-swift into one for `grpokit train`."""
+    """Turn a run's configuration of TRL or ms-swift (YAML, launch script or command line) into grpokit's, or back into TRL's."""
 
     file: tyro.conf.Positional[str]
-    """Their YAML file."""
-    num_processes: int = 1
-    """Processes that it was meant for: their batch is counted in those."""
+    """Their YAML file, a launch script, or a command line in quotes. With --to trl: a YAML file of grpokit's."""
+    source: Annotated[Literal["trl", "swift"] | None, tyro.conf.arg(name="from")] = None
+    """Whose options they are (default: as the command or the names of the options tell)."""
+    to: Literal["grpokit", "trl"] = "grpokit"
+    """trl: write a YAML file for `trl grpo --config` from one of grpokit's."""
+    num_processes: int | None = None
+    """Processes of their run, in which their batch is counted (default: as the launcher says, else 1)."""
     output: str = ""
     """Where to write the result (default: print it)."""
 

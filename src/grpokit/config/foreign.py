@@ -1,4 +1,4 @@
-"""The option names of TRL and ms-swift, and the names that they have here."""
+"""The option names of TRL and ms-swift, and the names that they have here. `foreign_defaults.py` has their defaults."""
 
 from __future__ import annotations
 
@@ -16,54 +16,118 @@ RENAMED = {
     "overlong_filter": "mask_truncated_completions",
     "sapo_temperature_pos": "tau_pos",
     "sapo_temperature_neg": "tau_neg",
+    "off_policy_mask_threshold": "opsm_threshold",
+    "off_policy_sequence_mask_delta": "opsm_threshold",
+    "num_generations_eval": "eval_generations",
+    "shuffle_dataset": "shuffle",
+    "dataset_shuffle": "shuffle",
     "vllm_server_base_url": "vllm_url",
     "vllm_server_timeout": "vllm_timeout",
     "max_length": "max_prompt_length",
     "stop_words": "stop",
 }
 
+MEMORY = "--micro_batch_tokens bounds the memory, and changes no result"
+RANKS = "ranks run under FSDP2; start them by torchrun"
+LOGS = "a run logs every step"
+HEAD = "the head never holds all logits"
+CHECKPOINTS = "a checkpoint is complete, and its weights are safetensors"
 
 # What needs no counterpart here, and why.
 NOT_NEEDED = {
     "remove_unused_columns": "rewards get every column",
-    "shuffle_dataset": "the order is shuffled, by --seed",
     "logging_dir": "a run is its --output_dir",
+    "logging_strategy": LOGS,
+    "logging_first_step": LOGS,
+    "log_level": LOGS,
+    "log_entropy": LOGS,
+    "log_rollout_offpolicy_metrics": LOGS,
     "disable_dropout": "dropout is always off",
-    "use_liger_kernel": "the head never holds all logits",
-    "use_liger_loss": "the head never holds all logits",
-    "ddp_find_unused_parameters": "ranks run under FSDP2",
+    "use_liger_kernel": HEAD,
+    "use_liger_loss": HEAD,
+    "cast_lm_head_to_fp32": "the head's parameters and log-probs are float32",
+    "per_device_eval_batch_size": MEMORY,
+    "eval_accumulation_steps": MEMORY,
+    "padding_free": "--packing auto decides, and changes no result",
+    "gradient_checkpointing_kwargs": "checkpointing is non-reentrant",
+    "vit_gradient_checkpointing": "text models only",
+    "deepspeed": RANKS,
+    "fsdp": RANKS,
+    "fsdp_config": RANKS,
+    "ddp_backend": RANKS,
+    "ddp_find_unused_parameters": RANKS,
+    "ds3_gather_for_generation": RANKS,
+    "local_rank": RANKS,
     "dataloader_num_workers": "prompts are tokenized at the start",
+    "dataloader_pin_memory": "prompts are tokenized at the start",
+    "dataset_num_proc": "prompts are tokenized at the start",
+    "lazy_tokenize": "prompts are tokenized at the start",
+    "load_from_cache_file": "prompts are tokenized at the start",
     "rlhf_type": "it is GRPO",
     "do_train": "it trains",
-    "cast_lm_head_to_fp32": "the head's parameters and log-probs are float32",
+    "do_eval": "--eval_dataset decides",
     "push_to_hub": "the model is in final/",
+    "hub_model_id": "the model is in final/",
+    "hub_strategy": "the model is in final/",
+    "overwrite_output_dir": "an --output_dir that holds a run is never overwritten",
+    "save_only_model": CHECKPOINTS,
+    "save_safetensors": CHECKPOINTS,
+    "add_version": "a run is its --output_dir",
+    "check_model": "files are checked when they are read",
+    "model_type": "transformers finds it in config.json",
+    "use_logits_to_keep": HEAD,
+    "sleep_level": "colocated vLLM sleeps while the model trains",
+    "vllm_enable_sleep_mode": "colocated vLLM sleeps while the model trains",
+    "offload_model": "--micro_batch_tokens and --vllm_gpu_memory_utilization bound the memory",
+    "offload_optimizer": "--micro_batch_tokens and --vllm_gpu_memory_utilization bound the memory",
+    "move_model_batches": "--vllm_sync decides how weights travel",
+    "vllm_device": "vLLM is a server, or colocated",
+    "vllm_max_model_len": "changes no result",
+    "vllm_max_model_length": "changes no result",
+    "vllm_max_num_seqs": "changes no result",
+    "vllm_tensor_parallel_size": "changes no result; a server is told when it starts, colocated vLLM is one per rank",
+    "vllm_enforce_eager": "changes no result",
+    "vllm_enable_prefix_caching": "changes no result",
+    "vllm_enable_lora": "--vllm_sync adapter sends the adapter alone",
+    "sequence_parallel_size": "changes no result",
+    "dataloader_drop_last": "a step always has all its prompts",
 }
 
-
-# Defaults of TRL 1.16 that are not grpokit's.
-TRL_DEFAULTS = {"loss_type": "dapo", "lr_scheduler_type": "linear"}
-
-
-# Options that only ms-swift has; and those whose defaults there are its own.
-SWIFT = {
-    *("rlhf_type", "train_type", "tuner_type", "torch_dtype", "attn_impl", "system", "dynamic_sample"),
+# Options that only one of the two has. `torch_dtype` is no sign: recipes for older TRL have it too.
+TRL_ONLY = {
+    *("model_name_or_path", "model_init_kwargs", "dataset_name", "dataset_config", "dataset_train_split"),
+    *("dataset_test_split", "datasets", "dataset_mixture", "use_peft", "lora_r", "lora_target_modules"),
+    *(
+        "mask_truncated_completions",
+        "sapo_temperature_pos",
+        "sapo_temperature_neg",
+        "vespo_k_pos",
+        "vespo_k_neg",
+    ),
+    *("vespo_lambda_pos", "vespo_lambda_neg", "off_policy_mask_threshold", "use_bias_correction_kl"),
+    *("multi_objective_aggregation", "shuffle_dataset", "disable_dropout", "cast_lm_head_to_fp32"),
+    *("vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_cap"),
+    *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min", "attn_implementation"),
+    *("reward_model_name_or_path", "max_prompt_length", "use_adaptive_entropy", "generation_kwargs"),
+}
+SWIFT_ONLY = {
+    *("rlhf_type", "train_type", "tuner_type", "model", "dataset", "attn_impl", "system", "dynamic_sample"),
     *(
         "overlong_filter",
         "soft_cache_length",
+        "soft_max_length",
         "val_dataset",
         "external_plugins",
         "lora_rank",
-        "target_modules",
     ),
-    *("async_generate", "stop_words"),
+    *("target_modules", "async_generate", "stop_words", "split_dataset_ratio", "dataset_shuffle", "template"),
+    *("rollout_importance_sampling_mode", "rollout_importance_sampling_threshold", "advantage_estimator"),
+    *("off_policy_sequence_mask_delta", "kl_in_reward", "tau_pos", "tau_neg", "real_tau", "fipo_decay_rate"),
+    *("fipo_clip_range", "fipo_clip_high_only", "fipo_safety_threshold", "max_new_tokens", "response_length"),
+    *("truncation_strategy", "multi_turn_scheduler", "sleep_level", "offload_model", "offload_optimizer"),
+    *("move_model_batches", "log_entropy", "model_type", "max_resample_times", "reward_model"),
+    *("reward_model_plugin", "padding_free", "packing", "max_length"),
 }
-
-
-ASK = ("loss_type", "beta", "learning_rate", "lr_scheduler_type", "temperature", "max_completion_length")
-
-
-LEVELS = {"token": "token", "sequence": "sequence_product"}
-
 
 COUNTED = (
     "per_device_train_batch_size",
@@ -72,15 +136,14 @@ COUNTED = (
     "generation_batch_size",
 )
 
-
 IN_OPTIMIZER_STEPS = ("max_steps", "save_steps", "eval_steps", "warmup_steps", "logging_steps")
-
 
 # All of theirs that this knows, for whoever writes one of them into a configuration of ours.
 FOREIGN = (
     RENAMED.keys()
     | NOT_NEEDED.keys()
     | set(COUNTED)
-    | SWIFT
-    | {"num_train_epochs", "use_vllm", "use_peft", "bf16"}
+    | TRL_ONLY
+    | SWIFT_ONLY
+    | {"num_train_epochs", "use_vllm", "use_peft", "bf16", "fp16", "warmup_ratio"}
 )

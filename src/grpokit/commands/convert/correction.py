@@ -1,0 +1,66 @@
+"""Converts the correction for a sampler that isn't the trainer. TRL's is on by default, with vLLM alone; ms-swift's is off."""
+
+from __future__ import annotations
+
+from .draft import Draft
+from .losses import NO_BOUND
+
+
+def convert_correction(draft: Draft, uses_vllm: bool) -> None:
+    """Converts the correction for a sampler that isn't the trainer: TRL's is on by default, with vLLM alone."""
+    (_trl_correction if draft.trainer == "trl" else _swift_correction)(draft, uses_vllm)
+
+
+def _trl_correction(draft: Draft, uses_vllm: bool) -> None:
+    word = "vllm_importance_sampling_"
+    corrects, mode = draft.take_flag(f"{word}correction"), str(draft.take(f"{word}mode"))
+    high, older = draft.take_number(f"{word}clip_max"), draft.take_number(f"{word}cap")
+    low = draft.take_number(f"{word}clip_min")
+    if not (uses_vllm and corrects):
+        return
+    level, _, kind = mode.partition("_")
+    if level not in ("token", "sequence") or kind not in ("mask", "truncate"):
+        draft.unsupported(f"{word}mode", mode)
+        return
+    high = older if older is not None else high
+    source = tuple(f"{word}{name}" for name in ("mode", "clip_max", "clip_min", "cap"))
+    _put_correction(draft, kind, {"token": "token", "sequence": "sequence_product"}[level], low, high, source)
+    if kind == "truncate" and low:
+        draft.unsupported(f"{word}clip_min", low, "has no counterpart with truncation")
+
+
+def _swift_correction(draft: Draft, uses_vllm: bool) -> None:
+    word = "rollout_importance_sampling_"
+    mode, high = draft.take(f"{word}mode"), draft.take_number(f"{word}threshold")
+    if mode is None:
+        return
+    if not uses_vllm:
+        draft.say(f"{word}mode: {mode} corrects for vLLM, and use_vllm is not set; left out")
+        return
+    level, _, kind = str(mode).partition("_")
+    if level not in ("token", "sequence") or kind not in ("mask", "truncate"):
+        draft.unsupported(f"{word}mode", mode)
+        return
+    ours = {"token": "token", "sequence": "sequence_geometric"}[level]
+    _put_correction(draft, kind, ours, None, high, (f"{word}mode",))
+    if mode == "sequence_mask":
+        draft.say(
+            f"{word}mode: a kept completion's tokens have its own weight here, each their own in ms-swift"
+        )
+    if draft.ours.get("beta"):
+        draft.say(
+            f"{word}mode: ms-swift multiplies the KL penalty by the weights too; here the policy term alone"
+        )
+
+
+def _put_correction(
+    draft: Draft, kind: str, level: str, low: float | None, high: float | None, sources: tuple[str, ...]
+) -> None:
+    high = NO_BOUND if high is None else high
+    draft.put("correction_mode", kind, *sources)
+    draft.put("correction_level", level, *sources)
+    if kind == "truncate":
+        draft.put("correction_cap", high, *sources)
+    else:
+        draft.put("correction_low", low or 0.0, *sources)
+        draft.put("correction_high", high, *sources)

@@ -1,0 +1,282 @@
+"""Converts the data, the prompts, the rewards, the sampling options and the evaluation."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from ...config.foreign_defaults import DEFAULTS
+from ...data.sources import is_hub_name
+from .draft import Draft, listed, shown
+
+READERS = ("json", "csv", "parquet")  # the paths of `datasets` that read files
+TRUNCATION = {"left": "truncate_left", "delete": "drop", "raise": "error"}
+BUILT_IN = (
+    "exact_match",
+    "format",
+    "length",
+    "accuracy",
+    "format_tags",
+    "boxed",
+    "soft_overlong",
+    "repetition",
+)
+# Rewards of `trl grpo` (scripts/grpo.py) and of ms-swift (rewards/orm.py) that are built in here.
+TRL_REWARDS = {
+    "accuracy_reward": "accuracy",
+    "think_format_reward": "format",
+    "get_soft_overlong_punishment": "soft_overlong",
+}
+FORMATS = {
+    "trl": {"think_format_reward": r"^<think>(?!.*<think>)(.*?)</think>.*$"},
+    "swift": {"format": r"^<think>.*?</think>\s*<answer>.*?</answer>(?![\s\S])"},
+}
+# Sampling that changes the distribution: their values that don't.
+PLAIN_SAMPLING = {
+    "top_p": (1.0,),
+    "top_k": (0, -1, None),
+    "min_p": (0.0, None),
+    "repetition_penalty": (1.0,),
+    "num_beams": (1,),
+}
+# Options of `generation_kwargs`, and where they go.
+GENERATION = {"stop_strings": "stop_words", "stop": "stop_words", "min_new_tokens": "min_completion_length"}
+TRACKERS = ("tensorboard", "trackio", "wandb", "swanlab")
+
+
+def convert_data(draft: Draft) -> None:
+    """Converts the dataset and the order of its rows."""
+    for word in ("datasets", "dataset_mixture"):
+        _mixture(draft, word)
+    found = listed(draft.take("dataset_name", draft.take("dataset")))
+    config, split = draft.take("dataset_config"), draft.take("dataset_train_split")
+    if found:
+        name = _one_dataset(draft, str(found[0]), "dataset")
+        if config is not None and is_hub_name(name):
+            name = f"{name}:{config}"
+        draft.put("dataset", name, "dataset_name", "dataset", "datasets", "dataset_mixture")
+        if split is not None and not Path(name).is_file():
+            draft.put("dataset_split", split, "dataset_train_split", "datasets")
+    if len(found) > 1:
+        draft.say(
+            f"dataset: one dataset at a time; {found[0]} is taken, {', '.join(map(str, found[1:]))} left out"
+        )
+    shuffles = [
+        draft.take_flag(name, True)
+        for name in ("shuffle_dataset", "dataset_shuffle", "train_dataloader_shuffle")
+    ]
+    if isinstance(draft.left.get("packing"), bool):  # ours of that name takes other values
+        draft.left.pop("packing")
+        draft.say("packing: not needed: --packing auto decides, and changes no result")
+    draft.put("shuffle", all(shuffles), "shuffle_dataset", "dataset_shuffle", "train_dataloader_shuffle")
+    _evaluation(draft)
+
+
+def _mixture(draft: Draft, word: str) -> None:
+    """Takes the first of a mixture of datasets."""
+    mixture = draft.take(word)
+    parts = mixture.get("datasets", []) if isinstance(mixture, dict) else listed(mixture)
+    parts = [part for part in parts if isinstance(part, dict)]
+    if not parts:
+        return
+    first = parts[0]
+    name, files = first.get("path", first.get("id")), first.get("data_files")
+    if name in READERS and files:
+        name = listed(files)[0]
+    draft.left |= {"dataset_name": name}
+    for theirs, key in (
+        ("dataset_config", "name"),
+        ("dataset_config", "config"),
+        ("dataset_train_split", "split"),
+    ):
+        if first.get(key) is not None:
+            draft.left[theirs] = first[key]
+    if len(parts) > 1 or first.get("fraction") or first.get("weight"):
+        draft.say(f"{word}: one whole dataset at a time; {name} is taken")
+
+
+def _one_dataset(draft: Draft, text: str, flag: str) -> str:
+    """Reads ms-swift's `[HF::]name[:subset][#rows]`. Returns the name, as grpokit has it."""
+    if draft.trainer != "swift" or (draft.folder / text).exists() or Path(text).exists():
+        return text
+    hub, _, name = text.rpartition("::")
+    name, _, rows = name.partition("#")
+    if rows.isdigit() and flag == "dataset":
+        draft.put("max_samples", int(rows), "dataset")
+        draft.say(f"max_samples: the first {rows} rows of {name}; ms-swift draws {rows} at random")
+    elif rows:
+        draft.say(f"{flag}: {text}: #{rows} is left out")
+    if is_hub_name(name) and hub.lower() != "hf" and not draft.take_flag("use_hf"):
+        draft.say(f"{flag}: {name}: ms-swift takes it from ModelScope, grpokit from the Hugging Face Hub")
+    return name
+
+
+def _evaluation(draft: Draft) -> None:
+    """Converts the held-out prompts: TRL's are a split of the dataset, and only where eval_strategy says so."""
+    held_out, split = listed(draft.take("val_dataset")), draft.take("dataset_test_split")
+    strategy = str(draft.left.get("eval_strategy", draft.left.pop("evaluation_strategy", "no")))
+    counts = draft.take("num_generations_eval")
+    ratio = draft.take_number("split_dataset_ratio", 0.0)
+    if ratio:
+        draft.say(
+            f"split_dataset_ratio: {ratio:g} has no counterpart; name held-out prompts with --eval_dataset"
+        )
+    if held_out:
+        draft.put("eval_dataset", _one_dataset(draft, str(held_out[0]), "eval_dataset"), "val_dataset")
+    elif draft.trainer == "trl" and strategy not in ("no", "False") and "dataset" in draft.ours:
+        draft.put("eval_dataset", draft.ours["dataset"], "eval_strategy")
+        draft.put("eval_split", split or "test", "eval_strategy")
+    else:
+        draft.left.pop("eval_steps", None)
+        return
+    if counts is not None:
+        draft.put("eval_generations", counts, "num_generations_eval")
+
+
+def convert_prompts(draft: Draft) -> None:
+    """Converts the system prompt and the length of prompts and completions."""
+    system = draft.take("system", draft.take("system_prompt"))
+    if system is not None:
+        text = _system(draft, str(system))
+        if text is not None:
+            draft.put("system_prompt", text, "system", "system_prompt")
+    longest = draft.take("max_prompt_length", draft.take("max_length"))
+    if longest is not None:
+        draft.put("max_prompt_length", longest, "max_prompt_length", "max_length")
+    cut = draft.take_word("truncation_strategy", "left" if longest is not None else "")
+    if cut in TRUNCATION:
+        draft.put("long_prompts", TRUNCATION[cut], "truncation_strategy", "max_prompt_length")
+    elif cut:
+        draft.unsupported("truncation_strategy", cut)
+    # RLHFArguments._init_max_completion_length has this order.
+    lengths = [draft.take(name) for name in ("response_length", "max_new_tokens", "max_completion_length")]
+    draft.put(
+        "max_completion_length",
+        next(
+            (length for length in lengths if length is not None),
+            DEFAULTS[draft.trainer]["max_completion_length"],
+        ),
+        *("response_length", "max_new_tokens", "max_completion_length"),
+    )
+
+
+def _system(draft: Draft, text: str) -> str | None:
+    """Returns the system message: the text of a .txt file, where ms-swift's `system` names one."""
+    if draft.trainer != "swift":
+        return text
+    if not text.endswith(".txt"):
+        return text.replace("\\n", "\n")
+    for path in (Path(text), draft.folder / text):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    draft.say(f"system: {text}: no such file, so its text is missing; left out")
+    return None
+
+
+def convert_sampling(draft: Draft) -> None:
+    """Converts temperature, stop strings and what changes the sampled distribution, which has no counterpart."""
+    more = draft.take("generation_kwargs", {})
+    for name, value in (more if isinstance(more, dict) else {}).items():
+        draft.left.setdefault(GENERATION.get(str(name), str(name)), value)
+    for name, plain in PLAIN_SAMPLING.items():
+        if name in draft.left:
+            value = draft.take(name)
+            if value not in plain:
+                draft.say(
+                    f"{name}: {value!r} has no counterpart: completions are of the whole distribution; left out"
+                )
+    stops = listed(draft.take("stop_words"))
+    if stops:
+        draft.put("stop", stops, "stop_words", "generation_kwargs")
+    times = draft.take("max_resample_times")
+    if draft.take_flag("dynamic_sample"):
+        draft.put("max_resample_times", times, "dynamic_sample")
+
+
+def convert_rewards(draft: Draft) -> None:
+    """Converts the reward functions. Names that are not built in stay, with a note."""
+    plugins = _plugins(draft)
+    names = [str(name) for name in listed(draft.take("reward_funcs"))]
+    models = listed(draft.take("reward_model_name_or_path"))
+    after = [str(name) for name in listed(draft.take("reward_model"))]
+    ours = [*map(str, models), *(_reward(draft, name, plugins) for name in names), *after]
+    if ours:
+        draft.put("reward_funcs", ours, "reward_funcs", "reward_model", "reward_model_name_or_path")
+    length = draft.take("soft_max_length")
+    if length is not None and length != draft.ours.get("max_completion_length"):
+        draft.unsupported(
+            "soft_max_length", length, "has no counterpart: soft_overlong counts to max_completion_length"
+        )
+    if "get_soft_overlong_punishment" in names:
+        draft.put("soft_cache_length", 256, "reward_funcs")
+        if draft.ours.get("max_completion_length") != 1280:
+            draft.say(
+                "reward_funcs: soft_overlong counts to max_completion_length here, to 1280 in `trl grpo`"
+            )
+
+
+def _reward(draft: Draft, name: str, plugins: dict[str, str]) -> str:
+    if draft.trainer == "trl":
+        ours = TRL_REWARDS.get(name, name)
+        if ours == name and "." in name and ":" not in name and "/" not in name:
+            ours = ":".join(name.rsplit(".", 1))
+    else:
+        ours = plugins.get(name, name)
+    pattern = FORMATS[draft.trainer].get(name)
+    if pattern is not None:
+        draft.put("format_pattern", pattern, "reward_funcs")
+    if draft.trainer == "trl" and name == ours and name in BUILT_IN:
+        draft.say(
+            f"reward_funcs: {name} is grpokit's; if the script's own of that name differs, name file.py:function"
+        )
+    if ours not in BUILT_IN and ":" not in ours and "/" not in ours:
+        draft.say(f"reward_funcs: {name} is not built in; name file.py:function in its place")
+    return ours
+
+
+def _plugins(draft: Draft) -> dict[str, str]:
+    """Reads ms-swift's plugin files: `orms['name'] = Class` makes the reward `file.py:Class`."""
+    found: dict[str, str] = {}
+    for file in map(str, listed(draft.take("external_plugins"))):
+        path = next((p for p in (Path(file), draft.folder / file) if p.is_file()), None)
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
+        except (SyntaxError, UnicodeDecodeError):
+            tree = None
+        if tree is None:
+            draft.say(
+                f"external_plugins: {file} cannot be read here; name its classes, as --reward_funcs {file}:Class"
+            )
+            continue
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign(
+                    targets=[ast.Subscript(value=ast.Name(id="orms"), slice=ast.Constant(value=str(name)))],
+                    value=ast.Name(id=kind),
+                ):
+                    found[name] = f"{file}:{kind}"
+    return found
+
+
+def convert_logging(draft: Draft) -> None:
+    """Converts the trackers, and what is printed of completions."""
+    wanted: Any = listed(draft.take("report_to"))
+    kept = [name for name in wanted if name in TRACKERS]
+    if kept:
+        draft.put("report_to", kept)
+    for name in wanted:
+        if name not in (*TRACKERS, "none", "all"):
+            draft.unsupported("report_to", name)
+    if isinstance(
+        draft.left.get("log_completions"), bool
+    ):  # ours is a number; completions.jsonl is always written
+        draft.left.pop("log_completions")
+    resume = draft.left.get("resume_from_checkpoint")
+    if isinstance(resume, bool):
+        draft.left.pop("resume_from_checkpoint")
+        if resume:
+            draft.put("resume_from_checkpoint", "auto")
+    elif resume is not None:
+        draft.left.pop("resume_from_checkpoint")
+        draft.say(f"resume_from_checkpoint: {shown(resume)} is a checkpoint of another trainer; left out")

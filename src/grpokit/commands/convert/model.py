@@ -1,0 +1,184 @@
+"""Converts the model, its dtype, the adapter, the engine that samples, and the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...common.hub import is_hub_model
+from ...config.foreign_defaults import SWIFT_LEARNING_RATE
+from .correction import convert_correction
+from .draft import Draft, listed, shown
+
+ATTENTION = {
+    "flash_attn": "flash_attention_2",
+    "flash_attention": "flash_attention_2",
+    "flash_attention_2": "flash_attention_2",
+}
+SCHEDULES = {
+    "cosine_with_min_lr": "cosine",
+    "cosine_warmup_with_min_lr": "cosine",
+    "cosine_with_restarts": "cosine",
+    "polynomial": "linear",
+}
+PEFT_TARGETS = ["q_proj", "v_proj"]  # peft's own choice for Llama, Qwen, Mistral and Gemma
+
+
+def convert_model(draft: Draft) -> None:
+    """Converts the model's name, revision and attention, and the dtype."""
+    inside = draft.take("model_init_kwargs", {})
+    for name, value in (inside if isinstance(inside, dict) else {}).items():
+        draft.left.setdefault("model_revision" if name == "revision" else str(name), value)
+    model = draft.take("model_name_or_path", draft.take("model"))
+    revision = draft.take("model_revision")
+    if model is not None:
+        if revision not in (None, "main", "master"):
+            model = f"{model}@{revision}" if is_hub_model(str(model)) else model
+        draft.put("model", model, "model_name_or_path", "model")
+        _says_where_from(draft, str(model))
+    for path in listed(draft.take("adapters")):
+        draft.say(f"adapters: {path}: an adapter that was trained before is --model here; left out")
+    attention = draft.take("attn_implementation", draft.take("attn_impl"))
+    if attention is not None:
+        draft.put(
+            "attn_implementation",
+            ATTENTION.get(str(attention), attention),
+            "attn_impl",
+            "attn_implementation",
+        )
+    _dtype(draft)
+    if "torch_compile" in draft.left:
+        draft.put("compile", draft.take_flag("torch_compile"), "torch_compile")
+
+
+def _says_where_from(draft: Draft, model: str) -> None:
+    if draft.trainer == "swift" and is_hub_model(model) and not draft.take_flag("use_hf"):
+        draft.say(f"model: {model}: ms-swift takes it from ModelScope, grpokit from the Hugging Face Hub")
+    draft.take("use_hf")
+
+
+def _dtype(draft: Draft) -> None:
+    """Sets the compute type. bf16 is TRL's default unless fp16 is set; ms-swift has the model's own."""
+    older, newer = draft.take("torch_dtype"), draft.take("dtype")
+    weights = str(newer if newer is not None else older or "auto").removeprefix("torch.")
+    half, brain = draft.take_flag("fp16"), draft.take_flag("bf16")
+    if half or weights == "float16":
+        draft.say("fp16: has no counterpart; dtype auto is bfloat16 on a GPU")
+        return
+    if brain or weights == "bfloat16":
+        draft.put("dtype", "bfloat16", "bf16", "torch_dtype", "dtype")
+    elif draft.trainer == "trl" or weights == "float32":
+        draft.put("dtype", "float32", "bf16", "torch_dtype", "dtype")
+    else:
+        draft.say("dtype: auto; ms-swift takes that of the model's config.json")
+    if weights == "bfloat16":
+        draft.say("dtype: parameters stay float32 here, and are computed with in bfloat16")
+
+
+def convert_adapter(draft: Draft) -> bool:
+    """Converts LoRA. Returns whether an adapter is trained."""
+    swift = draft.trainer == "swift"
+    usual = draft.take_word("tuner_type")
+    kind = draft.take_word("train_type", usual) if swift else ""
+    uses = kind == "lora" if swift else draft.take_flag("use_peft")
+    if swift and kind not in ("lora", "full"):
+        draft.say(f"tuner_type: {shown(kind)} has no counterpart; all parameters are trained")
+    if uses and swift and not draft.given & {"train_type", "tuner_type"}:
+        draft.say("tuner_type: lora, ms-swift's default; with lora_r 0 all parameters are trained")
+    names = ("lora_rank", "lora_r", "target_modules", "lora_target_modules", "lora_alpha", "lora_dropout")
+    rank, short, modules, targets, alpha, dropout = (draft.take(name) for name in names)
+    four_bits = draft.take_flag("load_in_4bit")
+    if not uses:
+        if draft.given & set(names):
+            draft.say(
+                "lora_*: do nothing there either, without use_peft or tuner_type lora; all parameters are trained"
+            )
+        return False
+    draft.put(
+        "lora_r", rank if swift else short, "lora_r", "lora_rank", "use_peft", "tuner_type", "train_type"
+    )
+    draft.put("lora_alpha", alpha)
+    wanted = listed(modules if modules is not None else targets)
+    if wanted:
+        draft.put("lora_target_modules", wanted, "lora_target_modules", "target_modules")
+    elif not swift:
+        draft.put("lora_target_modules", PEFT_TARGETS, "use_peft")
+        draft.say(
+            "lora_target_modules: q_proj and v_proj, which peft takes for most models where TRL's file names none"
+        )
+    if dropout != 0:
+        draft.say("lora_dropout: not needed: dropout is always off (0.05 is their default)")
+    if four_bits:
+        draft.put("load_in_4bit", True)
+        draft.put("lora_save", "adapter", "load_in_4bit")
+    return True
+
+
+def convert_engine(draft: Draft) -> None:
+    """Converts vLLM, and the correction for it."""
+    uses = draft.take_flag("use_vllm")
+    hosts, ports = listed(draft.take("vllm_server_host")), listed(draft.take("vllm_server_port", 8000))
+    urls = listed(draft.take("vllm_server_base_url"))
+    swift = draft.trainer == "swift"
+    default = "server" if (swift or urls or hosts) and "vllm_mode" not in draft.given else "colocate"
+    where = draft.take("vllm_mode", default) if "vllm_mode" in draft.given else default
+    draft.take("vllm_mode")
+    convert_correction(draft, uses)
+    ahead = draft.take_flag("async_generate")
+    memory, patience = draft.take("vllm_gpu_memory_utilization"), draft.take("vllm_server_timeout")
+    if not uses:
+        return
+    draft.put("sampler", "vllm", "use_vllm")
+    if where == "server":
+        _server(draft, urls, hosts, ports)
+        if patience is not None:
+            draft.put("vllm_timeout", patience, "vllm_server_timeout")
+    else:
+        draft.put("vllm_mode", where, "use_vllm")
+        if memory is not None:
+            draft.put("vllm_gpu_memory_utilization", memory)
+    if ahead and where == "server":
+        draft.put("async_depth", 1, "async_generate")
+        draft.put("correction_mode", draft.ours.get("correction_mode", "none"), "async_generate")
+    elif ahead:
+        draft.say("async_generate: sampling ahead needs a server (vllm_mode server); left out")
+
+
+def _server(draft: Draft, urls: list[Any], hosts: list[Any], ports: list[Any]) -> None:
+    """Sets the server: one, where they may have several."""
+    servers = [str(url) for url in urls] or [
+        f"http://{host}:{ports[min(number, len(ports) - 1)]}" for number, host in enumerate(hosts)
+    ]
+    if not servers:
+        return
+    draft.put("vllm_url", servers[0], "vllm_server_base_url", "vllm_server_host")
+    if len(servers) > 1:
+        draft.say(f"vllm_url: one server at a time; {servers[0]} is taken, {', '.join(servers[1:])} left out")
+
+
+def convert_optimizer(draft: Draft, has_adapter: bool) -> None:
+    """Converts AdamW's numbers and the schedule of the learning rate."""
+    kind = draft.take("optim")
+    if kind is not None and not str(kind).startswith("adamw"):
+        draft.unsupported("optim", kind, "has no counterpart: the optimizer is AdamW")
+    elif kind is not None:
+        draft.say(
+            f"optim: not needed: the optimizer is AdamW{' in full precision' if '8bit' in str(kind) else ''}"
+        )
+    rate = draft.take_number("learning_rate")
+    if rate is None:
+        rate = SWIFT_LEARNING_RATE["lora" if has_adapter else "full"]
+    draft.put("learning_rate", rate)
+    decay = draft.take_number("weight_decay", 0.0)
+    draft.put("weight_decay", decay)
+    if decay:
+        draft.say(f"weight_decay: of biases and norms too here; {draft.name} leaves them out")
+    schedule, details = str(draft.take("lr_scheduler_type")), draft.take("lr_scheduler_kwargs")
+    if schedule in SCHEDULES:
+        ours = SCHEDULES[schedule]
+        draft.say(
+            f"lr_scheduler_type: {schedule} has no counterpart; {ours}, which falls to 0, is the nearest"
+        )
+        schedule = ours
+    draft.put("lr_scheduler_type", schedule)
+    if details:
+        draft.unsupported("lr_scheduler_kwargs", details)
