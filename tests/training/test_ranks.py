@@ -14,7 +14,7 @@ from grpokit.config.yaml import to_yaml
 from helpers import forked
 from helpers.launch import rows, torchrun
 from helpers.ranks import CUTS, LOSSES, SHARDS
-from helpers.tiny import tiny_config
+from helpers.tiny import make_model_dir, tiny_config
 
 QUICK = ("dapo", "bnpo")  # what `make test` has time for
 
@@ -150,8 +150,11 @@ FEW = {
 def test_fewer_prompts_than_ranks_train_as_one_process(tmp_path, ranks, kind):
     """A rank without prompts samples nothing, and gathers weights in training as the others do."""
     ends = []
+    make_model_dir(tmp_path / "model", layers=3)
     for name, size in (("one", 1), ("many", ranks)):
-        config = tiny_config(tmp_path, prompts_per_step=1, output_dir=str(tmp_path / name), **FEW[kind])
+        config = tiny_config(
+            tmp_path, prompts_per_step=1, num_generations=8, output_dir=str(tmp_path / name), **FEW[kind]
+        )
         if "eval_steps" in FEW[kind]:
             config = dataclasses.replace(config, eval_dataset=config.dataset)
         (tmp_path / f"{name}.yaml").write_text(to_yaml(config))

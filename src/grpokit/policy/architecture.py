@@ -14,19 +14,27 @@ from ..types import MicroBatch
 
 def backbone(model: Any) -> nn.Module:
     """Returns the part of a Hugging Face causal model that computes hidden states."""
-    return getattr(model, model.base_model_prefix)
+    named = getattr(model, model.base_model_prefix, None)  # Llama 4's class names a part that it lacks
+    return model.model if named is None else named
 
 
 def head(model: Any) -> Head:
     """Returns the output projection, with the scale or softcap that the architecture's config names."""
     projection, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    scale = _first_of(config, SCALES) or 1 / (getattr(config, "logits_scaling", None) or 1)
     return Head(
-        projection.weight,
-        getattr(projection, "bias", None),
-        float(scale),
-        getattr(config, "final_logit_softcapping", None),
+        projection.weight, getattr(projection, "bias", None), float(scale), _first_of(config, SOFTCAPS)
     )
+
+
+# Names of the head's factor and of its softcap in the configs of transformers.
+SCALES = ("logit_scale", "lm_head_multiplier")
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def _first_of(config: Any, names: tuple[str, ...]) -> float | None:
+    """Returns the first of these options that a config has."""
+    return next((value for name in names if (value := getattr(config, name, None))), None)
 
 
 def layers(model: Any) -> list[nn.Module]:

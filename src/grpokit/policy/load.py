@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from ..common.hub import model_directory
 from ..common.text import first_line
 from ..parallel import ALONE, World, shard
 from .architecture import layers
-from .lora import Lora, attach, base_of, merge_into, quantization_options
+from .lora import Lora, attach, base_of, choose_modules, merge_into, quantization_options
 from .policy import Policy, resolve_dtype
 from .probes import probe_head, probe_layouts
 
@@ -69,6 +70,8 @@ def load_policy(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    if compute == torch.float64:
+        options["experts_implementation"] = "eager"  # grouped matmuls know no float64
     if lora is not None and lora.quantized:
         options |= quantization_options(compute, device)
     path = source if isinstance(source, str) else source.config._name_or_path or type(source).__name__
@@ -101,8 +104,10 @@ def _place_parameters(
     model, compute = policy.model, policy.compute_dtype
     master = torch.float64 if compute == torch.float64 else torch.float32
     if lora is not None:
-        policy.lora = lora
-        attach(model, lora, frozen=compute, trained=master)
+        policy.lora, skipped = choose_modules(model, lora)
+        if skipped and world.is_main:
+            log.warning("LoRA: no adapter is possible on the modules called %s", ", ".join(skipped))
+        attach(model, policy.lora, frozen=compute, trained=master)
     if world.size == 1:
         policy.to(device)
     # Sharded as stored and widened afterwards: no rank ever holds the whole model in full precision.
@@ -130,6 +135,9 @@ def _load(path: str, options: dict[str, Any], flag: str) -> tuple[Any, dict[str,
             )
         model, report = loaded
         check_report(report, source, flag)
+        check_whole(model, source, flag)
+        if "attn_implementation" not in options:
+            apply_softcap(model)
         stored = stored_dtypes(model)
         return (model if base is None else merge_into(model, path, flag)), stored
     except SafetensorError as error:
@@ -161,6 +169,32 @@ def check_report(report: Mapping[str, Any], path: str, flag: str) -> None:
     unused = sorted(report["unexpected_keys"])
     if unused:
         log.warning("%s %s: has weights that the model does not use: %s", flag, path, _some(unused))
+
+
+def check_whole(model: Any, path: str, flag: str) -> None:
+    """Raises ValueError where only the language model of a multimodal directory was loaded: saving would lose the rest."""
+    described = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    lost = [
+        name
+        for name in ("vision_config", "audio_config")
+        if described.get(name) and getattr(model.config, name, None) is None
+    ]
+    if lost:
+        raise ValueError(
+            f"{flag} {path}: is multimodal ({lost[0]}), and {type(model).__name__} is its language model alone, so that saved "
+            "models would lack the rest; save the language model to a directory of its own and train that: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
+
+
+def apply_softcap(model: Any) -> None:
+    """Chooses the eager attention where sdpa would leave out the softcap of the model's attention scores, as Gemma 2's."""
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if softcap and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+        log.warning(
+            "%s: attention is eager, because sdpa leaves out its softcap of %g", type(model).__name__, softcap
+        )
 
 
 def _some(keys: list[str]) -> str:

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,16 @@ class Lora:
     base: str  # directory of the frozen model
     seed: int  # seeds A's initial values; B starts at 0
     quantized: bool = False  # the frozen weights are in 4 bits: QLoRA (arXiv 2305.14314)
+    chosen: tuple[
+        str, ...
+    ] = ()  # what all-linear means for the model, where some linear layers can't have an adapter
 
     def config(self) -> Any:
         """Returns peft's config. It has no dropout, because log-probs must be repeatable."""
         _require_peft("--lora_r")
         from peft import LoraConfig
 
-        targets = self.target_modules
+        targets = self.chosen or self.target_modules
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] - a float works too
@@ -55,6 +58,48 @@ class Lora:
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.base if is_hub_model(self.base) else str(Path(self.base).resolve()),
         )
+
+
+READ_BY_KERNELS = ("out_proj", "dt_proj")  # Mamba's kernels read these weights, past any adapter
+
+
+def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
+    """Settles what all-linear means for a model: every plain linear layer but the head, in MoE and Mamba models too.
+
+    Experts that are stacked in one tensor, routers, and projections that a fused kernel of Mamba reads by itself can't have
+    an adapter.
+
+    Returns:
+        The adapter with its modules, and the kinds of modules that get none.
+    """
+    if lora.target_modules != ("all-linear",):
+        return lora, []
+    modules = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    plain, skipped = [], set()
+    for name, module in modules.items():
+        parent, _, own_name = name.rpartition(".")
+        is_linear = type(module).__name__ in ("Linear", "Conv1D", "Linear4bit")
+        fused = own_name in READ_BY_KERNELS and hasattr(modules[parent], "conv1d")
+        if is_linear and module is not head and not fused:
+            plain.append(name)
+        elif fused or (module is not head and not is_linear and _has_matrix(module)):
+            skipped.add(own_name)
+    if not skipped:
+        return lora, []
+    ends = {name.rpartition(".")[2] for name in plain}
+    others = {name.rpartition(".")[2] for name in modules if name not in plain}
+    names = [
+        name for name in plain if name.rpartition(".")[2] in others
+    ]  # in full, where the last part isn't enough
+    return replace(lora, chosen=(*sorted(ends - others), *names)), sorted(skipped)
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    """Tells whether a module itself has weights that multiply: a router, stacked experts; not an embedding or a norm."""
+    return not isinstance(module, nn.Embedding | nn.Conv1d) and any(
+        p.dim() >= 2 for p in module.parameters(recurse=False)
+    )
 
 
 def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) -> None:

@@ -125,6 +125,11 @@ def check_run_models(
     check_model(policy, config.model, longest, samples=config.sampler == "transformers")
     if isinstance(reference, Policy):
         check_model(reference, config.ref_model or config.model, longest, samples=False)
+    coefficient = getattr(policy.model.config.get_text_config(), "router_aux_loss_coef", None)
+    if coefficient and getattr(policy.model.config.get_text_config(), "output_router_logits", False):
+        say(
+            f"note: the model's router auxiliary loss (router_aux_loss_coef {coefficient:g}) is not part of the training loss"
+        )
     with world.together():
         if world.is_main:
             check_save(policy, tokenizer, SaveFormat(config.save_dtype))
