@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..common.copies import own_copy
 from ..common.text import one_line
 from ..types import Messages, Prompt
 from .rows import DatasetRow
@@ -188,7 +189,10 @@ class Prompts:
         """The prompt at `position` ≥ 0 of the endless order; its epoch is `position // len(self)`."""
         epoch, place = divmod(position, len(self))
         row = _epoch_order(len(self), self.seed, epoch)[place] if self.shuffle else place
-        return replace(self._prompts[row], position=position)
+        found = self._prompts[row]
+        # What users edit in a step (a filter, a sampler, a callback) does not come back in the next epoch.
+        content, columns = own_copy(found.content), own_copy(found.columns)
+        return replace(found, position=position, content=content, columns=columns)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """The `count` prompts from `position` on, over the ends of epochs."""
