@@ -312,3 +312,13 @@ def test_rows_of_a_file_become_prompts(write):
         {"answer": None, "solution": "ho"},
     )
     assert (second.source, prompts.skipped) == (f"{path}:2", 1)
+
+
+def test_a_prompt_that_is_edited_comes_back_whole():
+    row = DatasetRow([user("a")], {"info": {"k": [1]}}, "t.jsonl:1", "prompt")
+    prompts = Prompts([row], CHAT)
+    edited = prompts.at(0)
+    edited.content.append(assistant("b"))
+    edited.columns["info"]["k"].append(2)
+    again = prompts.at(1)
+    assert (again.content, again.columns) == ([user("a")], {"info": {"k": [1]}})

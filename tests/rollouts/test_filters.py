@@ -11,8 +11,11 @@ import torch
 
 from grpokit.batch.advantages import add_advantages, has_signal, mask_truncated
 from grpokit.batch.plan import plan_update
+from grpokit.config.options import TrainConfig
 from grpokit.losses import make_loss
 from grpokit.rollouts.resample import StepGroups
+from grpokit.training.setup.parts import Parts, find_filter
+from grpokit.types import Prompt
 from helpers.running import start, train
 from helpers.tiny import group_of, tiny_config
 
@@ -112,6 +115,18 @@ def test_an_estimator_of_the_users_decides_which_groups_teach():
     assert metrics["resampled_groups"].value == 0
     _, metrics = resample(lambda s, n: [], lambda p: [group_of([0.5, 0.5])], 0, 1, 1, [1.0], absolute)
     assert metrics["resampled_groups"].value == 1
+
+
+def test_a_filter_that_edits_its_group_edits_a_copy():
+    def edits(group):
+        group.prompt.columns.pop("answer")
+        group.reward.zero_()
+        return True
+
+    group = replace(group_of([0.0, 1.0]), prompt=Prompt(0, (1,), "p", {"answer": "1"}, "t.jsonl:1"))
+    assert find_filter(TrainConfig(), Parts(group_filter=edits))(group)
+    assert group.prompt.columns == {"answer": "1"}
+    assert group.reward.tolist() == [0.0, 1.0]
 
 
 def test_truncated_completions_leave_the_loss_and_its_denominators_but_not_the_baseline():

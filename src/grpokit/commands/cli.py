@@ -26,6 +26,7 @@ from ..config.commands import (
     TaskConfig,
 )
 from ..config.options import EvalConfig, PlanConfig, TrainConfig
+from ..config.paths import expand_home
 from ..config.yaml import load_yaml
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str]) -> Any:
     """Arguments → one of the configurations: flags over the --config file over the defaults."""
     command = arguments[0] if arguments else ""
-    path = _value_of("--config", arguments)
+    path = os.path.expanduser(_value_of("--config", arguments))
     default = {}
     if path and command in ("train", "eval", "plan"):
         default = {command: dataclasses.replace(load_yaml(COMMANDS[command], path), config=path)}
@@ -81,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Any:
         for name, cls in COMMANDS.items()
     ]
     chosen: Any = Union[tuple(kinds)]  # noqa: UP007
-    return tyro.cli(
+    parsed = tyro.cli(
         chosen,
         prog="grpokit",
         description="GRPO training for language models: every policy loss behind one flag, one gradient however "
@@ -94,6 +95,7 @@ def parse(arguments: Sequence[str]) -> Any:
             tyro.conf.HelptextFromCommentsOff,
         ),
     )
+    return expand_home(parsed)
 
 
 def train(config: TrainConfig) -> int:

@@ -164,7 +164,20 @@ def plain(value: Any) -> Any:
 
 
 def import_package(module: str, flag: str, name: str, why: str) -> Any:
-    """Imports a package of the extra `datasets`. Raises ValueError saying how to install it."""
+    """Imports a module of the extra `datasets`.
+
+    Args:
+        module: the module.
+        flag: the option that needs it, for messages.
+        name: the option's value.
+        why: what it is for.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: its package isn't installed. The message says how to install it.
+    """
     top = module.partition(".")[0]
     try:
         return importlib.import_module(module)

@@ -52,6 +52,11 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+def own_prompt(prompt: Prompt) -> Prompt:
+    """Returns the prompt with copies of its content and columns, which may be edited."""
+    return replace(prompt, content=own_copy(prompt.content), columns=own_copy(prompt.columns))
+
+
 class Prompts:
     """Tokenized prompts in an endless order: every row once per epoch, each epoch shuffled anew.
 
@@ -138,10 +143,8 @@ class Prompts:
         """The prompt at `position` ≥ 0 of the endless order; its epoch is `position // len(self)`."""
         epoch, place = divmod(position, len(self))
         row = _epoch_order(len(self), self.seed, epoch)[place] if self.shuffle else place
-        found = self._prompts[row]
         # What users edit in a step (a filter, a sampler, a callback) does not come back in the next epoch.
-        content, columns = own_copy(found.content), own_copy(found.columns)
-        return replace(found, position=position, content=content, columns=columns)
+        return replace(own_prompt(self._prompts[row]), position=position)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """The `count` prompts from `position` on, over the ends of epochs."""

@@ -19,8 +19,16 @@ from ...rewards import Reward
 from ...rollouts import Sampler
 from ...rollouts.step_rollouts import PromptOrder, StepRollouts
 from ...runs.checkpoint import TrainState, load_checkpoint, read_record
-from ...runs.directory import changed_options, claim, find_checkpoint, set_aside, set_best_aside
+from ...runs.directory import (
+    changed_options,
+    claim,
+    find_checkpoint,
+    moved_options,
+    set_aside,
+    set_best_aside,
+)
 from ...runs.recorder import Recorder
+from ...runs.sources import digests
 from ...runs.trackers import Tracker, start_trackers
 from ..callbacks import Callbacks
 from ..evaluation import HeldOut
@@ -96,7 +104,7 @@ def start(
         masks_refused=own_filter is not None,
         layout=layout,
         recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
-        state=replace(state, unfinished=None, ahead=()),
+        state=replace(state, unfinished=None, ahead=(), sources={**state.sources, **digests(config)}),
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
         notes=StepNotes(output),
@@ -195,6 +203,7 @@ def open_directory(config: TrainConfig, output: Path, world: World) -> Path | No
             checkpoint = find_checkpoint(config, output)
             if checkpoint:
                 said = [f"changed since: {change}" for change in changed_options(config, checkpoint)]
+                said += [f"moved since: {move}" for move in moved_options(config, checkpoint)]
             claim(output)
             for path in set_aside(checkpoint, output) if checkpoint else set_best_aside(output, -1):
                 said.append(f"set aside: {path} (newer than what this run goes on from)")
