@@ -13,18 +13,28 @@ BATCH = 1000  # rows that a fast tokenizer gets at once
 PROBES = ("a", "0", ".")  # texts that show what a tokenizer adds to any text
 
 
-def tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str = "") -> Prompt:
+def tokenize(
+    row: DatasetRow, tokenizer: Any, system_prompt: str = "", before: list[int] | None = None
+) -> Prompt:
     """Turns one row into the prompt that the model sees.
 
-    `system_prompt` comes before a chat that doesn't begin with a system message of its own. The tokenizer's warning about
-    long texts is off: lengths are checked against --max_prompt_length later.
+    The tokenizer's warning about long texts is off: lengths are checked against --max_prompt_length later.
+
+    Args:
+        row: the row.
+        tokenizer: the model's.
+        system_prompt: put before a chat that doesn't begin with a system message of its own.
+        before: what `added_before` gives for the tokenizer, where it is known.
+
+    Returns:
+        The prompt, at position 0.
 
     Raises:
         ValueError: the chat template refuses the messages, or no token comes out. The message names file:line.
     """
     content = _content(row, tokenizer, system_prompt)
     if isinstance(content, str):
-        return _prompt(row, content, text_ids(tokenizer, content))
+        return _prompt(row, content, text_ids(tokenizer, content, before))
     ids = _apply_template(content, row.source, tokenizer, tokenize=True)
     return _prompt(row, content, list(map(int, ids)))
 
@@ -36,23 +46,24 @@ def tokenize_all(
 
     The tokens are those of `tokenize`. A fast tokenizer gets many texts at once, which takes a fraction of the time.
     """
+    before = added_before(tokenizer)
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
         try:
-            found = _batch(some, tokenizer, system_prompt) if _takes_batches(tokenizer) else None
+            found = _batch(some, tokenizer, system_prompt, before) if _takes_batches(tokenizer) else None
         except Exception:  # noqa: BLE001 - tokenizing them one by one names the row
             found = None
-        yield from found or (_or_error(row, tokenizer, system_prompt) for row in some)
+        yield from found or (_or_error(row, tokenizer, system_prompt, before) for row in some)
 
 
-def text_ids(tokenizer: Any, text: str) -> list[int]:
+def text_ids(tokenizer: Any, text: str, before: list[int] | None = None) -> list[int]:
     """Returns exactly the tokens of a text, after the BOS that the tokenizer puts before texts.
 
     A text that begins with it already, such as a rendered chat, gets no second one. An EOS that the tokenizer would put
-    behind the text is left out: the model is to continue it.
+    behind the text is left out: the model is to continue it. `before` is what `added_before` gives, where it is known.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return _begun(list(map(int, ids)), added_before(tokenizer))
+    return _begun(list(map(int, ids)), added_before(tokenizer) if before is None else before)
 
 
 def added_before(tokenizer: Any) -> list[int]:
@@ -87,19 +98,20 @@ def _takes_batches(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "is_fast", False)) and ours
 
 
-def _batch(rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str) -> list[Prompt | ValueError]:
+def _batch(
+    rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str, before: list[int]
+) -> list[Prompt | ValueError]:
     contents = [_content(row, tokenizer, system_prompt) for row in rows]
     texts: list[str | ValueError] = []
     for row, content in zip(rows, contents, strict=True):
         try:
-            rendered = isinstance(content, str) or _apply_template(content, row.source, tokenizer)
-            texts.append(content if rendered is True else rendered)  # pyright: ignore[reportArgumentType]
+            is_text = isinstance(content, str)
+            texts.append(content if is_text else _apply_template(content, row.source, tokenizer))
         except ValueError as error:
             texts.append(error)
     good = [text for text in texts if isinstance(text, str)]
     bare = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     encoded = iter(tokenizer(good, verbose=False, **bare)["input_ids"] if good else [])
-    before = added_before(tokenizer)
     found: list[Prompt | ValueError] = []
     for row, content, text in zip(rows, contents, texts, strict=True):
         try:
@@ -112,9 +124,9 @@ def _batch(rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str) -> li
     return found
 
 
-def _or_error(row: DatasetRow, tokenizer: Any, system_prompt: str) -> Prompt | ValueError:
+def _or_error(row: DatasetRow, tokenizer: Any, system_prompt: str, before: list[int]) -> Prompt | ValueError:
     try:
-        return tokenize(row, tokenizer, system_prompt)
+        return tokenize(row, tokenizer, system_prompt, before)
     except ValueError as error:
         return error
 
