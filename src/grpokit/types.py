@@ -60,7 +60,7 @@ class Rollout:
     completion_ids: Tensor  # [T] int64, with the end-of-sequence token
     logps: Tensor  # [T] log-probs under the full tempered distribution, float32 or wider
     entropies: Tensor  # [T] entropies of that distribution, in nats
-    text: str  # the decoded completion, without special tokens
+    text: str  # the decoded completion with its special tokens, up to the end-of-sequence token
     finish_reason: Literal["stop", "length"]
     policy_version: int  # optimizer steps taken before the weights that sampled it
     trainable: Tensor  # [T] bool: False for tokens that must not be trained on

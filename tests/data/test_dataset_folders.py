@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from grpokit.data.folders import split_in
 from grpokit.data.rows import describe_dataset, read_rows
-from grpokit.data.sources import HELD_OUT, is_hub_name, open_dataset, split_in
+from grpokit.data.sources import HELD_OUT, is_hub_name, open_dataset
 from helpers.dataset_writing import contents, described, write
 from helpers.refusals import refuses
 

@@ -8,7 +8,10 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
+from grpokit.common.console import counting_if_slow
+from grpokit.data import tokenizing
 from grpokit.data.prompts import Prompts
 from grpokit.data.rows import DatasetRow, read_rows
 from helpers.chats import CHAT, PLAIN, REFUSING, TEMPLATE, assistant, bpe, characters, rows_of, text_of, user
@@ -32,6 +35,72 @@ def test_special_tokens_are_the_tokenizers():
     assert text.ids == tuple(tokenizer("sort the digits")["input_ids"])
     assert text.ids[0] == tokenizer.bos_token_id
     assert text_of(chat, tokenizer) == "<user>sort\n<assistant>"
+
+
+def around(before: str, behind: str):
+    """A tokenizer that puts <bos> before a text, or <eos> behind it, or both."""
+    tokenizer = bpe(TEMPLATE)
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (before, behind) if token]
+    single = f"{before} $A {behind}".strip()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=ids
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("before", ["", "<bos>"])
+@pytest.mark.parametrize("behind", ["", "<eos>"])
+@pytest.mark.parametrize(
+    "text", ["sort the digits", "<bos>sort the digits", "sort<eos>", "<bos>", "sort <bos>"]
+)
+def test_a_text_begins_with_one_bos_and_ends_as_it_ends(before, behind, text):
+    """A rendered chat brings its own <bos>. What the tokenizer would put behind the text is not the prompt's."""
+    tokenizer = around(before, behind)
+    (prompt,) = Prompts(rows_of(text), tokenizer).in_order()
+    assert text_of(prompt, tokenizer) == (text if text.startswith("<bos>") else before + text)
+
+
+def test_rows_in_batches_have_the_tokens_of_one_by_one(monkeypatch):
+    """Texts, chats, prefills and bad rows, over the edges of batches, in the rows' order."""
+    monkeypatch.setattr(tokenizing, "BATCH", 7)
+    tokenizer = bpe(REFUSING)
+    rows = [
+        DatasetRow(
+            [
+                f"sort {n} digits",
+                [user(f"sort {n}")],
+                [user("sort"), assistant(f"{n}")],
+                f"<bos>{n}",
+                [{"role": "system", "content": "s"}, user(f"{n}")],
+            ][n % 5],
+            {"n": n},
+            f"t.jsonl:{n}",
+            "prompt",
+        )
+        for n in range(40)
+    ]
+    found = list(tokenizing.tokenize_all(rows, tokenizer))
+    for row, got in zip(rows, found, strict=True):
+        if isinstance(got, ValueError):
+            refuses(lambda row=row: tokenizing.tokenize(row, tokenizer), str(got))
+        else:
+            want = tokenizing.tokenize(row, tokenizer)
+            assert (got.ids, got.content, got.source) == (want.ids, want.content, want.source)
+    assert sum(isinstance(got, ValueError) for got in found) == 8
+
+
+def test_slow_work_is_counted_with_the_time_left(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 2))
+    monkeypatch.setattr("grpokit.common.console.time.monotonic", lambda: float(next(clock)))
+    with counting_if_slow("tokenizing", 400) as progress:
+        for done in range(1, 401):
+            progress(done)
+    assert capsys.readouterr().out.splitlines() == ["tokenizing: 200 of 400, 0:04 left"]
+
+
+def test_quick_work_is_silent(capsys):
+    Prompts(rows_of(*["a"] * 3000), PLAIN)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_chat_goes_through_the_template():
@@ -243,3 +312,13 @@ def test_rows_of_a_file_become_prompts(write):
         {"answer": None, "solution": "ho"},
     )
     assert (second.source, prompts.skipped) == (f"{path}:2", 1)
+
+
+def test_a_prompt_that_is_edited_comes_back_whole():
+    row = DatasetRow([user("a")], {"info": {"k": [1]}}, "t.jsonl:1", "prompt")
+    prompts = Prompts([row], CHAT)
+    edited = prompts.at(0)
+    edited.content.append(assistant("b"))
+    edited.columns["info"]["k"].append(2)
+    again = prompts.at(1)
+    assert (again.content, again.columns) == ([user("a")], {"info": {"k": [1]}})

@@ -129,7 +129,8 @@ def real_loss(sequences, tau=0.5):
         if positive and negative:
             up = torch.log(1 + sum(torch.exp(x / tau) for x in negative))
             values.append(up + torch.log(1 + sum(torch.exp(-x / tau) for x in positive)))
-    return sum(values) / len(values) if values else torch.zeros((), dtype=torch.float64)
+    groups = len({s.group for s in sequences})
+    return sum(values) / groups if values else torch.zeros((), dtype=torch.float64)
 
 
 def all_tokens(sequences):
@@ -164,11 +165,16 @@ def kl_cov(sequences, s, t):
 
 
 def m2po(sequences, s, t):
-    squares = {(u.id, k): num(d_of(u, k)) ** 2 for u, k in all_tokens(sequences)}
-    kept = sorted(squares, key=lambda key: (-squares[key], key))
-    while kept and sum(squares[key] for key in kept) / len(kept) > 0.04:
-        kept.pop(0)
-    return -s.advantage[t] * torch.exp(d_of(s, t)) * ((s.id, t) in kept)
+    squares = {}
+    for u, k in all_tokens(sequences):
+        d, a = num(d_of(u, k)), u.advantage[k]
+        if (a > 0 and d > 0) or (a < 0 and d < 0):
+            squares[u.id, k] = d**2
+    left = sorted(squares, key=lambda key: (-squares[key], key))
+    dropped = set()
+    while left and sum(squares[key] for key in left) / len(left) > 0.04:
+        dropped.add(left.pop(0))
+    return -s.advantage[t] * torch.exp(d_of(s, t)) * ((s.id, t) not in dropped)
 
 
 ELL = {
@@ -202,8 +208,9 @@ def correction(s, t, mode, level, cap=2.0, low=0.5, high=5.0):
 
 
 def kl(s, t, estimator="k3", gradient="own"):
-    d = held(s.logp[t] - s.ref[t], -20, 20)
-    values = {"k1": d, "k2": d * d / 2, "k3": torch.exp(-d) + d - 1}
+    x = s.logp[t] - s.ref[t]
+    d = held(x, -20, 20)
+    values = {"k1": x, "k2": x * x / 2, "k3": torch.exp(-d) + d - 1}
     if gradient == "k2":
         return values[estimator].detach() + values["k2"] - values["k2"].detach()
     return values[estimator] * torch.exp(d_of(s, t)) if gradient == "ratio" else values[estimator]

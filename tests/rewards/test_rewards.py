@@ -174,5 +174,64 @@ def test_a_function_cannot_change_the_lists_of_the_next():
     assert first.rewards.tolist() == [[0.0, 1.0], [0.0, 0.0]]
 
 
+CHAT = [{"role": "user", "content": "q"}]
+JUDGED = {"ground_truth": ["4"], "style": "rule"}
+
+
+def edits_everything(prompts, completions, completion_ids, reward_model, **columns):
+    """Edits all that it gets, at every depth."""
+    for prompt, completion, ids, judged in zip(
+        prompts, completions, completion_ids, reward_model, strict=True
+    ):
+        prompt.append(completion[0])
+        completion[0]["content"] += "!"
+        ids.clear()
+        judged.pop("style")
+        judged["ground_truth"].append("5")
+    return [0.0] * len(completions)
+
+
+async def edits_later(prompts, completions, reward_model):
+    for prompt, judged in zip(prompts, reward_model, strict=True):
+        prompt[0]["content"] = "edited"
+        del judged["ground_truth"]
+    return [0.0] * len(completions)
+
+
+def test_a_function_edits_copies_of_its_own_for_each_completion():
+    """The group's second completion, the next function, and the group itself have the dataset's values."""
+    seen = []
+
+    def looks(prompts, completions, completion_ids, reward_model):
+        seen.append((prompts, completions, completion_ids, reward_model))
+        return [0.0] * len(completions)
+
+    groups = [group("a", "b", content=[dict(CHAT[0])], reward_model={**JUDGED, "ground_truth": ["4"]})]
+    rewards = [
+        Reward("edits", edits_everything),
+        Reward("later", edits_later),
+        Reward("looks", looks),
+        Reward("again", edits_everything),
+    ]
+    (done,) = score(groups, rewards)
+    answers = [[{"role": "assistant", "content": text}] for text in "ab"]
+    assert seen == [([CHAT, CHAT], answers, [[97], [98]], [JUDGED, JUDGED])]
+    assert done.prompt.content == CHAT
+    assert done.prompt.columns["reward_model"] == JUDGED
+
+
+def test_copies_of_a_large_column_of_text_are_cheap():
+    """Text is shared, so that ten megabytes for each of 512 completions cost nothing."""
+    text = "x" * 10_000_000
+    ids = []
+
+    def looks(completions, story, info):
+        ids.extend([id(story[0]), id(info[0]["text"])])
+        return [0.0] * len(completions)
+
+    call(looks, [group(*["a"] * 512, story=text, info={"text": text})])
+    assert ids == [id(text), id(text)]
+
+
 def test_no_groups_call_nothing():
     assert score([], [Reward("f", lambda completions: 1 / 0)]) == []

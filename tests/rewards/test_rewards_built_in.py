@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from grpokit.rewards import BUILT_IN, RewardError, builtin, score
@@ -19,6 +21,38 @@ def test_exact_match_ignores_white_space_at_the_ends():
     assert exact_match(completions, references) == [1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("reference", "right"),
+    [
+        (12226.0, ["12226", "12226.0", " 12226\n"]),
+        (-3.0, ["-3"]),
+        (0.5, ["0.5"]),
+        (1e22, ["10000000000000000000000"]),
+        (Decimal("12226.00"), ["12226", "12226.00"]),
+        (Decimal("1E+3"), ["1000"]),
+        (Decimal("0.10"), ["0.10"]),
+        (np.float64(7.0), ["7"]),
+        (np.int64(7), ["7"]),
+        (["4", 5.0, None], ["4", "5"]),
+        (np.array([1.0, 2.0]), ["1", "2"]),
+        (("a",), ["a"]),
+        ("12226.0", ["12226.0"]),  # text is compared as text
+    ],
+)
+def test_exact_match_of_numbers_and_of_several_references(reference, right):
+    assert exact_match(right, [reference] * len(right)) == [1.0] * len(right)
+    assert exact_match(["wrong"], [reference]) == [0.0]
+
+
+def test_exact_match_of_text_stays_exact():
+    assert exact_match(["12226", "3"], ["12226.0", "3.0"]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("reference", [[], [None], np.array([])])
+def test_exact_match_of_an_empty_list_does_not_apply(reference):
+    assert exact_match(["a"], [reference]) == [None]
+
+
 def test_exact_match_without_a_reference_does_not_apply():
     assert exact_match(["a", "a"], [None, "a"]) == [None, 1.0]
 
@@ -30,9 +64,9 @@ def test_exact_match_reads_the_last_message_of_a_chat():
 def test_exact_match_refuses_a_reference_that_nothing_matches():
     reward = load("exact_match")
     refuses(
-        lambda: score([group("4", answer=["4"])], reward),
+        lambda: score([group("4", answer=[{"a": "4"}])], reward),
         "reward function `exact_match` raised TypeError",
-        "['4'] is a list",
+        "{'a': '4'} is a dict; expected text, a number, or a list of these",
         kind=RewardError,
     )
 

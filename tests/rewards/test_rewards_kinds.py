@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from grpokit.rewards import RewardError, describe_rewards, score
@@ -161,3 +163,44 @@ def test_the_line_at_the_start_has_all_of_them(write):
     path = write("async def later(completions): ...\n")
     rewards = load("length", f"{path}:later", weights=(0.5, 1))
     assert describe_rewards(rewards) == "rewards: length (built in) × 0.5, later (TRL's signature, async)"
+
+
+POOL = """
+import multiprocessing
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+from pool_neighbour import OFFSET
+
+
+class Judge:
+    def __init__(self, factor):
+        self.factor = factor
+
+
+def work(judge, text):
+    return judge.factor * len(text) + OFFSET
+
+
+def judged(completions):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(work, [Judge(2.0)] * len(completions), completions))
+
+
+def elsewhere(completions):
+    code = f"import {work.__module__} as module; print(module.work(module.Judge(2.0), 'abc'))"
+    return [float(subprocess.check_output([sys.executable, "-c", code]))] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("name", ["judged", "elsewhere"])
+def test_a_file_with_a_pool_of_spawned_processes(write, monkeypatch, name):
+    """What a pool sends to its workers is found there by its module's name, with its neighbours."""
+    path = write(POOL)
+    neighbour = path.with_name("pool_neighbour.py")
+    neighbour.write_text("OFFSET = 1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", str(path.parent))
+    (done,) = score([group("a", "abc")], load(f"{path}:{name}"))
+    assert done.reward.tolist() == ([3.0, 7.0] if name == "judged" else [7.0, 7.0])

@@ -103,13 +103,20 @@ def test_accuracy_is_loaded_and_scored_as_a_reward():
     assert second.reward.isnan().tolist() == [True]
 
 
+def test_any_reference_of_a_list_is_right():
+    groups = [group("so 1/2", "so 3", "so 4", answer=["3", 0.5, None]), group("x", answer=[])]
+    first, second = score(groups, load("accuracy"))
+    assert first.reward.tolist() == [1.0, 1.0, 0.0]
+    assert second.reward.isnan().tolist() == [True]
+
+
 def test_it_looks_for_its_column_and_refuses_a_reference_of_another_kind():
     refuses(
         lambda: load("accuracy", columns=["level"]), "--reward_funcs accuracy: no column answer, solution"
     )
     refuses(
-        lambda: score([group("4", answer=["4"])], load("accuracy")),
-        "reward function `accuracy` raised TypeError: the reference ['4'] is a list",
+        lambda: score([group("4", answer={"a": "4"})], load("accuracy")),
+        "reward function `accuracy` raised TypeError: the reference {'a': '4'} is a dict",
         kind=RewardError,
     )
 

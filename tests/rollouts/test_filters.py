@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from grpokit.batch.advantages import add_advantages, mask_truncated
+from grpokit.batch.advantages import add_advantages, has_signal, mask_truncated
 from grpokit.batch.plan import plan_update
+from grpokit.config.options import TrainConfig
 from grpokit.losses import make_loss
-from grpokit.rollouts.resample import StepGroups, spread_filter
+from grpokit.rollouts.resample import StepGroups
+from grpokit.training.setup.parts import Parts, find_filter
+from grpokit.types import Prompt
 from helpers.running import start, train
 from helpers.tiny import group_of, tiny_config
 
@@ -27,9 +31,10 @@ def source(flat):
     return (lambda start, count: list(range(start, start + count))), complete, asked
 
 
-def resample(prompts_from, complete, step, size, max_resample_times, weights):
+def resample(prompts_from, complete, step, size, max_resample_times, weights, estimator="group"):
     """The rounds of a step, as the loop makes them."""
-    chosen = StepGroups(step, size, max_resample_times, spread_filter(weights))
+    keeps = partial(has_signal, estimator=estimator, weights=weights)
+    chosen = StepGroups(step, size, max_resample_times, keeps)
     while chosen.missing:
         chosen.add(complete(prompts_from(chosen.position, chosen.missing)))
     return chosen.groups, chosen.metrics
@@ -69,32 +74,59 @@ def test_a_reward_that_does_not_apply_is_no_spread():
     assert metrics["resampled_groups"].value == 1
 
 
-def test_functions_that_differ_are_spread_even_where_their_sum_is_equal():
-    """gdpo learns from each function by itself."""
-    from dataclasses import replace
-
+def opposite_rewards():
+    """Two functions that differ, and totals that are equal."""
     rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
-    group = replace(group_of([1.0, 1.0]), rewards=rewards)
-
-    def in_vain(weights):
-        options = {"step": 0, "size": 1, "max_resample_times": 1, "weights": weights}
-        groups, metrics = resample(lambda s, n: [], lambda p: [group], **options)
-        assert groups == [group]
-        return metrics["resampled_groups"].value
-
-    assert in_vain([1.0, 1.0]) == 0
-    assert in_vain([0.0, 0.0]) == 1  # what is only watched keeps no group
+    return replace(group_of([1.0, 1.0]), rewards=rewards)
 
 
-def test_a_function_without_weight_is_only_watched():
-    from dataclasses import replace
+def rounded_totals():
+    """Rows (1, 1, 0) and (0, 0, 1) under the weights 0.1, 0.2, 0.3: totals that differ by rounding alone."""
+    rewards = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return replace(group_of([0.1 + 0.2, 0.3]), rewards=rewards)
 
-    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-    group = replace(group_of([1.0, 1.0]), rewards=rewards)
-    options = {"step": 0, "size": 1, "max_resample_times": 1}
-    for weights, vain in (([1.0, 0.0], 1), ([1.0, 0.5], 0)):
-        _, metrics = resample(lambda s, n: [], lambda p: [group], **options, weights=weights)
-        assert metrics["resampled_groups"].value == vain
+
+@pytest.mark.parametrize("estimator", ["group", "rloo", "reinforce_plus_plus", "opo"])
+@pytest.mark.parametrize(
+    ("group", "weights"), [(opposite_rewards(), [1.0, 1.0]), (rounded_totals(), [0.1, 0.2, 0.3])]
+)
+def test_groups_of_equal_totals_make_way_where_the_estimator_sees_totals(estimator, group, weights):
+    _, metrics = resample(lambda s, n: [], lambda p: [group], 0, 1, 1, weights, estimator)
+    assert metrics["resampled_groups"].value == 1
+    (advised,) = add_advantages([group], estimator, "group", weights)
+    assert not advised.advantages.any()
+
+
+@pytest.mark.parametrize(
+    ("weights", "in_vain"),
+    [([1.0, 1.0], 0), ([0.0, 0.0], 1), ([0.5, 0.0], 0)],  # a function without weight only watches
+)
+def test_gdpo_keeps_groups_in_which_any_function_differs(weights, in_vain):
+    options = {"step": 0, "size": 1, "max_resample_times": 1, "weights": weights, "estimator": "gdpo"}
+    _, metrics = resample(lambda s, n: [], lambda p: [opposite_rewards()], **options)
+    assert metrics["resampled_groups"].value == in_vain
+
+
+def test_an_estimator_of_the_users_decides_which_groups_teach():
+    def absolute(rewards):
+        return rewards - 0.5
+
+    _, metrics = resample(lambda s, n: [], lambda p: [group_of([1.0, 1.0])], 0, 1, 1, [1.0], absolute)
+    assert metrics["resampled_groups"].value == 0
+    _, metrics = resample(lambda s, n: [], lambda p: [group_of([0.5, 0.5])], 0, 1, 1, [1.0], absolute)
+    assert metrics["resampled_groups"].value == 1
+
+
+def test_a_filter_that_edits_its_group_edits_a_copy():
+    def edits(group):
+        group.prompt.columns.pop("answer")
+        group.reward.zero_()
+        return True
+
+    group = replace(group_of([0.0, 1.0]), prompt=Prompt(0, (1,), "p", {"answer": "1"}, "t.jsonl:1"))
+    assert find_filter(TrainConfig(), Parts(group_filter=edits))(group)
+    assert group.prompt.columns == {"answer": "1"}
+    assert group.reward.tolist() == [0.0, 1.0]
 
 
 def test_truncated_completions_leave_the_loss_and_its_denominators_but_not_the_baseline():

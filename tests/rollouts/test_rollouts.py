@@ -9,7 +9,9 @@ from grpokit.common.noise import keyed_uniform
 from grpokit.policy.load import load_policy, load_tokenizer
 from grpokit.rollouts.picking import inverse_cdf
 from grpokit.rollouts.transformers import TransformersSampler
+from grpokit.rollouts.written import written_text
 from grpokit.types import Prompt
+from helpers.chats import characters
 from helpers.tiny import make_model_dir
 
 CPU = torch.device("cpu")
@@ -150,3 +152,38 @@ def test_inverse_cdf_at_its_edges():
     for u, token in points.items():
         assert int(inverse_cdf(probs, torch.tensor([u], dtype=torch.float64))) == token
         assert int(inverse_cdf(probs / 3, torch.tensor([u], dtype=torch.float64))) == token
+
+
+@pytest.mark.parametrize("decode", ["loop", "generate"])
+def test_special_tokens_that_the_model_wrote_are_in_the_text(directory, decode):
+    """Here every digit is a special token, as <think> is for some models. Only the end of sequence is cut."""
+    sampler = sampler_of(directory, decode=decode)
+    vocabulary = sampler.tokenizer.convert_ids_to_tokens(range(len(sampler.tokenizer)))
+    digits = [token for token in vocabulary if token.isdigit()]
+    sampler.tokenizer.add_special_tokens({"additional_special_tokens": digits})
+    rollouts = [r for g in sampler.sample(PROMPTS, 8) for r in g.rollouts]
+    assert any(any(digit in r.text for digit in digits) for r in rollouts)
+    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
+    for r in rollouts:
+        written = r.completion_ids.tolist()[: -1 if r.finish_reason == "stop" else None]
+        tokens = sampler.tokenizer.convert_ids_to_tokens(written)
+        assert r.text == "".join(tokens).removesuffix(sampler.tokenizer.pad_token)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("<think>4</think>", "<think>4</think>"),
+        ("4<eos>", "4"),
+        ("4<eos>5", "4"),
+        ("4<pad><pad>", "4"),
+        ("4<pad><eos><pad>", "4"),
+        ("<unk>4", "<unk>4"),
+        ("", ""),
+    ],
+)
+def test_a_text_ends_before_its_end_of_sequence_and_padding(written, text):
+    tokenizer = characters()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    ids = tokenizer(written)["input_ids"]
+    assert written_text(tokenizer, ids, [tokenizer.eos_token_id]) == text

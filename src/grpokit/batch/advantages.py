@@ -80,6 +80,33 @@ def add_advantages(
     return [_with(group, a, ok) for group, a, ok in zip(groups, raw, valid, strict=True)]
 
 
+def has_signal(
+    group: RolloutGroup, estimator: str | Estimator = "group", weights: Sequence[float] | None = None
+) -> bool:
+    """Tells whether a scored group teaches anything under an estimator: whether it gives any advantage that isn't 0.
+
+    `gdpo` learns from each reward function by itself, so it needs one function with a weight whose rewards differ. All
+    other estimators see the weighted sum alone.
+
+    Args:
+        group: a scored group.
+        estimator: one of ESTIMATORS, or a function: see `Estimator`.
+        weights: [F], one weight for each reward function; for `gdpo` alone.
+
+    Returns:
+        Whether dynamic sampling keeps the group.
+    """
+    valid = ~_rewards(group).isnan()
+    if not isinstance(estimator, str):
+        return bool(_by_own(group, valid, estimator).any())
+    if estimator != "gdpo":
+        return bool(_raw(group, valid, estimator, weights).any())
+    assert group.rewards is not None  # scored
+    columns = zip(group.rewards.unbind(1), weights or [1.0] * group.rewards.shape[1], strict=True)
+    present = [column[~column.isnan()] for column, weight in columns if weight]
+    return any(len(r) > 1 and bool(r.max() > r.min()) for r in present)
+
+
 def _raw(group: RolloutGroup, valid: Tensor, estimator: str, weights: Sequence[float] | None) -> Tensor:
     """A group's advantages [G] before any scaling: 0 where there is no reward, and throughout where all are equal."""
     if estimator == "gdpo":

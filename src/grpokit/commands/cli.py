@@ -27,6 +27,7 @@ from ..config.commands import (
     TaskConfig,
 )
 from ..config.options import EvalConfig, PlanConfig, TrainConfig
+from ..config.paths import expand_home
 from ..config.yaml import load_yaml
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ def parse(arguments: Sequence[str]) -> Any:
     }
     if command in COMMANDS:
         cls = COMMANDS[command]
-        path = _value_of("--config", rest)
+        path = os.path.expanduser(_value_of("--config", rest))
         if path and command in ("train", "eval", "plan"):
             how["default"] = dataclasses.replace(load_yaml(cls, path), config=path)
-        return tyro.cli(cls, prog=f"grpokit {command}", args=rest, **how)
+        return expand_home(tyro.cli(cls, prog=f"grpokit {command}", args=rest, **how))
     if command and not command.startswith("-"):
         raise ValueError(
             f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}"

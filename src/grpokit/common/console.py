@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.progress import (
@@ -70,8 +70,8 @@ def waiting(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with time left for `total` things; yields a function that is told how many are done."""
+def counting(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar with time left for `total` things (None: unknown); yields a function that is told how many are done."""
     if not console.is_terminal:
         say(f"{text} ...")
         yield lambda done: None
@@ -81,6 +81,44 @@ def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+SLOW = 2.0  # seconds after which work is worth a bar
+SAY_EVERY = 30.0  # seconds between two lines, where there is no terminal
+
+
+@contextmanager
+def counting_if_slow(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Does what `counting` does, but shows nothing in the first two seconds. Elsewhere than on a terminal it says lines.
+
+    Args:
+        text: what is done.
+        total: the number of things to do; None: unknown.
+
+    Yields:
+        A function that is told how many are done.
+    """
+    began = said = time.monotonic()
+    with ExitStack() as stack:
+        show: Callable[[int], None] | None = None
+
+        def update(done: int) -> None:
+            nonlocal show, said
+            if done % 100 and done != total:  # the clock costs more than many a thing that is counted
+                return
+            now = time.monotonic()
+            if show is not None:
+                show(done)
+            elif now - began > SLOW and console.is_terminal:
+                show = stack.enter_context(counting(text, total))
+                show(done)
+            elif now - began > SLOW and (said == began or now - said > SAY_EVERY) and done != total:
+                said = now
+                left = 0 if total is None else int((now - began) / done * (total - done))
+                of = "" if total is None else f" of {total:,}, {left // 60}:{left % 60:02d} left"
+                say(f"{text}: {done:,}{of}")
+
+        yield update
 
 
 WIDE = 110  # columns of a terminal that has room for a bar beside the figures

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .importable import publish
 from .text import did_you_mean, one_line
 
 FORMS = "file.py:name or package.module:name"
@@ -26,8 +27,8 @@ FORMS = "file.py:name or package.module:name"
 def load_object(spec: str, flag: str) -> Any:
     """Loads the object `name` of a Python file or module.
 
-    A file is imported once for all its names. Its directory goes to the end of `sys.path`, so that it can import its
-    neighbours without shadowing an installed package.
+    A file is imported once for all its names, and spawned processes can import it too. Its directory goes to the end of
+    `sys.path`, so that it can import its neighbours without shadowing an installed package.
 
     Args:
         spec: `"file.py:name"` (a path, relative to the working directory) or `"package.module:name"`.
@@ -86,7 +87,8 @@ class _FreshLoader(SourceFileLoader):
 def _import_file(place: str, spec: str, flag: str) -> ModuleType:
     path = Path(os.path.abspath(Path(place).expanduser()))
     try:
-        name = _module_name(path, path.read_bytes())
+        contents = path.read_bytes()
+        name = _module_name(path, contents)
     except OSError as error:  # missing, a directory, or not readable
         raise ValueError(f"{flag} {spec}: {path}: {error.strerror}; expected {FORMS}") from error
     if name in sys.modules:
@@ -97,6 +99,7 @@ def _import_file(place: str, spec: str, flag: str) -> ModuleType:
     module = importlib.util.module_from_spec(ModuleSpec(name, loader, origin=str(path)))
     module.__file__ = str(path)
     sys.modules[name] = module  # before it runs, because dataclasses and pickle look their module up by name
+    publish(name, path, contents)  # before it runs too, because it may start a pool
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:  # SystemExit: a script without `if __name__ == "__main__"`

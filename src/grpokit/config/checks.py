@@ -71,7 +71,24 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
                 "name a file, or resume from Python"
             )
     for rule in MODEL_RULES:
-        rule.check(config)
+        if rule.flag != "model" or not config.model or not resumes_without_model(config, from_python):
+            rule.check(config)
+
+
+def resumes_without_model(config: ModelConfig, from_python: bool = False) -> bool:
+    """Tells whether a run goes on from a checkpoint that has all it needs of the model, so that --model isn't read.
+
+    An adapter, a reference and an engine in this process begin from --model itself. From Python, `train` says later whether
+    it resumes.
+    """
+    if not isinstance(config, TrainConfig) or not (config.resume_from_checkpoint or from_python):
+        return False
+    needs_model = (
+        config.lora_r > 0 or (config.beta > 0 and not config.ref_model) or config.vllm_mode == "colocate"
+    )
+    auto = config.resume_from_checkpoint in ("", "auto")
+    found = Path(config.output_dir).glob("checkpoint-*") if auto else [Path(config.resume_from_checkpoint)]
+    return not needs_model and any((path / "config.json").is_file() for path in found)
 
 
 def check_train_config(config: TrainConfig, from_python: bool = False) -> None:

@@ -47,7 +47,8 @@ class DataOptions:
     """The data."""
 
     dataset: str = ""
-    """Prompts: a .jsonl(.gz), .json, .parquet or .csv file, a folder of them, or org/name[:config] of the Hub."""
+    """Prompts: a .jsonl(.gz), .json, .parquet, .arrow or .csv file, a folder[:config] of them (also of save_to_disk),
+    or org/name[:config] of the Hub."""
     dataset_split: str = ""
     """Split of a folder or a Hub dataset (default: train, for eval test; or the only one)."""
     max_samples: int = 0

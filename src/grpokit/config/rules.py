@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..common.hub import is_hub_model
 from ..common.text import FROM_PYTHON
-from ..data.sources import is_hub_name
+from ..data.sources import is_dataset_path, is_hub_name
 
 
 class Rule(NamedTuple):
@@ -69,7 +69,7 @@ def has_model(value: str) -> bool:
 
 def has_data(value: str) -> bool:
     """Tells whether a value names a dataset: something on disk, of the Hub, or in memory."""
-    return is_given(value) or Path(value).exists() or is_hub_name(value)
+    return is_given(value) or is_dataset_path(value) or is_hub_name(value)
 
 
 def is_adapter(value: str) -> bool:

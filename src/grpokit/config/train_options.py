@@ -94,10 +94,10 @@ class BatchOptions:
     shuffle: bool = True
     """Draw the training prompts in a new random order for each epoch; off: in the order of the data."""
     max_resample_times: int = 0
-    """Dynamic sampling: groups whose rewards are all equal make way for further prompts, up to this many times a step."""
+    """Dynamic sampling: groups without any advantage make way for further prompts, up to this many times a step."""
     group_filter: str = steering("")
     """file.py:function of your own that says which scored groups are trained on (default with --max_resample_times: those
-    whose rewards differ)."""
+    to which the advantage estimator gives an advantage)."""
     mask_truncated_completions: bool = steering(False)
     """Overlong filtering: completions cut off at --max_completion_length are not trained on, nor counted."""
     num_iterations: int = steering(1)
@@ -139,7 +139,7 @@ class OptimizerOptions:
     adam_epsilon: float = optimizer(1e-08)
     """Added to AdamW's denominator."""
     weight_decay: float = optimizer(0.0)
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay. Norms, biases and other vectors have none."""
     max_grad_norm: float = optimizer(1.0)
     """Gradients are scaled down to this norm (0: never)."""
     max_steps: int = optimizer(100)

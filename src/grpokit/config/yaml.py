@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ def load_yaml(cls: type, path: str) -> Any:
     Raises ValueError naming the file, the key and the nearest valid one where a key is unknown or a value has
     the wrong type.
     """
+    path = os.path.expanduser(path)
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: no such file")
     try:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..common.text import FROM_PYTHON
-from .sources import RawRow, Source, plain
+from .files import RawRow, plain
+from .sources import Source
 
 DIGEST_ROWS = 1000  # rows that the digest of a list looks at
 

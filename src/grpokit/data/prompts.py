@@ -9,66 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..common.console import counting_if_slow
+from ..common.copies import own_copy
 from ..common.text import one_line
-from ..types import Messages, Prompt
+from ..types import Prompt
 from .rows import DatasetRow
+from .tokenizing import require_template, tokenize_all
 
 LongPrompts = Literal["error", "truncate_left", "drop"]
-
-
-# --------------------------------------------------------------------------- tokenizing
-
-
-def tokenize(row: DatasetRow, tokenizer: Any, system_prompt: str = "") -> Prompt:
-    """Turns one row into the prompt that the model sees.
-
-    `system_prompt` comes before a chat that doesn't begin with a system message of its own. The tokenizer's warning about
-    long texts is off: lengths are checked against --max_prompt_length later.
-
-    Raises ValueError with file:line if the chat template refuses the messages or no token comes out.
-    """
-    content = row.content
-    if row.statement == "question" and getattr(tokenizer, "chat_template", None):
-        content = [{"role": "user", "content": content}]
-    if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):
-        content = [{"role": "system", "content": system_prompt}, *content]
-    if isinstance(content, str):
-        ids = tokenizer(content, verbose=False)["input_ids"]
-    else:
-        ids = _apply_template(content, row.source, tokenizer)
-    if len(ids) == 0:
-        raise ValueError(f"{row.source}: the tokenizer makes no token of this prompt; expected at least one")
-    return Prompt(0, tuple(map(int, ids)), content, row.columns, row.source)
-
-
-def _apply_template(messages: Messages, source: str, tokenizer: Any) -> list[int]:
-    """Returns the token ids of a chat. The template adds the special tokens; a last assistant turn is left open."""
-    prefill = messages[-1]["role"] == "assistant"
-    try:
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=True,
-            add_generation_prompt=not prefill,
-            continue_final_message=prefill,
-            return_dict=False,  # transformers 5 returns a BatchEncoding otherwise
-            tokenizer_kwargs={"verbose": False},
-        )
-    except Exception as error:  # templates are programs of the model's authors, and raise what they like
-        turns = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"{source}: the chat template refuses these messages ({turns}): {one_line(error)}"
-        ) from error
-
-
-def require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
-    """Raises ValueError where a row is a chat and the tokenizer has no chat template."""
-    chat = next((row for row in rows if not isinstance(row.content, str)), None)
-    if chat and not getattr(tokenizer, "chat_template", None):
-        name = getattr(tokenizer, "name_or_path", "") or "--model"
-        raise ValueError(
-            f"{chat.source}: `{chat.statement}` is a chat, and the tokenizer of {name} has no chat template; use an "
-            "instruct model, put a chat_template.jinja in the model's directory, or state the prompt as text"
-        )
 
 
 def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts, reason: str | None) -> list[Prompt]:
@@ -102,6 +50,11 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     order = np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
     order.setflags(write=False)
     return order
+
+
+def own_prompt(prompt: Prompt) -> Prompt:
+    """Returns the prompt with copies of its content and columns, which may be edited."""
+    return replace(prompt, content=own_copy(prompt.content), columns=own_copy(prompt.columns))
 
 
 class Prompts:
@@ -148,13 +101,15 @@ class Prompts:
         """
         require_template(rows, tokenizer)
         prompts, bad = [], list(skipped_rows)
-        for row in rows:
-            try:
-                prompts.append(tokenize(row, tokenizer, system_prompt))
-            except ValueError as error:
-                if not skip_bad_rows:
-                    raise
-                bad.append(str(error))
+        with counting_if_slow(f"tokenizing {flag}", len(rows)) as progress:
+            for number, found in enumerate(tokenize_all(rows, tokenizer, system_prompt), 1):
+                if not isinstance(found, ValueError):
+                    prompts.append(found)
+                elif skip_bad_rows:
+                    bad.append(str(found))
+                else:
+                    raise found
+                progress(number)
         if system_prompt and all(isinstance(prompt.content, str) for prompt in prompts):
             raise ValueError(
                 f"--system_prompt {one_line(system_prompt, 40)!r}: no prompt of {flag} is a chat, so nothing would have it; "
@@ -188,7 +143,8 @@ class Prompts:
         """The prompt at `position` ≥ 0 of the endless order; its epoch is `position // len(self)`."""
         epoch, place = divmod(position, len(self))
         row = _epoch_order(len(self), self.seed, epoch)[place] if self.shuffle else place
-        return replace(self._prompts[row], position=position)
+        # What users edit in a step (a filter, a sampler, a callback) does not come back in the next epoch.
+        return replace(own_prompt(self._prompts[row]), position=position)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """The `count` prompts from `position` on, over the ends of epochs."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from ..common.console import counting_if_slow
 from ..common.text import one_line
 from ..types import SAMPLED, Messages
 from .json_lines import EXPECTED_JSON_LINES
@@ -64,16 +65,18 @@ def read_rows(
     """
     source = data if isinstance(data, Source) else open_dataset(data, flag)
     rows, skipped = [], []
-    for place, values in source.rows():
-        try:
-            rows.append(parse_row(values, place))
-        except ValueError as error:
-            if not skip_bad_rows:
-                mend = "or leave such rows out with --skip_bad_rows"
-                raise ValueError(f"{place}: {error}; {mend}") from error
-            skipped.append(f"{place}: {error}")
-        if limit and len(rows) == limit:
-            break
+    with counting_if_slow(f"reading {source.flag} {source.name}", limit or None) as progress:
+        for place, values in source.rows():
+            try:
+                rows.append(parse_row(values, place))
+            except ValueError as error:
+                if not skip_bad_rows:
+                    mend = "or leave such rows out with --skip_bad_rows"
+                    raise ValueError(f"{place}: {error}; {mend}") from error
+                skipped.append(f"{place}: {error}")
+            progress(len(rows))
+            if limit and len(rows) == limit:
+                break
     if not rows:
         why = f"all {len(skipped)} rows are malformed, the first: {skipped[0]}" if skipped else "is empty"
         expected = EXPECTED_JSON_LINES if source.kind == "JSON lines" else EXPECTED_ROW

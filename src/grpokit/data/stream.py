@@ -12,6 +12,7 @@ from typing import Any
 
 from ..types import Prompt
 from .memory import read_raw
+from .prompts import own_prompt
 
 
 class PromptStream:
@@ -79,7 +80,7 @@ class PromptStream:
     def at(self, position: int) -> Prompt:
         """The prompt at `position`, one of those that were read lately."""
         self.reaches(position)
-        return self.prompts[position]
+        return own_prompt(self.prompts[position])
 
     def data_state(self, position: int) -> dict[str, Any]:
         """The state for a checkpoint, from which reading goes on at `position`. JSON can hold it.

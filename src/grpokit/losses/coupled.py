@@ -114,14 +114,14 @@ def fipo(
 def real_statistics(tokens: Tokens, *, real_tau: float) -> dict[str, Tensor]:
     """Returns `real_value` and `real_slope` [n]: each token's share of its group's value, and c_i / T_i = ∂L/∂s_i / T_i.
 
-    s_i = mean_t(logp − old). A group with both labels has the value log(1 + Σ_neg e^(s/τ)) + log(1 + Σ_pos e^(−s/τ)).
-    L is the mean over the Q′ such groups of the update.
+    s_i = mean_t(logp − old). A group with both labels has the value log(1 + Σ_neg e^(s/τ)) + log(1 + Σ_pos e^(−s/τ)),
+    any other group 0. L is the mean over all Q groups of the update.
     """
     s, lengths = tokens.sequence_mean(tokens.log_ratio), tokens.sequence_lengths.to(tokens.log_ratio.dtype)
     sign, group = tokens.sequence_advantages.sign(), tokens.sequence_groups
     value, slope = torch.zeros_like(s), torch.zeros_like(s)
-    both = [g for g in group.unique().tolist() if {-1.0, 1.0} <= set(sign[group == g].tolist())]
-    for g in both:
+    groups = group.unique().tolist()
+    for g in [g for g in groups if {-1.0, 1.0} <= set(sign[group == g].tolist())]:
         members = group == g
         labelled = members & (sign != 0)
         total = torch.zeros_like(s[:1])
@@ -129,13 +129,13 @@ def real_statistics(tokens: Tokens, *, real_tau: float) -> dict[str, Tensor]:
             these = members & (sign == label)
             logits = torch.cat([s.new_zeros(1), -label * s[these] / real_tau])
             total = total + logits.logsumexp(0)
-            slope[these] = -label / real_tau * logits.softmax(0)[1:] / len(both)
-        value[labelled] = total / len(both) / lengths[labelled].sum()
+            slope[these] = -label / real_tau * logits.softmax(0)[1:] / len(groups)
+        value[labelled] = total / len(groups) / lengths[labelled].sum()
     return {"real_value": value[tokens.index], "real_slope": (slope / lengths)[tokens.index]}
 
 
 @surrogate(
-    formula=r"L = \frac{1}{Q'}\sum_{groups}\left[\log\left(1+\sum_{A_j<0}e^{s_j/\tau}\right)"
+    formula=r"L = \frac{1}{Q}\sum_{groups\ with\ both}\left[\log\left(1+\sum_{A_j<0}e^{s_j/\tau}\right)"
     r" + \log\left(1+\sum_{A_j>0}e^{-s_j/\tau}\right)\right],\quad s_j = \frac{1}{T_j}\sum_t\log\rho_{j,t}",
     zero_at_zero_advantage=True,
     ratio_levels=TOKEN_LEVELS,
@@ -302,18 +302,22 @@ def kl_cov(
 def m2po_statistics(tokens: Tokens, *, m2_threshold: float) -> dict[str, Tensor]:
     """Returns `kept` [n]: 0 for the tokens that are dropped, else 1.
 
-    The largest (log ρ)² are dropped until the mean over the rest is at most the threshold.
+    Only trust-region tokens can be dropped, those that moved the way their advantage pushes: A > 0 with ρ > 1, or A < 0
+    with ρ < 1. The largest (log ρ)² among them are dropped until the mean over the rest of them is at most the threshold.
     """
-    m2 = tokens.log_ratio**2
+    outward = torch.nonzero(tokens.advantages.sign() * tokens.log_ratio > 0).flatten()
+    m2 = tokens.log_ratio[outward] ** 2
     order = without_noise(m2).argsort(descending=True, stable=True)  # sequence and position break ties
     rest = m2[order].flip(0).cumsum(0).flip(0)  # Σ over the tokens left after dropping the first k
     left = torch.arange(len(m2), 0, -1, device=m2.device)
     dropped = int((rest > m2_threshold * left).sum())  # the mean falls with every one dropped
-    return {"kept": torch.ones_like(m2).index_fill(0, order[:dropped], 0.0)}
+    kept = torch.ones_like(tokens.log_ratio)
+    return {"kept": kept.index_fill(0, outward[order[:dropped]], 0.0)}
 
 
 @surrogate(
-    formula=r"\ell = -M\,\rho\,A,\quad M\ \mathrm{keeps\ }\frac{1}{|M|}\sum_M(\log\rho)^2 \leq \tau",
+    formula=r"\ell = -M\,\rho\,A,\quad M\ \mathrm{keeps\ the\ mean\ of\ }(\log\rho)^2 \leq \tau"
+    r"\ \mathrm{where\ }A\,\log\rho > 0",
     zero_at_zero_advantage=True,
     ratio_levels=TOKEN_LEVELS,
     needs_update="step",
@@ -324,7 +328,9 @@ def m2po_statistics(tokens: Tokens, *, m2_threshold: float) -> dict[str, Tensor]
 def m2po(
     log_ratio: Tensor, advantages: Tensor, logps: Tensor, kept: Tensor, *, m2_threshold: float = 0.04
 ) -> Tensor:
-    """ℓ = −M·ρ·A: bounds the second moment of log ρ by dropping its largest tokens (M2PO, arXiv 2510.01161).
+    """ℓ = −M·ρ·A: bounds the second moment of log ρ where A pushes it on (M2PO, arXiv 2510.01161v2, Algorithm 1).
+
+    M drops the largest of these tokens. It changes no count.
 
     Args:
         log_ratio: [N] log ρ, clamped.

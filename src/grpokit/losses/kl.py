@@ -12,14 +12,17 @@ from .ratio import clamp_log_ratio
 def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """k1 = logp − ref for each token [N]: unbiased, of either sign.
 
-    Its own gradient is that of logp, whose mean is zero, so it pulls towards nothing.
+    Its own gradient is that of logp, whose mean is zero, so it pulls towards nothing. It has no exp, so nothing is clamped.
     """
-    return clamp_log_ratio(logps - ref_logps)
+    return logps - ref_logps
 
 
 def k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """k2 = ½(logp − ref)² for each token [N]: biased. On-policy, its gradient is the unbiased one of KL(π‖ref)."""
-    return 0.5 * clamp_log_ratio(logps - ref_logps) ** 2
+    """k2 = ½(logp − ref)² for each token [N]: biased. On-policy, its gradient is the unbiased one of KL(π‖ref).
+
+    It has no exp, so nothing is clamped: its pull grows with the distance.
+    """
+    return 0.5 * (logps - ref_logps) ** 2
 
 
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:

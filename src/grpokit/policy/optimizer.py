@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,12 +39,16 @@ def make_optimizer(
     if own is None and ":" in config.optim:
         own = load_object(config.optim, "--optim")
     if own is None:
+        decays = decayed_names(policy.model)
+        groups = [
+            {"params": [p for name, p in named if (name in decays) == decay], "weight_decay": rate}
+            for decay, rate in ((True, config.weight_decay), (False, 0.0))
+        ]
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            [p for p in policy.parameters() if p.requires_grad],
+            [group for group in groups if group["params"]],
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
         )
     elif isinstance(own, torch.optim.Optimizer):
         optimizer = own
@@ -52,6 +58,40 @@ def make_optimizer(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return optimizer
+
+
+# The names that transformers' Trainer leaves out.
+UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
+
+
+def decayed_names(model: Any) -> set[str]:
+    """Returns the names of the parameters that --weight_decay acts on, as in transformers' Trainer.
+
+    Norms, biases and other vectors are left out. So are the parts of a multimodal model that text never reaches: they have no
+    gradient, and decay alone would move them.
+
+    Example:
+        >>> decayed_names(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2)))
+        {'0.weight'}
+    """
+    used: set[int] | None = None
+    if hasattr(model, "get_decoder"):
+        parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+        used = {id(p) for part in parts if part is not None for p in part.parameters()}
+    norms = {
+        f"{name}.{own}"
+        for name, m in model.named_modules()
+        if isinstance(m, nn.LayerNorm)
+        for own in m._parameters
+    }
+    return {
+        name
+        for name, p in model.named_parameters()
+        if p.ndim > 1
+        and name not in norms
+        and not UNDECAYED.search(name.lower())
+        and (used is None or id(p) in used)
+    }
 
 
 def _call(

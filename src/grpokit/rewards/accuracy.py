@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .builtin import RewardFunction, find_answer_column, last_boxed, reference_text, text_of
+from .builtin import RewardFunction, find_answer_column, last_boxed, reference_list, reference_text, text_of
 
 ANSWER_SECONDS = 5.0  # math-verify's own limit; a common answer takes a millisecond
 START_SECONDS = 120.0  # for a worker to start: it imports sympy, perhaps on a busy machine
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunction:
     r"""Makes the reward: 1.0 where the answer equals the reference, else 0.0; None where the reference cannot be compared.
 
-    That is where the reference is null, or cannot be read as mathematics. The answer is the completion's last `\boxed{}`; else
-    LaTeX after "answer:"; else the last LaTeX or number. Only the last 3,000 characters of a completion are read. An answer
-    that takes longer than 5 seconds or more than 2 GiB scores 0, and is counted and logged.
+    That is where the reference is null, or cannot be read as mathematics. Any reference of a list is right. The answer is the
+    completion's last `\boxed{}`; else LaTeX after "answer:"; else the last LaTeX or number. Only the last 3,000 characters of
+    a completion are read. An answer that takes longer than 5 seconds or more than 2 GiB scores 0, and is counted and logged.
 
     Raises:
         ValueError: `find_answer_column` finds no column, or math-verify is not installed.
@@ -49,14 +49,15 @@ def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunct
         )
 
     def accuracy(completions: Sequence[Any], **columns: Sequence[Any]) -> list[float | None]:
-        references = columns[column]
+        references = [reference_list(reference) for reference in columns[column]]
         given = [
             (reference_text(reference), text_of(completion))
-            for reference, completion in zip(references, completions, strict=True)
-            if reference is not None
+            for several, completion in zip(references, completions, strict=True)
+            for reference in several
         ]
         scores = iter(math_pool().compare(given))
-        return [None if reference is None else next(scores) for reference in references]
+        found = [[next(scores) for _ in several] for several in references]
+        return [max((s for s in several if s is not None), default=None) for several in found]
 
     return accuracy
 

@@ -6,8 +6,10 @@ texts, or chats whose last message is the completion.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from decimal import Decimal
 from typing import Any
 
 from ..common.text import did_you_mean
@@ -21,30 +23,56 @@ ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 
 
 def exact_match(completions: Sequence[Any], answer: Sequence[Any]) -> list[float | None]:
-    """1.0 where the completion equals the reference answer, else 0.0. White space at the ends is ignored.
+    """1.0 where the completion equals a reference answer, else 0.0. White space at the ends is ignored.
 
     Args:
         completions: texts or chats.
-        answer: one reference per completion: text or a number (`3` is `"3"`); None: does not apply.
+        answer: for each completion its reference: text; a number (`3`, `3.0` and `Decimal("3.00")` are `"3"`); a list of
+            these, any of which is right; None: does not apply.
 
     Raises:
         TypeError: a reference of another type, which no text would ever match.
 
     Example:
-        >>> exact_match(["4", "5"], ["4", "4"])
-        [1.0, 0.0]
+        >>> exact_match(["4", "5", "five"], ["4", 4.0, ["5", "five"]])
+        [1.0, 0.0, 1.0]
     """
-    return [
-        None if reference is None else float(text_of(completion).strip() == reference_text(reference).strip())
-        for completion, reference in zip(completions, answer, strict=True)
-    ]
+    scores: list[float | None] = []
+    for reference, completion in zip(answer, completions, strict=True):
+        references, text = reference_list(reference), text_of(completion).strip()
+        forms = {form for one in references for form in reference_forms(one)}
+        scores.append(float(text in forms) if references else None)
+    return scores
+
+
+def reference_list(reference: Any) -> list[Any]:
+    """Returns the references of a row: those of a list that are not null, or the only one. None: there are none."""
+    if hasattr(reference, "tolist"):  # an array or a number of numpy
+        reference = reference.tolist()
+    listed = reference if isinstance(reference, list | tuple | set | frozenset) else [reference]
+    return [one.item() if hasattr(one, "item") else one for one in listed if one is not None]
+
+
+def reference_forms(reference: Any) -> set[str]:
+    """Returns the texts that state a reference: a whole float or Decimal may be written with its point or without."""
+    text = reference_text(reference).strip()
+    return {text, str(reference)} if isinstance(reference, float | Decimal) else {text}
 
 
 def reference_text(reference: Any) -> str:
-    """Returns a reference answer as text. Raises TypeError for anything but text or a number."""
-    if not isinstance(reference, str | int | float):
+    """Returns a reference answer as text. Raises TypeError for anything but text or a number.
+
+    Example:
+        >>> reference_text(12226.0), reference_text(0.5)
+        ('12226', '0.5')
+    """
+    if isinstance(reference, float | Decimal) and math.isfinite(reference) and reference == int(reference):
+        return str(int(reference))
+    if not isinstance(reference, str | int | float | Decimal):
         kind = type(reference).__name__
-        raise TypeError(f"the reference {reference!r} is a {kind}; expected text or a number")
+        raise TypeError(
+            f"the reference {reference!r} is a {kind}; expected text, a number, or a list of these"
+        )
     return str(reference)
 
 

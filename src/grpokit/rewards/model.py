@@ -12,6 +12,7 @@ import torch
 
 from ..common.hub import is_hub_model, model_directory
 from ..common.text import one_line
+from ..data.tokenizing import added_before
 from .builtin import text_of
 
 BATCH_SIZE = 16  # sequences in one forward, sorted by length to keep padding small
@@ -72,6 +73,7 @@ class RewardModel:
 
     def __init__(self, path: str, model: Any, tokenizer: Any) -> None:
         self.path, self.model, self.tokenizer = path, model, tokenizer
+        self.before = added_before(tokenizer)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if model.config.pad_token_id is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
             model.config.pad_token_id = tokenizer.pad_token_id
@@ -108,6 +110,9 @@ class RewardModel:
     def _ids(self, prompt: Any, completion: Any) -> list[int]:
         if isinstance(prompt, str):
             ids = self.tokenizer(prompt + text_of(completion), verbose=False)["input_ids"]
+            n = len(self.before)
+            if n and list(ids[: 2 * n]) == 2 * self.before:  # a rendered chat has its BOS already
+                ids = ids[n:]
         elif not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
                 f"{self.path}: the prompt is a chat, and the reward model's tokenizer has no chat template"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.copies import own_copy
 from ..common.imports import raised_at
 from ..common.text import one_line
 from ..types import SAMPLED, Messages, Metric, Metrics, Prompt, Rollout, RolloutGroup
@@ -159,8 +160,13 @@ def _await_all(
 
 
 def _arguments(reward: Reward, available: Mapping[str, list[Any]]) -> tuple[list[Any], dict[str, Any]]:
-    # Each function gets its own lists, so that sorting or emptying one does not affect the next function.
-    return arguments(reward, {name: list(values) for name, values in available.items()})
+    """Returns what `reward` asks for, as copies of its own.
+
+    So it may edit what it is given: the next function, the group's next completion, the logs and later steps see the
+    dataset's values.
+    """
+    positional, by_name = arguments(reward, available)
+    return own_copy(positional), {name: own_copy(values) for name, values in by_name.items()}
 
 
 def _failure(

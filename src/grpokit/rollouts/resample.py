@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -39,6 +38,7 @@ class StepGroups:
     ) -> None:
         self.size, self.max_rounds = size, 1 + max_resample_times
         self.keeps, self.masks = keeps, masks
+        self.asks = masks or max_resample_times > 0  # without either, a refused group would stay all the same
         self.first, self.rounds = first_position(step, size, max_resample_times), 0
         self.kept: list[RolloutGroup] = []
         self.refused: list[RolloutGroup] = []
@@ -56,7 +56,8 @@ class StepGroups:
     def add(self, groups: Sequence[RolloutGroup]) -> None:
         """Adds the scored groups of one round."""
         for group in groups:
-            (self.kept if self.keeps(group) else self.refused).append(group)
+            wanted = not self.asks or self.keeps(group)
+            (self.kept if wanted else self.refused).append(group)
         self.rounds += 1
 
     @property
@@ -79,25 +80,6 @@ class StepGroups:
 def first_position(step: int, size: int, max_resample_times: int) -> int:
     """The place in the prompt order at which step `step` (counted from 0) begins; its first round takes `size` prompts."""
     return step * size * (1 + max_resample_times)
-
-
-def spread_filter(reward_weights: Sequence[float]) -> GroupFilter:
-    """A filter that keeps groups whose rewards differ: others have advantage 0 and teach nothing."""
-    return partial(has_spread, reward_weights=reward_weights)
-
-
-def has_spread(group: RolloutGroup, reward_weights: Sequence[float]) -> bool:
-    """Tells whether the group's reward differs between completions, or any reward function with a weight does.
-
-    The second serves gdpo, which learns from each function by itself. A function of weight 0 only watches.
-    """
-    if group.reward is None or group.rewards is None:
-        raise ValueError(f"{group.prompt.source}: the group has no rewards yet; score it first")
-    weighed = [
-        column for column, weight in zip(group.rewards.unbind(1), reward_weights, strict=True) if weight
-    ]
-    present = [column[~column.isnan()] for column in (group.reward, *weighed)]
-    return any(len(values) > 1 and bool(values.max() > values.min()) for values in present)
 
 
 def _untrainable(group: RolloutGroup) -> RolloutGroup:

@@ -21,6 +21,7 @@ from .attention import light
 from .decode import decode
 from .picking import Ended, KeyedSampling, TokenPicker
 from .sampler import SamplingStopped
+from .written import written_text
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class TransformersSampler:
         stopped = ends > 0
         lengths = torch.where(stopped, ends, tokens.shape[1]).tolist()
         ids = [row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = [written_text(self.tokenizer, row, self.eos_ids) for row in ids]
         return [
             Rollout(
                 completion_ids=tokens[i, :n].clone(),

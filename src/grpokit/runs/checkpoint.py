@@ -22,8 +22,8 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,10 @@ class TrainState:
     skipped: int = 0  # updates of those steps that were skipped because they were not finite
     unfinished: StepProgress | None = None  # progress within the next step, or None
     ahead: Sequence[RolloutGroup] = ()  # all ranks' unscored rollouts, sampled ahead for the next step
-
     data: dict[str, Any] | None = None  # where a dataset that is read once goes on
+    sources: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests of the model, the data and the user's code
 
     @property
     def name(self) -> str:
@@ -114,6 +116,7 @@ def save_checkpoint(
             "policy_version": policy.version,
             "random": pythons,
             "data": state.data,
+            "sources": dict(state.sources),
             "optimizer": numbers,
             "optimizer_groups": _group_numbers(optimizer),
         }
@@ -186,7 +189,9 @@ def load_checkpoint(
         random.setstate(_tuples(python_state))
         np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
         torch.set_rng_state(noise[f"torch/{world.rank}"])
-    return TrainState(record["step"], record["skipped"], unfinished, ahead, record.get("data"))
+    return TrainState(
+        record["step"], record["skipped"], unfinished, ahead, record.get("data"), record.get("sources", {})
+    )
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 from ..config.options import TrainConfig
 from ..config.resume import options_with
 from ..config.yaml import load_yaml
 from ..parallel import restarts
 from .checkpoint import checkpoints, read_record, verify
+from .sources import SOURCES, has_moved, is_same_place
 
 # The files that a run leaves before its first checkpoint. All of them can be made again.
 BEGUN = {
@@ -182,12 +184,47 @@ def rollouts_differ(config: TrainConfig, checkpoint: Path) -> bool:
 
 def _changes(config: TrainConfig, checkpoint: Path) -> dict[str, str]:
     """Returns name → `name: old → new` for the options outside FREE that differ from the checkpoint's."""
+    before = _saved_config(checkpoint)
+    if before is None:
+        return {}
+    known = read_record(checkpoint).get("sources", {})
+    return {
+        name: f"{name}: {old} → {new}"
+        for name, old, new in _differing(before, config)
+        if name not in FREE and not (name in SOURCES and has_moved(old, new, known))
+    }
+
+
+def _differing(before: TrainConfig, config: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """Returns (name, old, new) of the options that differ by more than the spelling of a path."""
+    pairs = [(name, getattr(before, name), getattr(config, name)) for name in vars(config)]
+    return [
+        (name, old, new)
+        for name, old, new in pairs
+        if old != new and not (name in SOURCES and is_same_place(old, new))
+    ]
+
+
+def moved_options(config: TrainConfig, checkpoint: Path) -> list[str]:
+    """Returns `name: old → new` for the options whose model, data or code is at another place than when the run was saved.
+
+    Its content is the same, so the run goes on with it.
+    """
+    before, known = _saved_config(checkpoint), read_record(checkpoint).get("sources", {})
+    differing = [] if before is None else _differing(before, config)
+    return [
+        f"{name}: {_shown(old)} → {_shown(new)} (the same content)"
+        for name, old, new in differing
+        if name in SOURCES and has_moved(old, new, known)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _saved_config(checkpoint: Path) -> TrainConfig | None:
     saved = checkpoint / "trainer" / "config.yaml"
     if not saved.is_file() or not saved.read_text(encoding="utf-8").strip():
-        return {}
-    before = load_yaml(TrainConfig, str(saved))
-    return {
-        name: f"{name}: {getattr(before, name)} → {getattr(config, name)}"
-        for name in vars(config)
-        if name not in FREE and getattr(before, name) != getattr(config, name)
-    }
+        return None
+    return load_yaml(TrainConfig, str(saved))

@@ -13,6 +13,7 @@ from ..common.imports import load_object
 from ..common.text import FROM_PYTHON
 from ..config.checks import check_model_config
 from ..config.options import EvalConfig, ModelConfig, TrainConfig
+from ..config.paths import expand_home
 from ..config.yaml import with_options
 from ..data.memory import check_rows, describe_rows, is_listed
 from ..policy.lora import options_of_peft
@@ -94,6 +95,7 @@ def gather_arguments(
     config, estimator = _take_object(config, "advantage_estimator", given["advantage_estimator"])
     config, group_filter = _take_object(config, "group_filter", given["group_filter"])
     config, optimizer = _take_object(config, "optim", given["optimizer"])
+    config = expand_home(config)
     parts = Parts(
         model=model,
         tokenizer=given["processing_class"],
@@ -135,6 +137,7 @@ def gather_evaluation(
     config, loaded = _take_model(config, model, processing_class)
     config, functions = _take_rewards(config, reward_funcs)
     config, rows = _take_rows(config, "dataset", "dataset", dataset)
+    config = expand_home(config)
     check_model_config(config, from_python=True)
     return config, Parts(model=loaded, tokenizer=processing_class, train_dataset=rows, reward_funcs=functions)
 

@@ -181,7 +181,7 @@ class Run:
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
         self.recorder.write_step(step, row, groups)
-        self.state = TrainState(step, self.state.skipped + progress.skipped)
+        self.state = replace(self.state, step=step, skipped=self.state.skipped + progress.skipped)
         self.random_state = random_state_now()
         return Step(step, groups, row)
 

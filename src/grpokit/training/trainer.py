@@ -199,7 +199,7 @@ class GRPOTrainer:
             raise ValueError(
                 "resume_from_checkpoint: the run has begun already; make a new GRPOTrainer to resume"
             )
-        wanted = "auto" if checkpoint is True else str(checkpoint)
+        wanted = "auto" if checkpoint is True else str(Path(checkpoint).expanduser())
         self.args = dataclasses.replace(self.args, resume_from_checkpoint=wanted)
 
     def _started(self) -> Run:

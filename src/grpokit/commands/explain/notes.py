@@ -198,7 +198,7 @@ NOTES: dict[str, Notes] = {
             "pushed with 1.75.",
             "Its value at ratio 1 is log(1+n₊) + log(1+n₋), 2.77 for that group, and says nothing about the"
             " policy.",
-            "Groups with one label only have no loss.",
+            "Groups with one label only have no loss, but they count in the divisor.",
         ),
     ),
     "clip_cov": Notes(
@@ -225,8 +225,9 @@ NOTES: dict[str, Notes] = {
         "For stale rollouts: drop as few extreme tokens as it takes to bound the second moment of the log-"
         "ratio.",
         (
-            "Nothing happens until log-ratios spread by 0.2 (the threshold is its square); at 0.3 a fifth "
-            "of the tokens goes, at 0.5 half.",
+            "Nothing happens until log-ratios spread by 0.2 (the threshold is its square); at 0.3 a tenth "
+            "of the tokens goes, at 0.5 a quarter.",
+            "Only tokens that moved the way A pushes can go; those on their way back are kept.",
             "The moment is of log π − log π_old. Others take it against the policy that sampled, which "
             "differs when rollouts are older than the step.",
         ),

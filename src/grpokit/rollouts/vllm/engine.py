@@ -20,6 +20,7 @@ from ...policy.load import eos_token_ids
 from ...policy.policy import Policy
 from ...types import Prompt, Rollout, RolloutGroup, Sample
 from ..sampler import SamplingStopped
+from ..written import written_text
 
 PROBES, PROBE_TOKENS = 4, 16  # completions, and the most tokens of each, that both sides score after a sync
 
@@ -286,18 +287,19 @@ class VLLMPending:
                 raise self.error
         if self.answers is None:
             raise SamplingStopped("stopped while vLLM was sampling")
-        rollouts, size = [self._rollout(answer) for answer in self.answers], self.size
+        pairs = zip(self.requests, self.answers, strict=True)
+        rollouts, size = [self._rollout(*pair) for pair in pairs], self.size
         return [
             RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(self.prompts)
         ]
 
-    def _rollout(self, answer: Completion) -> Rollout:
+    def _rollout(self, request: Request, answer: Completion) -> Rollout:
         length = len(answer.token_ids)
         return Rollout(
             completion_ids=torch.tensor(answer.token_ids, dtype=torch.int64),
             logps=torch.tensor(answer.logps, dtype=torch.float32),
             entropies=torch.full((length,), torch.nan),  # vLLM does not report them; the metric is left out
-            text=self.weights.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            text=written_text(self.weights.tokenizer, answer.token_ids, request.stop_token_ids),
             finish_reason=answer.finish_reason,
             policy_version=self.version,
             trainable=torch.ones(length, dtype=torch.bool),

@@ -9,10 +9,11 @@ from typing import Any
 from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
 from ...data.memory import is_listed, memory_source
-from ...data.prompts import Prompts, require_template, tokenize
+from ...data.prompts import Prompts
 from ...data.rows import describe_dataset, named_row, read_rows
 from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
+from ...data.tokenizing import require_template, tokenize
 from ...rewards import Reward, describe_rewards, load_rewards
 from ...types import Prompt
 from .parts import Parts

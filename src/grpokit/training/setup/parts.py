@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ...batch.advantages import ESTIMATORS, Estimator
 from ...common.imports import load_object, raised_in
 from ...common.text import FROM_PYTHON, did_you_mean, one_line
 from ...config.options import TrainConfig
+from ...data.prompts import own_prompt
 from ...policy.optimizer import MakeOptimizer
 from ...rollouts import Sampler
 from ...rollouts.resample import GroupFilter
@@ -124,6 +125,12 @@ def find_filter(config: TrainConfig, parts: Parts) -> GroupFilter | None:
     return own
 
 
+def own_group(group: RolloutGroup) -> RolloutGroup:
+    """Returns the group with copies of its prompt and rewards, so that what a function of the user's edits stays its own."""
+    rewards, reward = (None if x is None else x.clone() for x in (group.rewards, group.reward))
+    return replace(group, prompt=own_prompt(group.prompt), rewards=rewards, reward=reward)
+
+
 @dataclass(frozen=True)
 class _NamedFilter:
     """A user's filter, whose errors name it and the group."""
@@ -132,7 +139,7 @@ class _NamedFilter:
 
     def __call__(self, group: RolloutGroup) -> bool:
         try:
-            return bool(self.function(group))
+            return bool(self.function(own_group(group)))
         except Exception as error:
             name = getattr(self.function, "__name__", type(self.function).__name__)
             raise ValueError(

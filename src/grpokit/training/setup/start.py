@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from ...batch.advantages import has_signal
 from ...common.console import say
 from ...config.options import TrainConfig
 from ...config.yaml import to_yaml
@@ -15,11 +17,18 @@ from ...policy.load import load_tokenizer
 from ...policy.optimizer import make_optimizer
 from ...rewards import Reward
 from ...rollouts import Sampler
-from ...rollouts.resample import spread_filter
 from ...rollouts.step_rollouts import PromptOrder, StepRollouts
 from ...runs.checkpoint import TrainState, load_checkpoint, read_record
-from ...runs.directory import changed_options, claim, find_checkpoint, set_aside, set_best_aside
+from ...runs.directory import (
+    changed_options,
+    claim,
+    find_checkpoint,
+    moved_options,
+    set_aside,
+    set_best_aside,
+)
 from ...runs.recorder import Recorder
+from ...runs.sources import digests
 from ...runs.trackers import Tracker, start_trackers
 from ..callbacks import Callbacks
 from ..evaluation import HeldOut
@@ -92,11 +101,12 @@ def start(
         optimizer=optimizer,
         estimator=estimator,
         scale_rewards=config.scale_rewards or loss.scale_rewards,
-        group_filter=own_filter or spread_filter([reward.weight for reward in data.rewards]),
+        group_filter=own_filter
+        or partial(has_signal, estimator=estimator, weights=[reward.weight for reward in data.rewards]),
         masks_refused=own_filter is not None,
         layout=layout,
         recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
-        state=replace(state, unfinished=None, ahead=()),
+        state=replace(state, unfinished=None, ahead=(), sources={**state.sources, **digests(config)}),
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
         notes=StepNotes(output),
@@ -195,6 +205,7 @@ def open_directory(config: TrainConfig, output: Path, world: World) -> Path | No
             checkpoint = find_checkpoint(config, output)
             if checkpoint:
                 said = [f"changed since: {change}" for change in changed_options(config, checkpoint)]
+                said += [f"moved since: {move}" for move in moved_options(config, checkpoint)]
             claim(output)
             if checkpoint and (output / "final").is_dir():
                 said.append(f"the run had ended; its steps after {checkpoint.name} are trained again")

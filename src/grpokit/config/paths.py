@@ -1,0 +1,55 @@
+"""Options that are paths: `~` is the home directory, and two spellings of one path are the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+# Options whose value is a path, or may begin with one (`file.py:name`, `folder:configuration`).
+PATHS = frozenset(
+    {
+        *("config", "model", "ref_model", "dataset", "eval_dataset", "output_dir", "resume_from_checkpoint"),
+        *("reward_funcs", "sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
+        *("file", "run", "output", "output_file"),
+    }
+)
+
+
+def expand_home(config: Config) -> Config:
+    """Returns the configuration with `~` written out in every option that is a path.
+
+    Example:
+        >>> from grpokit.config.options import TrainConfig
+        >>> expand_home(TrainConfig(model="~/m")).model == os.path.expanduser("~/m")
+        True
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
+        value = getattr(config, field.name)
+        if field.name in PATHS and isinstance(value, str):
+            changes[field.name] = os.path.expanduser(value)
+        elif field.name in PATHS and isinstance(value, tuple):
+            changes[field.name] = tuple(os.path.expanduser(item) for item in value)
+    return dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def split_path(value: str) -> tuple[str, str]:
+    """Returns the path with which an option's value begins, and the rest: `file.py:name` is ("file.py", ":name")."""
+    path, colon, name = value.rpartition(":")
+    if os.path.exists(value) or not path:
+        return value, ""
+    return path, colon + name
+
+
+def resolved(value: str) -> str:
+    """Returns an option's value with its path absolute, without symbolic links and without a slash at its end.
+
+    Example:
+        >>> resolved("/models/m12/") == resolved("/models/x/../m12")
+        True
+    """
+    path, rest = split_path(value)
+    return os.path.realpath(os.path.expanduser(path)) + rest

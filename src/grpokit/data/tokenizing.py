@@ -1,0 +1,173 @@
+"""Turns rows into the tokens that the model reads: texts as they are, chats through the tokenizer's template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..common.text import one_line
+from ..types import Messages, Prompt
+from .rows import DatasetRow
+
+BATCH = 1000  # rows that a fast tokenizer gets at once
+PROBES = ("a", "0", ".")  # texts that show what a tokenizer adds to any text
+
+
+def tokenize(
+    row: DatasetRow, tokenizer: Any, system_prompt: str = "", before: list[int] | None = None
+) -> Prompt:
+    """Turns one row into the prompt that the model sees.
+
+    The tokenizer's warning about long texts is off: lengths are checked against --max_prompt_length later.
+
+    Args:
+        row: the row.
+        tokenizer: the model's.
+        system_prompt: put before a chat that doesn't begin with a system message of its own.
+        before: what `added_before` gives for the tokenizer, where it is known.
+
+    Returns:
+        The prompt, at position 0.
+
+    Raises:
+        ValueError: the chat template refuses the messages, or no token comes out. The message names file:line.
+    """
+    content = _content(row, tokenizer, system_prompt)
+    if isinstance(content, str):
+        return _prompt(row, content, text_ids(tokenizer, content, before))
+    ids = _apply_template(content, row.source, tokenizer, tokenize=True)
+    return _prompt(row, content, list(map(int, ids)))
+
+
+def tokenize_all(
+    rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str = ""
+) -> Iterator[Prompt | ValueError]:
+    """Yields the prompt of each row, or the error that `tokenize` raises for it.
+
+    The tokens are those of `tokenize`. A fast tokenizer gets many texts at once, which takes a fraction of the time.
+    """
+    before = added_before(tokenizer)
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        try:
+            found = _batch(some, tokenizer, system_prompt, before) if _takes_batches(tokenizer) else None
+        except Exception:  # noqa: BLE001 - tokenizing them one by one names the row
+            found = None
+        yield from found or (_or_error(row, tokenizer, system_prompt, before) for row in some)
+
+
+def text_ids(tokenizer: Any, text: str, before: list[int] | None = None) -> list[int]:
+    """Returns exactly the tokens of a text, after the BOS that the tokenizer puts before texts.
+
+    A text that begins with it already, such as a rendered chat, gets no second one. An EOS that the tokenizer would put
+    behind the text is left out: the model is to continue it. `before` is what `added_before` gives, where it is known.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return _begun(list(map(int, ids)), added_before(tokenizer) if before is None else before)
+
+
+def added_before(tokenizer: Any) -> list[int]:
+    """Returns the tokens that a tokenizer puts before any text: its BOS, or none."""
+    for probe in PROBES:
+        bare = list(tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"])
+        full = list(tokenizer(probe, verbose=False)["input_ids"])
+        places = range(len(full) - len(bare) + 1)
+        if bare:
+            return full[: next((k for k in places if full[k : k + len(bare)] == bare), 0)]
+    return []
+
+
+def require_template(rows: Sequence[DatasetRow], tokenizer: Any) -> None:
+    """Raises ValueError where a row is a chat and the tokenizer has no chat template."""
+    chat = next((row for row in rows if not isinstance(row.content, str)), None)
+    if chat and not getattr(tokenizer, "chat_template", None):
+        name = getattr(tokenizer, "name_or_path", "") or "--model"
+        raise ValueError(
+            f"{chat.source}: `{chat.statement}` is a chat, and the tokenizer of {name} has no chat template; use an "
+            "instruct model, put a chat_template.jinja in the model's directory, or state the prompt as text"
+        )
+
+
+# --------------------------------------------------------------------------- many rows at once
+
+
+def _takes_batches(tokenizer: Any) -> bool:
+    """Tells whether the tokenizer is a fast one of transformers, whose template only renders text."""
+    render = getattr(type(tokenizer), "apply_chat_template", None)
+    ours = getattr(render, "__module__", "").startswith("transformers.")
+    return bool(getattr(tokenizer, "is_fast", False)) and ours
+
+
+def _batch(
+    rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str, before: list[int]
+) -> list[Prompt | ValueError]:
+    contents = [_content(row, tokenizer, system_prompt) for row in rows]
+    texts: list[str | ValueError] = []
+    for row, content in zip(rows, contents, strict=True):
+        try:
+            is_text = isinstance(content, str)
+            texts.append(content if is_text else _apply_template(content, row.source, tokenizer))
+        except ValueError as error:
+            texts.append(error)
+    good = [text for text in texts if isinstance(text, str)]
+    bare = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    encoded = iter(tokenizer(good, verbose=False, **bare)["input_ids"] if good else [])
+    found: list[Prompt | ValueError] = []
+    for row, content, text in zip(rows, contents, texts, strict=True):
+        try:
+            if isinstance(text, ValueError):
+                raise text
+            ids = next(encoded)  # a template renders its own BOS
+            found.append(_prompt(row, content, _begun(ids, before) if isinstance(content, str) else ids))
+        except ValueError as error:
+            found.append(error)
+    return found
+
+
+def _or_error(row: DatasetRow, tokenizer: Any, system_prompt: str, before: list[int]) -> Prompt | ValueError:
+    try:
+        return tokenize(row, tokenizer, system_prompt, before)
+    except ValueError as error:
+        return error
+
+
+# --------------------------------------------------------------------------- one row
+
+
+def _content(row: DatasetRow, tokenizer: Any, system_prompt: str) -> str | Messages:
+    content = row.content
+    if row.statement == "question" and getattr(tokenizer, "chat_template", None):
+        content = [{"role": "user", "content": content}]
+    if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):
+        content = [{"role": "system", "content": system_prompt}, *content]
+    return content
+
+
+def _begun(ids: Sequence[int], before: list[int]) -> list[int]:
+    ids = list(ids)
+    return ids if ids[: len(before)] == before else before + ids
+
+
+def _prompt(row: DatasetRow, content: str | Messages, ids: Sequence[int]) -> Prompt:
+    if len(ids) == 0:
+        raise ValueError(f"{row.source}: the tokenizer makes no token of this prompt; expected at least one")
+    return Prompt(0, tuple(ids), content, row.columns, row.source)
+
+
+def _apply_template(messages: Messages, source: str, tokenizer: Any, tokenize: bool = False) -> Any:
+    """Returns a chat as text, or as token ids. The template adds the special tokens; a last assistant turn is left open."""
+    prefill = messages[-1]["role"] == "assistant"
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=tokenize,
+            add_generation_prompt=not prefill,
+            continue_final_message=prefill,
+            return_dict=False,  # transformers 5 returns a BatchEncoding otherwise
+            tokenizer_kwargs={"verbose": False},
+        )
+    except Exception as error:  # templates are programs of the model's authors, and raise what they like
+        turns = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"{source}: the chat template refuses these messages ({turns}): {one_line(error)}"
+        ) from error
