@@ -320,7 +320,7 @@ def test_a_model_that_cannot_share_says_why_once(name, tmp_path):
     (note,) = notes_of(run)
     assert re.search(f"computes its prompt again: .*{reason}", note)
     with pytest.raises(
-        ValueError, match=f"--share_prompts always: cannot be for .*{reason}.*use auto or never"
+        ValueError, match=f"--share_prompts always: cannot be used with .*{reason}.*use auto or never"
     ):
         start(tiny_config(tmp_path, share_prompts="always", output_dir=str(tmp_path / "b"), **settings))
 

@@ -91,7 +91,9 @@ def test_the_last_checkpoint_has_none_and_more_steps_begin_with_the_present_weig
 def test_rollouts_of_other_options_are_sampled_anew(engine, undisturbed, tmp_path, capsys, change):
     run = copied(undisturbed, tmp_path / "run", 2)
     assert resume(undisturbed, run, *change) == 0
-    assert "sampled anew: the rollouts that the checkpoint has for its next step" in capsys.readouterr().out
+    assert (
+        "the checkpoint's rollouts for the next step are discarded and resampled" in capsys.readouterr().out
+    )
     assert engine.diary[:2] == [("loads", 2), ("begins", 2, [4, 5], "now")]
     assert [row["sampler/staleness"] for row in rows(run, "metrics.jsonl")] == [0, 1, 0, 1]
 
@@ -107,7 +109,7 @@ def test_depth_0_goes_on_without_them(engine, undisturbed, tmp_path, capsys):
     assert resume(undisturbed, run, "--async_depth", "0", "--correction_mode", "truncate") == 0
     said = capsys.readouterr().out
     assert "changed since: async_depth: 1 → 0" in said
-    assert "sampled anew" in said
+    assert "discarded and resampled" in said
     assert {entry[3] for entry in engine.diary if len(entry) > 2} == {"now"}
 
 

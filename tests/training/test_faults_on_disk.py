@@ -24,7 +24,7 @@ def test_only_so_many_checkpoints_are_kept_and_never_less_than_a_whole_one(undis
     from grpokit.runs.checkpoint import prune
 
     (tmp_path / "run" / "checkpoint-5" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="is not whole"):
+    with pytest.raises(ValueError, match="is incomplete or corrupt"):
         prune(tmp_path / "run", 1)
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint-4", "checkpoint-5"]
 

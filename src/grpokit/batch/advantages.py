@@ -118,7 +118,7 @@ def _raw(group: RolloutGroup, valid: Tensor, estimator: str, weights: Sequence[f
         if estimator == "opo" and lengths[valid].sum() > 0:
             baseline = (lengths[valid] * r).sum() / lengths[valid].sum()
         centred = r - baseline
-        # A reward that is the baseline but for rounding has no advantage: its sign would be an accident.
+        # Zeroes differences that are only rounding error; their sign would be random.
         centred[centred.abs() <= 4 * torch.finfo(r.dtype).eps * r.abs().max()] = 0
         others = len(r) / (len(r) - 1) if estimator == "rloo" else 1  # R − mean of the others
         advantages[valid] = centred * others
@@ -152,7 +152,7 @@ def _by_own(group: RolloutGroup, valid: Tensor, estimator: Estimator) -> Tensor:
 
 
 def _by_function(group: RolloutGroup, weights: Sequence[float] | None) -> Tensor:
-    """gdpo: the weighted sum over reward functions of what each says of the group, normalised by itself [G]."""
+    """gdpo: normalises each reward function within the group, then sums them by weight [G]."""
     assert group.rewards is not None  # scored
     total = torch.zeros(len(group.rollouts), dtype=torch.float64)
     for f, weight in enumerate(weights or [1.0] * group.rewards.shape[1]):
@@ -170,7 +170,7 @@ def _normalised(raw: Sequence[Tensor], valid: Sequence[Tensor]) -> list[Tensor]:
     if len(step) < 2 or step.max() == step.min():
         return [torch.zeros_like(a) for a in raw]
     scaled = [(a - step.mean()) / (step.std() + EPSILON) for a in raw]
-    # Deviations sum to 0 in every group, so their mean over the step is 0 but for rounding: a group without any has none.
+    # The step's mean is 0 only up to rounding, so groups with no spread are set to exactly 0.
     return [
         torch.where(ok, s, 0.0) if a.any() else torch.zeros_like(a)
         for a, s, ok in zip(raw, scaled, valid, strict=True)

@@ -39,7 +39,7 @@ def _packed(samples: Sequence[Sample]) -> _Inputs:
 
 
 def _shared(samples: Sequence[Sample]) -> _Inputs:
-    """Pads prompts on the right, where none of their tokens looks. A mask hides the padding from the completions."""
+    """Pads prompts on the right: causal attention never reads there. `mask` hides that padding from the completions."""
     place: dict[int, int] = {}  # group → index of its prompt
     prompts: list[tuple[int, ...]] = []
     for sample in samples:

@@ -19,10 +19,11 @@ Sharing = Literal["never", "auto", "always"]
 # table is in docs/en/scaling.md. A pass costs about 50 tokens of a model of 5 million parameters, and 150 to 300 tokens of
 # one of 76 thousand.
 
-# Tokens of a sample at which attention, which skips the upper half of its square, costs as much as the rest.
+# Sample length at which causal attention costs as much as everything else.
 ATTENTION = 8192
-MASKED = 3  # cost of a pair of tokens under a mask, relative to a pair of the whole square
-PASS = 192  # cost of one pass through the layers, in tokens, whatever their number
+# With an explicit mask, a query-key pair costs about 3x as much as in unmasked causal attention, counted over all L^2 pairs.
+MASKED = 3
+PASS = 192  # cost of one pass through the layers, in tokens, however many tokens it has
 # Prompts are shared if that costs at most this part of the other layout's cost: the estimates err by about 10%.
 WORTH = 0.9
 # The first completion of a prompt pays for the prompt's tokens in full. Each further one keeps a copy of its keys and

@@ -49,7 +49,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, or 2 for a mistake that the user can mend, 130 for Ctrl-C."""
+    """Run a command and return the exit code: 0, or 2 for a mistake that the user can fix, 130 for Ctrl-C."""
     toughen_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

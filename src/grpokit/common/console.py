@@ -22,7 +22,7 @@ from rich.text import Text
 from .terminal import PlainConsole
 from .text import FROM_PYTHON
 
-# One rank prints for all: every rank finds out the same.
+# Only rank 0 prints; all ranks would print the same.
 console = PlainConsole(quiet=int(os.environ.get("RANK", "0")) > 0)
 
 

@@ -39,9 +39,9 @@ def model_directory(name: str, flag: str) -> str:
 
 @contextmanager
 def dataset_cache(name: str) -> Iterator[None]:
-    """Within it, the Hub's libraries use their caches as they are, where the Hub can't be reached for dataset `name`.
+    """Puts the Hub's libraries in offline mode if the Hub can't be reached for dataset `name`.
 
-    Otherwise they would try again for half a minute before they look there.
+    Otherwise they would retry for half a minute before they use their caches.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError

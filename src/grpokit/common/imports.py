@@ -115,9 +115,9 @@ def _import_module(place: str, spec: str, flag: str) -> ModuleType:
         # Only a missing `place` (or a parent of it) is a wrong spec. A missing import inside it is the user code's
         # own error.
         if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
-            mend = f"; for the file write {place}.py:..." if Path(f"{place}.py").is_file() else ""
+            fix = f"; for the file write {place}.py:..." if Path(f"{place}.py").is_file() else ""
             raise ValueError(
-                f"{flag} {spec}: no module named {error.name!r}{mend}; expected {FORMS}"
+                f"{flag} {spec}: no module named {error.name!r}{fix}; expected {FORMS}"
             ) from error
         raise _import_failure(error, spec, flag) from error
 

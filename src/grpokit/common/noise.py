@@ -1,7 +1,6 @@
-"""Keyed noise: a uniform number per key, so that randomness belongs to the thing that it is drawn for.
+"""Keyed noise: a uniform number per key. A draw depends only on its key, not on order, batch or rank.
 
-A counter-based hash (SplitMix64's finalizer, Steele et al. 2014, folded over the parts of the key). It has no state and no
-order of drawing, and is the same on any rank and in any batch.
+A counter-based hash (SplitMix64's finalizer, Steele et al. 2014, folded over the parts of the key), without state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of a configuration that need neither torch nor the model. Each error names the flag, the value and the mend."""
+"""Checks of a configuration that need neither torch nor the model. Each error names the flag, the value and the fix."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ OBJECTS = ("model", "dataset", "eval_dataset", "sampler", "advantage_estimator",
 def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     """Raises ValueError naming the first option that cannot work.
 
-    `from_python`: objects were given for the options that begin with `python:`. Without that, such an option says that
-    the configuration is of a run that only its script can start.
+    `from_python`: objects were passed for the options whose value begins with `python:`. Otherwise a `python:` value
+    raises: only the script that passed the object can start that run.
     """
     values = [(flag, getattr(config, flag, "")) for flag in OBJECTS]
     for flag, value in [*values, *(("reward_funcs", name) for name in config.reward_funcs)]:

@@ -1,4 +1,4 @@
-"""Configurations of the commands that neither train nor evaluate; `config.py` has the others."""
+"""Configurations of the commands that neither train nor evaluate; `options.py` has the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class InspectConfig:
     """Look at a dataset: its rows as the model will see them, lengths, columns, and what is wrong with it."""
 
     file: tyro.conf.Positional[str]
-    """What --dataset takes: a file, a folder, or org/name[:config]."""
+    """The dataset, as for --dataset: a file, a folder, or org/name[:config]."""
     model: str = ""
     """Directory of the model: its tokenizer and chat template make the prompts (default: rows as they are read)."""
     dataset_split: str = ""
@@ -73,7 +73,7 @@ class ReplayConfig:
     model: str = ""
     """Weights to use (default: the run's checkpoint of that moment, or the newest one before it)."""
     dtype: Literal["", "auto", "float32", "bfloat16", "float64"] = ""
-    """Another compute type than the run's, to see whether that mends it."""
+    """Another compute dtype than the run's, to see whether that fixes it."""
 
 
 @dataclass(frozen=True)

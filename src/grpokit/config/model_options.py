@@ -17,7 +17,7 @@ class ModelOptions:
     model: str = ""
     """A causal language model: a Hugging Face directory, or org/name[@revision] of the Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Compute type; parameters stay float32. auto: bfloat16 on a GPU, float32 on a CPU. float64: throughout."""
+    """Compute dtype. Trained parameters stay float32, or float64 with float64. auto: bfloat16 on a GPU, float32 on a CPU."""
     attn_implementation: str | None = free(None)
     """Attention of transformers: sdpa, eager, flash_attention_2, flex_attention (default: the model's)."""
     trust_remote_code: bool = free(False)
@@ -31,13 +31,14 @@ class LoraOptions:
     """A LoRA adapter instead of all weights."""
 
     lora_r: int = 0
-    """Rank of a LoRA adapter, which alone is trained (0: none, all weights are). Its reference is the model without it."""
+    """Rank of the LoRA adapter; only the adapter is trained (0: train all weights). The KL reference is the model without the
+    adapter."""
     lora_alpha: float = 32.0
     """The adapter's part is multiplied by lora_alpha / lora_r."""
     lora_target_modules: tuple[str, ...] = ("all-linear",)
     """Modules that get an adapter, by the ends of their names (q_proj v_proj ...); all-linear: all but the head."""
     lora_save: Literal["merged", "adapter"] = free("merged")
-    """What checkpoints, final/ and best/ hold: a model with the adapter in its weights, or the adapter alone."""
+    """Form of the model in checkpoints, final/ and best/: with the adapter merged into its weights, or the adapter alone."""
     load_in_4bit: bool = False
     """Keep the frozen weights in 4 bits (QLoRA, by bitsandbytes). With --lora_r and --lora_save adapter, on one rank."""
 
@@ -77,7 +78,7 @@ class RewardOptions:
     format_pattern: str = steering(r"^<think>.*?</think>\s*\S")
     """Regular expression that the `format` reward looks for (. matches newlines too)."""
     soft_cache_length: int | None = steering(None)
-    """soft_overlong: the last so many tokens before --max_completion_length cost (default: a fifth of it)."""
+    """soft_overlong: length of the penalty zone before --max_completion_length, in tokens (default: a fifth of it)."""
     repetition_n_grams: int = steering(3)
     """repetition: tokens in an n-gram."""
     repetition_max_penalty: float = steering(-1.0)

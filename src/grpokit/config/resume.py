@@ -1,7 +1,6 @@
 """The rule for each option on resume, kept next to the option: `name: type = free(default)`.
 
-An option that is written with a plain default says which run it is (the model, the dataset, the seed, ...): it may not
-differ from the checkpoint's.
+An option with a plain default identifies the run (the model, the dataset, the seed, ...). It must equal the checkpoint's.
 """
 
 from __future__ import annotations
@@ -12,22 +11,22 @@ from typing import Any
 
 
 def free(default: Any) -> Any:
-    """An option that may change on resume: it changes no number of the run."""
+    """May change on resume; does not affect results."""
     return field(default=default, metadata={"resume": "free"})
 
 
 def steering(default: Any) -> Any:
-    """An option that may change between two steps: the run goes on differently from there, and says so."""
+    """May change on resume between steps; the change is printed."""
     return field(default=default, metadata={"resume": "steering"})
 
 
 def optimizer(default: Any) -> Any:
-    """An option of the optimizer: as `steering`, and within a step too."""
+    """Like `steering`, but also allowed when resuming within a step."""
     return field(default=default, metadata={"resume": "optimizer"})
 
 
 def sampling(default: Any) -> Any:
-    """An option of sampling: as `steering`, and rollouts that wait in the checkpoint are sampled anew."""
+    """Like `steering`; rollouts sampled ahead are discarded."""
     return field(default=default, metadata={"resume": "sampling"})
 
 

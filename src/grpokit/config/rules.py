@@ -1,4 +1,4 @@
-"""What a rule of a configuration is: the flag, when it holds, and what would work. The tables of rules are made of these."""
+"""One check of a configuration: the flag, when it holds, and what would work. The tables of rules are made of these."""
 
 from __future__ import annotations
 

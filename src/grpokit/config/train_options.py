@@ -21,7 +21,7 @@ class LossOptions:
     ratio_level: str | None = steering(None)
     """Another level of the importance ratio: token, sequence, sequence_token, sequence_product."""
     importance_sampling_level: str | None = steering(None)
-    """The field's other name of --ratio_level."""
+    """Alias of --ratio_level."""
     loss_kwargs: tuple[str, ...] = steering(())
     """Options of a loss that have no flag of their own, as name=value (`grpokit losses show NAME` lists them)."""
     epsilon: float | None = steering(None)
@@ -45,7 +45,8 @@ class LossOptions:
     kl_estimator: Literal["k1", "k2", "k3"] | None = steering(None)
     """Estimator of the KL penalty (default: k3)."""
     kl_gradient: Literal["own", "k2", "ratio"] | None = steering(None)
-    """Its gradient: its own, that of k2 (unbiased on-policy), or times the ratio (unbiased off-policy)."""
+    """Gradient of the KL penalty. own: the estimator's. k2: k2's (unbiased on-policy). ratio: the estimator times the
+    importance ratio (unbiased off-policy)."""
     entropy_coef: float | None = steering(None)
     """Coefficient of an entropy bonus."""
     top_entropy_quantile: float | None = steering(None)
@@ -59,7 +60,7 @@ class AdvantageOptions:
     advantage_estimator: str = steering("group")
     """How rewards become advantages: group, rloo, reinforce_plus_plus, opo, gdpo, or file.py:function of your own."""
     scale_rewards: Literal["group", "batch", "none"] | None = steering(None)
-    """What `group` advantages are divided by (default: the loss's own; none for dr_grpo, else group)."""
+    """Divisor of `group` advantages (default: the loss's own; none for dr_grpo, else group)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class CorrectionOptions:
     """Correct for a sampler that isn't the trainer, by c = old/sampler: min(c, cap), or 0 outside a range.
     Default: none; truncate with --async_depth 1."""
     correction_level: Literal["token", "sequence_product", "sequence_geometric"] | None = steering(None)
-    """What c is taken over (default: token)."""
+    """Level of c: per token, or per sequence (default: token)."""
     correction_cap: float | None = steering(None)
     """truncate: the cap (default 2)."""
     correction_low: float | None = steering(None)
@@ -80,7 +81,7 @@ class CorrectionOptions:
     opsm_threshold: float | None = steering(None)
     """Drop sequences with a negative advantage whose mean(sampler - logp) exceeds this."""
     rejected_tokens: Literal["keep", "drop"] | None = steering(None)
-    """Tells whether masked tokens stay in the counts (keep, the default) or leave them (drop)."""
+    """Whether tokens that the correction masks still count in the loss's denominators: keep (default) or drop."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class BatchOptions:
     micro_batch_tokens: int = free(8192)
     """Most tokens in one forward, padding included. Memory only: changes no result."""
     packing: Literal["auto", "packed", "padded"] = free("auto")
-    """Rows one after the other, or padded to the longest. auto: packed where attention is varlen. Changes no result."""
+    """Layout of a micro-batch: packed (samples concatenated) or padded. auto: packed with flash or flex attention. Changes
+    no result."""
     share_prompts: Literal["auto", "never", "always"] = free("auto")
     """Compute a prompt once for all its completions in the forward of training. auto: where it pays. Changes no result."""
     gradient_checkpointing: bool = free(False)
@@ -153,7 +155,8 @@ class RankOptions:
     """Many processes, started by torchrun."""
 
     shard_size: int = free(0)
-    """Ranks that share one copy of the weights (0: all). The ranks of one host: hybrid sharding over hosts."""
+    """Ranks that share one copy of the weights (0: all). Set it to the ranks per host to shard within each host and replicate
+    across hosts."""
     ddp_timeout: float = free(600.0)
     """Seconds that a rank waits for the others in a collective before the run stops."""
 

@@ -1,4 +1,4 @@
-"""The rules of `TrainConfig`, as tables. Each names the flag, the value and the mend."""
+"""The rules of `TrainConfig`, as tables. Each names the flag, the value and the fix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LORA_RULES = [
     Rule(
         "lora_target_modules",
         lambda c: "all-linear" not in c.lora_target_modules or len(c.lora_target_modules) == 1,
-        "all-linear stands alone",
+        "all-linear cannot be combined with other names",
     ),
     Rule(
         "lora_save",
@@ -50,7 +50,7 @@ LORA_RULES = [
         lambda c: (
             not is_adapter(c.model) or c.lora_r == 0 or (c.lora_save == "merged" and c.vllm_sync != "adapter")
         ),
-        "is an adapter itself, and a second one beside it would belong to no model on disk; use --lora_save merged and not "
+        "is itself an adapter, so a new adapter would have no base model on disk; use --lora_save merged and not "
         "--vllm_sync adapter, or train from a merged model",
     ),
     Rule(

@@ -64,12 +64,12 @@ def with_options(config: Any, options: Mapping[str, Any], where: str = "") -> An
     hints = typing.get_type_hints(type(config))
     names = {f.name for f in dataclasses.fields(config)}
     for key in options.keys() - names:
-        mend = (
+        fix = (
             " (of TRL or ms-swift: see grpokit convert-config)"
             if key in FOREIGN
             else did_you_mean(key, names)
         )
-        raise ValueError(f"{where}unknown option {key!r}{mend}")
+        raise ValueError(f"{where}unknown option {key!r}{fix}")
     return dataclasses.replace(
         config, **{key: _coerce(value, hints[key], f"{where}{key}") for key, value in options.items()}
     )

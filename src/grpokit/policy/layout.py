@@ -17,7 +17,8 @@ class LayoutChoice:
 
     packed: bool  # micro-batches without padding
     share: Sharing  # whether prompts are computed once for all their completions
-    shares_not: str | None  # why they are not, where that wasn't asked for
+    # The reason why prompts aren't shared; None if they are, or with --share_prompts never.
+    shares_not: str | None
 
 
 def choose_layout(
@@ -42,7 +43,7 @@ def choose_layout(
 
 
 def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
-    """Tells whether micro-batches are packed. Raises ValueError where --packing packed is given and the model can't be."""
+    """Tells whether micro-batches are packed. Raises ValueError where --packing packed is given and the model can't pack."""
     if config.packing == "packed" and not policy.packs:
         raise ValueError(
             f"--packing packed: {type(policy.model).__name__} does not keep packed samples apart with --attn_implementation "
@@ -55,15 +56,19 @@ def resolve_packing(config: TrainConfig, policy: Policy) -> bool:
 def resolve_sharing(
     config: TrainConfig, policy: Policy, reference: Reference | None, longest: int
 ) -> tuple[Sharing, str | None]:
-    """Tells whether completions share their prompts in a forward, and if not, why. Takes what `choose_layout` takes.
-
-    Raises ValueError where --share_prompts always is given and a model can't share them.
+    """Tells whether completions share their prompts in a forward, and if not, why.
 
     Args:
         config: its --share_prompts.
         policy: the model that is trained.
         reference: the reference model, or None.
         longest: tokens of the longest prompt and completion together.
+
+    Returns:
+        The way of sharing, and the reason why prompts aren't shared: None if they are, or with --share_prompts never.
+
+    Raises:
+        ValueError: --share_prompts always is given and a model can't share them.
     """
     if config.share_prompts == "never":
         return "never", None
@@ -73,6 +78,6 @@ def resolve_sharing(
         if reason is not None:
             why = f"{type(scored_by.model).__name__}: {reason}"
             if config.share_prompts == "always":
-                raise ValueError(f"--share_prompts always: cannot be for {why}; use auto or never")
+                raise ValueError(f"--share_prompts always: cannot be used with {why}; use auto or never")
             return "never", why
     return config.share_prompts, None

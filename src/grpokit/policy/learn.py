@@ -48,7 +48,7 @@ class StepProgress:
     done: int = 0  # finished updates over all iterations, skipped ones included
     skipped: int = 0
     metrics: Metrics = dataclasses.field(default_factory=dict)
-    torn: bool = False  # an optimizer step is in progress, so the weights belong to no finished update
+    torn: bool = False  # an optimizer step is in progress, so the weights cannot be saved
 
 
 def learn(
@@ -100,7 +100,9 @@ def learn(
 def prepare(
     policy: Policy, reference: Reference | None, progress: StepProgress, loss: Loss, how: Learning
 ) -> None:
-    """Scores with the weights of the step's start: `old` and `ref` log-probs, and the tokens that they reject.
+    """Computes `old` and `ref` log-probs with the weights at the step's start.
+
+    With `rejected_tokens="drop"`, it also drops the tokens that the correction masks.
 
     Args:
         policy: the model that is trained.
@@ -134,9 +136,7 @@ def optimize(
     how: Learning,
     progress: StepProgress | None = None,
 ) -> tuple[Metrics, dict[int, Tensor]]:
-    """Takes one optimizer step. Returns the update's metrics and this rank's log-probs: sample index → [T_i].
-
-    Raises NonFiniteError before the weights change where the loss or the gradient is NaN or infinite.
+    """Takes one optimizer step.
 
     Args:
         policy: the model that is trained.
@@ -148,6 +148,9 @@ def optimize(
 
     Returns:
         The update's metrics of all ranks, and this rank's log-probs: sample index → [T_i].
+
+    Raises:
+        NonFiniteError: the loss or the gradient is NaN or infinite; the weights have not changed.
     """
     samples = samples_to_train(update, loss, how)
     stats, logps = (
@@ -193,7 +196,7 @@ def non_finite(
     what: str,
     update: int = 1,
 ) -> NonFiniteError:
-    """Finds and writes the first micro-batch, on any rank, that is not finite. Returns the error to raise.
+    """Finds and writes the first micro-batch, on any rank, that is not finite.
 
     Runs each micro-batch again alone, so nothing has to be kept or checked while the numbers are right.
 
@@ -205,6 +208,9 @@ def non_finite(
         how: the settings of learning.
         what: the numbers that are not finite, for the message.
         update: the update's number within its step, counted from 1.
+
+    Returns:
+        The error to raise.
     """
     said: list[str] = []
     for micro in iter_micro_batches(cut_of(samples, how), how, policy):

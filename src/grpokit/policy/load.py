@@ -1,4 +1,4 @@
-"""Model directories → policies and tokenizers. What a model is able to do is tried when it is loaded."""
+"""Loads policies and tokenizers from model directories, and probes what a model can do."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def load_policy(
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
         model.gradient_checkpointing_enable(again)
     _place_parameters(policy, lora, device, world, shard_size)
-    said = world.gather_json(probe_layouts(policy))  # a layout that one rank can't compute, none uses
+    said = world.gather_json(probe_layouts(policy))  # If one rank can't compute a layout, no rank uses it.
     policy.packs = all(packs for packs, _ in said)
     policy.shares_not = next((why for _, why in said if why is not None), None)
     if gradient_checkpointing:  # each computation of a layer would append to the cache
@@ -236,12 +236,13 @@ def stored_dtypes(model: Any) -> dict[str, torch.dtype]:
 def compile_layers(policy: Policy) -> None:
     """Compiles each layer by torch.compile, for any number and length of samples. Sampling runs the layers uncompiled.
 
-    Layers are compiled one by one, because FSDP2 gathers them one by one; one compilation serves all of them.
+    Layers are compiled one by one, because FSDP2 gathers them one by one. They share one compilation.
     """
     for layer in layers(policy.model):
         layer.compile(dynamic=True)
-    # The place of a layer's keys in the cache is a constant to the compiler: one compilation for each layer, twice.
-    policy.shares_not = "with --compile, going on from a cache would be compiled for every layer anew"
+    # The compiler treats a layer's cache index as a constant, so sharing prompts would compile every layer separately,
+    # once per pass.
+    policy.shares_not = "--compile would have to recompile every layer to continue from a cache"
 
 
 def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote_code: bool = False) -> Any:

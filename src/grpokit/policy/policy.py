@@ -68,7 +68,7 @@ class Policy(nn.Module):
         self.version = 0  # optimizer steps taken so far
         # Found at load: whether samples may be packed, and why completions may not share a prompt (None: they may).
         self.packs = False
-        self.shares_not: str | None = "nothing has tried it"
+        self.shares_not: str | None = "not probed yet"
         # Found by the gate at a run's start: why rows can't be sampled together by the loop, or by generate (None: they can).
         self.loop_not: str | None = None
         self.generate_not: str | None = None

@@ -32,8 +32,6 @@ def sampler_mismatch(samples: Iterable[Sample], old: Mapping[int, Tensor], loss:
 def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: int = 1) -> Update:
     """Returns the update without the tokens that the correction's mask rejects, with new weights.
 
-    `old` is sample index → [T_i], the trainer's log-probs at the start of the step.
-
     Args:
         update: the update.
         old: sample index → [T_i], the trainer's log-probs at the start of the step.

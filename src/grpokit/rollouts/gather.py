@@ -63,7 +63,7 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
 def groups_from_tensors(
     tensors: Mapping[str, Tensor], prompt_at: Callable[[int], Prompt]
 ) -> list[RolloutGroup]:
-    """What `groups_to_tensors` took apart; `prompt_at` finds a prompt by its position."""
+    """Restores groups from tensors, as `groups_to_tensors` made them; `prompt_at` finds a prompt by its position."""
     lengths, sizes = tensors["length"].tolist(), tensors["size"].tolist()
     per_token = {n: tensors[n].split(lengths) for n in ("completion_ids", "logps", "entropies", "trainable")}
     texts = tensors["text"].split(tensors["text_length"].tolist())

@@ -36,7 +36,7 @@ class PromptOrder(Protocol):
         ...
 
     def data_state(self, position: int) -> dict[str, Any] | None:
-        """What a checkpoint must hold so that reading goes on at `position`."""
+        """Returns the state that a checkpoint stores, so that reading continues at `position`."""
         ...
 
 
@@ -118,7 +118,7 @@ class StepRollouts:
     def staleness(self, groups: Sequence[RolloutGroup], version: int) -> Metrics:
         """`sampler/staleness` with --async_depth 1: the age of completions, in optimizer steps.
 
-        `version` is the number of optimizer steps behind the weights at the step's start.
+        `version`: optimizer steps taken before this step began.
         """
         if self.ahead is None:
             return {}
@@ -130,13 +130,13 @@ class StepRollouts:
         return self.prompts.reaches(self._first(step + 1) - 1)
 
     def data_state(self, step: int) -> dict[str, Any] | None:
-        """What a checkpoint must hold so that step `step` finds its prompts again."""
+        """Returns the data position to checkpoint, so that step `step` gets the same prompts after a resume."""
         return self.prompts.data_state(self._first(step))
 
     def _first(self, step: int) -> int:
         return first_position(step, self.prompts_per_step, self.max_resample_times)
 
     def close(self) -> None:
-        """Ends what is under way."""
+        """Stops sampling that is in progress."""
         if self.ahead is not None:
             self.ahead.close()

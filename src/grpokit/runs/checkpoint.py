@@ -207,15 +207,19 @@ def verify(path: Path) -> None:
     try:
         record = read_record(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: is not whole: trainer/state.json: {error}") from error
+        raise ValueError(f"{path}: is incomplete or corrupt: trainer/state.json: {error}") from error
     for name, (size, digest) in record["files"].items():
         file = path / name
         if not file.is_file():
-            raise ValueError(f"{path}: is not whole: {name} is missing")
+            raise ValueError(f"{path}: is incomplete or corrupt: {name} is missing")
         if file.stat().st_size != size:
-            raise ValueError(f"{path}: is not whole: {name} has {file.stat().st_size} bytes, not {size}")
+            raise ValueError(
+                f"{path}: is incomplete or corrupt: {name} has {file.stat().st_size} bytes, not {size}"
+            )
         if _digest(file) != digest:
-            raise ValueError(f"{path}: is not whole: {name} is not what was written (its SHA-256 differs)")
+            raise ValueError(
+                f"{path}: is incomplete or corrupt: {name} is not what was written (its SHA-256 differs)"
+            )
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

@@ -1,10 +1,10 @@
-"""The exact tensors of a checkpoint. Loading a model's directory is not the identity, so a resume cannot rely on it.
+"""The exact tensors of a checkpoint. Loading a model's directory does not reproduce its tensors bit for bit.
 
-A directory may hold weights in a narrower dtype or under other names, and `from_pretrained` computes buffers anew and
-changes rows. So a checkpoint keeps apart what its model files don't hold to the bit:
+A directory may hold weights in a narrower dtype or under other names, and `from_pretrained` recomputes buffers and
+changes rows. So a checkpoint stores separately the tensors that its model files don't hold bit for bit:
 
-    trainer/parameters.safetensors   trained parameters that the model files lack, or hold otherwise
-    trainer/buffers.safetensors      all buffers with a fraction: rotary frequencies, scales, biases of routers
+    trainer/parameters.safetensors   trained parameters that the model files lack, or hold with different values
+    trainer/buffers.safetensors      all floating-point buffers: rotary frequencies, scales, biases of routers
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARAMETERS, BUFFERS = "parameters.safetensors", "buffers.safetensors"
 
 
 def write_exact(directory: Path, policy: Policy, weights: dict[str, Tensor]) -> None:
-    """Writes the tensors that the model files in `directory` don't hold to the bit into its trainer/.
+    """Writes the tensors that the model files in `directory` don't hold bit for bit into its trainer/.
 
     Args:
         directory: a checkpoint whose model is written already.
@@ -59,7 +59,8 @@ def restore_exact(checkpoint: Path, policy: Policy, complete: bool = True) -> No
     Args:
         checkpoint: the checkpoint's directory.
         policy: the policy, changed in place.
-        complete: whether every trained parameter must be there. Version 0.1 left out what `from_pretrained` reads.
+        complete: whether every trained parameter must be there. False for older checkpoints (no `exact` in state.json),
+            which store only what the model files lack.
 
     Raises:
         KeyError: a trained parameter is missing.

@@ -60,7 +60,7 @@ METRICS: dict[str, Declared] = {
     "kl_cov/selected": Declared("mean", "share of tokens under kl_cov's penalty"),
     "m2po/kept": Declared("mean", "share of tokens kept under the bound on the second moment"),
     "sampler_kl": Declared("mean", "KL of the sampler to the trainer at the start of the step, k3 estimator"),
-    "sampler/kl_k1": Declared("mean", "the same by k1: mean(sampler − old)"),
+    "sampler/kl_k1": Declared("mean", "KL of the sampler to the trainer, k1: mean(sampler − old)"),
     "sampler/logp_diff_mean": Declared("mean", "mean |old − sampler| of the log-probs"),
     "sampler/logp_diff_max": Declared("max", "largest |old − sampler|"),
     "sampler/chi2": Declared("mean", "χ² divergence, mean of c² − 1 with c = old/sampler"),
@@ -83,7 +83,7 @@ METRICS: dict[str, Declared] = {
     "num_tokens": Declared("sum", "tokens of prompts and completions in the step"),
     "time/step": Declared("max", "seconds of the whole step"),
     "time/rollout": Declared(
-        "max", "seconds of sampling; with --async_depth 1 of waiting for it, before a step and at its end"
+        "max", "seconds of sampling; with --async_depth 1, seconds spent waiting for it"
     ),
     "time/reward": Declared("max", "seconds in the reward functions"),
     "time/learn": Declared("max", "seconds of forward, backward and optimizer steps"),

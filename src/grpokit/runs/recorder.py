@@ -1,4 +1,4 @@
-"""Writes what a run has to say for itself: metrics, evaluations, completions, trackers, and the error that ended it."""
+"""Writes a run's metrics, evaluations and completions, its trackers, and the error that ended it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Recorder:
         self.evaluations_file.write(self.evaluations[-1])
 
     def write_best(self, step: int, reward: float) -> None:
-        """Writes beside the best model which evaluation it comes from."""
+        """Writes best/evaluation.json: the step and reward of the best model."""
         record = json.dumps({"step": step, "eval/reward": reward}) + "\n"
         (self.output / "best" / "evaluation.json").write_text(record, encoding="utf-8")
 

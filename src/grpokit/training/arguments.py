@@ -22,13 +22,13 @@ from .setup.parts import Parts, check_sampler, find_estimator, find_filter
 
 Config = TypeVar("Config", bound=ModelConfig)
 
-# What the command line calls otherwise than the Python API.
+# Flags whose Python argument has another name.
 ARGUMENTS = {"dataset": "train_dataset", "optim": "optimizer"}
 
 
 @contextmanager
 def argument_errors(names: Mapping[str, str] = ARGUMENTS) -> Iterator[None]:
-    """Names arguments in place of flags in the errors that users can mend: `--beta -1: ...` becomes `beta -1: ...`.
+    """Names arguments in place of flags in the errors that users can fix: `--beta -1: ...` becomes `beta -1: ...`.
 
     `names` are those that differ from the flag's.
     """

@@ -28,14 +28,14 @@ def evaluate(
     batch_prompts: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
-    """`eval/pass@1_greedy`, `eval/pass@k` for each k, `eval/reward` and `eval/mean_length` over `prompts`.
+    """Computes `eval/pass@1_greedy`, `eval/pass@k` for each k, `eval/reward` and `eval/mean_length` over `prompts`.
 
     `eval/pass@1_ci95` is half the width of pass@1's 95 % confidence interval: 1.96 standard errors of the mean over
-    prompts, whose samples are no independent draws (arXiv 2411.00640).
+    prompts (samples of one prompt are not independent; arXiv 2411.00640).
 
     A completion passes where the *first* reward function gives it at least 1. pass@k is the unbiased estimator of
     Chen et al. (arXiv 2107.03374, eq. 1) from `num_generations` samples; prompts where that function does not
-    apply are left out. `progress` is told the number of prompts done.
+    apply are left out.
 
     Args:
         complete: (prompts, completions of each, greedy) → their scored groups.
@@ -43,7 +43,7 @@ def evaluate(
         num_generations: sampled completions of each prompt.
         pass_at_k: the values of k.
         batch_prompts: prompts that are sampled together.
-        progress: told the number of prompts that are done.
+        progress: called with the number of prompts that are done.
 
     Returns:
         The figures by name; NaN where there was nothing to measure.
@@ -95,7 +95,7 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out prompts of a run, and the engine that answers them with noise of its own."""
+    """The held-out prompts of a run, and the sampler for them, with a separate seed."""
 
     prompts: Sequence[Prompt]
     sampler: Sampler
@@ -108,7 +108,7 @@ class HeldOut:
         world: World,
         pause: Callable[[], None],
     ) -> dict[str, float]:
-        """Evaluates the present weights, on all ranks.
+        """Evaluates the current weights, on all ranks.
 
         Args:
             score: rewards this rank's groups and gathers those of all ranks.

@@ -67,8 +67,10 @@ class Run:
     optimizer: torch.optim.Optimizer
     estimator: str | Estimator
     scale_rewards: str
-    group_filter: GroupFilter  # refused groups make way, or weigh nothing
-    masks_refused: bool  # whether the filter is the user's: then a refused group is never trained on
+    group_filter: GroupFilter  # groups that it refuses are resampled
+    # Whether refused groups that are still needed to fill the step are masked. They are if the filter is the user's;
+    # otherwise they stay, with advantage 0.
+    masks_refused: bool
     layout: LayoutChoice
     recorder: Recorder
     state: TrainState
@@ -232,7 +234,7 @@ class Run:
             self.save_format,
             config=to_yaml(self.config),
             world=self.world,
-            # Rewards that were drawn before a stop in a step's sampling are drawn again.
+            # A stop while a step samples discards its rewards. They are computed again, from the same random state.
             random_state=self.random_state if progress is None else None,
         )
         if self.world.is_main:
@@ -241,9 +243,9 @@ class Run:
         return path
 
     def rescue(self, error: BaseException, progress: StepProgress | None = None) -> None:
-        """After a stop or an error: saves what was trained, unless the weights belong to no finished update.
+        """Saves a checkpoint after a stop or an error, unless an optimizer step is half done: its weights cannot be saved.
 
-        Among several ranks it saves only where all of them are still here.
+        With several ranks, it saves only if all of them are still running.
         """
         alone = self.world.size == 1 and isinstance(error, Exception)
         together = isinstance(error, Stopped | NonFiniteError | FailedOnSomeRank)
@@ -298,6 +300,6 @@ class Run:
             return f"could not be written ({type(error).__name__}: {one_line(error)}; {where}); try `grpokit report`"
 
     def close(self) -> None:
-        """Ends what is under way, and closes the run's files."""
+        """Stops sampling that is in progress, and closes the run's files."""
         self.rollouts.close()
         self.recorder.close()

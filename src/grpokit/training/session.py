@@ -19,13 +19,16 @@ from .signals import StopRequest
 def open_run(
     config: TrainConfig, world: World, stop: StopRequest, parts: Parts | None = None
 ) -> tuple[Run, StepProgress | None]:
-    """Announces a run, puts it together, and says what its options will do. Returns what `start` returns.
+    """Prints a run's settings, builds the run, and prints what its options will do.
 
     Args:
         config: the run's configuration.
         world: the ranks.
         stop: asked between micro-batches whether to stop.
         parts: objects in the place of names, from Python.
+
+    Returns:
+        The run, and the progress of the step that a checkpoint was written in (None: the run is between two steps).
     """
     announce_settings(config, world.size)
     run, progress = start(config, world, stop, parts)

@@ -104,7 +104,7 @@ class GRPOTrainer:
         self._run: Run | None = None
         self._progress: StepProgress | None = None
         self._closed = self._broken = False
-        # Closes files and ranks once the trainer is collected, or at the end of the script.
+        # Closes files and leaves the process group when the trainer is garbage-collected, or at the end of the script.
         self._finalizer = weakref.finalize(self, self._open.close)
 
     # ------------------------------------------------------------------- training
@@ -180,7 +180,7 @@ class GRPOTrainer:
         return Path(self.args.output_dir)
 
     def close(self) -> None:
-        """Closes the run's files and leaves the ranks. At the end of the script it happens by itself."""
+        """Closes the run's files and leaves the process group. This happens by itself at the end of the script."""
         self._closed = True
         self._finalizer()
 
@@ -234,7 +234,7 @@ class GRPOTrainer:
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Names arguments in errors, writes tracebacks down, and ends on a signal as Python would."""
+        """Names arguments in errors, writes error.txt, and raises KeyboardInterrupt or SystemExit after a signal."""
         try:
             with argument_errors(), self._stop.listening(_tell):
                 yield

@@ -24,8 +24,8 @@ def groups_html(run: RunData) -> str:
     step = run.groups[0].get("step")
     when = f" of step {step}" if step is not None else ""
     note = (
-        "By mean reward, of the groups that were written to completions.jsonl. A is the advantage: what was "
-        "learned from the completion, positive ones made likelier."
+        "By mean reward, of the groups that were written to completions.jsonl. A is the advantage; "
+        "positive: the completion was made likelier."
     )
     return (
         f"<section><h2>Completions{when}</h2><p class='note'>{note}</p><div class='groups'>"

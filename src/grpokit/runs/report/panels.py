@@ -67,8 +67,8 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "clip",
         "Tokens clipped",
-        "Tokens whose gradient the clip takes away (cispo: whose ratio it caps); a few percent is usual, tens say "
-        "that the policy moves too far on one set of completions, and with one update a step there are none.",
+        "Tokens whose gradient the clip takes away (cispo: whose ratio it caps); a few percent is usual, tens of "
+        "percent mean that the policy moves too far on one set of completions, and with one update a step there are none.",
         (
             Line("clip_ratio/low_mean", "below the range", BLUE),
             Line("clip_ratio/high_mean", "above the range", RED),

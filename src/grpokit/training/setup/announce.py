@@ -60,8 +60,8 @@ class StepNotes:
         self.without_signal = self.without_signal + 1 if row.get("frac_reward_zero_std") == 1 else -math.inf
         if self.without_signal == STEPS_WITHOUT_SIGNAL:
             say(
-                f"note: in none of {STEPS_WITHOUT_SIGNAL} steps had any group rewards that differ, so nothing was learned; "
-                f"{self.output}/completions.jsonl has completions and their rewards"
+                f"note: in the first {STEPS_WITHOUT_SIGNAL} steps, no group had differing rewards, so nothing was learned; "
+                f"see {self.output}/completions.jsonl"
             )
 
 

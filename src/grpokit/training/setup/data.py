@@ -116,7 +116,7 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
             "--long_prompts truncate_left or drop"
         )
 
-    # A step reads once, and again each time that groups are replaced; one more step may be sampled ahead.
+    # `take` calls to keep: one per sampling round of this step and of the step sampled ahead, and one for held-back state.
     stream = PromptStream(rows, fit, longest, kept_reads=2 * (1 + config.max_resample_times) + 1)
     columns = ", ".join(sorted(stream.columns)) or "none beside the prompt"
     say(f"train_dataset {type(rows).__name__}: read as steps need it, in its own order; columns: {columns}")
@@ -186,7 +186,7 @@ def make_rewards(
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run is trained and evaluated on."""
+    """The data of a run: its prompts, rewards and held-out prompts."""
 
     prompts: Prompts | PromptStream
     rewards: tuple[Reward, ...]

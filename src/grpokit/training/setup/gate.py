@@ -1,7 +1,7 @@
 """The gate: before the first step, a run has tried each thing that it will rely on.
 
-What an architecture does in long rows, in batches and on disk is tried on a small twin of it, the weights on the model
-itself in short rows. A way that fails is refused, or another one is taken and said.
+Long rows, batches and saving are tried on a small twin of the architecture; the weights are tried on the model itself,
+in short rows. A way that fails is refused, or another one is taken and said.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NEW_TOKENS = {WITHIN: 1, BEYOND: 6}  # rows of a twin are of at most 7 tokens, o
 
 @dataclass(frozen=True)
 class Found:
-    """What a model's twin was found to be able to do. None: it is exact; else the reason why it isn't.
+    """The layouts and ways of sampling that a model's twin computes exactly. None: it is exact; else the reason why not.
 
     Example: `Found(padded=None, packed="...", shared=None, loop=None, generate="...", alone=None, head=None)`
     """

@@ -11,7 +11,7 @@ from ...losses import Loss, loss_options, make_loss
 from ...losses.family import COMMON_OPTIONS, follows_sampler
 from ...policy.lora import Lora
 
-# What `make_loss` takes beside the loss's name; None means "the loss's own default", and it refuses what isn't used.
+# Options passed to `make_loss`. None means the loss's own default; an option that the loss doesn't use is an error.
 LOSS_OPTIONS = (
     "surrogate",
     "reduction",
@@ -30,8 +30,8 @@ LOSS_OPTIONS = (
 def loss_from_config(config: TrainConfig) -> Loss:
     """The configured loss. Raises ValueError where an option is given that it does not use.
 
-    Rollouts that are a step old are corrected by token truncation unless `correction_mode` says otherwise, or the
-    loss's ratio is to the sampler anyway.
+    Rollouts that are a step old are corrected by token truncation, unless `correction_mode` is set, or the loss already
+    takes its ratio against the sampler.
     """
     options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
     options["ratio_level"] = config.ratio_level or config.importance_sampling_level
@@ -82,7 +82,7 @@ def lora_from_config(config: TrainConfig, base: str | None = None) -> Lora | Non
 
 
 def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any]:
-    """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the one that isn't so."""
+    """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the malformed item."""
     found: dict[str, Any] = {}
     for item in config.loss_kwargs:
         name, equals, text = item.partition("=")

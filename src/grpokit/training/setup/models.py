@@ -66,7 +66,7 @@ def load_models(
     """Loads the policy, and the reference where there is a KL penalty to it.
 
     With LoRA, the base is always loaded from `--model`; the checkpoint's adapter is restored later, from its `trainer/`
-    directory. `model` is a loaded PreTrainedModel in the place of --model.
+    directory.
 
     Args:
         config: the run's configuration.

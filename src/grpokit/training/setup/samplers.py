@@ -156,6 +156,8 @@ def make_sample_ahead(
         The sampler, or None with --async_depth 0.
     """
     if saved and checkpoint and rollouts_differ(config, checkpoint):
-        say("  sampled anew: the rollouts that the checkpoint has for its next step, for what changed since")
+        say(
+            "  the checkpoint's rollouts for the next step are discarded and resampled, because sampling options changed"
+        )
         saved = ()
     return SampleAhead(sampler, world, world.share(saved) if saved else None) if config.async_depth else None
