@@ -110,14 +110,14 @@ def _batch(
         except ValueError as error:
             texts.append(error)
     good = [text for text in texts if isinstance(text, str)]
-    bare = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    encoded = iter(tokenizer(good, verbose=False, **bare)["input_ids"] if good else [])
+    tokenizer("", add_special_tokens=False, verbose=False)  # sets the backend: no truncation and no padding
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch_fast(good, add_special_tokens=False))
     found: list[Prompt | ValueError] = []
     for row, content, text in zip(rows, contents, texts, strict=True):
         try:
             if isinstance(text, ValueError):
                 raise text
-            ids = next(encoded)  # a template renders its own BOS
+            ids = next(encoded).ids  # a template renders its own BOS
             found.append(_prompt(row, content, _begun(ids, before) if isinstance(content, str) else ids))
         except ValueError as error:
             found.append(error)

@@ -24,7 +24,7 @@ METRICS: dict[str, Declared] = {
         "mean", "share of groups whose rewards are all equal: they teach nothing"
     ),
     "resampled_groups": Declared(
-        "sum", "groups without spread that made way for further prompts (--max_resample_times)"
+        "sum", "groups without any advantage that made way for further prompts (--max_resample_times)"
     ),
     "rewards/<name>/mean": Declared("mean", "this reward function, over completions that it applies to"),
     "rewards/<name>/std": Declared("derived", "its standard deviation over the same completions"),
