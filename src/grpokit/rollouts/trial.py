@@ -25,9 +25,9 @@ class TrialTokenizer:
     eos_token_id: int = NO_TOKEN
     pad_token_id: int = 0
 
-    def batch_decode(self, ids: Sequence[Any], **_: Any) -> list[str]:
-        """Returns an empty text for each row."""
-        return ["" for _ in ids]
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """Returns an empty text."""
+        return ""
 
 
 def trial_prompts(lengths: Sequence[int], vocabulary: int) -> list[Prompt]:
