@@ -164,7 +164,7 @@ def test_in_the_midst_of_a_step_its_loss_may_not_change(undisturbed, tmp_path, m
     monkeypatch.undo()
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["checkpoint-0-update-1"]
     assert main([*command, "--resume_from_checkpoint", "auto", "--epsilon", "0.1"]) == 2
-    assert "--epsilon: None → 0.1: cannot change in the midst of a step" in capsys.readouterr().err
+    assert "--epsilon: None → 0.1: cannot change within a step" in capsys.readouterr().err
     assert main([*command, "--resume_from_checkpoint", "auto"]) == 0
     same_to_the_byte(tmp_path / "run", undisturbed / "undisturbed")
 

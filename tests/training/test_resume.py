@@ -190,9 +190,9 @@ def test_a_start_from_an_older_one_that_fails_has_set_the_newer_ones_aside(tmp_p
     [
         (
             ("--no-drop_dead_rows",),
-            "--drop_dead_rows: True → False: cannot change in the midst of a step",
+            "--drop_dead_rows: True → False: cannot change within a step",
         ),
-        (("--max_steps", "1"), "is in the midst of step 2; use 2 or more"),
+        (("--max_steps", "1"), "was saved within step 2; use 2 or more"),
     ],
 )
 def test_a_step_in_its_midst_refuses_options_that_it_began_without(

@@ -27,11 +27,11 @@ def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts, reason: str | N
     if policy != "drop" and len(fitting) < len(prompts):
         first = next(prompt for prompt in prompts if len(prompt.ids) > limit)
         over = reason or f"--max_prompt_length {limit}"
-        mend = "lower --max_completion_length" if reason else "raise --max_prompt_length"
+        fix = "lower --max_completion_length" if reason else "raise --max_prompt_length"
         raise ValueError(
             f"{first.source}: the prompt has {len(first.ids)} tokens, over {over} "
             f"({len(prompts) - len(fitting)} of {len(prompts)} prompts are, the longest has "
-            f"{max(len(prompt.ids) for prompt in prompts)}); {mend}, or instead of --long_prompts "
+            f"{max(len(prompt.ids) for prompt in prompts)}); {fix}, or instead of --long_prompts "
             "error use truncate_left (keep the last tokens) or drop (leave such prompts out)"
         )
     return fitting

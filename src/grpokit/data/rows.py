@@ -71,8 +71,8 @@ def read_rows(
                 rows.append(parse_row(values, place))
             except ValueError as error:
                 if not skip_bad_rows:
-                    mend = "or leave such rows out with --skip_bad_rows"
-                    raise ValueError(f"{place}: {error}; {mend}") from error
+                    fix = "or leave such rows out with --skip_bad_rows"
+                    raise ValueError(f"{place}: {error}; {fix}") from error
                 skipped.append(f"{place}: {error}")
             progress(len(rows))
             if limit and len(rows) == limit:

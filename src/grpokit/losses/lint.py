@@ -36,17 +36,17 @@ def notes(loss: Loss, updates_per_rollout: int | None = None, sampler_is_trainer
 
 def _on_policy_notes(loss: Loss) -> list[str]:
     """Notes for one update per rollout, where the ratio is always 1."""
-    mend = "num_iterations 2 or updates_per_step 2 would let it act"
+    fix = "num_iterations 2 or updates_per_step 2 would let it act"
     acting = [name for name in ("epsilon", "epsilon_high", "tau_pos", "m2_threshold") if name in loss.options]
     found = []
     if acting and loss.surrogate.anchor == "old":
         found.append(
             f"{acting[0]}: there is one update per rollout, so the importance ratio is 1 and {loss.surrogate.name} cannot act; "
-            f"{mend}. That is plain on-policy training, and no mistake"
+            f"{fix}. That is plain on-policy training, and no mistake"
         )
     if "kl_cov_coef" in loss.options:
         found.append(
-            f"kl_cov_coef: there is one update per rollout, so its penalty |log ratio| has no gradient; {mend}"
+            f"kl_cov_coef: there is one update per rollout, so its penalty |log ratio| has no gradient; {fix}"
         )
     return found
 

@@ -236,7 +236,7 @@ def sapo(
 
 @surrogate(formula=r"\ell = -A\,\log\pi", zero_at_zero_advantage=True, ratio_levels=TOKEN_LEVELS)
 def reinforce(log_ratio: Tensor, advantages: Tensor, logps: Tensor) -> Tensor:
-    """ℓ = −A·logp: the plain policy gradient (Williams 1992); also called GPG (arXiv 2504.02546). No ratio at all."""
+    """ℓ = −A·logp: the plain policy gradient (Williams 1992); GPG (arXiv 2504.02546) without its factor α. No ratio at all."""
     return -advantages * logps
 
 

@@ -10,15 +10,19 @@ import torch
 from ..types import Metric, Metrics, RolloutGroup
 
 GroupFilter = Callable[[RolloutGroup], bool]
-"""Tells whether a scored group is trained on. A group that is refused is replaced, or weighs nothing."""
+"""Tells whether a scored group is trained on.
+
+Refused groups are resampled. Those still needed to fill the step are masked if the filter is the user's; otherwise they
+stay, with advantage 0.
+"""
 
 
 class StepGroups:
     """Collects the `size` groups of one step (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2).
 
     Groups that `keeps` refuses make way for further prompts, up to `max_resample_times` rounds. Refused groups then fill
-    what is still missing, so that every step has its size. Each step owns a stretch of the prompt order, used up or not:
-    its start depends on the step's number alone.
+    what is still missing, so that every step has its size. Each step reserves `size · (1 + max_resample_times)` positions,
+    even if it uses fewer: its start depends on the step's number alone.
 
     Args:
         step: the step's number, counted from 0.

@@ -158,7 +158,7 @@ class TransformersSampler:
     def _generate(self, jobs: Jobs, picker: TokenPicker) -> None:
         model, device = self.policy.model, self.policy.device
         input_ids, mask = left_pad([prompt.ids for prompt, _ in jobs], self.pad_id)
-        # Every setting is given here. The model directory's own (top_k, repetition_penalty, ...) must not act.
+        # Every setting is given here. The model directory's own (top_k, repetition_penalty, ...) has no effect.
         # transformers merges them even into a config that is passed, so they are set aside meanwhile.
         ours = GenerationConfig(
             do_sample=False,

@@ -30,7 +30,7 @@ BEGUN = {
     "swanlab",
 }
 
-# The rules on resume stand beside each option, in config/. Options without a rule say which run it is, and may not differ.
+# Each option declares its resume rule in config/. Options without one identify the run and must not change.
 FREE = options_with(TrainConfig, ["free"])
 OF_OPTIMIZER = options_with(TrainConfig, ["optimizer"])
 OF_ROLLOUTS = options_with(TrainConfig, ["sampling"])
@@ -130,8 +130,10 @@ def _whole_one(checkpoint: Path) -> Path:
                 verify(other)
             except ValueError:
                 continue
-            raise ValueError(f"{error}; an older one is whole: --resume_from_checkpoint {other}") from error
-        raise ValueError(f"{error}; there is no older one that is whole") from error
+            raise ValueError(
+                f"{error}; an older one is complete: --resume_from_checkpoint {other}"
+            ) from error
+        raise ValueError(f"{error}; there is no older one that is complete") from error
     return checkpoint
 
 
@@ -160,16 +162,16 @@ def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
         ValueError: an option differs that may not: see FREE and STEERING.
     """
     record = read_record(checkpoint)
-    midst, under_way = "unfinished" in record, record["step"] + 1
-    if midst and config.max_steps < under_way:
+    within, under_way = "unfinished" in record, record["step"] + 1
+    if within and config.max_steps < under_way:
         raise ValueError(
-            f"--max_steps {config.max_steps}: {checkpoint} is in the midst of step {under_way}; use {under_way} or more"
+            f"--max_steps {config.max_steps}: {checkpoint} was saved within step {under_way}; use {under_way} or more"
         )
     changes = _changes(config, checkpoint)
-    allowed = OF_OPTIMIZER if midst else STEERING
+    allowed = OF_OPTIMIZER if within else STEERING
     for name, change in changes.items():
         if name not in allowed:
-            when = " in the midst of a step" if name in STEERING else ""
+            when = " within a step" if name in STEERING else ""
             raise ValueError(
                 f"--{change}: cannot change{when} on resume from {checkpoint}; put it back, or start a new run "
                 f"with --model {checkpoint}"

@@ -56,7 +56,7 @@ class Colocated:
             "dtype": str(policy.compute_dtype).removeprefix("torch."),
             "max_model_len": max_length,
             "logprobs_mode": "processed_logprobs",
-            "generation_config": "vllm",  # the model directory's own must not act
+            "generation_config": "vllm",  # the model directory's own has no effect
             "trust_remote_code": trust_remote_code,
             "seed": 0,  # each request has its own seed
             "disable_log_stats": True,

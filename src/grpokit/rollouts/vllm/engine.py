@@ -27,7 +27,7 @@ PROBES, PROBE_TOKENS = 4, 16  # completions, and the most tokens of each, that b
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample. Every sampling parameter is set, so that a model directory's own cannot act."""
+    """One completion to sample. Every sampling parameter is set, so the model directory's generation_config.json has no effect."""
 
     prompt_ids: tuple[int, ...]
     max_tokens: int
@@ -109,7 +109,7 @@ class WeightSync:
         self.max_gap = max_gap
         self.probe_tokens = min(PROBE_TOKENS, longest)  # the engine's context may end where a completion does
         self.eos_ids = tuple(eos_token_ids(policy.model, tokenizer))
-        self.version: int | None = None  # optimizer steps behind the engine's weights
+        self.version: int | None = None  # `policy.version` of the weights that the engine holds
 
     def sync(self, probe_ids: tuple[int, ...]) -> None:
         """Loads the policy's current weights into the engine, unless it has them, and probes. A collective.

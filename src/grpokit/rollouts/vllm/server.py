@@ -142,7 +142,7 @@ class Server:
                 name = models["data"][0]["id"]
                 await self._send(client, "GET", "/weight_info")
         except (Unreachable, TimeoutError) as error:
-            why = str(error) or "it accepts, and says nothing"
+            why = str(error) or "it accepts connections but does not answer"
             raise ValueError(
                 f"--vllm_url {self.url}: no vLLM server answers there ({why}); {START}"
             ) from error
@@ -151,7 +151,7 @@ class Server:
         return name
 
     async def _weights(self, client: httpx.AsyncClient) -> str:
-        """Returns the name of the load behind the server's weights. Loads the policy's first if it has others."""
+        """Returns the server's weight version. Loads the policy's weights first if they are not there."""
         return await self._persist("the weights", lambda: self._ensure_weights(client))
 
     async def _ensure_weights(self, client: httpx.AsyncClient) -> str:
