@@ -82,8 +82,13 @@ def test_all_linear_skips_what_cannot_have_an_adapter(tmp_path, caplog, name, se
     assert len(adapted_layers(loaded)) == len(places)
 
 
-def test_all_linear_of_a_dense_model_is_left_to_peft(tmp_path):
-    model = make_model_dir(tmp_path / "model")
+@pytest.mark.parametrize("falcon", [False, True])
+def test_all_linear_of_a_dense_model_is_left_to_peft(tmp_path, falcon):
+    model = tmp_path / "model"
+    if falcon:  # its linear layers are of a class of their own
+        save(model, "FalconConfig", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4})
+    else:
+        make_model_dir(model)
     policy = load(model, lora=Lora(2, 4.0, ("all-linear",), str(model), 0))
     assert policy.lora.config().target_modules == "all-linear"
 

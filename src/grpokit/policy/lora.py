@@ -79,7 +79,8 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
     plain, skipped = [], set()
     for name, module in modules.items():
         parent, _, own_name = name.rpartition(".")
-        is_linear = type(module).__name__ in ("Linear", "Conv1D", "Linear4bit")
+        kind = type(module).__name__
+        is_linear = kind == "Conv1D" or (isinstance(module, nn.Linear) and "Router" not in kind)
         fused = own_name in READ_BY_KERNELS and hasattr(modules[parent], "conv1d")
         if is_linear and module is not head and not fused:
             plain.append(name)

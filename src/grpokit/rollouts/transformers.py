@@ -115,7 +115,6 @@ class TransformersSampler:
             log.warning("%s is sampled through generate, which is slower: %s", type(model).__name__, reason)
         return False
 
-    @torch.inference_mode()
     def _sample_batch(
         self, jobs: Jobs, greedy: bool, run: Callable[[Jobs, TokenPicker], None]
     ) -> list[Rollout]:
@@ -132,9 +131,9 @@ class TransformersSampler:
             dtype=torch.promote_types(policy.compute_dtype, torch.float32),
             strings=self.strings,
         )
-        with policy.computing():
+        with torch.inference_mode(), policy.computing():
             run(jobs, picker)
-        return self._rollouts(picker)
+        return self._rollouts(picker)  # outside, so that its tensors may take part in a user's own gradient
 
     def _loop(self, jobs: Jobs, picker: TokenPicker) -> None:
         rows, prompts = [], []
