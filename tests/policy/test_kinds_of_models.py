@@ -121,7 +121,7 @@ def test_half_of_a_multimodal_directory_is_refused(tmp_path):
             config = type("Config", (), {})()
 
         with pytest.raises(ValueError, match=r"--model .*: is multimodal \(vision_config\)"):
-            check_whole(Text(), str(model), "--model")
+            check_whole(Text(), str(model), "--model", True)
     else:
         with pytest.raises(ValueError, match=r"--model .*: is multimodal \(vision_config\)"):
-            load(model)
+            load(model, saves=True)

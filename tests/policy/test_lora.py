@@ -323,7 +323,7 @@ def test_an_adapter_beside_an_adapter(tmp_path):
     save_model(tmp_path / "adapter", policy, load_tokenizer(str(directory)), SaveFormat(only_adapter=True))
     config = tiny_config(tmp_path, model=str(tmp_path / "adapter"), lora_r=4)
     check_train_config(config)
-    with pytest.raises(ValueError, match=r"adapter: is an adapter itself, .*use --lora_save merged"):
+    with pytest.raises(ValueError, match=r"adapter: is itself an adapter, .*use --lora_save merged"):
         check_train_config(replace(config, lora_save="adapter"))
 
 

@@ -10,7 +10,7 @@ from grpokit.rollouts.trial import log_probs_alone
 from grpokit.training.setup import gate
 from helpers.architectures import SIZES, save
 from helpers.running import start, train
-from helpers.tiny import make_model_dir, tiny_config
+from helpers.tiny import make_model_dir, tiny_config, write_rows
 
 FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GPT_NEO = {
@@ -91,17 +91,22 @@ def test_a_model_whose_rows_change_each_other_in_generate_is_sampled_row_by_row(
     run.close()
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(tmp_path, capsys):
     from transformers import AutoTokenizer
 
     model = make_model_dir(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(model)
+    run = start(tiny_config(tmp_path, max_steps=1))
+    assert "tokens of the tokenizer, such as '<new>', have no row" in capsys.readouterr().out
+    run.close()
+    rows = [{"prompt": "31=", "answer": "13"}, {"prompt": "<new>=", "answer": ""}]
+    write_rows(tmp_path / "train.jsonl", rows)
     with pytest.raises(
-        ValueError, match=r"tokens without a row in the model's embedding of \d+ rows, such as '<new>'"
+        ValueError, match=r"train.jsonl:2: the prompt has the token \d+, and the model's embedding has"
     ):
-        start(tiny_config(tmp_path))
+        start(tiny_config(tmp_path, output_dir=str(tmp_path / "other")))
 
 
 def test_a_padding_token_without_a_row_is_replaced(tmp_path, capsys):

@@ -98,7 +98,10 @@ def has_signal(
     """
     valid = ~_rewards(group).isnan()
     if not isinstance(estimator, str):
-        return bool(_by_own(group, valid, estimator).any())
+        advantages = _by_own(group, valid, estimator)
+        return bool(
+            (advantages.abs() > 1e-12 * max(1.0, float(_rewards(group).nan_to_num().abs().max()))).any()
+        )
     if estimator != "gdpo":
         return bool(_raw(group, valid, estimator, weights).any())
     assert group.rewards is not None  # scored

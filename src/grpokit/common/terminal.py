@@ -28,7 +28,10 @@ class ToughStream:
             self._stream.write(text)
         except UnicodeEncodeError:
             encoding = getattr(self._stream, "encoding", None) or "ascii"
-            self.write(text.encode(encoding, "replace").decode(encoding))
+            plain = text.encode(encoding, "replace").decode(encoding)
+            self.write(plain if plain != text else text.encode("ascii", "replace").decode("ascii"))
+        except BlockingIOError:  # a full pipe of a parent that doesn't wait; it may be read later
+            pass
         except (OSError, ValueError):  # a closed pipe, a terminal that is gone, a closed file
             self._give_up()
         return len(text)
@@ -37,17 +40,22 @@ class ToughStream:
         """Flushes as far as it can."""
         try:
             self._stream.flush()
+        except BlockingIOError:
+            pass
         except (OSError, ValueError):
             self._give_up()
 
     def _give_up(self) -> None:
         """Points the stream's descriptor at nothing, so that its buffer can be flushed when Python ends."""
         try:
+            own = self._stream.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
         except (OSError, ValueError):  # it has no descriptor
-            pass
+            return
+        try:
+            os.dup2(nowhere, own)
+        finally:
+            os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -57,6 +57,17 @@ def own_prompt(prompt: Prompt) -> Prompt:
     return replace(prompt, content=own_copy(prompt.content), columns=own_copy(prompt.columns))
 
 
+def check_ids(prompt: Prompt, rows: int) -> Prompt:
+    """Returns the prompt; raises ValueError where it has a token that a model of so many rows lacks."""
+    if max(prompt.ids) >= rows:
+        raise ValueError(
+            f"{prompt.source}: the prompt has the token {max(prompt.ids)}, and the model's embedding has {rows} rows: its "
+            "tokenizer has tokens that were added without a resize; resize the model "
+            "(model.resize_token_embeddings(len(tokenizer))) and save it, or take the tokenizer that belongs to it"
+        )
+    return prompt
+
+
 class Prompts:
     """Tokenized prompts in an endless order: every row once per epoch, each epoch shuffled anew.
 
@@ -145,6 +156,11 @@ class Prompts:
         row = _epoch_order(len(self), self.seed, epoch)[place] if self.shuffle else place
         # What users edit in a step (a filter, a sampler, a callback) does not come back in the next epoch.
         return replace(own_prompt(self._prompts[row]), position=position)
+
+    def check_ids(self, rows: int) -> None:
+        """Raises ValueError for the first prompt with a token that a model of so many rows lacks."""
+        for prompt in self._prompts:
+            check_ids(prompt, rows)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """The `count` prompts from `position` on, over the ends of epochs."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..types import Prompt
 from .memory import read_raw
-from .prompts import own_prompt
+from .prompts import check_ids, own_prompt
 
 
 class PromptStream:
@@ -81,6 +81,18 @@ class PromptStream:
         """The prompt at `position`, one of those that were read lately."""
         self.reaches(position)
         return own_prompt(self.prompts[position])
+
+    def check_ids(self, rows: int) -> None:
+        """Raises ValueError for a prompt with a token that a model of so many rows lacks, now or when it is read."""
+        for prompt in self.prompts.values():
+            check_ids(prompt, rows)
+        make = self.make_prompt
+
+        def checked(values: Any, place: str) -> Prompt | None:
+            prompt = make(values, place)
+            return None if prompt is None else check_ids(prompt, rows)
+
+        self.make_prompt = checked
 
     def data_state(self, position: int) -> dict[str, Any]:
         """The state for a checkpoint, from which reading goes on at `position`. JSON can hold it.

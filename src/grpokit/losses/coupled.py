@@ -299,13 +299,16 @@ def kl_cov(
 # --------------------------------------------------------------------------- m2po
 
 
+NOISE = 1e-6  # log-ratios up to this are rounding, and their sign an accident of the layout
+
+
 def m2po_statistics(tokens: Tokens, *, m2_threshold: float) -> dict[str, Tensor]:
     """Returns `kept` [n]: 0 for the tokens that are dropped, else 1.
 
     Only trust-region tokens can be dropped, those that moved the way their advantage pushes: A > 0 with ρ > 1, or A < 0
     with ρ < 1. The largest (log ρ)² among them are dropped until the mean over the rest of them is at most the threshold.
     """
-    outward = torch.nonzero(tokens.advantages.sign() * tokens.log_ratio > 0).flatten()
+    outward = torch.nonzero(tokens.advantages.sign() * tokens.log_ratio > NOISE).flatten()
     m2 = tokens.log_ratio[outward] ** 2
     order = without_noise(m2).argsort(descending=True, stable=True)  # sequence and position break ties
     rest = m2[order].flip(0).cumsum(0).flip(0)  # Σ over the tokens left after dropping the first k

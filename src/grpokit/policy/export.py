@@ -83,7 +83,8 @@ def write_model(
     # A tensor that its directory keeps apart, such as a router's bias in float32, stays in its own dtype.
     own = {} if dtype == torch.float64 else policy.other_dtypes
     narrowed: dict[int, Tensor] = {
-        id(t): t.to(own.get(name, dtype)) if t.is_floating_point() else t for name, t in weights.items()
+        id(t): t.to(torch.promote_types(dtype, own.get(name, dtype))) if t.is_floating_point() else t
+        for name, t in weights.items()
     }
     written = copy.copy(model)  # save_pretrained changes its model's config: this one's is a copy
     written.config = copy.deepcopy(model.config)
@@ -167,7 +168,8 @@ def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Ten
         return full(tensor.detach())
 
     for name, tensor in merge_adapter(weights, policy.model, described if shapes_only else gathered):
-        yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+        wanted = torch.promote_types(dtype, policy.other_dtypes.get(name, dtype))
+        yield name, tensor.to(wanted) if tensor.is_floating_point() else tensor
 
 
 def gather_to_main(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ def load_policy(
     lora: Lora | None = None,
     probe: bool = True,
     flag: str = "--model",
+    saves: bool = False,
 ) -> Policy:
     """Loads a causal language model as a Policy, without dropout, its parameters in float32 (float64) and sharded.
 
@@ -58,6 +59,7 @@ def load_policy(
         lora: the adapter to train in place of all weights.
         probe: compare the model's logits with those of grpokit's head.
         flag: the option that named the model, for messages.
+        saves: whether the whole model will be saved, so that half of one is refused.
 
     Returns:
         The policy, in eval mode.
@@ -75,7 +77,10 @@ def load_policy(
     if lora is not None and lora.quantized:
         options |= quantization_options(compute, device)
     path = source if isinstance(source, str) else source.config._name_or_path or type(source).__name__
-    model, stored = _load(path, options, flag) if isinstance(source, str) else (source, stored_dtypes(source))
+    model, stored = (
+        _load(path, options, flag, saves) if isinstance(source, str) else (source, stored_dtypes(source))
+    )
+    apply_softcap(model, attn_implementation)
     model.config.use_cache = True
     dropped = remove_dropout(model)
     if dropped and world.is_main:
@@ -121,7 +126,7 @@ def _place_parameters(
             parameter.data = parameter.data.clone()
 
 
-def _load(path: str, options: dict[str, Any], flag: str) -> tuple[Any, dict[str, torch.dtype]]:
+def _load(path: str, options: dict[str, Any], flag: str, refuses: bool) -> tuple[Any, dict[str, torch.dtype]]:
     """Loads a model whole, and the dtype of each of its tensors in the directory. An adapter is merged into its base."""
     from transformers import AutoModelForCausalLM
 
@@ -135,9 +140,7 @@ def _load(path: str, options: dict[str, Any], flag: str) -> tuple[Any, dict[str,
             )
         model, report = loaded
         check_report(report, source, flag)
-        check_whole(model, source, flag)
-        if "attn_implementation" not in options:
-            apply_softcap(model)
+        check_whole(model, source, flag, refuses)
         stored = stored_dtypes(model)
         return (model if base is None else merge_into(model, path, flag)), stored
     except SafetensorError as error:
@@ -171,15 +174,17 @@ def check_report(report: Mapping[str, Any], path: str, flag: str) -> None:
         log.warning("%s %s: has weights that the model does not use: %s", flag, path, _some(unused))
 
 
-def check_whole(model: Any, path: str, flag: str) -> None:
-    """Raises ValueError where only the language model of a multimodal directory was loaded: saving would lose the rest."""
+def check_whole(model: Any, path: str, flag: str, refuses: bool) -> None:
+    """Says where only the language model of a multimodal directory was loaded; raises ValueError where it will be saved."""
     described = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     lost = [
         name
         for name in ("vision_config", "audio_config")
         if described.get(name) and getattr(model.config, name, None) is None
     ]
-    if lost:
+    if lost and not refuses:
+        log.warning("%s %s: is multimodal (%s); its language model alone is used", flag, path, lost[0])
+    elif lost:
         raise ValueError(
             f"{flag} {path}: is multimodal ({lost[0]}), and {type(model).__name__} is its language model alone, so that saved "
             "models would lack the rest; save the language model to a directory of its own and train that: "
@@ -187,10 +192,17 @@ def check_whole(model: Any, path: str, flag: str) -> None:
         )
 
 
-def apply_softcap(model: Any) -> None:
-    """Chooses the eager attention where sdpa would leave out the softcap of the model's attention scores, as Gemma 2's."""
+def apply_softcap(model: Any, chosen: str | None) -> None:
+    """Chooses the eager attention where sdpa would leave out the softcap of the model's attention scores, as Gemma 2's.
+
+    `chosen` is the user's --attn_implementation, which is only warned of.
+    """
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    if softcap and model.config._attn_implementation == "sdpa":
+    if not softcap or model.config._attn_implementation != "sdpa":
+        return
+    if chosen is not None:
+        log.warning("--attn_implementation %s: leaves out the attention's softcap of %g", chosen, softcap)
+    else:
         model.set_attn_implementation("eager")
         log.warning(
             "%s: attention is eager, because sdpa leaves out its softcap of %g", type(model).__name__, softcap
@@ -220,7 +232,9 @@ def dtype_of_most(model: Any, stored: Mapping[str, torch.dtype]) -> torch.dtype:
     """Returns the dtype of most of the model's numbers: the one that its directory is saved in."""
     sizes: Counter[torch.dtype] = Counter()
     for name, parameter in model.named_parameters():
-        sizes[stored.get(name, parameter.dtype)] += parameter.numel()
+        dtype = stored.get(name, parameter.dtype)
+        if dtype.is_floating_point:  # weights in 4 bits are bytes
+            sizes[dtype] += parameter.numel()
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else model.dtype
 
 
@@ -305,7 +319,11 @@ def remove_dropout(model: nn.Module) -> int:
     """Set every dropout to 0 and return how many modules had one. The saved config keeps its values."""
     found = 0
     for module in model.modules():
-        rates = [k for k, v in vars(module).items() if "dropout" in k and isinstance(v, float) and v > 0]
+        rates = [
+            name
+            for name, value in vars(module).items()
+            if ("dropout" in name or "layerdrop" in name) and isinstance(value, float) and value > 0
+        ]
         if isinstance(module, nn.Dropout) and module.p > 0:
             rates.append("p")
         for name in rates:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..common.hub import is_hub_model
+from ..common.text import one_line
 
 NAME = "default"  # peft's name for a model's only adapter
 DESCRIPTION = "adapter_config.json"  # marks the directory of an adapter
@@ -81,7 +81,7 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
         parent, _, own_name = name.rpartition(".")
         kind = type(module).__name__
         is_linear = kind == "Conv1D" or (isinstance(module, nn.Linear) and "Router" not in kind)
-        fused = own_name in READ_BY_KERNELS and hasattr(modules[parent], "conv1d")
+        fused = own_name in READ_BY_KERNELS and hasattr(modules[parent], "A_log")
         if is_linear and module is not head and not fused:
             plain.append(name)
         elif fused or (module is not head and not is_linear and _has_matrix(module)):
@@ -281,20 +281,20 @@ def merge_into(model: Any, path: str, flag: str = "--model") -> Any:
         ValueError: the adapter's tensors are not those that its config describes.
     """
     _require_peft(f"{flag} {path}")
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
+    from peft.utils import load_peft_weights
 
-    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    shapes = {name: tensor.shape for name, tensor in load_peft_weights(path, device="cpu").items()}
     rows = [shape[0] for name, shape in shapes.items() if name.endswith("embed_tokens.weight")]
     if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # missing keys are an error below
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         adapted = PeftModel.from_pretrained(model.float(), path, local_files_only=True)
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-    if wanted - shapes.keys():
+    missing = [str(warning.message) for warning in said if "missing adapter keys" in str(warning.message)]
+    if missing:
         raise ValueError(
-            f"{flag} {path}: the adapter lacks {sorted(wanted - shapes.keys())[0]}, which would be random; its keys, such as "
+            f"{flag} {path}: the adapter lacks weights, which would be random: {one_line(missing[0], 200)}; its keys, such as "
             f"{next(iter(shapes), 'none')}, are not those of its base model"
         )
     return adapted.merge_and_unload().requires_grad_(True)  # peft has frozen it

@@ -97,13 +97,20 @@ class Policy(nn.Module):
         They do so only where they are in train mode. Everything inside them stays in eval mode.
         """
         found = [m for m in self.model.modules() if on and getattr(m, "gradient_checkpointing", False)]
+        config = self.model.config.get_text_config()
+        # Some layers read the rate of their dropout off the config, whose values are saved.
+        rates = {name: rate for name, rate in vars(config).items() if found and "dropout" in name and rate}
         for module in found:
             module.training = True
+        for name in rates:
+            setattr(config, name, 0.0)
         try:
             yield
         finally:
             for module in found:
                 module.training = False
+            for name, rate in rates.items():
+                setattr(config, name, rate)
 
     def forward(
         self,

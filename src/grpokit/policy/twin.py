@@ -47,7 +47,7 @@ def reach(model: Any) -> int | None:
 
 
 def make_twin(model: Any) -> Any:
-    """Makes the twin of a model, on the CPU, in float32 and in eval mode.
+    """Makes the twin of a model, on its device, in float32 and in eval mode.
 
     Raises:
         ValueError: transformers can't build the architecture so small.
@@ -58,7 +58,7 @@ def make_twin(model: Any) -> Any:
         shrink(config.get_text_config())
         for attention in dict.fromkeys((_attention_of(model), "eager")):
             try:
-                return _build(type(model), config, attention)
+                return _build(type(model), config, attention).to(model.device)
             except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
                 problem = error
     raise ValueError(f"no small {type(model).__name__} can be built: {problem}") from problem
@@ -77,8 +77,7 @@ def _build(kind: type, config: Any, attention: str) -> Any:
         config.dtype = None
         twin = kind._from_config(config, attn_implementation=attention, dtype=torch.float32)  # pyright: ignore
         _spread(twin)
-    twin.eval()
-    return twin
+    return twin.eval()
 
 
 @torch.no_grad()

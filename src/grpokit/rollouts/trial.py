@@ -70,7 +70,7 @@ def try_sampling(
             groups = sampler.sample(prompts, 1)
         finally:
             policy.model.generation_config.eos_token_id = shipped
-    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # noqa: BLE001 - architectures and kernels raise what they like; the reason is said
         return float("inf"), first_line(error)
     gaps = []
     for group in groups:

@@ -47,7 +47,7 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         prompts = load_prompts(
             config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset
         )
-        check_tokens(policy, tokenizer, config.model)
+        tokenizer = check_tokens(policy, tokenizer, prompts)
         check_model(policy, config.model, prompts.longest + config.max_completion_length)
         rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
         say(describe_rewards(rewards))

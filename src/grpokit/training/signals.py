@@ -51,8 +51,9 @@ class StopRequest:
     def listening(self, told: Callable[[str], None]) -> Iterator[StopRequest]:
         """Notes the signals of ASKED while inside, and tells the user so; a second Ctrl-C stops at once.
 
-        A SIGHUP that is ignored stays ignored, as under nohup. Python can note signals on its main thread only; on another
-        thread, they keep what they do.
+        Signals other than SIGTERM and SIGINT are left alone where they have a handler already, such as that of a tool that
+        submits jobs again, or are ignored, as SIGHUP under nohup. Python can note signals on its main thread only; on
+        another thread, they keep what they do.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -66,11 +67,11 @@ class StopRequest:
                 name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
                 told(f"{name}: stopping after this micro-batch, and saving a checkpoint")
 
-        hang_up = getattr(signal, "SIGHUP", None)
-        kept = {hang_up} if hang_up and signal.getsignal(hang_up) is signal.SIG_IGN else set()
-        before = {s: signal.signal(s, note) for s in ASKED if s not in kept}
+        always = (signal.SIGTERM, signal.SIGINT)
+        noted = [s for s in ASKED if s in always or signal.getsignal(s) is signal.SIG_DFL]
+        before = {s: signal.signal(s, note) for s in noted}
         try:
             yield self
         finally:
             for signum, handler in before.items():
-                signal.signal(signum, handler)
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)

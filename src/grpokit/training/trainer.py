@@ -225,7 +225,7 @@ class GRPOTrainer:
                 with waiting("writing the final model and the report"):
                     finish_run(run)
             except GeneratorExit:  # the caller has left the loop, between two steps
-                if run.state.step < run.config.max_steps:
+                if run.state.step > 0:
                     run.keep()
                 raise
             except BaseException:

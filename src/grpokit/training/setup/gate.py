@@ -6,8 +6,10 @@ in short rows. A way that fails is refused, or another one is taken and said.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +21,17 @@ from ...batch.collate import collate
 from ...common.console import say
 from ...common.text import first_line
 from ...config.options import TrainConfig
+from ...data.prompts import Prompts, check_ids
+from ...data.stream import PromptStream
 from ...parallel import World
+from ...policy.architecture import obstacle
 from ...policy.export import SaveFormat, save_model
 from ...policy.policy import Policy
 from ...policy.probes import probe_head
 from ...policy.reference import Reference
 from ...policy.twin import make_twin, reach
 from ...rollouts.trial import log_probs_alone, trial_prompts, try_sampling
-from ...types import Layout, Sample
+from ...types import Layout, Prompt, Sample
 
 CLOSE = 1e-3  # mean gap of log-probs in float32 that rounding explains
 WITHIN, BEYOND = (
@@ -74,9 +79,13 @@ def check_model(policy: Policy, path: str, longest: int, samples: bool = True) -
     if found.head is not None:
         raise ValueError(f"--model {path}: {found.head}")
     if found.padded is not None:
+        shorter = (
+            "; rows of at most {} tokens may be, with a lower --max_prompt_length or --max_completion_length"
+        )
+        within = shorter.format(far) if far is not None and lengths == BEYOND else ""
         raise ValueError(
             f"--model {path}: rows of {name} that are forwarded together differ from each row alone ({found.padded}); it "
-            "cannot be trained exactly"
+            f"cannot be trained exactly{within}"
         )
     policy.packs = policy.packs and found.packed is None
     if policy.shares_not is None and found.shared is not None:
@@ -84,15 +93,16 @@ def check_model(policy: Policy, path: str, longest: int, samples: bool = True) -
     ways = []
     if samples:
         policy.loop_not, policy.generate_not = found.loop, found.generate
-        if found.loop is not None and found.generate is not None and found.alone is not None:
+        cannot = found.loop or obstacle(policy.model, longest)
+        if cannot and found.generate is not None and found.alone is not None:
             raise ValueError(
                 f"--model {path}: {name} is sampled from another distribution than it is trained in: by the loop "
-                f"({found.loop}), by generate ({found.generate}), and row by row ({found.alone}); use --sampler vllm"
+                f"({cannot}), by generate ({found.generate}), and row by row ({found.alone}); use --sampler vllm"
             )
         ways = [
             way
             for way, reason in (
-                ("the loop", found.loop),
+                ("the loop", cannot),
                 ("generate", found.generate),
                 ("row by row", found.alone),
             )
@@ -121,7 +131,6 @@ def check_run_models(
         longest: tokens of the longest row.
         world: the ranks, of which the main one saves.
     """
-    check_tokens(policy, tokenizer, config.model)
     check_model(policy, config.model, longest, samples=config.sampler == "transformers")
     if isinstance(reference, Policy):
         check_model(reference, config.ref_model or config.model, longest, samples=False)
@@ -132,31 +141,52 @@ def check_run_models(
         )
     with world.together():
         if world.is_main:
-            check_save(policy, tokenizer, SaveFormat(config.save_dtype))
+            check_save(policy, tokenizer, SaveFormat(config.save_dtype), Path(config.output_dir))
 
 
-def check_tokens(policy: Policy, tokenizer: Any, path: str) -> None:
-    """Raises ValueError where the tokenizer has tokens that the model has no row for.
+def check_tokens(
+    policy: Policy, tokenizer: Any, prompts: Prompts | PromptStream, held_out: Sequence[Prompt] = ()
+) -> Any:
+    """Checks that model and tokenizer fit each other. Returns the tokenizer, with the eos token for padding if need be.
 
-    A padding token without a row is replaced by the end of sequence: padding is never looked at.
+    Args:
+        policy: the model.
+        tokenizer: its tokenizer, which is not changed.
+        prompts: the prompts; those of a stream are checked as they are read.
+        held_out: the prompts to evaluate on.
+
+    Returns:
+        The tokenizer to use.
+
+    Raises:
+        ValueError: a prompt has a token that the model has no row for.
     """
     rows = policy.model.get_input_embeddings().weight.shape[0]
+    prompts.check_ids(rows)
+    for prompt in held_out:
+        check_ids(prompt, rows)
     pad = tokenizer.pad_token_id
-    if pad is not None and pad >= rows:
-        say(
-            f"note: the padding token {tokenizer.pad_token!r} has no row in the model's embedding; the eos token is used"
-        )
-        tokenizer.pad_token = tokenizer.eos_token
-    added = [
+    beyond = [
         token for token, number in tokenizer.get_added_vocab().items() if number >= rows and number != pad
     ]
-    last = max(tokenizer.get_vocab().values(), default=0)
-    if added or (last >= rows and last != pad):
-        which = f"such as {added[0]!r}" if added else f"up to {last}"
-        raise ValueError(
-            f"--model {path}: its tokenizer has tokens without a row in the model's embedding of {rows} rows, {which}; resize "
-            "the model (model.resize_token_embeddings(len(tokenizer))) and save it, or take the tokenizer that belongs to it"
+    if beyond:
+        say(
+            f"note: {len(beyond)} tokens of the tokenizer, such as {beyond[0]!r}, have no row in the model's embedding of "
+            f"{rows} rows; they can't be in prompts, and are never sampled"
         )
+    if pad is None or pad < rows:
+        return tokenizer
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"--model: the padding token {tokenizer.pad_token!r} has no row in the model's embedding of {rows} rows, and there "
+            "is no eos token to take its place; set one in the tokenizer"
+        )
+    say(
+        f"note: the padding token {tokenizer.pad_token!r} has no row in the model's embedding; the eos token is used"
+    )
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 class _Key:
@@ -164,7 +194,7 @@ class _Key:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.text = model.config.to_json_string() + str(model.config._attn_implementation)
+        self.text = f"{model.config.to_json_string()} {model.config._attn_implementation} {model.device}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.text == other.text
@@ -191,7 +221,7 @@ def _try_twin(kind: type, key: _Key, lengths: tuple[int, ...]) -> Found | None:
         torch.set_num_threads(threads)
 
 
-def _try(policy: Policy, lengths: tuple[int, ...]) -> Found:
+def _try(policy: Policy, lengths: tuple[int, ...]) -> Found | None:
     """Tries every way on a twin."""
     twin, new = policy.model, NEW_TOKENS[lengths]
     samples = [
@@ -208,17 +238,21 @@ def _try(policy: Policy, lengths: tuple[int, ...]) -> Found:
         )
         for i, (prompt, ids) in enumerate(_pairs(lengths, new, twin))
     ]
-    alone = [
-        log_probs_alone(policy, [*s.prompt_ids, *s.completion_ids.tolist()])[len(s.prompt_ids) - 1 :]
-        for s in samples
-    ]
+    try:
+        alone = [
+            log_probs_alone(policy, [*s.prompt_ids, *s.completion_ids.tolist()])[len(s.prompt_ids) - 1 :]
+            for s in samples
+        ]
+    except Exception as error:  # noqa: BLE001 - kernels raise what they like
+        say(f"note: a small {type(twin).__name__} could not be tried ({first_line(error)})")
+        return None
     want = torch.cat(alone)
 
     def layout(kind: Layout) -> str | None:
         try:
             with torch.no_grad():
-                got = policy(collate(samples, kind, "cpu"))[0].logps.double()
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+                got = policy(collate(samples, kind, policy.device))[0].logps.double().cpu()
+        except Exception as error:  # noqa: BLE001 - architectures and kernels raise what they like; the reason is said
             return f"its forward fails: {first_line(error)}"
         return _reason(float((got - want).abs().mean()))
 
@@ -236,7 +270,8 @@ def _try(policy: Policy, lengths: tuple[int, ...]) -> Found:
         padded=layout("padded"),
         packed=layout("packed"),
         shared=layout("shared"),
-        loop=sampling("loop"),
+        # The loop's own limits, such as a window, are asked of the model itself, batch by batch.
+        loop=None if obstacle(twin, max(lengths) + new) else sampling("loop"),
         generate=generate,
         alone=None if generate is None else sampling("generate", 1),
         head=head,
@@ -259,13 +294,14 @@ def _reason(gap: float) -> str | None:
     )
 
 
-def check_save(policy: Policy, tokenizer: Any, save_format: SaveFormat) -> None:
+def check_save(policy: Policy, tokenizer: Any, save_format: SaveFormat, output: Path) -> None:
     """Writes the model's twin as the run will write the model. Raises ValueError where that fails.
 
     Args:
         policy: the model.
         tokenizer: its tokenizer.
         save_format: how the run saves.
+        output: the run's directory.
     """
     try:
         twin = make_twin(policy.model)
@@ -273,7 +309,7 @@ def check_save(policy: Policy, tokenizer: Any, save_format: SaveFormat) -> None:
         return
     twin.generation_config = policy.model.generation_config
     trial = Policy(twin, 1.0, torch.float32, policy.stored_dtype)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=output, prefix=".trial-", suffix=".writing") as folder:
         try:
             save_model(Path(folder) / "model", trial, tokenizer, SaveFormat(save_format.dtype))
         except Exception as error:

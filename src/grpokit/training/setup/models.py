@@ -54,6 +54,7 @@ def load_configured(
         trust_remote_code=config.trust_remote_code,
         lora=lora,
         flag=flag,
+        saves=trains and training.lora_save == "merged",
     )
     if training.compile:
         compile_layers(policy)

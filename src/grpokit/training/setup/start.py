@@ -36,7 +36,7 @@ from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
 from .data import load_data
-from .gate import check_run_models
+from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
 from .parts import Parts, find_estimator, find_filter, find_sampler
@@ -77,6 +77,7 @@ def start(
     tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
     data = load_data(config, tokenizer, context_of(policy), parts)
     longest = data.longest + config.max_completion_length
+    tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
     layout = choose_layout(config, policy, reference, longest)
