@@ -115,7 +115,7 @@ def test_half_of_a_multimodal_directory_is_refused(tmp_path):
     if (
         getattr(whole, "vision_config", None) is not None
     ):  # the config of a text model keeps what it doesn't know
-        from grpokit.policy.load import check_whole
+        from grpokit.policy.whole import check_whole
 
         class Text:
             config = type("Config", (), {})()
