@@ -1,6 +1,6 @@
 # make demo   a model learns to sort digits, in about a minute after set-up
 # make test   everything that is claimed, proven in some minutes
-# make test-all   the slow tests too: more ranks, more faults, every page of the guides, four times the random cases
+# make test-all   the slow tests too: more ranks, more faults, every page of the guides, twice the random cases
 # make test-vllm  the tests that need a vLLM server, which they install
 # make walls  the rooms of the source, and which imports which
 # make bench  the claims about speed, measured

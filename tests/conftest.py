@@ -17,7 +17,7 @@ import grpokit.runs.report
 
 pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
-settings.register_profile("whole", deadline=None, print_blob=True)
+settings.register_profile("whole", deadline=None, print_blob=True, max_examples=50)
 settings.register_profile("quick", settings.get_profile("whole"), max_examples=25)  # for `make test`
 settings.load_profile("whole")
 

@@ -134,7 +134,6 @@ FEW = {
         "eval_generations": 2,
         "eval_steps": 1,
     },
-    "reference": {"beta": 0.1},
 }
 
 
@@ -143,8 +142,6 @@ FEW = {
     [
         (2, "plain"),
         pytest.param(3, "adapter, reference and evaluation", marks=pytest.mark.slow),
-        pytest.param(2, "reference", marks=pytest.mark.slow),
-        pytest.param(3, "plain", marks=pytest.mark.slow),
     ],
 )
 def test_fewer_prompts_than_ranks_train_as_one_process(tmp_path, ranks, kind):
