@@ -14,10 +14,8 @@ from torch import nn
 
 from ..common.console import quiet_advice, quiet_transformers
 
-WINDOW, SWITCH = (
-    8,
-    16,
-)  # tokens of the twin's attention window; tokens after which its rotary frequencies switch
+WINDOW = 8  # tokens of the twin's attention window
+SWITCH = 16  # tokens after which its rotary frequencies switch
 VOCABULARY = 64
 # Options that mean a window or a chunk of attention, in the configs of transformers.
 WINDOWS = (
@@ -65,7 +63,7 @@ def make_twin(model: Any) -> Any:
 
 
 def _attention_of(model: Any) -> str:
-    """The attention that a model uses, where a CPU has it."""
+    """The attention that a model uses, where it needs no package of its own; else sdpa."""
     own = model.config._attn_implementation
     return own if own in ("sdpa", "eager") else "sdpa"
 
@@ -77,6 +75,7 @@ def _build(kind: type, config: Any, attention: str) -> Any:
         config.dtype = None
         twin = kind._from_config(config, attn_implementation=attention, dtype=torch.float32)  # pyright: ignore
         _spread(twin)
+    twin.generation_config.eos_token_id = None  # its completions end by their length alone
     return twin.eval()
 
 

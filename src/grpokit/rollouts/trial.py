@@ -45,7 +45,7 @@ def try_sampling(
     """Samples prompts of different lengths together, and compares with each row alone.
 
     Args:
-        policy: the model.
+        policy: a model whose generation config names no end of sequence.
         decode: "loop" or "generate".
         lengths: tokens of the prompts.
         new_tokens: tokens to sample for each.
@@ -56,20 +56,15 @@ def try_sampling(
     """
     prompts = trial_prompts(lengths, policy.model.config.get_text_config().vocab_size)
     try:
-        shipped = policy.model.generation_config.eos_token_id
-        policy.model.generation_config.eos_token_id = None
-        try:
-            sampler = TransformersSampler(
-                policy,
-                TrialTokenizer(),
-                seed=0,
-                max_completion_length=new_tokens,
-                rollout_batch_size=batch_size,
-                decode=decode,
-            )
-            groups = sampler.sample(prompts, 1)
-        finally:
-            policy.model.generation_config.eos_token_id = shipped
+        sampler = TransformersSampler(
+            policy,
+            TrialTokenizer(),
+            seed=0,
+            max_completion_length=new_tokens,
+            rollout_batch_size=batch_size,
+            decode=decode,
+        )
+        groups = sampler.sample(prompts, 1)
     except Exception as error:  # noqa: BLE001 - architectures and kernels raise what they like; the reason is said
         return float("inf"), first_line(error)
     gaps = []

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ...data.prompts import Prompts, check_ids
 from ...data.stream import PromptStream
 from ...parallel import World
 from ...policy.architecture import obstacle
-from ...policy.export import SaveFormat, save_model
+from ...policy.export import SaveFormat, write_model
 from ...policy.policy import Policy
 from ...policy.probes import probe_head
 from ...policy.reference import Reference
@@ -34,11 +33,10 @@ from ...rollouts.trial import log_probs_alone, trial_prompts, try_sampling
 from ...types import Layout, Prompt, Sample
 
 CLOSE = 1e-3  # mean gap of log-probs in float32 that rounding explains
-WITHIN, BEYOND = (
-    (1, 2, 4),
-    (3, 11, 20, 26),
-)  # tokens of prompts that fit the twin's window, and that outgrow it
-NEW_TOKENS = {WITHIN: 1, BEYOND: 6}  # rows of a twin are of at most 7 tokens, or of up to 34
+# Tokens of prompts that stay within the twin's window, and that outgrow it. With their completions, rows have at most 7
+# tokens, or up to 34.
+WITHIN, BEYOND = (1, 2, 4), (3, 11, 20, 26)
+NEW_TOKENS = {WITHIN: 1, BEYOND: 6}
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def check_model(policy: Policy, path: str, longest: int, samples: bool = True) -
     began = time.monotonic()
     far = reach(policy.model)
     lengths = BEYOND if far is None or longest > far else WITHIN
-    found = _try_twin(type(policy.model), _Key(policy.model), lengths)
+    found = try_twin(policy.model, lengths)
     if found is None:
         return
     name = type(policy.model).__name__
@@ -90,26 +88,18 @@ def check_model(policy: Policy, path: str, longest: int, samples: bool = True) -
     policy.packs = policy.packs and found.packed is None
     if policy.shares_not is None and found.shared is not None:
         policy.shares_not = found.shared
-    ways = []
+    sampled = ""
     if samples:
         policy.loop_not, policy.generate_not = found.loop, found.generate
-        cannot = found.loop or obstacle(policy.model, longest)
-        if cannot and found.generate is not None and found.alone is not None:
+        loop_not = found.loop or obstacle(policy.model, longest)
+        if loop_not and found.generate is not None and found.alone is not None:
             raise ValueError(
                 f"--model {path}: {name} is sampled from another distribution than it is trained in: by the loop "
-                f"({cannot}), by generate ({found.generate}), and row by row ({found.alone}); use --sampler vllm"
+                f"({loop_not}), by generate ({found.generate}), and row by row ({found.alone}); use --sampler vllm"
             )
-        ways = [
-            way
-            for way, reason in (
-                ("the loop", cannot),
-                ("generate", found.generate),
-                ("row by row", found.alone),
-            )
-            if reason is None
-        ][:1]
+        way = "row by row" if found.generate is not None else "by generate"
+        sampled = f", sampled {way if loop_not else 'by the loop'}"
     layouts = ["padded", *["packed"] * policy.packs, *["shared prompts"] * (policy.shares_not is None)]
-    sampled = f", sampled by {ways[0]}" if ways else ""
     say(f"checked: {name}: rows {', '.join(layouts)}{sampled} ({time.monotonic() - began:.1f} s)")
 
 
@@ -134,14 +124,18 @@ def check_run_models(
     check_model(policy, config.model, longest, samples=config.sampler == "transformers")
     if isinstance(reference, Policy):
         check_model(reference, config.ref_model or config.model, longest, samples=False)
-    coefficient = getattr(policy.model.config.get_text_config(), "router_aux_loss_coef", None)
-    if coefficient and getattr(policy.model.config.get_text_config(), "output_router_logits", False):
+    described = policy.model.config.get_text_config()
+    coefficient = getattr(described, "router_aux_loss_coef", None)
+    if coefficient and getattr(described, "output_router_logits", False):
         say(
             f"note: the model's router auxiliary loss (router_aux_loss_coef {coefficient:g}) is not part of the training loss"
         )
     with world.together():
         if world.is_main:
-            check_save(policy, tokenizer, SaveFormat(config.save_dtype), Path(config.output_dir))
+            only_adapter = config.lora_save == "adapter"
+            check_save(
+                policy, tokenizer, SaveFormat(config.save_dtype, only_adapter), Path(config.output_dir)
+            )
 
 
 def check_tokens(
@@ -189,30 +183,24 @@ def check_tokens(
     return tokenizer
 
 
-class _Key:
-    """A model by its configuration: what the twin depends on."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.text = f"{model.config.to_json_string()} {model.config._attn_implementation} {model.device}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
+_found: dict[tuple[type, str, tuple[int, ...]], Found | None] = {}  # what was found in this process
 
 
-@lru_cache(maxsize=64)
-def _try_twin(kind: type, key: _Key, lengths: tuple[int, ...]) -> Found | None:
-    """Tries a model's twin on prompts of these lengths; None where transformers can't build one."""
+def try_twin(model: Any, lengths: tuple[int, ...]) -> Found | None:
+    """Tries a model's twin on prompts of these lengths, once in a process; None where none can be built or computed."""
+    described = f"{model.config.to_json_string()} {model.config._attn_implementation} {model.device}"
+    key = type(model), described, lengths
+    if key not in _found:
+        _found[key] = _build_and_try(model, lengths)
+    return _found[key]
+
+
+def _build_and_try(model: Any, lengths: tuple[int, ...]) -> Found | None:
     try:
-        twin = make_twin(key.model)
+        twin = make_twin(model)
     except ValueError as error:
         say(f"note: {error}; only the model itself was tried, in short rows")
         return None
-    finally:
-        key.model = None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # fastest for something so small
     try:
@@ -226,15 +214,15 @@ def _try(policy: Policy, lengths: tuple[int, ...]) -> Found | None:
     twin, new = policy.model, NEW_TOKENS[lengths]
     samples = [
         Sample(
-            i,
-            i // 2,
-            prompt.ids,
-            ids,
-            torch.ones(len(ids), dtype=torch.bool),
-            0.0,
-            0.0,
-            len(ids),
-            torch.zeros(len(ids)),
+            index=i,
+            group=i // 2,
+            prompt_ids=prompt.ids,
+            completion_ids=ids,
+            trainable=torch.ones(len(ids), dtype=torch.bool),
+            advantage=0.0,
+            weight=0.0,
+            length=len(ids),
+            sampler_logps=torch.zeros(len(ids)),
         )
         for i, (prompt, ids) in enumerate(_pairs(lengths, new, twin))
     ]
@@ -289,29 +277,29 @@ def _pairs(lengths: tuple[int, ...], new: int, twin: Any) -> list[tuple[Any, tor
 
 
 def _reason(gap: float) -> str | None:
-    return (
-        None if gap <= CLOSE else f"log-probs differ by {gap:.2g} from each row alone, on a small twin of it"
-    )
+    if gap <= CLOSE:
+        return None
+    return f"log-probs differ by {gap:.2g} from each row alone, on a small twin of it"
 
 
 def check_save(policy: Policy, tokenizer: Any, save_format: SaveFormat, output: Path) -> None:
-    """Writes the model's twin as the run will write the model. Raises ValueError where that fails.
+    """Writes everything of the model but its weights, as the run will write it.
 
     Args:
         policy: the model.
         tokenizer: its tokenizer.
         save_format: how the run saves.
         output: the run's directory.
+
+    Raises:
+        ValueError: transformers refuses to write it.
+        OSError: the directory cannot be written to.
     """
-    try:
-        twin = make_twin(policy.model)
-    except ValueError:
-        return
-    twin.generation_config = policy.model.generation_config
-    trial = Policy(twin, 1.0, torch.float32, policy.stored_dtype)
     with tempfile.TemporaryDirectory(dir=output, prefix=".trial-", suffix=".writing") as folder:
         try:
-            save_model(Path(folder) / "model", trial, tokenizer, SaveFormat(save_format.dtype))
+            write_model(Path(folder), {}, policy, tokenizer, save_format)
+        except OSError as error:
+            raise OSError(f"--output_dir {output}: a model cannot be written: {error}") from error
         except Exception as error:
             raise ValueError(
                 f"--model {policy.model.config._name_or_path}: cannot be saved again: {type(error).__name__}: "
