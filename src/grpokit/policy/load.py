@@ -90,6 +90,7 @@ def load_policy(
     if gradient_checkpointing:  # what is computed again in the backward must be computed in the same type
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
         model.gradient_checkpointing_enable(again)
+        policy.recomputed = tuple(m for m in model.modules() if getattr(m, "gradient_checkpointing", False))
     _place_parameters(policy, lora, device, world, shard_size)
     said = world.gather_json(probe_layouts(policy))  # If one rank can't compute a layout, no rank uses it.
     policy.packs = all(packs for packs, _ in said)

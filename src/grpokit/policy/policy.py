@@ -66,6 +66,9 @@ class Policy(nn.Module):
         self.other_dtypes = other_dtypes or {}
         self.lora: Lora | None = None  # the adapter that is trained while the weights are frozen
         self.version = 0  # optimizer steps taken so far
+        self.recomputed: tuple[
+            nn.Module, ...
+        ] = ()  # with --gradient_checkpointing: the modules that look at their mode
         # Found at load: whether samples may be packed, and why completions may not share a prompt (None: they may).
         self.packs = False
         self.shares_not: str | None = "not probed yet"
@@ -96,18 +99,20 @@ class Policy(nn.Module):
 
         They do so only where they are in train mode. Everything inside them stays in eval mode.
         """
-        found = [m for m in self.model.modules() if on and getattr(m, "gradient_checkpointing", False)]
+        if not (on and self.recomputed):
+            yield
+            return
         config = self.model.config.get_text_config()
         # Some layers read the rate of their dropout off the config, whose values are saved.
-        rates = {name: rate for name, rate in vars(config).items() if found and "dropout" in name and rate}
-        for module in found:
+        rates = {name: rate for name, rate in vars(config).items() if "dropout" in name and rate}
+        for module in self.recomputed:
             module.training = True
         for name in rates:
             setattr(config, name, 0.0)
         try:
             yield
         finally:
-            for module in found:
+            for module in self.recomputed:
                 module.training = False
             for name, rate in rates.items():
                 setattr(config, name, rate)
