@@ -30,6 +30,11 @@ def put(cache: Path, name: str, directory: Path, revision: str = "main", commit:
     (repo / "refs" / revision).write_text(commit)
 
 
+def data_flags(file: Path) -> list[str]:
+    """Writes rows to `file`; returns the flags of these rows and their reward."""
+    return ["--dataset", str(write_rows(file, ROWS)), "--reward_funcs", f"{REWARDS}:digits_in_order"]
+
+
 def test_names_of_the_hub_are_no_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert is_hub_model("org/name")
@@ -43,17 +48,7 @@ def test_names_of_the_hub_are_no_paths(tmp_path, monkeypatch):
 def test_a_run_from_the_cache_has_the_bytes_of_the_directory(cache, tmp_path):
     model = make_model_dir(tmp_path / "model")
     put(cache, "tiny/digits", model)
-    data = write_rows(tmp_path / "train.jsonl", ROWS)
-    flags = [
-        "--dataset",
-        str(data),
-        "--reward_funcs",
-        f"{REWARDS}:digits_in_order",
-        "--max_steps",
-        "2",
-        "--beta",
-        "0.1",
-    ]
+    flags = [*data_flags(tmp_path / "train.jsonl"), "--max_steps", "2", "--beta", "0.1"]
     flags += ["--prompts_per_step", "2", "--num_generations", "2", "--max_completion_length", "6"]
     for name, of in (("named", "tiny/digits"), ("path", str(model))):
         assert main(["train", "--model", of, *flags, "--output_dir", str(tmp_path / name)]) == 0
@@ -81,28 +76,12 @@ def test_an_adapter_whose_base_is_of_the_hub(cache, tmp_path):
     load_tokenizer(str(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "tiny/base"}))
-    data = write_rows(tmp_path / "eval.jsonl", ROWS[:2])
-    flags = [
-        "--dataset",
-        str(data),
-        "--reward_funcs",
-        f"{REWARDS}:digits_in_order",
-        "--max_completion_length",
-        "6",
-    ]
+    flags = [*data_flags(tmp_path / "eval.jsonl"), "--max_completion_length", "6"]
     assert main(["eval", "--model", str(tmp_path / "adapter"), *flags, "--num_generations", "2"]) == 0
 
 
 def test_what_the_cache_lacks_is_named_at_once(cache, tmp_path, capsys):
-    data = write_rows(tmp_path / "train.jsonl", ROWS)
-    flags = [
-        "--dataset",
-        str(data),
-        "--reward_funcs",
-        f"{REWARDS}:digits_in_order",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
+    flags = [*data_flags(tmp_path / "train.jsonl"), "--output_dir", str(tmp_path / "run")]
     assert main(["train", "--model", "nobody/nothing", *flags]) == 2
     error = capsys.readouterr().err
     assert (

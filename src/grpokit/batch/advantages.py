@@ -96,12 +96,11 @@ def has_signal(
     Returns:
         Whether dynamic sampling keeps the group.
     """
-    valid = ~_rewards(group).isnan()
+    rewards = _rewards(group)
+    valid = ~rewards.isnan()
     if not isinstance(estimator, str):
-        advantages = _by_own(group, valid, estimator)
-        return bool(
-            (advantages.abs() > 1e-12 * max(1.0, float(_rewards(group).nan_to_num().abs().max()))).any()
-        )
+        rounding = 1e-12 * max(1.0, float(rewards.nan_to_num().abs().max()))
+        return bool((_by_own(group, valid, estimator).abs() > rounding).any())
     if estimator != "gdpo":
         return bool(_raw(group, valid, estimator, weights).any())
     assert group.rewards is not None  # scored

@@ -1,4 +1,4 @@
-"""Text for messages: the nearest known word, and one line of a long text."""
+"""Text for messages: the nearest known word, one line of a long text, and names that several rooms know."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import difflib
 from collections.abc import Iterable
 
 FROM_PYTHON = "python:"  # begins the name, in a configuration, of something that was given as an object
+# The rewards that are built in, by the names that --reward_funcs takes. They are here, where no torch is imported.
+BUILT_IN_REWARDS = (
+    "exact_match",
+    "format",
+    "length",
+    "accuracy",
+    "format_tags",
+    "boxed",
+    "soft_overlong",
+    "repetition",
+)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

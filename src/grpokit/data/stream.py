@@ -49,9 +49,8 @@ class PromptStream:
         self.states: dict[int, Any] = {}  # the iterable's state before each of them
         self.starts: deque[int] = deque(maxlen=kept_reads)
         self.iterator: Iterator[Any] | None = None
-        self.restored = (
-            False  # whether the iterable goes on from a loaded state, where it would start over too
-        )
+        # Whether the iterable goes on from a loaded state, where it would start over too.
+        self.restored = False
         self.ended = False
         self.first_columns: set[str] = set()
         if not self.reaches(0):

@@ -80,12 +80,7 @@ def write_model(
         assert policy.lora is not None
         return write_adapter(directory, weights, policy.lora, dtype)
     weights = dict(merge_adapter(weights, model, lambda tensor: tensor))
-    # A tensor that its directory keeps apart, such as a router's bias in float32, stays in its own dtype.
-    own = {} if dtype == torch.float64 else policy.other_dtypes
-    narrowed: dict[int, Tensor] = {
-        id(t): t.to(torch.promote_types(dtype, own.get(name, dtype))) if t.is_floating_point() else t
-        for name, t in weights.items()
-    }
+    narrowed: dict[int, Tensor] = {id(t): narrow(policy, name, t, dtype) for name, t in weights.items()}
     written = copy.copy(model)  # save_pretrained changes its model's config: this one's is a copy
     written.config = copy.deepcopy(model.config)
     written.config.dtype = dtype
@@ -98,6 +93,25 @@ def write_model(
     described = directory / "config.json"
     record = json.loads(described.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     described.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def narrow(policy: Policy, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Converts a tensor to the dtype that it has in files and engines.
+
+    One that its directory keeps in a wider dtype, such as a router's bias in float32, stays in it.
+
+    Args:
+        policy: the policy.
+        name: the tensor's name.
+        tensor: the tensor.
+        dtype: the dtype of most tensors.
+
+    Returns:
+        The tensor; integers as they are.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(dtype, policy.other_dtypes.get(name, dtype)))
 
 
 class _AsGiven:
@@ -168,8 +182,7 @@ def stream(policy: Policy, shapes_only: bool = False) -> Iterator[tuple[str, Ten
         return full(tensor.detach())
 
     for name, tensor in merge_adapter(weights, policy.model, described if shapes_only else gathered):
-        wanted = torch.promote_types(dtype, policy.other_dtypes.get(name, dtype))
-        yield name, tensor.to(wanted) if tensor.is_floating_point() else tensor
+        yield name, narrow(policy, name, tensor, dtype)
 
 
 def gather_to_main(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

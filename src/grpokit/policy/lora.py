@@ -39,9 +39,8 @@ class Lora:
     base: str  # directory of the frozen model
     seed: int  # seeds A's initial values; B starts at 0
     quantized: bool = False  # the frozen weights are in 4 bits: QLoRA (arXiv 2305.14314)
-    chosen: tuple[
-        str, ...
-    ] = ()  # what all-linear means for the model, where some linear layers can't have an adapter
+    # What all-linear means for the model, where some linear layers can't have an adapter.
+    chosen: tuple[str, ...] = ()
 
     def config(self) -> Any:
         """Returns peft's config. It has no dropout, because log-probs must be repeatable."""
@@ -90,10 +89,8 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
         return lora, []
     ends = {name.rpartition(".")[2] for name in plain}
     others = {name.rpartition(".")[2] for name in modules if name not in plain}
-    names = [
-        name for name in plain if name.rpartition(".")[2] in others
-    ]  # in full, where the last part isn't enough
-    return replace(lora, chosen=(*sorted(ends - others), *names)), sorted(skipped)
+    in_full = [name for name in plain if name.rpartition(".")[2] in others]  # the last part isn't enough
+    return replace(lora, chosen=(*sorted(ends - others), *in_full)), sorted(skipped)
 
 
 def _has_matrix(module: nn.Module) -> bool:

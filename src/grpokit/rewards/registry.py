@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.imports import load_object, raised_at
-from ..common.text import FROM_PYTHON, did_you_mean, one_line
+from ..common.text import BUILT_IN_REWARDS, FROM_PYTHON, did_you_mean, one_line
 from ..types import SAMPLED
 from . import builtin
 from .accuracy import accuracy_reward
@@ -20,16 +20,7 @@ from .builtin import RewardFunction
 from .model import is_reward_model, load_reward_model
 from .signatures import TRL, adapt_signature, is_async, unwrap
 
-BUILT_IN = (
-    "exact_match",
-    "format",
-    "length",
-    "accuracy",
-    "format_tags",
-    "boxed",
-    "soft_overlong",
-    "repetition",
-)
+BUILT_IN = BUILT_IN_REWARDS
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,8 @@ class TrainState:
     unfinished: StepProgress | None = None  # progress within the next step, or None
     ahead: Sequence[RolloutGroup] = ()  # all ranks' unscored rollouts, sampled ahead for the next step
     data: dict[str, Any] | None = None  # where a dataset that is read once goes on
-    sources: Mapping[str, str] = field(
-        default_factory=dict
-    )  # digests of the model, the data and the user's code
+    # Digests of the model, the data and the user's code.
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -6,22 +6,13 @@ import ast
 from pathlib import Path
 from typing import Any
 
+from ...common.text import BUILT_IN_REWARDS
 from ...config.foreign_defaults import DEFAULTS
 from ...data.sources import is_hub_name
 from .draft import Draft, listed, shown
 
 READERS = ("json", "csv", "parquet")  # the paths of `datasets` that read files
 TRUNCATION = {"left": "truncate_left", "delete": "drop", "raise": "error"}
-BUILT_IN = (
-    "exact_match",
-    "format",
-    "length",
-    "accuracy",
-    "format_tags",
-    "boxed",
-    "soft_overlong",
-    "repetition",
-)
 # Rewards of `trl grpo` (scripts/grpo.py) and of ms-swift (rewards/orm.py) that are built in here.
 TRL_REWARDS = {
     "accuracy_reward": "accuracy",
@@ -226,11 +217,11 @@ def _reward(draft: Draft, name: str, plugins: dict[str, str]) -> str:
     pattern = FORMATS[draft.trainer].get(name)
     if pattern is not None:
         draft.put("format_pattern", pattern, "reward_funcs")
-    if draft.trainer == "trl" and name == ours and name in BUILT_IN:
+    if draft.trainer == "trl" and name == ours and name in BUILT_IN_REWARDS:
         draft.say(
             f"reward_funcs: {name} is grpokit's; if the script's own of that name differs, name file.py:function"
         )
-    if ours not in BUILT_IN and ":" not in ours and "/" not in ours:
+    if ours not in BUILT_IN_REWARDS and ":" not in ours and "/" not in ours:
         draft.say(f"reward_funcs: {name} is not built in; name file.py:function in its place")
     return ours
 
