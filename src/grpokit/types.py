@@ -164,9 +164,14 @@ class MicroBatch:
         tensor([7, 2])
     """
 
-    input_ids: Tensor  # [B, L]; packed: [1, L]; shared: [B, L] of completions, without their last token
+    input_ids: (
+        Tensor  # [B, L]; packed: [1, L]; shared: [B, L] of completions, mostly without their last token
+    )
     position_ids: Tensor | None  # like input_ids; packed: from 0 in each sample; shared: after the prompt's
     prefix: Prefix | None  # the prompts in the `shared` layout, else None
+    copies: (
+        Tensor  # [M] the samples that each input token belongs to: those that share a prompt; 0 for padding
+    )
     at: Tensor  # [N] index of the hidden state that predicts the token, in [M, H]: the prompts' states, then the samples'
     targets: Tensor  # [N] the tokens to predict
     samples: tuple[Sample, ...]  # in the order of the batch
@@ -306,6 +311,23 @@ def join_metrics(a: Mapping[str, Metric], b: Mapping[str, Metric]) -> Metrics:
 
 
 @dataclass(frozen=True, eq=False)
+class ExpertUse:
+    """How often each expert was chosen, in some slice of an update. It adds up over slices and ranks, exactly.
+
+    Example:
+        >>> use = ExpertUse(torch.tensor([3, 1]), torch.tensor(4))
+        >>> (use + use).chosen
+        tensor([6, 2])
+    """
+
+    chosen: Tensor  # [E] int64
+    pairs: Tensor  # scalar int64: pairs of a layer and a token
+
+    def __add__(self, other: ExpertUse) -> ExpertUse:
+        return ExpertUse(self.chosen + other.chosen, self.pairs + other.pairs)
+
+
+@dataclass(frozen=True, eq=False)
 class TokenScores:
     """The log-probs and entropies that a forward gives for a micro-batch's N trainable tokens.
 
@@ -315,6 +337,7 @@ class TokenScores:
 
     logps: Tensor  # [N]
     entropies: Tensor | None = None  # [N]; None unless they were asked for
+    experts: ExpertUse | None = None  # what the routers chose; None unless it was asked for
 
 
 @dataclass(frozen=True, eq=False)

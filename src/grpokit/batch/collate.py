@@ -22,23 +22,27 @@ class _Inputs:
     prefix: Prefix | None
     firsts: list[int]  # flat index of the hidden state that predicts the completion's first token
     seconds: list[int]  # that of its second token; the others follow it
+    copies: Tensor  # [M] the samples that each input token belongs to; 0 for padding
 
 
-def _padded(samples: Sequence[Sample]) -> _Inputs:
+def _padded(samples: Sequence[Sample], whole: bool) -> _Inputs:
     input_ids = _pad([_sequence(sample) for sample in samples])
     ends = [b * input_ids.shape[1] + len(sample.prompt_ids) for b, sample in enumerate(samples)]
-    return _Inputs(input_ids, None, None, [end - 1 for end in ends], ends)
+    copies = _within(input_ids, [sample.num_tokens for sample in samples])
+    return _Inputs(input_ids, None, None, [end - 1 for end in ends], ends, copies)
 
 
-def _packed(samples: Sequence[Sample]) -> _Inputs:
+def _packed(samples: Sequence[Sample], whole: bool) -> _Inputs:
     sequences = [_sequence(sample) for sample in samples] or [_NOTHING]
     starts = [0, *itertools.accumulate(map(len, sequences))]
     ends = [start + len(sample.prompt_ids) for start, sample in zip(starts, samples, strict=False)]
     position_ids = torch.cat([torch.arange(len(ids)) for ids in sequences])[None]
-    return _Inputs(torch.cat(sequences)[None], position_ids, None, [end - 1 for end in ends], ends)
+    input_ids = torch.cat(sequences)[None]
+    copies = torch.full((input_ids.numel(),), int(bool(samples)))
+    return _Inputs(input_ids, position_ids, None, [end - 1 for end in ends], ends, copies)
 
 
-def _shared(samples: Sequence[Sample]) -> _Inputs:
+def _shared(samples: Sequence[Sample], whole: bool) -> _Inputs:
     """Pads prompts on the right: causal attention never reads there. `mask` hides that padding from the completions."""
     place: dict[int, int] = {}  # group → index of its prompt
     prompts: list[tuple[int, ...]] = []
@@ -51,7 +55,8 @@ def _shared(samples: Sequence[Sample]) -> _Inputs:
     of = torch.tensor([place[sample.group] for sample in samples] or [0])
     lengths = torch.tensor([len(ids) for ids in prompts] or [1])
     prompt_ids = _pad([torch.tensor(ids) for ids in prompts])
-    input_ids = _pad([sample.completion_ids[:-1] for sample in samples])  # the last token predicts nothing
+    completions = [sample.completion_ids if whole else sample.completion_ids[:-1] for sample in samples]
+    input_ids = _pad(completions)
     (_, width), (_, length) = prompt_ids.shape, input_ids.shape
     # Padding repeats the sample's last position, because a model may have no positions beyond its context.
     last = torch.tensor([len(sample.completion_ids) - 1 for sample in samples] or [0])
@@ -62,10 +67,13 @@ def _shared(samples: Sequence[Sample]) -> _Inputs:
         mask[:, :width] = torch.arange(width) < lengths[of, None]
     firsts = [place[sample.group] * width + len(sample.prompt_ids) - 1 for sample in samples]
     seconds = [prompt_ids.numel() + b * length for b in range(len(samples))]
-    return _Inputs(input_ids, position_ids, Prefix(prompt_ids, of, mask), firsts, seconds)
+    members = torch.bincount(of[: len(samples)], minlength=len(lengths))
+    of_prompts = _within(prompt_ids, lengths.tolist()) * members.repeat_interleave(width)
+    copies = torch.cat([of_prompts, _within(input_ids, [len(ids) for ids in completions])])
+    return _Inputs(input_ids, position_ids, Prefix(prompt_ids, of, mask), firsts, seconds, copies)
 
 
-_LAYOUTS: dict[Layout, Callable[[Sequence[Sample]], _Inputs]] = {
+_LAYOUTS: dict[Layout, Callable[[Sequence[Sample], bool], _Inputs]] = {
     "padded": _padded,
     "packed": _packed,
     "shared": _shared,
@@ -82,18 +90,27 @@ def _pad(sequences: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([_NOTHING, *sequences], batch_first=True)[bool(sequences) :]
 
 
-def collate(samples: Sequence[Sample], layout: Layout, device: torch.device | str) -> MicroBatch:
+def _within(ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Tells which tokens of padded rows [B, L] aren't padding: [B·L] of 1 and 0."""
+    ends = torch.tensor([*lengths, *[0] * (len(ids) - len(lengths))])
+    return (torch.arange(ids.shape[1]) < ends[:, None]).long().flatten()
+
+
+def collate(
+    samples: Sequence[Sample], layout: Layout, device: torch.device | str, whole: bool = False
+) -> MicroBatch:
     """Builds one forward.
 
     Args:
         samples: the samples of the forward; none is allowed.
         layout: `padded`, `packed` or `shared`.
         device: where the tensors go.
+        whole: whether `shared` has each completion's last token too, which predicts nothing, as the other layouts do.
 
     Returns:
         The inputs, and the trainable tokens of all samples as flat lists [N].
     """
-    inputs = _LAYOUTS[layout](samples)
+    inputs = _LAYOUTS[layout](samples, whole)
     lengths = torch.tensor([sample.length for sample in samples], dtype=torch.int64)
     # An empty micro-batch still needs tensors. These start every `cat`, and their dtypes never widen the result.
     none, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
@@ -119,6 +136,7 @@ def collate(samples: Sequence[Sample], layout: Layout, device: torch.device | st
         input_ids=inputs.input_ids.to(device),
         position_ids=None if inputs.position_ids is None else inputs.position_ids.to(device),
         prefix=None if inputs.prefix is None else inputs.prefix.to(device),
+        copies=inputs.copies.to(device),
         at=torch.cat(at).to(device),
         targets=torch.cat(targets).to(device),
         samples=tuple(samples),

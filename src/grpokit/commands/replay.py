@@ -107,10 +107,11 @@ class ReplayResult:
 
 def run_again(policy: Policy, loss: Loss, dumped: Dump) -> ReplayResult:
     """Runs forward and backward of the dumped micro-batch, and watches them."""
-    micro = collate(dumped.samples, dumped.layout, policy.device)
+    whole = dumped.whole
+    micro = collate(dumped.samples, dumped.layout, policy.device, whole=whole.balance is not None)
     seen: list[tuple[str, float]] = []
     with watching(policy, seen):
-        scores, output = policy(micro, loss, dumped.stats)
+        scores, output = policy(micro, loss, whole.stats, balance=whole.balance)
     seen.append(("log-probs", largest(scores.logps)))
     assert output is not None
     seen.append(("loss", largest(output.loss)))

@@ -21,6 +21,11 @@ NUMBER_RULES = [
         "save_steps eval_steps warmup_steps log_completions record_batches save_total_limit max_skipped_steps shard_size "
         "max_resample_times beta weight_decay max_grad_norm learning_rate adam_epsilon",
     ),
+    Rule(
+        "router_aux_loss_coef",
+        lambda c: c.router_aux_loss_coef is None or 0 <= c.router_aux_loss_coef < float("inf"),
+        "must be 0 or more",
+    ),
     Rule("adam_beta1", lambda c: 0 <= c.adam_beta1 < 1, "must be at least 0 and below 1"),
     Rule("adam_beta2", lambda c: 0 <= c.adam_beta2 < 1, "must be at least 0 and below 1"),
     *above_0("ddp_timeout vllm_timeout vllm_max_gap"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,37 +44,72 @@ def layers(model: Any) -> list[nn.Module]:
     return [module for module in backbone(model).modules() if type(module).__name__ in names]
 
 
-def hidden_states(model: Any, micro: MicroBatch) -> Tensor:
-    """Computes the hidden states of a micro-batch's tokens, flat [M, H]. `micro.at` selects those that predict a token.
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What a backbone's forward gives for its M input tokens.
+
+    Example:
+        >>> Passed(torch.zeros(5, 8)).router_logits is None
+        True
+    """
+
+    hidden: Tensor  # [M, H]
+    router_logits: Tensor | None = None  # [layers, M, E] of the layers with experts; None unless asked for
+
+    @property
+    def routers(self) -> Tensor:
+        """The routers' logits, which were asked for. Raises ValueError where the model gives none."""
+        if self.router_logits is None:
+            raise ValueError("the model's forward gives no router logits")
+        return self.router_logits
+
+
+def run_backbone(model: Any, with_router: bool, **inputs: Any) -> Passed:
+    """Runs a model's backbone on `inputs`. Its tokens come out flat."""
+    asked = {"output_router_logits": True} if with_router else {}
+    output = backbone(model)(**inputs, **asked)
+    logits = (getattr(output, "router_logits", None) or None) if with_router else None
+    routers = None if logits is None else torch.stack([of_layer.flatten(0, -2) for of_layer in logits])
+    return Passed(output.last_hidden_state.flatten(0, 1), routers)
+
+
+def pass_through(model: Any, micro: MicroBatch, with_router: bool = False) -> Passed:
+    """Passes a micro-batch's tokens through the backbone. `micro.at` selects the hidden states that predict a token.
 
     The `padded` and `packed` layouts need no attention mask. Padding is on the right, where a causal model does not look, and
     the position ids of packed samples start again at 0. In the `shared` layout the prompts go first and leave their keys and
     values in a cache. Each completion continues its prompt, and the gradient flows back through the cache.
+
+    Args:
+        model: a Hugging Face causal model.
+        micro: the micro-batch.
+        with_router: whether to return the routers' logits.
+
+    Returns:
+        The hidden states [M, H] of the prompts' tokens, where they are shared, and then of the samples' tokens.
     """
-    forward = backbone(model)
     positions = {} if micro.position_ids is None else {"position_ids": micro.position_ids}
     if micro.prefix is None:
-        return forward(input_ids=micro.input_ids, use_cache=False, **positions).last_hidden_state.flatten(
-            0, 1
-        )
+        return run_backbone(model, with_router, input_ids=micro.input_ids, use_cache=False, **positions)
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    prompts = forward(input_ids=micro.prefix.input_ids, past_key_values=cache, use_cache=True)
+    how: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    prompts = run_backbone(model, with_router, input_ids=micro.prefix.input_ids, **how)
     held: list[Any] = cache.layers
     for layer in held:  # repeats a prompt's keys and values for each of its completions
         layer.keys = layer.keys.index_select(0, micro.prefix.of)
         layer.values = layer.values.index_select(0, micro.prefix.of)
-    completions = forward(
-        input_ids=micro.input_ids,
-        attention_mask=micro.prefix.mask,
-        past_key_values=cache,
-        use_cache=True,
-        **positions,
+    mask = micro.prefix.mask
+    completions = run_backbone(
+        model, with_router, input_ids=micro.input_ids, attention_mask=mask, **how, **positions
     )
     # Joined even where only one part is asked for, so that the other part's gradient is zeros instead of missing.
     # Ranks reduce gradients in both passes, so each must go backward through both.
-    return torch.cat([part.last_hidden_state.flatten(0, 1) for part in (prompts, completions)])
+    both, routers = (prompts, completions), None
+    if prompts.router_logits is not None and completions.router_logits is not None:
+        routers = torch.cat([prompts.router_logits, completions.router_logits], dim=1)
+    return Passed(torch.cat([part.hidden for part in both]), routers)
 
 
 def obstacle(model: Any, longest: int) -> str | None:

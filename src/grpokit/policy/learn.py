@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from ..batch.collate import loss_batch, split_by_sample
 from ..losses import Loss, Stats, UpdateStats
-from ..parallel import full
+from ..parallel import World, full
 from ..types import (
+    ExpertUse,
     Metric,
     Metrics,
     RolloutGroup,
@@ -23,11 +25,13 @@ from ..types import (
 from .policy import Policy
 from .reference import Reference
 from .rejection import drop_rejected, sampler_mismatch
+from .router import Balance, RouterLoss
 from .scoring import (
     Dump,
     Learning,
     NonFiniteError,
     Offender,
+    Whole,
     cut_of,
     fill_logps,
     iter_micro_batches,
@@ -153,14 +157,12 @@ def optimize(
         NonFiniteError: the loss or the gradient is NaN or infinite; the weights have not changed.
     """
     samples = samples_to_train(update, loss, how)
-    stats, logps = (
-        gather_stats(policy, update, loss, how) if loss.needs_stats and update.samples else (None, {})
-    )
+    whole, logps = first_pass(policy, update, loss, how)
     zero_gradients(policy)
     metrics: Metrics = {"loss": Metric.sum(torch.zeros(()))}
     cut = cut_of(samples, how)
     for micro in iter_micro_batches(cut, how, policy):
-        scores, output = policy(micro, loss, stats)
+        scores, output = policy(micro, loss, whole.stats, balance=whole.balance)
         output.loss.backward()  # shares add up: no division by the number of micro-batches
         metrics = join_metrics(metrics, output.metrics)
         logps |= split_by_sample(micro, scores.logps)
@@ -170,7 +172,7 @@ def optimize(
     if not (math.isfinite(value) and math.isfinite(norm)):
         number = 1 if progress is None else progress.done + 1
         raise non_finite(
-            policy, samples, loss, stats, how, f"loss {value}, gradient norm {float(norm)}", number
+            policy, samples, loss, whole, how, f"loss {value}, gradient norm {float(norm)}", number
         )
     if progress is not None:
         progress.torn = True
@@ -179,9 +181,12 @@ def optimize(
     kept = sum(sample.length for sample in samples)
     if how.world.size > 1:
         metrics["time/imbalance"] = Metric.max(torch.tensor([cut.imbalance]))
+    # one value per update of the step
+    once = {
+        name: Metric.mean(metrics[name].parts[0][None]) for name in ("loss", "aux_loss") if name in metrics
+    }
     return metrics | {
-        # one loss per update of the step
-        "loss": Metric.mean(torch.tensor([value], dtype=torch.float64)),
+        **once,
         "grad_norm": Metric.mean(norm[None]),
         "frac_tokens_dropped": Metric.share(update.num_tokens - kept, update.num_tokens),
     }, logps
@@ -191,7 +196,7 @@ def non_finite(
     policy: Policy,
     samples: Sequence[Sample],
     loss: Loss,
-    stats: Stats | None,
+    whole: Whole,
     how: Learning,
     what: str,
     update: int = 1,
@@ -204,7 +209,7 @@ def non_finite(
         policy: the model that is trained.
         samples: the samples of the update.
         loss: the loss.
-        stats: the update's statistics, where the loss needs them.
+        whole: what the first pass has fixed.
         how: the settings of learning.
         what: the numbers that are not finite, for the message.
         update: the update's number within its step, counted from 1.
@@ -215,7 +220,7 @@ def non_finite(
     said: list[str] = []
     for micro in iter_micro_batches(cut_of(samples, how), how, policy):
         zero_gradients(policy)
-        _, output = policy(micro, loss, stats)
+        _, output = policy(micro, loss, whole.stats, balance=whole.balance)
         output.loss.backward()
         bad_share = not math.isfinite(output.loss.detach())
         norms = [full(p.grad.norm()) for p in policy.parameters() if p.grad is not None]
@@ -223,7 +228,7 @@ def non_finite(
         bad_anywhere = how.world.any(bad_share)
         if micro.samples and how.dump is not None and (bad_share or (bad_gradient and not bad_anywhere)):
             whose = "loss" if bad_share else "gradient"
-            said.append(_write_dump(how.dump, Offender(micro.samples, stats, whose, micro.layout, update)))
+            said.append(_write_dump(how.dump, Offender(micro.samples, whole, whose, micro.layout, update)))
         if bad_anywhere or bad_gradient:
             break
     zero_gradients(policy)
@@ -244,10 +249,8 @@ def _write_dump(dump: Dump, offender: Offender) -> str:
 
 
 @torch.no_grad()
-def gather_stats(
-    policy: Policy, update: Update, loss: Loss, how: Learning
-) -> tuple[Stats, dict[int, Tensor]]:
-    """Computes the update's statistics in a pass over all its samples. Also returns their log-probs.
+def first_pass(policy: Policy, update: Update, loss: Loss, how: Learning) -> tuple[Whole, dict[int, Tensor]]:
+    """Fixes what couples the samples of an update, in a pass over all of them. Does nothing where nothing does.
 
     Dead samples are included: they have no gradient, but the statistics cover them.
 
@@ -258,13 +261,26 @@ def gather_stats(
         how: the settings of learning.
 
     Returns:
-        The statistics, and this rank's log-probs: sample index → [T_i].
+        What is fixed, and this rank's log-probs: sample index → [T_i].
     """
     parts: list[UpdateStats] = []
+    used: list[ExpertUse] = []
     logps: dict[int, Tensor] = {}
-    for micro, scores in iter_scores(policy, update.samples, how, with_entropy=loss.needs_entropies):
-        parts.append(UpdateStats.of(loss, loss_batch(micro, scores)))
+    if not (update.samples and (loss.needs_stats or how.router)):
+        return Whole(), logps
+    asked = {"with_entropy": loss.needs_entropies, "router": how.router}
+    for micro, scores in iter_scores(policy, update.samples, how, **asked):
         logps |= split_by_sample(micro, scores.logps)
+        if loss.needs_stats:
+            parts.append(UpdateStats.of(loss, loss_batch(micro, scores)))
+        if scores.experts is not None:
+            used.append(scores.experts)
+    stats = gather_stats(parts, policy, loss, how) if loss.needs_stats else None
+    return Whole(stats, how.router and gather_balance(used, policy, how.router, how.world)), logps
+
+
+def gather_stats(parts: Sequence[UpdateStats], policy: Policy, loss: Loss, how: Learning) -> Stats:
+    """Joins the statistics of all slices and ranks, and finishes them. A collective."""
     mine = UpdateStats.join(parts).tokens
     ranks = [
         UpdateStats(
@@ -272,7 +288,15 @@ def gather_stats(
         )
         for part in how.world.gather_tensors(mine.tensors())
     ]
-    return UpdateStats.join(ranks).finish(loss, how.seed, policy.version), logps
+    return UpdateStats.join(ranks).finish(loss, how.seed, policy.version)
+
+
+def gather_balance(used: Sequence[ExpertUse], policy: Policy, router: RouterLoss, world: World) -> Balance:
+    """Adds up the experts' use of all slices and ranks. A collective."""
+    mine = functools.reduce(ExpertUse.__add__, used)
+    ranks = [ExpertUse(**part) for part in world.gather_tensors(vars(mine))]
+    total = functools.reduce(ExpertUse.__add__, ranks)
+    return Balance.of(router, ExpertUse(total.chosen.to(policy.device), total.pairs.to(policy.device)))
 
 
 def zero_gradients(policy: Policy) -> None:

@@ -13,9 +13,10 @@ from torch.overrides import TorchFunctionMode
 from ..batch.collate import unscored_tokens
 from ..logprobs import family_loss, linear_logprob, linear_policy_loss
 from ..losses import Loss, Stats
-from ..types import LossOutput, MicroBatch, TokenScores
-from .architecture import head, hidden_states
+from ..types import LossOutput, Metric, MicroBatch, TokenScores
+from .architecture import head, pass_through
 from .lora import Lora
+from .router import Balance, RouterLoss, expert_use
 
 DTYPES = {
     "float32": torch.float32,
@@ -123,6 +124,8 @@ class Policy(nn.Module):
         loss: Loss | None = None,
         stats: Stats | None = None,
         with_entropy: bool = False,
+        router: RouterLoss | None = None,
+        balance: Balance | None = None,
     ) -> tuple[TokenScores, LossOutput | None]:
         """Scores a micro-batch, and computes its share of the loss if one is given.
 
@@ -133,6 +136,8 @@ class Policy(nn.Module):
             loss: the loss; None: only score.
             stats: statistics of the whole update, where the loss needs them.
             with_entropy: whether to return entropies even if the loss does not need them.
+            router: the router loss whose first pass this is: experts are counted; None: they aren't.
+            balance: what that pass has fixed: the router loss is added to the loss; None: it isn't.
 
         Returns:
             Log-probs and entropies of the N tokens, and the loss's output (None without a loss).
@@ -140,7 +145,8 @@ class Policy(nn.Module):
         with_entropy = with_entropy or (loss is not None and loss.needs_entropies)
         with self.computing(), self._recomputing(loss is not None):
             # index_select's gradient adds up in a fixed order where one state predicts several tokens
-            hidden = hidden_states(self.model, micro).index_select(0, micro.at)
+            passed = pass_through(self.model, micro, with_router=bool(router or balance))
+            hidden = passed.hidden.index_select(0, micro.at)
             inputs = hidden, head(self.model), micro.targets  # [N, H], the head, [N]
             how: dict[str, Any] = {
                 "temperature": self.temperature,
@@ -148,11 +154,23 @@ class Policy(nn.Module):
                 "sequence_ids": micro.sequence_ids,  # scoring and training cut the tokens in the same places
             }
             if loss is None:
-                return TokenScores(*linear_logprob(*inputs, **how)), None
+                logps, entropies = linear_logprob(*inputs, **how)
+                used = router and expert_use(passed.routers, micro.copies, router.top_k)
+                return TokenScores(logps, entropies, used), None
             loss_fn = family_loss(loss, unscored_tokens(micro), stats)
             coupling = "token" if stats is not None else loss.coupling
             out = linear_policy_loss(*inputs, loss_fn, coupling=coupling, **how)
-        return TokenScores(out.logps, out.entropies), LossOutput(out.loss, out.metrics)
+            output = LossOutput(out.loss, out.metrics)
+            if balance is not None:
+                output = add_router_loss(output, balance, balance.share(passed.routers, micro.copies))
+        return TokenScores(out.logps, out.entropies), output
+
+
+def add_router_loss(output: LossOutput, balance: Balance, share: Tensor) -> LossOutput:
+    """Adds a slice's share of the router auxiliary loss to its share of the loss, and to its metrics."""
+    added = balance.coefficient * share
+    metrics = {"loss": output.metrics["loss"] + Metric.sum(added), "aux_loss": Metric.sum(share)}
+    return LossOutput(output.loss + added, output.metrics | metrics)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ..batch.collate import collate
+from ..common.console import say
 from ..common.text import first_line
 from ..parallel import unsharded
 from ..types import Layout, Sample
-from .architecture import backbone, head, obstacle
+from .architecture import backbone, head, obstacle, run_backbone
 from .policy import Policy
+from .router import Balance, RouterLoss, expert_use
+
+CLOSE = 1e-3  # relative gap to a model's own auxiliary loss that rounding explains
 
 
 @torch.no_grad()
@@ -76,3 +83,58 @@ def probe_head(policy: Policy, path: str, flag: str = "--model") -> None:
             f"{flag} {path}: the head of {type(model).__name__} does something to its logits that grpokit does not "
             f"know (logits differ by {gap:.2g}); please report the architecture"
         )
+
+
+def find_router_loss(policy: Policy, coefficient: float | None) -> RouterLoss | None:
+    """Finds a run's router auxiliary loss. A collective where the policy is sharded.
+
+    Args:
+        policy: the model.
+        coefficient: `--router_aux_loss_coef`; None: the model's own, where its config outputs router logits.
+
+    Returns:
+        The loss, or None where the coefficient is 0.
+
+    Raises:
+        ValueError: a coefficient is given for a model without such a loss, or its own differs from this formula.
+    """
+    model, asked = policy.model, coefficient is not None
+    name, own = type(model).__name__, getattr(model, "router_aux_loss_coef", None)
+    if coefficient is None:
+        coefficient = own if getattr(model.config.get_text_config(), "output_router_logits", False) else 0.0
+        if own and not coefficient:
+            say(
+                f"note: the router auxiliary loss is off, because the model's config has output_router_logits false; "
+                f"--router_aux_loss_coef {own:g} adds it"
+            )
+    if not coefficient:
+        return None
+    if own is None:
+        raise ValueError(
+            f"--router_aux_loss_coef {coefficient:g}: {name} has no router auxiliary loss; leave it out"
+        )
+    router = RouterLoss(coefficient, model.num_experts_per_tok)
+    gap = gap_to_own(policy, router)
+    if not gap <= CLOSE:
+        origin = "" if asked else " (the model's own)"
+        raise ValueError(
+            f"--router_aux_loss_coef {coefficient:g}{origin}: {name} computes its router auxiliary loss in another way (it "
+            f"differs by {gap:.2g}); set 0 to train without it"
+        )
+    say(f"router auxiliary loss: × {coefficient:g}, over each update's layers and tokens")
+    return router
+
+
+@torch.no_grad()
+def gap_to_own(policy: Policy, router: RouterLoss) -> float:
+    """Returns the relative gap between our router loss and the model's own, on a few tokens."""
+    model: Any = policy.model
+    ids = torch.arange(16, device=policy.device).view(2, 8) % model.config.get_text_config().vocab_size
+    with unsharded(policy), policy.computing():
+        theirs = model(input_ids=ids, use_cache=False, output_router_logits=True).aux_loss
+        logits = run_backbone(model, True, input_ids=ids, use_cache=False).router_logits
+        if logits is None or not isinstance(theirs, Tensor):
+            return float("inf")
+        copies = torch.ones(ids.numel(), dtype=torch.int64, device=policy.device)
+        ours = Balance.of(router, expert_use(logits, copies, router.top_k)).share(logits, copies)
+    return float((ours - theirs).abs() / theirs.abs())

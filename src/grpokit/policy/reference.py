@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,10 +24,10 @@ class AdapterOff(nn.Module):
         """The device of the parameters."""
         return self.policy.device
 
-    def forward(self, micro: MicroBatch, with_entropy: bool = False) -> tuple[TokenScores, None]:
+    def forward(self, micro: MicroBatch, **how: Any) -> tuple[TokenScores, None]:
         """See `Policy.forward`."""
         with switched_off(self.policy.model):
-            return self.policy(micro, with_entropy=with_entropy)[0], None
+            return self.policy(micro, **how)[0], None
 
 
 Reference = Policy | AdapterOff

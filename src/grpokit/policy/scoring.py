@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..types import (
     Update,
 )
 from .reference import Reference
+from .router import Balance, RouterLoss
 
 
 class NonFiniteError(ValueError):
@@ -28,11 +30,19 @@ class NonFiniteError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Whole:
+    """What a first pass over a whole update fixes for the second. Example: `Whole(stats=None, balance=None)`"""
+
+    stats: Stats | None = None  # of a loss that couples a group or the update
+    balance: Balance | None = None  # of the router auxiliary loss
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Offender:
     """The micro-batch that gave a loss or gradient which is not finite. With the weights, it suffices for a replay."""
 
     samples: tuple[Sample, ...]
-    stats: Stats | None
+    whole: Whole
     what: str  # "loss" or "gradient"
     layout: Layout
     update: int = 1  # number of the update within its step, counted from 1
@@ -52,6 +62,7 @@ class Learning:
     seed: int = 0  # keys random selections
     packed: bool = False  # the layout is `packed` instead of `padded`
     share: Sharing = "never"  # whether prompts are shared
+    router: RouterLoss | None = None  # the router auxiliary loss
     skips_left: int = 0  # updates that may still be skipped because they were not finite
     world: World = ALONE
     pause: Callable[[], None] | None = None  # called between micro-batches on all ranks; may raise
@@ -70,12 +81,12 @@ def iter_micro_batches(cut: Cut, how: Learning, policy: Reference) -> Iterator[M
     for samples in cut.parts[how.world.rank]:
         if how.pause is not None:
             how.pause()
-        yield collate(samples, cut.layout, policy.device)
+        yield collate(samples, cut.layout, policy.device, whole=how.router is not None)
 
 
 def samples_to_train(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:
-    """Returns the samples that can move the weights. Samples with A = 0 are dropped if the loss allows it."""
-    if not (how.drop_dead_rows and loss.drops_dead_rows):
+    """Returns the samples that can move the weights. Samples with A = 0 are dropped if all terms of the loss allow it."""
+    if not (how.drop_dead_rows and loss.drops_dead_rows and how.router is None):
         return update.samples
     return tuple(sample for sample in update.samples if sample.advantage != 0)
 
@@ -87,7 +98,7 @@ def samples_to_score(update: Update, loss: Loss, how: Learning) -> tuple[Sample,
 
 @torch.no_grad()
 def iter_scores(
-    policy: Reference, samples: Iterable[Sample], how: Learning, with_entropy: bool = False
+    policy: Reference, samples: Iterable[Sample], how: Learning, **asked: Any
 ) -> Iterator[tuple[MicroBatch, TokenScores]]:
     """Yields this rank's micro-batches of `samples` with their scores, computed without gradient.
 
@@ -95,13 +106,13 @@ def iter_scores(
         policy: the policy, or the reference.
         samples: the samples of all ranks.
         how: the settings of learning.
-        with_entropy: whether to compute entropies too.
+        **asked: what else to compute: `with_entropy`, or `router` to count experts.
 
     Yields:
         Each micro-batch of this rank, with its scores.
     """
     for micro in iter_micro_batches(cut_of(samples, how), how, policy):
-        yield micro, policy(micro, with_entropy=with_entropy)[0]
+        yield micro, policy(micro, **asked)[0]
     reshard(policy)  # without a backward, nothing else frees the gathered weights
 
 

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 
 from ..config.options import TrainConfig
 from ..config.yaml import from_yaml, to_yaml
-from ..losses import Stats
-from ..policy.learn import Offender
+from ..policy.scoring import Offender, Whole
 from ..types import Layout, Sample
 from .tensors import (
     add_prefix,
+    balance_from_tensors,
+    balance_to_tensors,
     samples_from_tensors,
     samples_to_tensors,
     stats_from_tensors,
@@ -26,10 +27,10 @@ from .tensors import (
 
 @dataclass(frozen=True)
 class Dump:
-    """The content of a dump: the samples, their statistics, and the point in the run where it happened."""
+    """The content of a dump: the samples, what was fixed over the update, and the point in the run where it happened."""
 
     samples: tuple[Sample, ...]
-    stats: Stats | None
+    whole: Whole
     config: TrainConfig
     layout: Layout
     what: str
@@ -50,8 +51,11 @@ def write_offender(
         policy_version: optimizer steps taken before it.
     """
     tensors = add_prefix("samples", samples_to_tensors(offender.samples))
-    if offender.stats is not None:
-        tensors |= add_prefix("stats", stats_to_tensors(offender.stats))
+    whole = offender.whole
+    if whole.stats is not None:
+        tensors |= add_prefix("stats", stats_to_tensors(whole.stats))
+    if whole.balance is not None:
+        tensors |= add_prefix("balance", balance_to_tensors(whole.balance))
     about = {
         "what": offender.what,
         "layout": offender.layout,
@@ -71,10 +75,13 @@ def read_offender(file: Path) -> Dump:
             metadata = content.metadata() or {}
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
         about = json.loads(metadata["about"])
-        stats = strip_prefix("stats", tensors)
+        stats, balance = strip_prefix("stats", tensors), strip_prefix("balance", tensors)
         return Dump(
             samples=samples_from_tensors(strip_prefix("samples", tensors)),
-            stats=stats_from_tensors(stats) if stats else None,
+            whole=Whole(
+                stats_from_tensors(stats) if stats else None,
+                balance_from_tensors(balance) if balance else None,
+            ),
             config=from_yaml(TrainConfig, metadata["config"], str(file)),
             **about,
         )

@@ -39,6 +39,10 @@ METRICS: dict[str, Declared] = {
     "loss": Declared(
         "mean", "the update's loss, mean over the step's updates; near 0 at ratio 1 by construction"
     ),
+    "aux_loss": Declared(
+        "mean",
+        "router auxiliary loss of a mixture of experts, without its coefficient; mean over the step's updates",
+    ),
     "grad_norm": Declared("mean", "gradient norm before clipping, mean over the step's updates"),
     "learning_rate": Declared("mean", "learning rate of the step"),
     "clip_ratio/low_mean": Declared(

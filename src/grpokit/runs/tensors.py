@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..losses import Stats
+from ..policy.router import Balance
 from ..rollouts.gather import Tensors, ragged
 from ..types import Sample, Update
 
@@ -103,6 +104,20 @@ def stats_from_tensors(tensors: Mapping[str, Tensor]) -> Stats:
         return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
 
     return Stats(tensors["sequence_ids"], tensors["positions"], part("token/"), part("sequence/"))
+
+
+def balance_to_tensors(balance: Balance) -> Tensors:
+    """Converts what a router loss's first pass has fixed to tensors by name."""
+    return {
+        "coefficient": torch.tensor(balance.coefficient, dtype=torch.float64),
+        "frequency": balance.frequency.cpu(),
+        "pairs": balance.pairs.cpu(),
+    }
+
+
+def balance_from_tensors(tensors: Mapping[str, Tensor]) -> Balance:
+    """Restores what `balance_to_tensors` converted."""
+    return Balance(float(tensors["coefficient"]), tensors["frequency"], tensors["pairs"])
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:

@@ -24,6 +24,7 @@ from ..policy.learn import Learning, NonFiniteError, Offender, StepProgress
 from ..policy.learn import score as score_samples
 from ..policy.policy import Policy
 from ..policy.reference import Reference
+from ..policy.router import RouterLoss
 from ..rewards import Reward, score
 from ..rollouts.gather import gather_groups
 from ..rollouts.resample import GroupFilter, StepGroups
@@ -72,6 +73,7 @@ class Run:
     # otherwise they stay, with advantage 0.
     masks_refused: bool
     layout: LayoutChoice
+    router: RouterLoss | None  # the router auxiliary loss of a mixture of experts
     recorder: Recorder
     state: TrainState
     stop: StopRequest
@@ -107,6 +109,7 @@ class Run:
             c.seed,
             packed=self.layout.packed,
             share=self.layout.share,
+            router=self.router,
             skips_left=c.max_skipped_steps - self.state.skipped,
             world=self.world,
             pause=self.pause,

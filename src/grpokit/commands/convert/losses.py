@@ -29,6 +29,7 @@ def convert_loss(draft: Draft) -> None:
     _advantages(draft, str(name))
     _kl(draft, level)
     _masks(draft, str(name))
+    _router(draft)
     for option in _options_of_other_losses(draft):
         value = draft.take(option)
         if option in draft.given:
@@ -270,6 +271,21 @@ def _masks(draft: Draft, loss: str) -> None:
                 draft.say(
                     f"{name}: ms-swift also takes the dropped tokens out of the KL penalty and of a completion's mean"
                 )
+
+
+def _router(draft: Draft) -> None:
+    """Converts the coefficient of a mixture of experts' router loss."""
+    coefficient = draft.take_number("router_aux_loss_coef")
+    if draft.trainer == "swift":
+        if coefficient:
+            draft.say("router_aux_loss_coef: ms-swift's GRPO doesn't add the router loss, so it's left out")
+    elif coefficient is not None:
+        draft.put("router_aux_loss_coef", coefficient)
+    else:
+        draft.say(
+            "router_aux_loss_coef: TRL adds a mixture of experts' own router loss by default; here only where its config has "
+            "output_router_logits true, or with router_aux_loss_coef set"
+        )
 
 
 Rule = Callable[[Draft, str, Any], None]

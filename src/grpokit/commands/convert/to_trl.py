@@ -33,6 +33,7 @@ SAME = (
     *("output_dir", "trust_remote_code", "reward_weights", "max_completion_length", "temperature", "seed"),
     *("num_generations", "num_iterations", "beta", "entropy_coef", "top_entropy_quantile", "learning_rate"),
     *("lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
+    "router_aux_loss_coef",
     *("mask_truncated_completions", "gradient_checkpointing", "project", "run_name", "delta", "load_in_4bit"),
 )
 # What changes no result there, or has no meaning there.

@@ -312,7 +312,7 @@ def _traffic(
     updates, passes = config.updates_per_step, config.updates_per_step * config.num_iterations
     forwards = batch.micro_batches * passes
     scorings = updates - 1 + (updates if loss.rejected_tokens == "drop" else 0)
-    scorings += passes if loss.needs_stats else 0
+    scorings += passes if loss.needs_stats or config.router_aux_loss_coef else 0
 
     def gathered(part: Sizes, layers: int, roots: int) -> float:
         inside = sum(group.shard(ranks) for group in part.layers) * types.compute.itemsize

@@ -15,6 +15,7 @@ from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
 from ...policy.load import load_tokenizer
 from ...policy.optimizer import make_optimizer
+from ...policy.probes import find_router_loss
 from ...rewards import Reward
 from ...rollouts import Sampler
 from ...rollouts.step_rollouts import PromptOrder, StepRollouts
@@ -80,6 +81,7 @@ def start(
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
+    router = find_router_loss(policy, config.router_aux_loss_coef)
     layout = choose_layout(config, policy, reference, longest)
     optimizer = make_optimizer(policy, config, parts.optimizer)
     state = TrainState()
@@ -106,6 +108,7 @@ def start(
         or partial(has_signal, estimator=estimator, weights=[reward.weight for reward in data.rewards]),
         masks_refused=own_filter is not None,
         layout=layout,
+        router=router,
         recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
         state=replace(state, unfinished=None, ahead=(), sources={**state.sources, **digests(config)}),
         stop=stop,
