@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
+from transformers.utils import logging
 
 from grpokit import GRPOTrainer
 
@@ -203,7 +204,7 @@ def check_family(name: str, folder: Path) -> Verdict:
             again, trainer = check_training(path, folder, "float64")
             trains = f"WRONG: {problem}; {again}" if again else "exact (shown in float64)"
     except ValueError as error:
-        return Verdict(name, "refused: " + str(error).partition(": ")[2][:160])
+        return Verdict(name, refusal(error))
     policy = trainer._run.policy  # pyright: ignore
     sampled = "row by row" if policy.generate_not else "generate"
     if uses_loop(trainer):
@@ -219,6 +220,20 @@ def check_family(name: str, folder: Path) -> Verdict:
     )
 
 
+def refusal(error: Exception) -> str:
+    """What a refusal says, without the path."""
+    return "refused: " + str(error).partition(": ")[2][:160]
+
+
+def tried(name: str, folder: Path) -> Verdict:
+    """Tries a family, and reports what it raises as wrong: only a ValueError at the start is a refusal."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return check_family(name, folder)
+    except Exception as error:  # noqa: BLE001 - one family must not hide the others
+        return Verdict(name, f"WRONG: raises {type(error).__name__}: {str(error)[:160]}")
+
+
 def uses_loop(trainer: GRPOTrainer) -> bool:
     """Whether a trainer's model is sampled by the decode loop."""
     sampler = trainer._run.rollouts.sampler  # pyright: ignore
@@ -230,7 +245,7 @@ def check_lora(path: Path, folder: Path) -> str:
     try:
         trainer, _ = trained(path, folder / "lora", "float32", lora_r=2, max_steps=1)
     except ValueError as error:
-        return "refused: " + str(error).partition(": ")[2][:80]
+        return refusal(error)[:90]
     moved = [bool((p != 0).any()) for n, p in trainer.model.named_parameters() if "lora_B" in n]
     return "yes" if all(moved) else f"{sum(moved)} of {len(moved)} modules"
 
@@ -279,13 +294,16 @@ def main() -> int:
         parser.error(f"unknown families {', '.join(unknown)}; there are {', '.join(FAMILIES)}")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    console, verdicts = Console(highlight=False), []
-    table = Table(*HEADINGS)
-    for name in track(wanted.families or list(FAMILIES), "families", console=Console(stderr=True)):
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            verdicts.append(check_family(name, Path(folder)))
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    verdicts, table = [], Table(*HEADINGS)
+    bar = Console(file=sys.stderr)
+    for name in track(wanted.families or list(FAMILIES), "families", console=bar):
+        with tempfile.TemporaryDirectory() as folder:
+            verdicts.append(tried(name, Path(folder)))
+        bar.print(f"{name}: {verdicts[-1].trains}", highlight=False)
         table.add_row(*(str(cell) for cell in vars(verdicts[-1]).values()))
-    console.print(table)
+    Console(highlight=False).print(table)
     if wanted.write:
         write(verdicts)
     return int(any(verdict.is_wrong for verdict in verdicts))

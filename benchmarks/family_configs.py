@@ -113,7 +113,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Helium": ("HeliumConfig", DENSE),
     "DiffLlama": ("DiffLlamaConfig", NO_HEAD_DIM),
     "MiniMax": ("MiniMaxConfig", MOE | {"block_size": 8}),
-    "dots1": ("Dots1Config", MOE | DEEPSEEK | {"head_dim": 8}),
+    "dots1": ("Dots1Config", MOE | DEEPSEEK | {"head_dim": 8, "n_shared_experts": 1}),
     "GPT-2": ("GPT2Config", GPT),
     "GPT-J": ("GPTJConfig", GPT | {"rotary_dim": 4}),
     "GPT-Neo": (
