@@ -7,7 +7,7 @@ import pytest
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
 from grpokit.rollouts.trial import log_probs_alone
-from grpokit.training.setup import gate
+from grpokit.training.setup import ways
 from helpers.architectures import SIZES, save
 from helpers.running import start, train
 from helpers.tiny import make_model_dir, tiny_config, write_rows
@@ -37,7 +37,7 @@ RWKV = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, 
 def run_of(tmp_path, name, settings, **changes):
     """A run on a tiny model of that architecture."""
     save(tmp_path / "model", name, settings)
-    return start(tiny_config(tmp_path, dtype="float32", **{"max_steps": 2} | changes))
+    return start(tiny_config(tmp_path, **{"dtype": "float32", "max_steps": 2} | changes))
 
 
 def furthest_from_alone(run) -> float:
@@ -145,12 +145,12 @@ def test_the_twin_sees_a_wrong_mask(tmp_path, monkeypatch):
 
     begin = Completing.start
     monkeypatch.setattr(Completing, "start", lambda self, ids, mask, *rest: begin(self, ids, None, *rest))
-    gate._found.clear()
+    ways._found.clear()
     run = run_of(tmp_path, "LlamaConfig", SIZES)
     assert "log-probs differ by" in run.policy.loop_not
     assert run.policy.generate_not is None
     monkeypatch.undo()
-    gate._found.clear()
+    ways._found.clear()
     run.close()
 
 
@@ -168,3 +168,54 @@ def test_eval_refuses_what_training_refuses(tmp_path, capsys):
     ]
     assert main([*words, "--max_completion_length", "8"]) == 2
     assert "differ from each row alone" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- the model itself
+
+
+@pytest.fixture
+def no_twin(monkeypatch):
+    """Only the model itself can be tried."""
+
+    def refuses(_):
+        raise ValueError("no small model can be built")
+
+    monkeypatch.setattr(ways, "make_twin", refuses)
+    ways._found.clear()
+    yield
+    ways._found.clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_mask_is_seen_on_the_model_itself(tmp_path, monkeypatch, no_twin, dtype):
+    from grpokit.rollouts.decode import Completing
+
+    run = run_of(tmp_path, "LlamaConfig", SIZES, dtype=dtype, output_dir=str(tmp_path / "right"))
+    assert run.policy.loop_not is None
+    run.close()
+    begin = Completing.start
+    monkeypatch.setattr(Completing, "start", lambda self, ids, mask, *rest: begin(self, ids, None, *rest))
+    run = run_of(tmp_path, "LlamaConfig", SIZES, dtype=dtype)
+    assert "on the model itself, in short rows" in run.policy.loop_not
+    assert run.policy.generate_not is None
+    run.close()
+
+
+def test_full_length_is_tried_where_it_is_asked_for(tmp_path, no_twin, capsys):
+    """Rotary frequencies that switch after 20 tokens: short rows don't show it."""
+    later = {"original_max_position_embeddings": 20}
+    settings = LONGROPE | later | {"rope_parameters": LONGROPE["rope_parameters"] | later}
+    long = {"max_completion_length": 30}
+    run_of(tmp_path, "Phi3Config", settings, output_dir=str(tmp_path / "quick"), **long).close()
+    assert "no small model can be built; only the model itself was tried" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match=r"differ from each row alone .*in rows of up to \d+ tokens.*at most 20"
+    ):
+        run_of(tmp_path, "Phi3Config", settings, check="full", **long)
+
+
+def test_full_length_passes_for_a_model_that_is_exact(tmp_path, capsys):
+    run = run_of(tmp_path, "LlamaConfig", SIZES, check="full", max_completion_length=40, beta=0.1)
+    assert "rows padded, packed, shared prompts, sampled by the loop" in capsys.readouterr().out
+    train(run)
+    run.close()

@@ -48,7 +48,8 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
             config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset
         )
         tokenizer = check_tokens(policy, tokenizer, prompts)
-        check_model(policy, config.model, prompts.longest + config.max_completion_length)
+        new = config.max_completion_length
+        check_model(policy, config.model, prompts.longest + new, new, full=config.check == "full")
         rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
         say(describe_rewards(rewards))
         sampler = make_sampler(config, policy, tokenizer, config.seed)
