@@ -16,6 +16,21 @@ SIZES = {
     "bos_token_id": None,
 }
 
+DEEPSEEK = {name: size for name, size in SIZES.items() if name != "head_dim"} | {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+
 
 def save(path, name, settings, tokenizer=None):
     """A model of that configuration in `path`, with the tokenizer of the tests if no other is given."""

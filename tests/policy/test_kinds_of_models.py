@@ -10,7 +10,7 @@ import torch
 from grpokit.policy.architecture import backbone
 from grpokit.policy.load import load_policy
 from grpokit.policy.lora import Lora, adapted_layers
-from helpers.architectures import SIZES, save
+from helpers.architectures import DEEPSEEK, SIZES, save
 from helpers.running import start, train
 from helpers.tiny import make_model_dir, tiny_config
 
@@ -61,6 +61,7 @@ def test_it_can_be_loaded_and_trained(tmp_path, name, settings, dtype):
         ("Qwen3MoeConfig", SIZES | EXPERTS, "experts, gate"),
         ("MixtralConfig", SIZES | EXPERTS, "experts, gate"),
         ("PhimoeConfig", SIZES | EXPERTS, "experts, router"),
+        ("DeepseekV3Config", DEEPSEEK, "down_proj, experts, gate, gate_proj, up_proj"),
         ("MambaConfig", MAMBA, "dt_proj, mixer, out_proj"),
         ("FalconH1Config", FALCON_H1, "out_proj"),
     ],

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from grpokit.policy.load import load_policy, load_tokenizer
 from grpokit.policy.lora import Lora
-from helpers.architectures import SIZES, save
+from helpers.architectures import DEEPSEEK, SIZES, save
 from helpers.running import start, train
 from helpers.tiny import make_model_dir, tiny_config
 
@@ -142,22 +142,6 @@ def test_an_adapter_leaves_rotary_frequencies_as_they_are(model):
     for name, buffer in plain.model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
         assert buffers[name].dtype == torch.float32
-
-
-DEEPSEEK = {name: size for name, size in SIZES.items() if name != "head_dim"} | {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 8,
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 4,
-    "v_head_dim": 8,
-    "num_key_value_heads": 4,
-}
 
 
 def test_a_tensor_that_is_kept_in_float32_stays_so_in_files(tmp_path):

@@ -66,7 +66,7 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
     """Settles what all-linear means for a model: every plain linear layer but the head, in MoE and Mamba models too.
 
     Experts that are stacked in one tensor, routers, and projections that a fused kernel of Mamba reads by itself can't have
-    an adapter.
+    an adapter. Layers that share their name with a projection of the experts can't either (see `read_as_experts`).
 
     Returns:
         The adapter with its modules, and the kinds of modules that get none.
@@ -87,10 +87,28 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
             skipped.add(own_name)
     if not skipped:
         return lora, []
+    as_experts = read_as_experts(model, {name.rpartition(".")[2] for name in plain})
+    skipped |= as_experts
+    plain = [name for name in plain if name.rpartition(".")[2] not in as_experts]
     ends = {name.rpartition(".")[2] for name in plain}
     others = {name.rpartition(".")[2] for name in modules if name not in plain}
     in_full = [name for name in plain if name.rpartition(".")[2] in others]  # the last part isn't enough
     return replace(lora, chosen=(*sorted(ends - others), *in_full)), sorted(skipped)
+
+
+def read_as_experts(model: Any, names: set[str]) -> set[str]:
+    """Returns those names of modules that peft takes for parts of a model's stacked experts.
+
+    In some mixtures of experts, peft reads `gate_proj` so. Plain layers of that name, such as those of shared experts, could
+    be given an adapter, but peft and vLLM would not load it again.
+    """
+    _require_peft("--lora_r")
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=sorted(names))
+    convert_peft_config_for_transformers(config, model, None)
+    return names - set(config.target_modules or ())
 
 
 def _has_matrix(module: nn.Module) -> bool:
@@ -118,7 +136,7 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
     named = " ".join(lora.target_modules)
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     linear = {name.rpartition(".")[2] for name, kind in kinds.items() if "Linear" in kind or kind == "Conv1D"}
-    plain = ", ".join(sorted(linear - {"lm_head"}))
+    plain = ", ".join(sorted(linear - {"lm_head"} - read_as_experts(model, linear)))
     # GPT-2 stores its weights transposed.
     config.fan_in_fan_out = "Conv1D" in kinds.values()
     for parameter in model.parameters():
