@@ -187,7 +187,7 @@ def check_training(path: Path, output: Path, dtype: str) -> tuple[str, GRPOTrain
     """Trains in one dtype and compares. Returns "" where it agrees, else the gaps."""
     trainer, steps = trained(path, output / dtype, dtype)
     weights, gap = recompute(path, steps, dtype)
-    ours = dict(trainer.model.named_parameters())
+    ours = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
     apart = max(float((ours[name].double() - weights[name].double()).abs().max()) for name in weights)
     most, furthest = CLOSE[dtype]
     agrees = gap <= most and apart <= furthest

@@ -39,6 +39,13 @@ DEEPSEEK = NO_HEAD_DIM | {
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,
 }
+HYBRID = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 16}
+MOE_OF_JAMBA = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+}
 LINEAR = {
     "num_hidden_layers": 4,
     "linear_num_value_heads": 4,
@@ -161,9 +168,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_n_heads": 4,
             "mamba_d_head": 8,
             "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
             "lm_head_multiplier": 0.5,
         },
     ),
+    "Bamba": ("BambaConfig", NO_HEAD_DIM | HYBRID | {"attn_layer_indices": [1]}),
+    "Jamba": (
+        "JambaConfig",
+        NO_HEAD_DIM
+        | MOE_OF_JAMBA
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+    ),
+    "Granite 4": (
+        "GraniteMoeHybridConfig",
+        NO_HEAD_DIM
+        | HYBRID
+        | {"layer_types": ["mamba", "attention"], "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "LFM2": ("Lfm2Config", NO_HEAD_DIM | {"layer_types": ["conv", "full_attention"]}),
     "RecurrentGemma": ("RecurrentGemmaConfig", DENSE | {"lru_width": 32, "attention_window_size": 8}),
 }
 
