@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import grpokit.training.run
 from grpokit.commands.cli import main
 from grpokit.runs.checkpoint import checkpoints, verify
+from grpokit.runs.recorder import Recorder
 from helpers.disturbed import STEPS, same_to_the_byte
 from helpers.launch import rows
 from helpers.places import ROOT
@@ -117,6 +120,60 @@ def test_a_full_disk_loses_nothing_and_is_said(undisturbed, tmp_path, capsys):
     command[-1] = str(tmp_path / "run")
     assert main([*command, "--resume_from_checkpoint", "auto"]) == 0
     same_to_the_byte(tmp_path / "run", undisturbed / "undisturbed")
+
+
+# What is being written when the disk is full: the function, its first call that fails, and flags that make a run call it.
+EVALUATED = ("--eval_steps", "3", "--eval_samples", "2", "--eval_dataset")
+WRITES = {
+    "metrics.jsonl": (Recorder, "write_step", 2, ()),
+    "a batch": (grpokit.training.run, "write_batch", 2, ("--record_batches", "3")),
+    "evaluations.jsonl": (Recorder, "write_evaluation", 2, EVALUATED),
+    "best/": (grpokit.training.run, "save_model", 1, EVALUATED),
+    "final/": (grpokit.training.run, "save_model", 1, ()),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_what_a_full_disk_has_no_room_for_is_saved_elsewhere(
+    undisturbed, tmp_path, monkeypatch, capsys, what
+):
+    """Whatever was being written: not a step is lost, though no checkpoint was written before."""
+    disk = tmp_path / "disk"
+    if not mounted(disk, "size=1600k"):
+        pytest.skip("NOT TESTED: a full disk (mounting a tmpfs is not permitted here)")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    holder, name, fails_at, flags = WRITES[what]
+    if flags == EVALUATED:
+        flags = (*flags, str(undisturbed / "train.jsonl"))
+    command = ["train", "--config", str(undisturbed / "run.yaml"), "--output_dir", str(disk / "run")]
+    command = [*command, "--save_steps", "0", *flags]
+    write, calls = getattr(holder, name), []
+
+    def into_a_full_disk(*arguments, **options):
+        calls.append(1)
+        if len(calls) == fails_at:
+            with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(512))
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(holder, name, into_a_full_disk)
+    try:
+        assert main(command) == 1
+        said = capsys.readouterr()
+        assert "No space left" in said.err
+        (saved,) = tmp_path.glob("run-*/checkpoint-*")
+        verify(saved)
+        assert f"saved {saved} instead; move it to {disk / 'run'}" in said.out
+        monkeypatch.setattr(holder, name, write)
+        (disk / "filler").unlink()
+        shutil.move(saved, disk / "run")
+        assert main([*command, "--resume_from_checkpoint", "auto"]) == 0
+        ends = [r / "final" / "model.safetensors" for r in (disk / "run", undisturbed / "undisturbed")]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
+        assert [row["step"] for row in rows(disk / "run", "metrics.jsonl")] == list(range(1, STEPS + 1))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
 def test_a_read_only_file_system_is_refused_at_the_start(undisturbed, tmp_path, capsys):

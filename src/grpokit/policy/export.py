@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,12 @@ class SaveFormat:
 
 
 def save_model(
-    path: Path, policy: Policy, tokenizer: Any, save_format: SaveFormat, world: World = ALONE
+    path: Path,
+    policy: Policy,
+    tokenizer: Any,
+    save_format: SaveFormat,
+    world: World = ALONE,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a Hugging Face directory atomically. A collective.
 
@@ -45,13 +50,20 @@ def save_model(
         tokenizer: the tokenizer, which is saved with it.
         save_format: dtype, and whether only the adapter is written.
         world: the ranks. Only the main one writes.
+        texts: further files: name → content.
 
     Raises:
         OSError: the directory cannot be written.
     """
     weights = gather_weights(policy, save_format, world)
+
+    def write(directory: Path) -> None:
+        write_model(directory, weights, policy, tokenizer, save_format)
+        for name, text in (texts or {}).items():
+            (directory / name).write_text(text, encoding="utf-8")
+
     if world.is_main:
-        atomically(path, lambda directory: write_model(directory, weights, policy, tokenizer, save_format))
+        atomically(path, write)
 
 
 def gather_weights(policy: Policy, save_format: SaveFormat, world: World) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..common.writing import write_tensors
 from ..losses import Counts, Loss, LossBatch, sequence_weights
 from ..types import Sample
 
@@ -32,8 +33,6 @@ def write_batch(
         old: sample index → [T_i], log-probs before the step's updates.
         new: sample index → [T_i], log-probs after them; samples that are missing here are left out.
     """
-    from safetensors.torch import save_file
-
     samples = [sample for sample in samples if sample.index in new]
     lengths = torch.tensor([sample.length for sample in samples])
 
@@ -50,8 +49,7 @@ def write_batch(
         "lengths": per_token([sample.length for sample in samples], torch.int64),
         "positions": torch.cat([torch.nonzero(sample.trainable).flatten() for sample in samples]),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: values.contiguous() for name, values in fields.items()}, path)
+    write_tensors(path, fields)
 
 
 def read_batch(path: str | Path) -> dict[str, Tensor]:

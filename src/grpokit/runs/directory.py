@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,17 @@ def claim(output: Path) -> None:
         raise ValueError(
             f"--output_dir {output}: cannot be written to ({error.strerror}); name another, or change its permissions"
         ) from error
+
+
+def elsewhere(output: Path) -> str | None:
+    """Makes a directory of its own on another disk than the run's, among the system's temporary files; None if there is none.
+
+    Example: `elsewhere(Path("runs/demo"))` may return "/tmp/demo-x8k2_1f3".
+    """
+    temporary = tempfile.gettempdir()
+    if os.stat(temporary).st_dev == os.stat(output).st_dev:
+        return None
+    return tempfile.mkdtemp(prefix=f"{output.resolve().name}-")
 
 
 def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from ..common.writing import write_tensors
 from ..config.options import TrainConfig
 from ..config.yaml import from_yaml, to_yaml
 from ..policy.scoring import Offender, Whole
@@ -62,8 +62,7 @@ def write_offender(
         "step": step,
         "policy_version": policy_version,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"about": json.dumps(about), "config": to_yaml(config)})
+    write_tensors(file, tensors, {"about": json.dumps(about), "config": to_yaml(config)})
 
 
 def read_offender(file: Path) -> Dump:

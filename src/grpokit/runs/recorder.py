@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,11 +90,6 @@ class Recorder:
         """Writes the figures of the evaluation after `step` steps."""
         self.evaluations.append({"step": step, **figures})
         self.evaluations_file.write(self.evaluations[-1])
-
-    def write_best(self, step: int, reward: float) -> None:
-        """Writes best/evaluation.json: the step and reward of the best model."""
-        record = json.dumps({"step": step, "eval/reward": reward}) + "\n"
-        (self.output / "best" / "evaluation.json").write_text(record, encoding="utf-8")
 
     def write_error(self, error: BaseException) -> str:
         """Writes the full traceback to error.txt and returns a sentence that says where it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
 from ..runs.batches import write_batch
 from ..runs.checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
+from ..runs.directory import elsewhere
 from ..runs.dumps import write_offender
 from ..runs.metrics import values
 from ..runs.recorder import Recorder
@@ -157,9 +159,9 @@ class Run:
         figures = self.held_out.evaluate(self.score, step, self.world, self.pause)
         earlier = [row.get("eval/reward", -math.inf) for row in self.recorder.evaluations]
         if figures.get("eval/reward", -math.inf) > max(earlier, default=math.inf):
-            save_model(self.output / "best", self.policy, self.tokenizer, self.save_format, self.world)
-            if self.world.is_main:
-                self.recorder.write_best(step, figures["eval/reward"])
+            record = json.dumps({"step": step, "eval/reward": figures["eval/reward"]}) + "\n"
+            how = self.save_format, self.world
+            save_model(self.output / "best", self.policy, self.tokenizer, *how, {"evaluation.json": record})
             say(f"best so far by eval/reward: {self.output / 'best'}")
         self.recorder.write_evaluation(step, figures)
         shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in figures.items())
@@ -221,13 +223,24 @@ class Run:
         write_offender(file, offender, self.config, self.state.step, self.policy.version)
         return file
 
-    def save(self, progress: StepProgress | None = None) -> Path:
-        """Writes the checkpoint of where the run stands; `progress` is the step that is under way. All ranks call it."""
+    def save(self, progress: StepProgress | None = None, folder: Path | None = None) -> Path:
+        """Writes the checkpoint of where the run stands. All ranks call it.
+
+        Args:
+            progress: the step that is under way, or None.
+            folder: where to write it (None: the run's directory).
+
+        Returns:
+            The checkpoint's directory.
+
+        Raises:
+            OSError: it cannot be written; only on the main rank.
+        """
         ahead = self.rollouts.waiting() if progress is None else []
         state = replace(
             self.state, unfinished=progress, ahead=ahead, data=self.rollouts.data_state(self.state.step)
         )
-        path = self.output / state.name
+        path = (folder or self.output) / state.name
         save_checkpoint(
             path,
             state,
@@ -240,7 +253,7 @@ class Run:
             # A stop while a step samples discards its rewards. They are computed again, from the same random state.
             random_state=self.random_state if progress is None else None,
         )
-        if self.world.is_main:
+        if self.world.is_main and folder is None:
             prune(self.output, self.config.save_total_limit, path)
         self.callbacks.call("on_save", self.state.step, path)
         return path
@@ -258,19 +271,36 @@ class Run:
             self.keep(progress)
 
     def keep(self, progress: StepProgress | None = None) -> None:
-        """Writes the checkpoint of this moment, unless it is there, and says where it is."""
+        """Writes the checkpoint of this moment, unless it is there, and says where it is.
+
+        Where the run's disk is full, it goes to the temporary directory, if that is on another disk.
+        """
         path = self.output / replace(self.state, unfinished=progress).name
+        problem = self._problem_with_saving(progress, None) if not path.exists() else None
+        if problem is None:
+            say(f"saved {path}; continue with {self.resume_by}")
+            return
+        folder = self.world.from_main(elsewhere(self.output) if self.world.is_main else None)
+        if folder is None or self._problem_with_saving(progress, Path(folder)) is not None:
+            say(f"no checkpoint of this moment: {problem}")
+            return
+        say(
+            f"{problem}\nsaved {Path(folder) / path.name} instead; move it to {self.output}, and continue with "
+            f"{self.resume_by}"
+        )
+
+    def _problem_with_saving(self, progress: StepProgress | None, folder: Path | None) -> str | None:
+        """Tries to write a checkpoint. Returns the problem, the same on every rank, or None."""
+        problem = None
         try:
-            if not path.exists():
-                self.save(progress)
+            self.save(progress, folder)
         except (
             OSError,
             ValueError,
             CallbackError,
-        ) as cannot:  # a full disk, say, which may be why we are here
-            say(f"no checkpoint of this moment: {cannot}")
-            return
-        say(f"saved {path}; continue with {self.resume_by}")
+        ) as error:  # a full disk, say, which may be why we are here
+            problem = str(error)
+        return next(filter(None, self.world.gather_json(problem)), None)
 
     def finish(self) -> None:
         """Writes final/ and the report, and says where everything is."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...batch.advantages import has_signal
 from ...common.console import say
+from ...common.writing import write_text
 from ...config.options import TrainConfig
 from ...config.yaml import to_yaml
 from ...parallel import ALONE, World
@@ -180,7 +181,7 @@ def open_recorder(
     """
     if world.is_main:
         (output / "error.txt").unlink(missing_ok=True)  # an earlier try's
-        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_text(output / "config.yaml", to_yaml(config))
     trackers = make_trackers(config, output, step) if world.is_main else []
     return Recorder.open(output, rewards, config.log_completions, trackers, step, resumed, world)
 
