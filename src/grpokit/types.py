@@ -314,10 +314,7 @@ def join_metrics(a: Mapping[str, Metric], b: Mapping[str, Metric]) -> Metrics:
 class ExpertUse:
     """How often each expert was chosen, in some slice of an update. It adds up over slices and ranks, exactly.
 
-    Example:
-        >>> use = ExpertUse(torch.tensor([3, 1]), torch.tensor(4))
-        >>> (use + use).chosen
-        tensor([6, 2])
+    Example: `ExpertUse(torch.tensor([3, 1]), torch.tensor(4)) + ExpertUse(torch.tensor([0, 2]), torch.tensor(2))`
     """
 
     chosen: Tensor  # [E] int64

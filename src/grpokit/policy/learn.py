@@ -280,7 +280,17 @@ def first_pass(policy: Policy, update: Update, loss: Loss, how: Learning) -> tup
 
 
 def gather_stats(parts: Sequence[UpdateStats], policy: Policy, loss: Loss, how: Learning) -> Stats:
-    """Joins the statistics of all slices and ranks, and finishes them. A collective."""
+    """Joins the statistics of all slices and ranks, and finishes them. A collective.
+
+    Args:
+        parts: this rank's slices.
+        policy: the model, for its device and version.
+        loss: the loss.
+        how: the settings of learning.
+
+    Returns:
+        The update's statistics, the same on every rank.
+    """
     mine = UpdateStats.join(parts).tokens
     ranks = [
         UpdateStats(
@@ -292,7 +302,17 @@ def gather_stats(parts: Sequence[UpdateStats], policy: Policy, loss: Loss, how: 
 
 
 def gather_balance(used: Sequence[ExpertUse], policy: Policy, router: RouterLoss, world: World) -> Balance:
-    """Adds up the experts' use of all slices and ranks. A collective."""
+    """Adds up how often each expert was chosen, over all slices and ranks. A collective.
+
+    Args:
+        used: this rank's slices.
+        policy: the model, for its device.
+        router: the router loss.
+        world: the ranks.
+
+    Returns:
+        What the second pass needs, the same on every rank.
+    """
     mine = functools.reduce(ExpertUse.__add__, used)
     ranks = [ExpertUse(**part) for part in world.gather_tensors(vars(mine))]
     total = functools.reduce(ExpertUse.__add__, ranks)

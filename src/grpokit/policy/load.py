@@ -17,7 +17,8 @@ from ..common.hub import model_directory
 from ..common.text import first_line
 from ..parallel import ALONE, World, shard
 from .architecture import layers
-from .lora import Lora, attach, base_of, choose_modules, merge_into, quantization_options
+from .lora import Lora, attach, base_of, merge_into, quantization_options
+from .lora_targets import choose_modules
 from .policy import Policy, resolve_dtype
 from .probes import probe_head, probe_layouts
 from .whole import check_report, check_whole, damaged_weights

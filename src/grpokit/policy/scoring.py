@@ -33,8 +33,8 @@ class NonFiniteError(ValueError):
 class Whole:
     """What a first pass over a whole update fixes for the second. Example: `Whole(stats=None, balance=None)`"""
 
-    stats: Stats | None = None  # of a loss that couples a group or the update
-    balance: Balance | None = None  # of the router auxiliary loss
+    stats: Stats | None = None  # the statistics, where the loss couples a group or the update
+    balance: Balance | None = None  # what the router auxiliary loss needs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -76,7 +76,18 @@ def check_model(
 
 
 def take_ways(policy: Policy, path: str, everywhere: Sequence[Found], longest: int, samples: bool) -> None:
-    """Notes on the policy which ways some rank has found not to be exact. Raises ValueError where none is left."""
+    """Notes on the policy which ways some rank has found not to be exact.
+
+    Args:
+        policy: the model.
+        path: its directory, for messages.
+        everywhere: what each rank has found.
+        longest: tokens of the longest row.
+        samples: whether the model itself samples.
+
+    Raises:
+        ValueError: no exact way is left. The message has the measured gap.
+    """
 
     def problem(way: str) -> str | None:
         return next((why for found in everywhere if (why := getattr(found, way)) is not None), None)

@@ -23,8 +23,9 @@ CLOSE, CLOSE_IN_16_BITS = 1e-3, 5e-2
 # Tokens of the twin's prompts: those that stay within its window with their completions, and those that outgrow it.
 WITHIN, BEYOND = (1, 2, 4), (3, 11, 20, 26)
 NEW_TOKENS = {WITHIN: 3, BEYOND: 6}
-SHORT, SHORT_NEW = (3, 7, 12), 4  # of the model itself, with --check quick
-FULL_NEW = 16  # tokens of a completion, with --check full
+# Tokens of the prompts and completions that the model itself samples, and of a completion with --check full.
+SHORT, SHORT_NEW = (3, 7, 12), 4
+FULL_NEW = 16
 
 
 @dataclass(frozen=True)
