@@ -1,14 +1,14 @@
 """Which model families train exactly? A tiny random model of each is trained, and every update computed again.
 
     python benchmarks/families.py                      all families, as a table
-    python benchmarks/families.py Qwen3 GptOss         some of them
+    python benchmarks/families.py Qwen3 gpt-oss        some of them
     python benchmarks/families.py --write              also into docs/*/models.md
 
 Each family trains three steps × 2 iterations × 2 updates in float32. Then an independent plain loop computes the same
 updates: each row alone, through transformers' own forward, with a dapo loss and an AdamW written out here. Log-probs must
 agree within 1e-4, and the weights at the end within 1e-5; a family that amplifies rounding is tried again in float64, within
 1e-9. Resume, an adapter, and the ways of sampling and of laying out rows are tried too.
-Exit code: 0 where no family is silently wrong, 1 where one is, 2 for wrong usage.
+Exit code: 0; 1 where a family trains wrongly, raises, or doesn't resume to the byte; 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from grpokit import GRPOTrainer
+from grpokit.policy.scoring import NonFiniteError
 
 ROOT = Path(__file__).parents[1]
 STEPS, ITERATIONS, UPDATES = 3, 2, 2
@@ -53,7 +54,7 @@ class Verdict:
     """What was found of a family. Example: `Verdict("Qwen3", "exact", "the loop", "yes", "yes", "yes", "yes")`"""
 
     name: str
-    trains: str  # "exact", "exact in float64", "refused: …", or "WRONG: …"
+    trains: str  # "exact", "exact (shown in float64)", "refused: …", or "WRONG: …"
     sampled: str = ""
     packs: str = ""
     shares: str = ""
@@ -62,7 +63,7 @@ class Verdict:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it trains, and not as the plain loop does."""
+        """Whether it trains otherwise than the plain loop, raises, or doesn't resume to the byte."""
         return "WRONG" in self.trains or self.resumes == "no"
 
 
@@ -184,7 +185,7 @@ def recompute(path: Path, steps: list[Any], dtype: str) -> tuple[dict[str, Tenso
 
 
 def check_training(path: Path, output: Path, dtype: str) -> tuple[str, GRPOTrainer]:
-    """Trains in one dtype and compares. Returns "" where it agrees, else the gaps."""
+    """Trains in one dtype and compares. Returns the gaps, or "" where they are small enough, and the trainer."""
     trainer, steps = trained(path, output / dtype, dtype)
     weights, gap = recompute(path, steps, dtype)
     ours = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
@@ -203,6 +204,8 @@ def check_family(name: str, folder: Path) -> Verdict:
         if problem:
             again, trainer = check_training(path, folder, "float64")
             trains = f"WRONG: {problem}; {again}" if again else "exact (shown in float64)"
+    except NonFiniteError:
+        raise
     except ValueError as error:
         return Verdict(name, refusal(error))
     policy = trainer._run.policy  # pyright: ignore
@@ -226,7 +229,7 @@ def refusal(error: Exception) -> str:
 
 
 def tried(name: str, folder: Path) -> Verdict:
-    """Tries a family, and reports what it raises as wrong: only a ValueError at the start is a refusal."""
+    """Tries a family. A ValueError is a refusal; any other error, and numbers that aren't finite, are reported as wrong."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return check_family(name, folder)

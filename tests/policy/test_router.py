@@ -69,8 +69,8 @@ def groups_of():
     return add_advantages(groups)
 
 
-def learned(path, name="dapo", coefficient=COEFFICIENT, lora=None, recompute=False, **how):
-    """The weights' changes after two optimizer steps, and the metrics."""
+def learned(path, name="dapo", coefficient=COEFFICIENT, recompute=False, **how):
+    """The weights after two optimizer steps, and the metrics."""
     loss = build(
         name, **({"cov_low": 0.001, "cov_high": 1e9, "cov_ratio": 0.3} if name == "clip_cov" else {})
     )
@@ -85,7 +85,7 @@ def learned(path, name="dapo", coefficient=COEFFICIENT, lora=None, recompute=Fal
 
 @pytest.mark.parametrize("name", ["dapo", "clip_cov"])
 def test_the_same_weights_however_the_update_is_cut(directory, name):
-    """Padded and with shared prompts, in micro-batches of any size, with dead rows allowed to leave or not."""
+    """Padded and with shared prompts, in micro-batches of any size, whether dead rows may be dropped or not."""
     weights, metrics = learned(directory, name, micro_batch_tokens=10_000, drop_dead_rows=False)
     assert metrics["aux_loss"] > 0
     assert metrics["frac_tokens_dropped"] == 0
@@ -123,7 +123,7 @@ def own_gradient(model, samples):
 
 @pytest.mark.parametrize("share", ["never", "always"])
 def test_value_and_gradient_are_transformers_own(directory, share):
-    """A loss without signal leaves the router's term alone: every row is dead, and none leaves."""
+    """All advantages are 0, so the router's term is the whole loss, and no row is dropped."""
     loss = build("dapo")
     groups = [dataclasses.replace(group, advantages=torch.zeros(4).double()) for group in groups_of()]
     update = plan_step(groups, loss)[0]
@@ -143,7 +143,7 @@ def test_value_and_gradient_are_transformers_own(directory, share):
 
 
 def test_a_shared_prompt_counts_once_for_each_completion(directory):
-    """Tokens by layer: every token of every row, its last one too; padding never."""
+    """Every token of every row counts, its last one too, and padding doesn't."""
     samples = plan_step(groups_of(), build("dapo"))[0].samples
     want = sum(sample.num_tokens for sample in samples)
     for layout in ("padded", "packed", "shared"):
@@ -234,7 +234,7 @@ def test_a_run_logs_it_and_resumes(directory, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_train_as_one_process(tmp_path):
-    """Ranks without a row of their own too: two prompts and two updates, in the smallest micro-batches."""
+    """Also ranks that have no rows: two prompts and two updates, in the smallest micro-batches."""
     make_model_dir(tmp_path / "model")  # for its tokenizer
     save(tmp_path / "model", "Qwen3MoeConfig", MOE)
 
@@ -263,7 +263,7 @@ def test_ranks_train_as_one_process(tmp_path):
 
 
 def test_a_dump_replays_with_it(directory, tmp_path):
-    """What isn't finite in the router's term is found again from the dump alone."""
+    """With the bad weight set to 0, the loss of the replayed dump is the router's term alone."""
     policy, loss = load(directory), build("dapo")
     update = plan_step(groups_of(), loss)[0]
     bad = (dataclasses.replace(update.samples[0], weight=float("nan")), *update.samples[1:])

@@ -22,7 +22,7 @@ class _Inputs:
     prefix: Prefix | None
     firsts: list[int]  # flat index of the hidden state that predicts the completion's first token
     seconds: list[int]  # that of its second token; the others follow it
-    copies: Tensor  # [M] the samples that each input token belongs to; 0 for padding
+    copies: Tensor  # [M] how many samples each input token counts for; 0 for padding
 
 
 def _padded(samples: Sequence[Sample], whole: bool) -> _Inputs:

@@ -23,8 +23,8 @@ class ModelOptions:
     trust_remote_code: bool = free(False)
     """Run Python code that comes with the model's directory. Off unless asked for: it may do anything."""
     check: Literal["quick", "full"] = free("quick")
-    """What is tried before the first step. quick: long rows on a small twin of the model, short ones on the model itself. full:
-    also the model itself, in rows as long as the run's longest."""
+    """What is tried before the first step. quick: layouts and sampling on a small twin of the model, and short samples of the
+    model itself. full: layouts and sampling on the model itself too, in rows as long as the run's longest."""
     num_threads: int = free(0)
     """CPU threads for torch (0: 1 for a model under a million parameters, which is fastest so; else torch's choice)."""
 

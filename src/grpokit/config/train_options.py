@@ -52,8 +52,8 @@ class LossOptions:
     top_entropy_quantile: float | None = steering(None)
     """Only this share of the update's tokens, those of highest entropy, carry the policy term."""
     router_aux_loss_coef: float | None = steering(None)
-    """Coefficient of a mixture of experts' router auxiliary loss (default: the model's own, where its config outputs router
-    logits; 0: none)."""
+    """Coefficient of a mixture of experts' router auxiliary loss (default: the model's own, where its config has
+    output_router_logits true; 0: none)."""
 
 
 @dataclass(frozen=True)

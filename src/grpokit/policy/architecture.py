@@ -45,11 +45,11 @@ def layers(model: Any) -> list[nn.Module]:
 
 
 @dataclass(frozen=True, eq=False)
-class Passed:
+class BackboneOutput:
     """What a backbone's forward gives for its M input tokens.
 
     Example:
-        >>> Passed(torch.zeros(5, 8)).router_logits is None
+        >>> BackboneOutput(torch.zeros(5, 8)).router_logits is None
         True
     """
 
@@ -64,16 +64,16 @@ class Passed:
         return self.router_logits
 
 
-def run_backbone(model: Any, with_router: bool, **inputs: Any) -> Passed:
-    """Runs a model's backbone on `inputs`. Its tokens come out flat."""
+def run_backbone(model: Any, with_router: bool, **inputs: Any) -> BackboneOutput:
+    """Runs a model's backbone. Returns its results with batch and position flattened to one axis."""
     asked = {"output_router_logits": True} if with_router else {}
     output = backbone(model)(**inputs, **asked)
     logits = (getattr(output, "router_logits", None) or None) if with_router else None
     routers = None if logits is None else torch.stack([of_layer.flatten(0, -2) for of_layer in logits])
-    return Passed(output.last_hidden_state.flatten(0, 1), routers)
+    return BackboneOutput(output.last_hidden_state.flatten(0, 1), routers)
 
 
-def pass_through(model: Any, micro: MicroBatch, with_router: bool = False) -> Passed:
+def pass_through(model: Any, micro: MicroBatch, with_router: bool = False) -> BackboneOutput:
     """Passes a micro-batch's tokens through the backbone. `micro.at` selects the hidden states that predict a token.
 
     The `padded` and `packed` layouts need no attention mask. Padding is on the right, where a causal model does not look, and
@@ -86,7 +86,8 @@ def pass_through(model: Any, micro: MicroBatch, with_router: bool = False) -> Pa
         with_router: whether to return the routers' logits.
 
     Returns:
-        The hidden states [M, H] of the prompts' tokens, where they are shared, and then of the samples' tokens.
+        The hidden states [M, H] and, where asked for, the routers' logits: those of the prompts' tokens, where they are shared,
+        and then those of the samples' tokens.
     """
     positions = {} if micro.position_ids is None else {"position_ids": micro.position_ids}
     if micro.prefix is None:
@@ -104,12 +105,12 @@ def pass_through(model: Any, micro: MicroBatch, with_router: bool = False) -> Pa
     completions = run_backbone(
         model, with_router, input_ids=micro.input_ids, attention_mask=mask, **how, **positions
     )
-    # Joined even where only one part is asked for, so that the other part's gradient is zeros instead of missing.
+    # Always joined: a part that `micro.at` never selects then gets a gradient of zeros instead of none.
     # Ranks reduce gradients in both passes, so each must go backward through both.
     both, routers = (prompts, completions), None
     if prompts.router_logits is not None and completions.router_logits is not None:
         routers = torch.cat([prompts.router_logits, completions.router_logits], dim=1)
-    return Passed(torch.cat([part.hidden for part in both]), routers)
+    return BackboneOutput(torch.cat([part.hidden for part in both]), routers)
 
 
 def obstacle(model: Any, longest: int) -> str | None:

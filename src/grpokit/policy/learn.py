@@ -28,10 +28,10 @@ from .rejection import drop_rejected, sampler_mismatch
 from .router import Balance, RouterLoss
 from .scoring import (
     Dump,
+    FirstPass,
     Learning,
     NonFiniteError,
     Offender,
-    Whole,
     cut_of,
     fill_logps,
     iter_micro_batches,
@@ -196,7 +196,7 @@ def non_finite(
     policy: Policy,
     samples: Sequence[Sample],
     loss: Loss,
-    whole: Whole,
+    whole: FirstPass,
     how: Learning,
     what: str,
     update: int = 1,
@@ -249,10 +249,12 @@ def _write_dump(dump: Dump, offender: Offender) -> str:
 
 
 @torch.no_grad()
-def first_pass(policy: Policy, update: Update, loss: Loss, how: Learning) -> tuple[Whole, dict[int, Tensor]]:
-    """Fixes what couples the samples of an update, in a pass over all of them. Does nothing where nothing does.
+def first_pass(
+    policy: Policy, update: Update, loss: Loss, how: Learning
+) -> tuple[FirstPass, dict[int, Tensor]]:
+    """Computes what couples the samples of an update, in a pass over all of them. Does nothing where no term couples them.
 
-    Dead samples are included: they have no gradient, but the statistics cover them.
+    Samples with A = 0 are included: the statistics cover them, and the router auxiliary loss trains on them.
 
     Args:
         policy: the model that is trained.
@@ -267,7 +269,7 @@ def first_pass(policy: Policy, update: Update, loss: Loss, how: Learning) -> tup
     used: list[ExpertUse] = []
     logps: dict[int, Tensor] = {}
     if not (update.samples and (loss.needs_stats or how.router)):
-        return Whole(), logps
+        return FirstPass(), logps
     asked = {"with_entropy": loss.needs_entropies, "router": how.router}
     for micro, scores in iter_scores(policy, update.samples, how, **asked):
         logps |= split_by_sample(micro, scores.logps)
@@ -276,7 +278,7 @@ def first_pass(policy: Policy, update: Update, loss: Loss, how: Learning) -> tup
         if scores.experts is not None:
             used.append(scores.experts)
     stats = gather_stats(parts, policy, loss, how) if loss.needs_stats else None
-    return Whole(stats, how.router and gather_balance(used, policy, how.router, how.world)), logps
+    return FirstPass(stats, how.router and gather_balance(used, policy, how.router, how.world)), logps
 
 
 def gather_stats(parts: Sequence[UpdateStats], policy: Policy, loss: Loss, how: Learning) -> Stats:

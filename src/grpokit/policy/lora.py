@@ -39,7 +39,7 @@ class Lora:
     base: str  # directory of the frozen model
     seed: int  # seeds A's initial values; B starts at 0
     quantized: bool = False  # the frozen weights are in 4 bits: QLoRA (arXiv 2305.14314)
-    # What all-linear means for the model, where some linear layers can't have an adapter.
+    # The modules that all-linear stands for, where some linear layers can't have an adapter; empty: peft's own choice.
     chosen: tuple[str, ...] = ()
 
     def config(self) -> Any:
@@ -62,8 +62,8 @@ class Lora:
 def read_as_experts(model: Any, names: set[str]) -> set[str]:
     """Returns those names of modules that peft takes for parts of a model's stacked experts.
 
-    In some mixtures of experts, peft reads `gate_proj` so. Plain layers of that name, such as those of shared experts, could
-    be given an adapter, but peft and vLLM would not load it again.
+    In some mixtures of experts, peft takes `gate_proj` for such a part. An adapter on a plain layer of that name, such as a
+    shared expert's, could be trained, but peft could not load it again.
     """
     _require_peft("--lora_r")
     from peft import LoraConfig

@@ -19,7 +19,7 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
     an adapter. Layers that share their name with a projection of the experts can't either (see `read_as_experts`).
 
     Returns:
-        The adapter with its modules, and the kinds of modules that get none.
+        The adapter with its modules, and the names of those that get none.
     """
     if lora.target_modules != ("all-linear",):
         return lora, []
@@ -47,7 +47,7 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    """Tells whether a module itself has weights that multiply: a router, stacked experts; not an embedding or a norm."""
+    """Tells whether a module itself has a matrix, as routers and stacked experts have. Embeddings don't count."""
     return not isinstance(module, nn.Embedding | nn.Conv1d) and any(
         p.dim() >= 2 for p in module.parameters(recurse=False)
     )

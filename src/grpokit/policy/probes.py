@@ -90,7 +90,7 @@ def find_router_loss(policy: Policy, coefficient: float | None) -> RouterLoss | 
 
     Args:
         policy: the model.
-        coefficient: `--router_aux_loss_coef`; None: the model's own, where its config outputs router logits.
+        coefficient: `--router_aux_loss_coef`; None: the model's own, where its config has output_router_logits true.
 
     Returns:
         The loss, or None where the coefficient is 0.

@@ -2,9 +2,10 @@
 
     L_aux = E · Σ_e f_e · P_e        (Switch Transformer, arXiv 2101.03961, equations 4 to 6)
 
-f_e counts how often expert e is chosen and P_e is its mean probability, both over the M pairs of a layer and a token of the
-*update*. A product of two means isn't a sum over tokens. So a first pass without gradient fixes f and M, and the second adds
-E · Σ_e f_e · p_e / M for each pair. Every row counts with its prompt, also where rows share one; padding never does.
+Both means are over the Q pairs of a layer and a token of the *update*: f_e is how many times expert e is chosen, divided by Q,
+and P_e its mean probability. A product of two means isn't a sum over tokens. So a first pass without gradient fixes f and Q,
+and the second adds E · Σ_e f_e · p_e / Q for each pair. A prompt counts once for each of its completions, also where they
+share it. Padding never counts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def expert_use(logits: Tensor, copies: Tensor, top_k: int) -> ExpertUse:
 
     Args:
         logits: [layers, M, E] the routers' logits.
-        copies: [M] the rows that each token belongs to.
+        copies: [M] how many samples each token counts for.
         top_k: the experts that each token is sent to.
 
     Returns:
@@ -43,7 +44,7 @@ def expert_use(logits: Tensor, copies: Tensor, top_k: int) -> ExpertUse:
 
 @dataclass(frozen=True, eq=False)
 class Balance:
-    """What the first pass fixes: f and M of the whole update.
+    """The numbers that the first pass fixes: f and Q of the whole update.
 
     Example:
         >>> balance = Balance(0.01, frequency=torch.tensor([1.5, 0.5]), pairs=torch.tensor(4.0))
@@ -53,7 +54,7 @@ class Balance:
 
     coefficient: float
     frequency: Tensor  # [E] f_e: Σ_e f_e is the number of experts of a token
-    pairs: Tensor  # scalar M
+    pairs: Tensor  # scalar Q
 
     @staticmethod
     def of(router: RouterLoss, use: ExpertUse) -> Balance:
@@ -65,7 +66,7 @@ class Balance:
 
         Args:
             logits: [layers, M, E] the routers' logits.
-            copies: [M] the rows that each token belongs to.
+            copies: [M] how many samples each token counts for.
 
         Returns:
             A scalar with gradient; shares are summed over slices and ranks.

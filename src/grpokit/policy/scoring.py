@@ -30,8 +30,8 @@ class NonFiniteError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Whole:
-    """What a first pass over a whole update fixes for the second. Example: `Whole(stats=None, balance=None)`"""
+class FirstPass:
+    """What a first pass over a whole update fixes for the second. Example: `FirstPass(stats=None, balance=None)`"""
 
     stats: Stats | None = None  # the statistics, where the loss couples a group or the update
     balance: Balance | None = None  # what the router auxiliary loss needs
@@ -42,7 +42,7 @@ class Offender:
     """The micro-batch that gave a loss or gradient which is not finite. With the weights, it suffices for a replay."""
 
     samples: tuple[Sample, ...]
-    whole: Whole
+    whole: FirstPass
     what: str  # "loss" or "gradient"
     layout: Layout
     update: int = 1  # number of the update within its step, counted from 1

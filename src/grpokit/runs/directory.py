@@ -155,10 +155,10 @@ def claim(output: Path) -> None:
         ) from error
 
 
-def elsewhere(output: Path) -> str | None:
-    """Makes a directory of its own on another disk than the run's, among the system's temporary files; None if there is none.
+def make_rescue_directory(output: Path) -> str | None:
+    """Makes a new directory in the system's temporary directory. Returns None where that is on the run's own disk.
 
-    Example: `elsewhere(Path("runs/demo"))` may return "/tmp/demo-x8k2_1f3".
+    Example: `make_rescue_directory(Path("runs/demo"))` may return "/tmp/demo-x8k2_1f3".
     """
     temporary = tempfile.gettempdir()
     if os.stat(temporary).st_dev == os.stat(output).st_dev:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ..common.writing import write_tensors
 from ..config.options import TrainConfig
 from ..config.yaml import from_yaml, to_yaml
-from ..policy.scoring import Offender, Whole
+from ..policy.scoring import FirstPass, Offender
 from ..types import Layout, Sample
 from .tensors import (
     add_prefix,
@@ -30,7 +30,7 @@ class Dump:
     """The content of a dump: the samples, what was fixed over the update, and the point in the run where it happened."""
 
     samples: tuple[Sample, ...]
-    whole: Whole
+    whole: FirstPass
     config: TrainConfig
     layout: Layout
     what: str
@@ -77,7 +77,7 @@ def read_offender(file: Path) -> Dump:
         stats, balance = strip_prefix("stats", tensors), strip_prefix("balance", tensors)
         return Dump(
             samples=samples_from_tensors(strip_prefix("samples", tensors)),
-            whole=Whole(
+            whole=FirstPass(
                 stats_from_tensors(stats) if stats else None,
                 balance_from_tensors(balance) if balance else None,
             ),

@@ -32,7 +32,7 @@ from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
 from ..runs.batches import write_batch
 from ..runs.checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
-from ..runs.directory import elsewhere
+from ..runs.directory import make_rescue_directory
 from ..runs.dumps import write_offender
 from ..runs.metrics import values
 from ..runs.recorder import Recorder
@@ -234,7 +234,7 @@ class Run:
             The checkpoint's directory.
 
         Raises:
-            OSError: it cannot be written; only on the main rank.
+            OSError: it cannot be written; raised on the main rank alone, because only it writes.
         """
         ahead = self.rollouts.waiting() if progress is None else []
         state = replace(
@@ -273,14 +273,15 @@ class Run:
     def keep(self, progress: StepProgress | None = None) -> None:
         """Writes the checkpoint of this moment, unless it is there, and says where it is.
 
-        Where the run's disk is full, it goes to the temporary directory, if that is on another disk.
+        Where it can't be written, because the disk is full, say, it goes to the system's temporary directory, if that is on
+        another disk.
         """
         path = self.output / replace(self.state, unfinished=progress).name
         problem = self._problem_with_saving(progress, None) if not path.exists() else None
         if problem is None:
             say(f"saved {path}; continue with {self.resume_by}")
             return
-        folder = self.world.from_main(elsewhere(self.output) if self.world.is_main else None)
+        folder = self.world.from_main(make_rescue_directory(self.output) if self.world.is_main else None)
         if folder is None or self._problem_with_saving(progress, Path(folder)) is not None:
             say(f"no checkpoint of this moment: {problem}")
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 from .draft import Draft, shown
 
-# What a mean over completions divides by: in TRL and ms-swift, filtered completions too; here, only those trained on.
+# Losses that average over completions. TRL and ms-swift count filtered completions too; grpokit counts those it trains on.
 OVER_COMPLETIONS = ("grpo", "dr_grpo", "sapo", "luspo")
 VESPO = ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")
 NO_BOUND = 1e9  # above e^20, where log-ratios are clamped
@@ -85,7 +85,7 @@ def _dr_grpo(draft: Draft, name: str, level: Any) -> None:
 
 
 def _cispo(draft: Draft, name: str, level: Any) -> None:
-    """cispo: a cap below 1 scales every gradient by it, which is written as the loss that this is."""
+    """Converts cispo. A cap below 1 makes it cap × the policy gradient, so it is written as `reinforce` with scaled options."""
     epsilon = draft.take_number("epsilon", 0.2)
     cap = draft.take_number("epsilon_high", epsilon) or 0.2
     if cap >= 1:
@@ -122,7 +122,7 @@ def _sapo(draft: Draft, name: str, level: Any) -> None:
 
 
 def _luspo(draft: Draft, name: str, level: Any) -> None:
-    """luspo: their default is the ratio of a token, with epsilon 0.2."""
+    """Converts luspo. The default of TRL and ms-swift is the ratio of a token, with epsilon 0.2."""
     if level == "sequence":
         draft.put("loss_type", name)
     else:
@@ -152,7 +152,7 @@ def _kwargs(draft: Draft, options: dict[str, Any]) -> None:
 
 
 def _real(draft: Draft, name: str, level: Any) -> None:
-    """real: advantages without scaling; groups are told apart by their sign."""
+    """Converts real. Advantages are never scaled, and completions are labelled by the sign of the advantage."""
     draft.put("loss_type", name)
     tau = draft.take("real_tau")
     _kwargs(draft, {} if tau is None else {"real_tau": tau})
@@ -274,16 +274,18 @@ def _masks(draft: Draft, loss: str) -> None:
 
 
 def _router(draft: Draft) -> None:
-    """Converts the coefficient of a mixture of experts' router loss."""
+    """Converts the coefficient of the router auxiliary loss."""
     coefficient = draft.take_number("router_aux_loss_coef")
     if draft.trainer == "swift":
         if coefficient:
-            draft.say("router_aux_loss_coef: ms-swift's GRPO doesn't add the router loss, so it's left out")
+            draft.say(
+                "router_aux_loss_coef: ms-swift's GRPO doesn't add the router auxiliary loss, so it's left out"
+            )
     elif coefficient is not None:
         draft.put("router_aux_loss_coef", coefficient)
     else:
         draft.say(
-            "router_aux_loss_coef: TRL adds a mixture of experts' own router loss by default; here only where its config has "
+            "router_aux_loss_coef: TRL adds a mixture of experts' own router auxiliary loss by default; here only where its config has "
             "output_router_logits true, or with router_aux_loss_coef set"
         )
 

@@ -1,7 +1,8 @@
 """The gate: before the first step, a run has tried each thing that it will rely on.
 
-Long rows, batches and saving are tried on a small twin of the architecture; the weights are tried on the model itself,
-in short rows. A way that fails is refused, or another one is taken and said.
+Layouts and ways of sampling are compared on a small twin of the architecture, in rows that outgrow its window. The model
+itself samples short rows, and writes its files without weights. `--check full` compares everything on the model itself too.
+What isn't exact is not used. Where nothing is left, the model is refused.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ def check_model(
         longest: tokens of the longest row that the run may have.
         most_new: the most tokens of a completion.
         samples: whether the model itself samples.
-        full: whether the model itself is tried in rows of that length too, and not only in short ones.
+        full: whether everything is tried on the model itself too, in rows of `longest` tokens.
         world: the ranks. What fails on one of them is not done on any.
 
     Raises:
-        ValueError: no way is exact. The message has the measured gap.
+        ValueError: the head or padded rows are not exact, or no way of sampling is. The message has the measured gap.
     """
     began = time.monotonic()
     far = reach(policy.model)
@@ -98,7 +99,9 @@ def take_ways(policy: Policy, path: str, everywhere: Sequence[Found], longest: i
     if (why := problem("padded")) is not None:
         within = ""
         if far is not None and longest > far:
-            within = f"; rows of at most {far} tokens may be, with a lower --max_prompt_length or --max_completion_length"
+            within = (
+                f"; rows of at most {far} tokens can be: lower --max_prompt_length or --max_completion_length"
+            )
         raise ValueError(
             f"--model {path}: rows of {name} that are forwarded together differ from each row alone ({why}); it cannot be "
             f"trained exactly{within}"
@@ -125,7 +128,7 @@ def check_run_models(
     longest: int,
     world: World,
 ) -> None:
-    """Tries what a run will do with its models, and that they can be saved. Raises ValueError where something can't work.
+    """Tries what a run will do with its models, and that the policy can be saved. Raises ValueError where something can't work.
 
     Args:
         config: the run's configuration.
@@ -163,7 +166,8 @@ def check_tokens(
         The tokenizer to use.
 
     Raises:
-        ValueError: a prompt has a token that the model has no row for.
+        ValueError: a prompt has a token outside the model's embedding, or the padding token is outside it and there is no eos
+            token.
     """
     rows = policy.model.get_input_embeddings().weight.shape[0]
     prompts.check_ids(rows)

@@ -30,7 +30,7 @@ FULL_NEW = 16
 
 @dataclass(frozen=True)
 class Found:
-    """The layouts and ways of sampling that a model computes exactly. None: it is exact; else the reason why not.
+    """For each layout and way of sampling, the reason why it is not exact. None: it is exact, or was not tried.
 
     Example: `Found(padded=None, packed="...", shared=None, loop=None, generate="...", alone=None, head=None)`
     """
@@ -50,7 +50,7 @@ _found: dict[tuple[type, str, tuple[int, ...]], Found | None] = {}  # what was f
 
 
 def try_twin(model: Any, lengths: tuple[int, ...]) -> Found | None:
-    """Tries a model's twin on prompts of these lengths, once in a process; None where none can be built or computed."""
+    """Tries a twin of a model on prompts of these lengths, once in a process. Returns None where it can't be computed."""
     described = f"{model.config.to_json_string()} {model.config._attn_implementation} {model.device}"
     key = type(model), described, lengths
     if key not in _found:
