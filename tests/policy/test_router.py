@@ -17,8 +17,10 @@ from grpokit.commands.replay import run_again
 from grpokit.config.checks import check_train_config
 from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import to_yaml
+from grpokit.policy.architecture import run_backbone
 from grpokit.policy.learn import Learning, NonFiniteError, StepProgress, learn, optimize
 from grpokit.policy.load import load_policy
+from grpokit.policy.lora import Lora, adapted_layers
 from grpokit.policy.probes import find_router_loss
 from grpokit.policy.router import Balance, RouterLoss, expert_use
 from grpokit.runs.dumps import read_offender, write_offender
@@ -69,14 +71,14 @@ def groups_of():
     return add_advantages(groups)
 
 
-def learned(path, name="dapo", coefficient=COEFFICIENT, recompute=False, **how):
+def learned(path, name="dapo", coefficient=COEFFICIENT, lora=None, recompute=False, **how):
     """The weights after two optimizer steps, and the metrics."""
     loss = build(
         name, **({"cov_low": 0.001, "cov_high": 1e9, "cov_ratio": 0.3} if name == "clip_cov" else {})
     )
-    policy = load(path, gradient_checkpointing=recompute)
+    policy = load(path, gradient_checkpointing=recompute, lora=lora)
     router = find_router_loss(policy, coefficient)
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.05)
     step = StepProgress(plan_step(groups_of(), loss))
     options = Learning(num_iterations=2, max_grad_norm=0, router=router, **how)
     metrics = values(learn(policy, None, step, loss, optimizer, options))
@@ -100,6 +102,17 @@ def test_packed_rows_and_recomputed_activations_give_the_same(directory):
     weights, _ = learned(directory, micro_batch_tokens=10_000)
     for how in ({"packed": True, "micro_batch_tokens": 40}, {"recompute": True}):
         torch.testing.assert_close(learned(directory, **how)[0], weights, rtol=0, atol=1e-11)
+
+
+def test_with_an_adapter_it_is_the_same_however_the_update_is_cut(directory):
+    """It reaches the adapter through the hidden states; the routers are frozen."""
+    lora = Lora(2, 4.0, ("all-linear",), str(directory), 0)
+    weights, metrics = learned(directory, micro_batch_tokens=10_000, lora=lora)
+    assert metrics["aux_loss"] > 0
+    for how in ({"micro_batch_tokens": 1}, {"share": "always", "micro_batch_tokens": 60}):
+        torch.testing.assert_close(learned(directory, lora=lora, **how)[0], weights, rtol=0, atol=1e-11)
+    without, _ = learned(directory, lora=lora, coefficient=0.0)
+    assert float((without - weights).abs().max()) > 1e-6
 
 
 def test_without_a_coefficient_nothing_changes(directory):
@@ -156,14 +169,14 @@ def test_a_shared_prompt_counts_once_for_each_completion(directory):
 def test_shares_add_up_to_the_formula():
     """E · Σ f_e · P_e, by hand: three tokens of one layer, the last a prompt's that two rows share."""
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]]).double()
-    logits, copies = probabilities.log()[None], torch.tensor([1, 1, 2])
-    use = expert_use(logits, copies, top_k=1)
+    logits, copies = probabilities.log(), torch.tensor([1, 1, 2])
+    use = expert_use([logits], copies, top_k=1)
     assert use.chosen.tolist() == [1, 1, 2]
     assert int(use.pairs) == 4
     balance = Balance.of(RouterLoss(1.0, 1), use)
     mean = (probabilities * copies[:, None]).sum(0) / 4
     want = 3 * (torch.tensor([0.25, 0.25, 0.5]) * mean).sum()
-    first, second = balance.share(logits[:, :1], copies[:1]), balance.share(logits[:, 1:], copies[1:])
+    first, second = balance.share([logits[:1]], copies[:1]), balance.share([logits[1:]], copies[1:])
     assert float(first + second) == pytest.approx(float(want), rel=1e-6)
 
 
@@ -203,6 +216,49 @@ def test_a_model_that_computes_it_in_another_way_is_refused(directory, monkeypat
 def test_a_coefficient_that_makes_no_sense_is_refused(tmp_path, value):
     with pytest.raises(ValueError, match=r"--router_aux_loss_coef .*: must be 0 or more"):
         check_train_config(tiny_config(tmp_path, router_aux_loss_coef=value))
+
+
+JAMBA = {name: size for name, size in SIZES.items() if name != "head_dim"} | {
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 8,
+    "use_mamba_kernels": False,
+}
+
+
+def test_routers_that_are_plain_layers_get_no_adapter(tmp_path, caplog):
+    """transformers finds Jamba's router logits by the layer's name: an adapter's own layers would be taken for routers."""
+    path = save(tmp_path / "model", "JambaConfig", JAMBA)
+    lora = Lora(EXPERTS, 4.0, ("all-linear",), str(path), 0)
+    policy = load(path, "float32", lora=lora)
+    assert "router" in caplog.text
+    assert not any("router" in place for place in adapted_layers(policy.model))
+    assert find_router_loss(policy, 0.1) == RouterLoss(0.1, TOP_K)
+    adapted = load(path, "float32", lora=dataclasses.replace(lora, target_modules=("router", "q_proj")))
+    with pytest.raises(ValueError, match="the adapter changes the routers; name other --lora_target_modules"):
+        find_router_loss(adapted, 0.1)
+
+
+def test_probabilities_in_the_place_of_logits_are_refused(directory, monkeypatch):
+    policy = load(directory)
+    real = run_backbone
+
+    def softened(*args, **inputs):
+        passed = real(*args, **inputs)
+        return dataclasses.replace(passed, router_logits=tuple(x.softmax(-1) for x in passed.router_logits))
+
+    monkeypatch.setattr("grpokit.policy.probes.run_backbone", softened)
+    with pytest.raises(ValueError, match="gives probabilities in the place of router logits"):
+        find_router_loss(policy, 0.1)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_in_any_dtype_it_is_the_models_own(directory, dtype):
+    assert find_router_loss(load(directory, dtype), 0.1) == RouterLoss(0.1, TOP_K)
 
 
 # --------------------------------------------------------------------------- a run

@@ -12,12 +12,16 @@ import pytest
 
 import grpokit.training.run
 from grpokit.commands.cli import main
+from grpokit.config.yaml import to_yaml
 from grpokit.runs.checkpoint import checkpoints, verify
 from grpokit.runs.recorder import Recorder
+from helpers import forked
 from helpers.disturbed import STEPS, same_to_the_byte
+from helpers.full_disk import CALLED
 from helpers.launch import rows
 from helpers.places import ROOT
 from helpers.stops import in_update, stop_when
+from helpers.tiny import tiny_config
 
 
 def test_only_so_many_checkpoints_are_kept_and_never_less_than_a_whole_one(undisturbed, tmp_path):
@@ -164,7 +168,10 @@ def test_what_a_full_disk_has_no_room_for_is_saved_elsewhere(
         assert "No space left" in said.err
         (saved,) = tmp_path.glob("run-*/checkpoint-*")
         verify(saved)
-        assert f"saved {saved} instead; move it to {disk / 'run'}" in said.out
+        assert (
+            f"saved {saved} instead, in a directory for temporary files; move it to {disk / 'run'}"
+            in said.out
+        )
         monkeypatch.setattr(holder, name, write)
         (disk / "filler").unlink()
         shutil.move(saved, disk / "run")
@@ -174,6 +181,19 @@ def test_what_a_full_disk_has_no_room_for_is_saved_elsewhere(
         assert [row["step"] for row in rows(disk / "run", "metrics.jsonl")] == list(range(1, STEPS + 1))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_full_disk_loses_no_step_of_many_ranks_either(tmp_path):
+    """Only the main rank writes: the others learn of it, and all of them gather this moment's checkpoint."""
+    config = tiny_config(tmp_path)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    done = forked.run("helpers.full_disk", tmp_path, ranks=2, timeout=120)
+    assert done.returncode != 0
+    assert "No space left" in done.stderr
+    saved = tmp_path / "elsewhere" / "checkpoint-1-update-2"
+    verify(saved)
+    assert f"saved {saved} instead" in done.stdout
+    assert done.stdout.count(f"{CALLED} 1") == 2  # on both ranks, and only for the one that was written
 
 
 def test_a_read_only_file_system_is_refused_at_the_start(undisturbed, tmp_path, capsys):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
+from grpokit.policy.load import load_policy
 from grpokit.rollouts.trial import log_probs_alone
-from grpokit.training.setup import ways
+from grpokit.training.setup import gate, ways
 from helpers.architectures import SIZES, save
 from helpers.running import start, train
 from helpers.tiny import make_model_dir, tiny_config, write_rows
@@ -219,3 +221,32 @@ def test_full_length_passes_for_a_model_that_is_exact(tmp_path, capsys):
     assert "rows padded, packed, shared prompts, sampled by the loop" in capsys.readouterr().out
     train(run)
     run.close()
+
+
+def test_layouts_of_the_model_itself_are_tried_where_it_does_not_sample(tmp_path, no_twin):
+    """As with vLLM, or of a reference: the switch after 8 tokens shows in short rows."""
+    early = {"original_max_position_embeddings": 8}
+    settings = LONGROPE | early | {"rope_parameters": LONGROPE["rope_parameters"] | early}
+    path = str(save(tmp_path / "model", "Phi3Config", settings))
+    policy = load_policy(path, dtype="float32", temperature=1.0, device=torch.device("cpu"))
+    config = tiny_config(tmp_path, dtype="float32")
+    with pytest.raises(ValueError, match=r"forwarded together differ .* on the model itself, in short rows"):
+        gate.check_model(policy, "m", 30, config, samples=False)
+
+
+def test_too_little_memory_is_not_called_a_difference(tmp_path, monkeypatch):
+    run = run_of(tmp_path, "LlamaConfig", SIZES)
+    run.close()
+    forward = type(run.policy).forward
+
+    def too_large(policy, micro, *args, **how):
+        if len(micro.samples) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return forward(policy, micro, *args, **how)
+
+    monkeypatch.setattr(type(run.policy), "forward", too_large)
+    config = tiny_config(tmp_path, dtype="float32", check="full", output_dir=str(tmp_path / "other"))
+    with pytest.raises(
+        ValueError, match=r"cannot be computed .*: CUDA out of memory.*lower --micro_batch_tokens"
+    ):
+        gate.check_model(run.policy, "m", 30, config)

@@ -45,10 +45,10 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.replace(path)
     except Exception as error:  # safetensors has its own error for a full disk
+        if isinstance(error, OSError) or "os error" in str(error):
+            why = getattr(error, "strerror", None) or str(error)
+            raise OSError(f"{path}: could not be written: {why}") from error
+        raise
+    finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"{path}: could not be written: {error.strerror}") from error
-        if "os error" in str(error):
-            raise OSError(f"{path}: could not be written: {error}") from error
-        raise

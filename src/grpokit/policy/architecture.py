@@ -49,28 +49,22 @@ class BackboneOutput:
     """What a backbone's forward gives for its M input tokens.
 
     Example:
-        >>> BackboneOutput(torch.zeros(5, 8)).router_logits is None
-        True
+        >>> BackboneOutput(torch.zeros(5, 8)).router_logits
+        ()
     """
 
     hidden: Tensor  # [M, H]
-    router_logits: Tensor | None = None  # [layers, M, E] of the layers with experts; None unless asked for
-
-    @property
-    def routers(self) -> Tensor:
-        """The routers' logits, which were asked for. Raises ValueError where the model gives none."""
-        if self.router_logits is None:
-            raise ValueError("the model's forward gives no router logits")
-        return self.router_logits
+    router_logits: tuple[Tensor, ...] = ()  # [M, E] for each layer with experts; () unless asked for
 
 
 def run_backbone(model: Any, with_router: bool, **inputs: Any) -> BackboneOutput:
     """Runs a model's backbone. Returns its results with batch and position flattened to one axis."""
     asked = {"output_router_logits": True} if with_router else {}
     output = backbone(model)(**inputs, **asked)
-    logits = (getattr(output, "router_logits", None) or None) if with_router else None
-    routers = None if logits is None else torch.stack([of_layer.flatten(0, -2) for of_layer in logits])
-    return BackboneOutput(output.last_hidden_state.flatten(0, 1), routers)
+    logits = (getattr(output, "router_logits", None) or ()) if with_router else ()
+    return BackboneOutput(
+        output.last_hidden_state.flatten(0, 1), tuple(of_layer.flatten(0, -2) for of_layer in logits)
+    )
 
 
 def pass_through(model: Any, micro: MicroBatch, with_router: bool = False) -> BackboneOutput:
@@ -107,10 +101,10 @@ def pass_through(model: Any, micro: MicroBatch, with_router: bool = False) -> Ba
     )
     # Always joined: a part that `micro.at` never selects then gets a gradient of zeros instead of none.
     # Ranks reduce gradients in both passes, so each must go backward through both.
-    both, routers = (prompts, completions), None
-    if prompts.router_logits is not None and completions.router_logits is not None:
-        routers = torch.cat([prompts.router_logits, completions.router_logits], dim=1)
-    return BackboneOutput(torch.cat([part.hidden for part in both]), routers)
+    of_layers = zip(prompts.router_logits, completions.router_logits, strict=True)
+    return BackboneOutput(
+        torch.cat([prompts.hidden, completions.hidden]), tuple(torch.cat(both) for both in of_layers)
+    )
 
 
 def obstacle(model: Any, longest: int) -> str | None:

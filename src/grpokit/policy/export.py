@@ -53,7 +53,7 @@ def save_model(
         texts: further files: name → content.
 
     Raises:
-        OSError: the directory cannot be written.
+        OSError: the directory cannot be written (FailedOnSomeRank among several ranks).
     """
     weights = gather_weights(policy, save_format, world)
 
@@ -62,8 +62,9 @@ def save_model(
         for name, text in (texts or {}).items():
             (directory / name).write_text(text, encoding="utf-8")
 
-    if world.is_main:
-        atomically(path, write)
+    with world.together():
+        if world.is_main:
+            atomically(path, write)
 
 
 def gather_weights(policy: Policy, save_format: SaveFormat, world: World) -> dict[str, Tensor]:

@@ -29,7 +29,8 @@ def choose_modules(model: Any, lora: Lora) -> tuple[Lora, list[str]]:
     for name, module in modules.items():
         parent, _, own_name = name.rpartition(".")
         kind = type(module).__name__
-        is_linear = kind == "Conv1D" or (isinstance(module, nn.Linear) and "Router" not in kind)
+        is_router = "Router" in kind or own_name == "router"
+        is_linear = kind == "Conv1D" or (isinstance(module, nn.Linear) and not is_router)
         fused = own_name in READ_BY_KERNELS and hasattr(modules[parent], "A_log")
         if is_linear and module is not head and not fused:
             plain.append(name)

@@ -155,14 +155,14 @@ class Policy(nn.Module):
             }
             if loss is None:
                 logps, entropies = linear_logprob(*inputs, **how)
-                used = router and expert_use(passed.routers, micro.copies, router.top_k)
+                used = router and expert_use(passed.router_logits, micro.copies, router.top_k)
                 return TokenScores(logps, entropies, used), None
             loss_fn = family_loss(loss, unscored_tokens(micro), stats)
             coupling = "token" if stats is not None else loss.coupling
             out = linear_policy_loss(*inputs, loss_fn, coupling=coupling, **how)
             output = LossOutput(out.loss, out.metrics)
             if balance is not None:
-                output = add_router_loss(output, balance, balance.share(passed.routers, micro.copies))
+                output = add_router_loss(output, balance, balance.share(passed.router_logits, micro.copies))
         return TokenScores(out.logps, out.entropies), output
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..batch.collate import collate
 from ..common.console import say
@@ -13,6 +12,7 @@ from ..common.text import first_line
 from ..parallel import unsharded
 from ..types import Layout, Sample
 from .architecture import backbone, head, obstacle, run_backbone
+from .lora import adapted_layers
 from .policy import Policy
 from .router import Balance, RouterLoss, expert_use
 
@@ -85,56 +85,81 @@ def probe_head(policy: Policy, path: str, flag: str = "--model") -> None:
         )
 
 
-def find_router_loss(policy: Policy, coefficient: float | None) -> RouterLoss | None:
+def router_coefficient(model: Any, asked: float | None) -> float:
+    """Returns the coefficient of a run's router auxiliary loss: the one asked for, else the model's own if its config asks."""
+    if asked is not None:
+        return asked
+    wants = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return (_own(model, "router_aux_loss_coef") or 0.0) if wants else 0.0
+
+
+def _own(model: Any, name: str) -> Any:
+    """Returns a number of the router auxiliary loss that a model has, or else its config."""
+    return getattr(model, name, getattr(model.config.get_text_config(), name, None))
+
+
+def find_router_loss(policy: Policy, asked: float | None) -> RouterLoss | None:
     """Finds a run's router auxiliary loss. A collective where the policy is sharded.
 
     Args:
         policy: the model.
-        coefficient: `--router_aux_loss_coef`; None: the model's own, where its config has output_router_logits true.
+        asked: `--router_aux_loss_coef`; None: the model's own, where its config has output_router_logits true.
 
     Returns:
         The loss, or None where the coefficient is 0.
 
     Raises:
-        ValueError: a coefficient is given for a model without such a loss, or its own differs from this formula.
+        ValueError: the model has no such loss, or computes its own by another formula.
     """
-    model, asked = policy.model, coefficient is not None
-    name, own = type(model).__name__, getattr(model, "router_aux_loss_coef", None)
-    if coefficient is None:
-        coefficient = own if getattr(model.config.get_text_config(), "output_router_logits", False) else 0.0
-        if own and not coefficient:
+    model, coefficient = policy.model, router_coefficient(policy.model, asked)
+    name, own, top_k = (
+        type(model).__name__,
+        _own(model, "router_aux_loss_coef"),
+        _own(model, "num_experts_per_tok"),
+    )
+    if not coefficient:
+        if own and asked is None:
             say(
-                f"note: the router auxiliary loss is off, because the model's config has output_router_logits false; "
+                "note: the router auxiliary loss is off, because the model's config has output_router_logits false; "
                 f"--router_aux_loss_coef {own:g} adds it"
             )
-    if not coefficient:
         return None
-    if own is None:
-        raise ValueError(
-            f"--router_aux_loss_coef {coefficient:g}: {name} has no router auxiliary loss; leave it out"
-        )
-    router = RouterLoss(coefficient, model.num_experts_per_tok)
-    gap = gap_to_own(policy, router)
-    if not gap <= CLOSE:
-        origin = "" if asked else " (the model's own)"
-        raise ValueError(
-            f"--router_aux_loss_coef {coefficient:g}{origin}: {name} computes its router auxiliary loss in another way (it "
-            f"differs by {gap:.2g}); set 0 to train without it"
-        )
+    origin = "" if asked else " (the model's own)"
+    flag = f"--router_aux_loss_coef {coefficient:g}{origin}"
+    if own is None or top_k is None:
+        raise ValueError(f"{flag}: {name} has no router auxiliary loss; leave it out")
+    router = RouterLoss(coefficient, top_k)
+    if (problem := _router_problem(policy, router)) is not None:
+        raise ValueError(f"{flag}: {problem}; set 0 to train without it")
     say(f"router auxiliary loss: × {coefficient:g}, over each update's layers and tokens")
     return router
 
 
 @torch.no_grad()
-def gap_to_own(policy: Policy, router: RouterLoss) -> float:
-    """Returns the relative gap between our router loss and the model's own, on a few tokens."""
+def _router_problem(policy: Policy, router: RouterLoss) -> str | None:
+    """Compares our router loss with the model's own on a few tokens. Returns why it can't be used, or None."""
     model: Any = policy.model
     ids = torch.arange(16, device=policy.device).view(2, 8) % model.config.get_text_config().vocab_size
-    with unsharded(policy), policy.computing():
-        theirs = model(input_ids=ids, use_cache=False, output_router_logits=True).aux_loss
-        logits = run_backbone(model, True, input_ids=ids, use_cache=False).router_logits
-        if logits is None or not isinstance(theirs, Tensor):
-            return float("inf")
-        copies = torch.ones(ids.numel(), dtype=torch.int64, device=policy.device)
-        ours = Balance.of(router, expert_use(logits, copies, router.top_k)).share(logits, copies)
-    return float((ours - theirs).abs() / theirs.abs())
+    name, experts = type(model).__name__, _own(model, "num_experts")
+    if policy.lora is not None and any(
+        "router" in place or place.endswith(".gate") for place in adapted_layers(model)
+    ):
+        return "the adapter changes the routers; name other --lora_target_modules"
+    try:
+        with unsharded(policy), policy.computing():
+            theirs = model(input_ids=ids, use_cache=False, output_router_logits=True).aux_loss
+            logits = run_backbone(model, True, input_ids=ids, use_cache=False).router_logits
+            copies = torch.ones(ids.numel(), dtype=torch.int64, device=policy.device)
+            ours = Balance.of(router, expert_use(logits, copies, router.top_k)).share(logits, copies)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        return f"{name}'s router logits can't be read ({first_line(error)})"
+    if any(of_layer.shape != (ids.numel(), experts or of_layer.shape[-1]) for of_layer in logits):
+        return f"{name}'s router logits are not one number for each of {experts} experts"
+    if all(
+        bool((of_layer >= 0).all() and ((of_layer.sum(-1) - 1).abs() < 0.01).all()) for of_layer in logits
+    ):
+        return (
+            f"{name} gives probabilities in the place of router logits; a newer transformers may give logits"
+        )
+    gap = float((ours - theirs).abs() / theirs.abs())
+    return None if gap <= CLOSE else f"{name} computes it in another way (it differs by {gap:.2g})"

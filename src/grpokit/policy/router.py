@@ -10,8 +10,10 @@ share it. Padding never counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..types import ExpertUse
@@ -25,20 +27,21 @@ class RouterLoss:
     top_k: int
 
 
-def expert_use(logits: Tensor, copies: Tensor, top_k: int) -> ExpertUse:
-    """Counts the experts that a forward chose.
+def expert_use(logits: Sequence[Tensor], copies: Tensor, top_k: int) -> ExpertUse:
+    """Counts the experts that a forward chose, as transformers' own loss does: the top k of the softmax.
 
     Args:
-        logits: [layers, M, E] the routers' logits.
+        logits: [M, E] for each layer, the routers' logits.
         copies: [M] how many samples each token counts for.
         top_k: the experts that each token is sent to.
 
     Returns:
         The counts.
     """
-    chosen = logits.float().softmax(-1).topk(top_k, dim=-1).indices  # [layers, M, k]
-    times = copies[:, None].expand_as(chosen)
-    counts = copies.new_zeros(logits.shape[-1]).index_add(0, chosen.flatten(), times.flatten())
+    counts = copies.new_zeros(logits[0].shape[-1])
+    for of_layer in logits:
+        chosen = of_layer.float().softmax(-1).topk(top_k, dim=-1).indices  # [M, k]
+        counts = counts.index_add(0, chosen.flatten(), copies.repeat_interleave(top_k))
     return ExpertUse(counts, len(logits) * copies.sum())
 
 
@@ -48,7 +51,7 @@ class Balance:
 
     Example:
         >>> balance = Balance(0.01, frequency=torch.tensor([1.5, 0.5]), pairs=torch.tensor(4.0))
-        >>> float(balance.share(torch.zeros(1, 4, 2), copies=torch.ones(4)))  # both experts are equally likely
+        >>> float(balance.share([torch.zeros(4, 2)], copies=torch.ones(4)))  # both experts are equally likely
         2.0
     """
 
@@ -61,18 +64,21 @@ class Balance:
         """Fixes the update's frequencies."""
         return Balance(router.coefficient, use.chosen.double() / use.pairs, use.pairs.double())
 
-    def share(self, logits: Tensor, copies: Tensor) -> Tensor:
+    def share(self, logits: Sequence[Tensor], copies: Tensor) -> Tensor:
         """Computes a slice's additive share of L_aux, without the coefficient.
 
         Args:
-            logits: [layers, M, E] the routers' logits.
+            logits: [M, E] for each layer, the routers' logits.
             copies: [M] how many samples each token counts for.
 
         Returns:
             A scalar with gradient; shares are summed over slices and ranks.
         """
-        probabilities = logits.float().softmax(-1)
-        frequency, copies = self.frequency.to(probabilities), copies.to(probabilities)
-        # Not a matrix product, which autocast would compute in 16 bits.
-        of_token = (frequency * probabilities).sum((0, -1))  # [M]
-        return len(frequency) * (copies * of_token).sum() / self.pairs.to(probabilities)
+        total = logits[0].new_zeros(()).float()
+        with torch.autocast(
+            copies.device.type, enabled=False
+        ):  # it would compute the matrix product in 16 bits
+            for of_layer in logits:
+                probabilities = of_layer.float().softmax(-1)
+                total = total + copies.to(probabilities) @ (probabilities @ self.frequency.to(probabilities))
+        return len(self.frequency) * total / self.pairs.to(total)

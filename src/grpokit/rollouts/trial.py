@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ..common.text import first_line
 from ..parallel import unsharded
+from ..policy.architecture import head, run_backbone
 from ..policy.policy import Policy
 from ..types import Prompt
 from .transformers import TransformersSampler
 
+PIECE = 512  # tokens whose logits are held at once
 NO_TOKEN = 1_000_000_007  # an end of sequence that is never sampled
 
 
@@ -77,8 +79,21 @@ def try_sampling(
 
 @torch.no_grad()
 def log_probs_alone(policy: Policy, ids: Sequence[int]) -> Tensor:
-    """Returns the log-probs [L − 1] of a row's tokens from the model's own forward, without any other row."""
+    """Returns the log-probs [L − 1] of a row's tokens from the model's own forward, without any other row.
+
+    Those of a long row come from the model's hidden states in pieces, because its logits might not fit into memory.
+    """
     row = torch.tensor([ids], device=policy.device)
     with unsharded(policy), policy.computing():
-        logits = policy.model(input_ids=row, use_cache=False).logits[0, :-1].double() / policy.temperature
-    return logits.log_softmax(-1).gather(-1, row[0, 1:, None])[:, 0].cpu()
+        if len(ids) <= PIECE:
+            logits = policy.model(input_ids=row, use_cache=False).logits[0, :-1]
+            return _chosen(logits, row[0, 1:], policy.temperature)
+        hidden, found = run_backbone(policy.model, False, input_ids=row, use_cache=False).hidden[:-1], []
+        for states, targets in zip(hidden.split(PIECE), row[0, 1:].split(PIECE), strict=True):
+            found.append(_chosen(head(policy.model).logits(states), targets, policy.temperature))
+    return torch.cat(found)
+
+
+def _chosen(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Returns the log-probs [N] of `targets` under `logits` [N, V], in float64 on the CPU."""
+    return (logits.double() / temperature).log_softmax(-1).gather(-1, targets[:, None])[:, 0].cpu()

@@ -90,14 +90,12 @@ def save_checkpoint(
         random_state: this rank's random state; None: the current one.
 
     Raises:
-        OSError: it cannot be written. Nothing has changed then.
+        OSError: it cannot be written (FailedOnSomeRank among several ranks). Nothing has changed then.
     """
     weights = gather_weights(policy, save_format, world)
     tensors, numbers = _optimizer_state(policy, optimizer)
     moments = gather_to_main(tensors, world)
     noise, pythons = _random_states(world, random_state or random_state_now())
-    if not world.is_main:
-        return
 
     def write(directory: Path) -> None:
         write_model(directory, weights, policy, tokenizer, save_format)
@@ -127,11 +125,16 @@ def save_checkpoint(
         record["files"] = {str(f.relative_to(directory)): [f.stat().st_size, _digest(f)] for f in files}
         (trainer / "state.json").write_text(json.dumps(record), encoding="utf-8")
 
-    try:
-        atomically(path, write)
-    except OSError as error:
-        others = checkpoints(path.parent)
-        raise OSError(f"{error}; the newest checkpoint is {others[-1]}" if others else str(error)) from error
+    with world.together():
+        if not world.is_main:
+            return
+        try:
+            atomically(path, write)
+        except OSError as error:
+            others = checkpoints(path.parent)
+            raise OSError(
+                f"{error}; the newest checkpoint is {others[-1]}" if others else str(error)
+            ) from error
 
 
 def load_checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -155,15 +156,20 @@ def claim(output: Path) -> None:
         ) from error
 
 
-def make_rescue_directory(output: Path) -> str | None:
-    """Makes a new directory in the system's temporary directory. Returns None where that is on the run's own disk.
+def make_rescue_directory(output: Path, size: int) -> str | None:
+    """Makes a new directory in the system's temporary directory, for `size` bytes.
 
-    Example: `make_rescue_directory(Path("runs/demo"))` may return "/tmp/demo-x8k2_1f3".
+    Example: `make_rescue_directory(Path("runs/demo"), 10**9)` may return "/tmp/demo-x8k2_1f3".
+
+    Returns:
+        Its path, or None where that is on the run's own disk, has no such room, or can't be written to.
     """
-    temporary = tempfile.gettempdir()
-    if os.stat(temporary).st_dev == os.stat(output).st_dev:
+    try:
+        temporary = tempfile.gettempdir()
+        full = os.stat(temporary).st_dev == os.stat(output).st_dev or shutil.disk_usage(temporary).free < size
+        return None if full else tempfile.mkdtemp(prefix=f"{output.resolve().name}-")
+    except OSError:
         return None
-    return tempfile.mkdtemp(prefix=f"{output.resolve().name}-")
 
 
 def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:

@@ -48,8 +48,7 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
             config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset
         )
         tokenizer = check_tokens(policy, tokenizer, prompts)
-        new = config.max_completion_length
-        check_model(policy, config.model, prompts.longest + new, new, full=config.check == "full")
+        check_model(policy, config.model, prompts.longest + config.max_completion_length, config)
         rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
         say(describe_rewards(rewards))
         sampler = make_sampler(config, policy, tokenizer, config.seed)

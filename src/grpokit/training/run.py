@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -163,7 +164,8 @@ class Run:
             how = self.save_format, self.world
             save_model(self.output / "best", self.policy, self.tokenizer, *how, {"evaluation.json": record})
             say(f"best so far by eval/reward: {self.output / 'best'}")
-        self.recorder.write_evaluation(step, figures)
+        with self.world.together():
+            self.recorder.write_evaluation(step, figures)
         shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in figures.items())
         say(f"evaluation at step {step}: {shown}")
         self.callbacks.call("on_evaluate", step, figures)
@@ -187,7 +189,8 @@ class Run:
         self.notes.check(row)
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
-        self.recorder.write_step(step, row, groups)
+        with self.world.together():
+            self.recorder.write_step(step, row, groups)
         self.state = replace(self.state, step=step, skipped=self.state.skipped + progress.skipped)
         self.random_state = random_state_now()
         return Step(step, groups, row)
@@ -210,8 +213,9 @@ class Run:
         old = score_samples(self.policy, samples, self.learning)
         yield
         new = score_samples(self.policy, samples, self.learning)
-        if self.world.is_main:
-            write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", samples, old, new)
+        with self.world.together():
+            if self.world.is_main:
+                write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", samples, old, new)
 
     def dump(self, offender: Offender) -> Path:
         """Writes a micro-batch whose loss or gradient is not finite, for `grpokit replay`."""
@@ -234,7 +238,7 @@ class Run:
             The checkpoint's directory.
 
         Raises:
-            OSError: it cannot be written; raised on the main rank alone, because only it writes.
+            OSError: it cannot be written (FailedOnSomeRank among several ranks).
         """
         ahead = self.rollouts.waiting() if progress is None else []
         state = replace(
@@ -274,33 +278,40 @@ class Run:
         """Writes the checkpoint of this moment, unless it is there, and says where it is.
 
         Where it can't be written, because the disk is full, say, it goes to the system's temporary directory, if that is on
-        another disk.
+        another disk and has room.
         """
         path = self.output / replace(self.state, unfinished=progress).name
-        problem = self._problem_with_saving(progress, None) if not path.exists() else None
-        if problem is None:
+        problem = None if self._is_there(path) else self._problem_with_saving(progress, None)
+        if self._is_there(path):
             say(f"saved {path}; continue with {self.resume_by}")
             return
-        folder = self.world.from_main(make_rescue_directory(self.output) if self.world.is_main else None)
-        if folder is None or self._problem_with_saving(progress, Path(folder)) is not None:
-            say(f"no checkpoint of this moment: {problem}")
-            return
-        say(
-            f"{problem}\nsaved {Path(folder) / path.name} instead; move it to {self.output}, and continue with "
-            f"{self.resume_by}"
+        size = 3 * sum(
+            p.numel() * p.element_size() for p in self.policy.parameters()
+        )  # with the optimizer's state
+        folder = self.world.from_main(
+            make_rescue_directory(self.output, size) if self.world.is_main else None
         )
+        if folder is not None and self._problem_with_saving(progress, Path(folder)) is None:
+            saved = f"saved {Path(folder) / path.name} instead, in a directory for temporary files"
+            say(f"{problem}\n{saved}; move it to {self.output}, and continue with {self.resume_by}")
+            return
+        if folder is not None and self.world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+        say(f"no checkpoint of this moment: {problem}")
+
+    def _is_there(self, path: Path) -> bool:
+        """Checks whether the main rank sees a path. A collective."""
+        return self.world.from_main(path.exists())
 
     def _problem_with_saving(self, progress: StepProgress | None, folder: Path | None) -> str | None:
         """Tries to write a checkpoint. Returns the problem, the same on every rank, or None."""
         problem = None
         try:
             self.save(progress, folder)
-        except (
-            OSError,
-            ValueError,
-            CallbackError,
-        ) as error:  # a full disk, say, which may be why we are here
-            problem = str(error)
+        except (OSError, ValueError, CallbackError, FailedOnSomeRank) as error:
+            problem = str(
+                error.__cause__ if isinstance(error, FailedOnSomeRank) and error.__cause__ else error
+            )
         return next(filter(None, self.world.gather_json(problem)), None)
 
     def finish(self) -> None:

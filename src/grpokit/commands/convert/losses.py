@@ -285,8 +285,8 @@ def _router(draft: Draft) -> None:
         draft.put("router_aux_loss_coef", coefficient)
     else:
         draft.say(
-            "router_aux_loss_coef: TRL adds a mixture of experts' own router auxiliary loss by default; here only where its config has "
-            "output_router_logits true, or with router_aux_loss_coef set"
+            "router_aux_loss_coef: TRL adds a mixture of experts' own router auxiliary loss by default; here only where its "
+            "config has output_router_logits true, or with router_aux_loss_coef set"
         )
 
 

@@ -14,7 +14,9 @@ from ...config.rules import has_model
 from ...logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
 from ...losses import Loss
 from ...policy.lora import attach
+from ...policy.lora_targets import choose_modules
 from ...policy.policy import DTYPES, resolve_dtype
+from ...policy.probes import router_coefficient
 from ...training.setup.loss import lora_from_config, loss_from_config
 from .footprint import Activations, Group, Sizes, activations_of, sizes_of
 
@@ -180,7 +182,8 @@ def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
     stored = DTYPES[config.save_dtype] if config.save_dtype else model.dtype
     lora = lora_from_config(config)
     if lora is not None:
-        attach(model, lora, frozen=compute, trained=master)
+        attach(model, choose_modules(model, lora)[0], frozen=compute, trained=master)
+    config = replace(config, router_aux_loss_coef=router_coefficient(model, config.router_aux_loss_coef))
     activations = activations_of(model, *fullest(config), compute, master)
     sizes = sizes_of(model)
     other = sizes if reference is None else sizes_of(reference)

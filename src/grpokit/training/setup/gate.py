@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...common.console import say
 from ...common.text import first_line
-from ...config.options import TrainConfig
+from ...config.options import ModelConfig, TrainConfig
 from ...data.prompts import Prompts, check_ids
 from ...data.stream import PromptStream
 from ...parallel import ALONE, World
@@ -26,17 +26,11 @@ from ...policy.policy import Policy
 from ...policy.reference import Reference
 from ...policy.twin import reach
 from ...types import Prompt
-from .ways import BEYOND, WITHIN, Found, try_model, try_short_sampling, try_twin
+from .ways import BEYOND, WITHIN, CannotCompute, Found, full_trial, short_trial, try_all, try_twin
 
 
 def check_model(
-    policy: Policy,
-    path: str,
-    longest: int,
-    most_new: int,
-    samples: bool = True,
-    full: bool = False,
-    world: World = ALONE,
+    policy: Policy, path: str, longest: int, config: ModelConfig, samples: bool = True, world: World = ALONE
 ) -> None:
     """Tries what a run will do with its model, takes the ways that are exact, and says what was found.
 
@@ -46,9 +40,8 @@ def check_model(
         policy: the model; the ways that it can't go are noted on it.
         path: its directory, for messages.
         longest: tokens of the longest row that the run may have.
-        most_new: the most tokens of a completion.
+        config: the configuration.
         samples: whether the model itself samples.
-        full: whether everything is tried on the model itself too, in rows of `longest` tokens.
         world: the ranks. What fails on one of them is not done on any.
 
     Raises:
@@ -56,18 +49,17 @@ def check_model(
     """
     began = time.monotonic()
     far = reach(policy.model)
-    lengths = BEYOND if far is None or longest > far else WITHIN
-    trials: list[Callable[[], Found | None]] = [lambda: try_twin(policy.model, lengths)]
-    if full:
-        trials.append(lambda: try_model(policy, longest, most_new))
-    elif samples:
-        trials.append(lambda: try_short_sampling(policy, longest))
-    for trial in trials:
-        found = trial()
-        said = world.gather_json(None if found is None else vars(found))
-        take_ways(
-            policy, path, [Found(**of_rank) for of_rank in said if of_rank is not None], longest, samples
-        )
+    found = try_twin(policy.model, BEYOND if far is None or longest > far else WITHIN)
+    said = world.gather_json(None if found is None else vars(found))
+    take_ways(policy, path, [Found(**of_rank) for of_rank in said if of_rank is not None], longest, samples)
+    trial = short_trial(longest, samples, world)
+    if config.check == "full":
+        budget = config.micro_batch_tokens if isinstance(config, TrainConfig) else trial.budget
+        trial = full_trial(longest, config.max_completion_length, samples, budget, world)
+    try:
+        take_ways(policy, path, [try_all(policy, trial)], longest, samples)
+    except CannotCompute as error:
+        raise ValueError(f"--model {path}: cannot be computed {trial.where}: {error}") from error
     name, sampled = type(policy.model).__name__, ""
     if samples:
         way = "row by row" if policy.generate_not is not None else "by generate"
@@ -138,11 +130,9 @@ def check_run_models(
         longest: tokens of the longest row.
         world: the ranks, of which the main one saves.
     """
-    how: dict[str, Any] = {"full": config.check == "full", "world": world}
-    lengths = longest, config.max_completion_length
-    check_model(policy, config.model, *lengths, samples=config.sampler == "transformers", **how)
+    check_model(policy, config.model, longest, config, config.sampler == "transformers", world)
     if isinstance(reference, Policy):
-        check_model(reference, config.ref_model or config.model, *lengths, samples=False, **how)
+        check_model(reference, config.ref_model or config.model, longest, config, False, world)
     with world.together():
         if world.is_main:
             only_adapter = config.lora_save == "adapter"

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ...batch.collate import collate
+from ...batch.cuts import cut_samples
 from ...common.console import say
 from ...common.text import first_line
+from ...parallel import ALONE, World
 from ...policy.architecture import obstacle
 from ...policy.policy import Policy
 from ...policy.probes import probe_head
@@ -23,9 +25,10 @@ CLOSE, CLOSE_IN_16_BITS = 1e-3, 5e-2
 # Tokens of the twin's prompts: those that stay within its window with their completions, and those that outgrow it.
 WITHIN, BEYOND = (1, 2, 4), (3, 11, 20, 26)
 NEW_TOKENS = {WITHIN: 3, BEYOND: 6}
-# Tokens of the prompts and completions that the model itself samples, and of a completion with --check full.
+# Tokens of the prompts and completions of the model itself in short rows, and of a completion with --check full.
 SHORT, SHORT_NEW = (3, 7, 12), 4
 FULL_NEW = 16
+LAYOUTS: tuple[Layout, ...] = ("padded", "packed", "shared")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,23 @@ class Found:
     generate: str | None = None  # sampled by generate, rows padded to one length
     alone: str | None = None  # sampled by generate, row by row
     head: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to try: rows of which lengths, and where. Example: `Trial((3, 7, 12), 4, "on the model itself, in short rows")`"""
+
+    lengths: Sequence[int]  # tokens of the prompts
+    new: int  # the most tokens of a completion
+    where: str  # ends a reason
+    samples: bool = True  # whether sampling is tried too
+    every: bool = False  # whether further ways of sampling are tried where one is exact
+    budget: int = 8192  # the most tokens of a forward
+    world: World = ALONE  # the ranks, which try the same things: what fails on one of them fails on all
+
+
+class CannotCompute(ValueError):
+    """A model can't even compute a row alone."""
 
 
 # --------------------------------------------------------------------------- a small twin
@@ -68,135 +88,142 @@ def _build_and_try(model: Any, lengths: tuple[int, ...]) -> Found | None:
     torch.set_num_threads(1)  # fastest for something so small
     try:
         policy = Policy(twin, 1.0, torch.float32, torch.float32)
-        return try_all(policy, lengths, NEW_TOKENS[lengths], "on a small twin of it")
+        found = try_all(policy, Trial(lengths, NEW_TOKENS[lengths], "on a small twin of it", every=True))
     except CannotCompute as error:
         say(f"note: a small {type(twin).__name__} could not be tried ({error})")
         return None
     finally:
         torch.set_num_threads(threads)
+    return found
 
 
 # --------------------------------------------------------------------------- the model itself
 
 
-def try_model(policy: Policy, longest: int, most_new: int) -> Found:
-    """Tries a model itself, in rows as long as a run's longest.
+def short_trial(longest: int, samples: bool, world: World) -> Trial:
+    """Returns what every run tries on its model: rows of at most 16 tokens, and no longer than `longest`."""
+    new = max(1, min(SHORT_NEW, longest - 1))
+    lengths = sorted({max(1, min(length, longest - new)) for length in SHORT})
+    return Trial(lengths, new, "on the model itself, in short rows", samples, world=world)
+
+
+def full_trial(longest: int, most_new: int, samples: bool, budget: int, world: World) -> Trial:
+    """Returns what `--check full` tries on a run's model.
 
     Args:
-        policy: the model.
-        longest: tokens of the longest row.
+        longest: tokens of the run's longest row.
         most_new: the most tokens of a completion.
+        samples: whether the model itself samples.
+        budget: the most tokens of a forward.
+        world: the ranks.
 
     Returns:
-        What was found.
-
-    Raises:
-        ValueError: even a row alone fails.
+        The trial, in rows of up to `longest` tokens.
     """
     new = min(most_new, FULL_NEW)
     prompt = max(1, longest - new)
     lengths = sorted({prompt, max(1, prompt // 2), min(prompt, 5)})
-    rows = f"rows of up to {prompt + new:,} tokens"
-    try:
-        return try_all(policy, lengths, new, f"on the model itself, in {rows}")
-    except CannotCompute as error:
-        raise ValueError(f"--check full: {rows} cannot be computed: {error}") from error
-
-
-def try_short_sampling(policy: Policy, longest: int) -> Found:
-    """Samples from a model itself, in short rows: first as the run would, and in the next way where that isn't exact.
-
-    Args:
-        policy: the model; the ways that its twin has ruled out are noted on it.
-        longest: tokens of the run's longest row.
-
-    Returns:
-        The ways of sampling; those that aren't needed are not tried.
-    """
-    new = max(1, min(SHORT_NEW, longest - 1))
-    lengths = sorted({max(1, min(length, longest - new)) for length in SHORT})
-    ways: list[tuple[str, str, int]] = [("generate", "generate", 256), ("alone", "generate", 1)]
-    if policy.loop_not is None and obstacle(policy.model, longest) is None:
-        ways.insert(0, ("loop", "loop", 256))
-    if policy.generate_not is not None:
-        ways = [way for way in ways if way[0] != "generate"]
-    found: dict[str, str | None] = {}
-    for name, decode, batch_size in ways:
-        gap, problem = try_sampling(policy, decode, lengths, new, batch_size)
-        found[name] = problem or _reason(policy, gap, "on the model itself, in short rows")
-        if found[name] is None:
-            break
-    return Found(**found)
+    where = f"on the model itself, in rows of up to {prompt + new:,} tokens"
+    return Trial(lengths, new, where, samples, budget=budget, world=world)
 
 
 # --------------------------------------------------------------------------- every way
 
 
-class CannotCompute(ValueError):
-    """A model can't even compute a row alone."""
-
-
-def try_all(policy: Policy, lengths: Sequence[int], new: int, where: str) -> Found:
-    """Tries every layout and way of sampling.
+def try_all(policy: Policy, trial: Trial) -> Found:
+    """Tries every layout, and the ways of sampling. A collective where the policy is sharded.
 
     Args:
-        policy: the model, or its twin.
-        lengths: tokens of the prompts.
-        new: the most tokens of a completion.
-        where: ends the reason, such as "on a small twin of it".
+        policy: the model, or its twin. Ways that are ruled out on it already are not tried.
+        trial: what to try.
 
     Returns:
-        What was found.
+        What was found, the same on every rank.
 
     Raises:
-        CannotCompute: even a row alone fails.
+        CannotCompute: even a row alone fails, or memory doesn't suffice.
     """
-    samples = _samples(policy, lengths, new)
-    try:
-        alone = [
-            log_probs_alone(policy, [*s.prompt_ids, *s.completion_ids.tolist()])[len(s.prompt_ids) - 1 :]
-            for s in samples
-        ]
-    except Exception as error:  # kernels raise what they like
-        raise CannotCompute(first_line(error)) from error
-    want = torch.cat(alone)
+    found: dict[str, str | None] = {"head": _head_problem(policy, trial)} | _layout_problems(policy, trial)
+    if trial.samples:
+        found |= _sampling_problems(policy, trial)
+    return Found(**found)
 
-    def layout(kind: Layout) -> str | None:
-        try:
-            with torch.no_grad():
-                got = policy(collate(samples, kind, policy.device))[0].logps.double().cpu()
-        except Exception as error:  # noqa: BLE001 - architectures and kernels raise what they like; the reason is said
-            return f"its forward fails: {first_line(error)}"
-        return _reason(policy, float((got - want).abs().mean()), where)
 
-    def sampling(decode: str, batch_size: int = 256) -> str | None:
-        gap, problem = try_sampling(policy, decode, lengths, new, batch_size)
-        return problem or _reason(policy, gap, where)
-
+def _head_problem(policy: Policy, trial: Trial) -> str | None:
+    problem = None
     try:
         probe_head(policy, "")
-        head = None
     except ValueError as error:
-        head = str(error).partition(": ")[2]
-    generate = sampling("generate")
-    return Found(
-        padded=layout("padded"),
-        packed=layout("packed"),
-        shared=layout("shared"),
-        # The loop's own limits, such as a window, are asked of the model itself, batch by batch.
-        loop=None if obstacle(policy.model, max(lengths) + new) else sampling("loop"),
-        generate=generate,
-        alone=None if generate is None else sampling("generate", 1),
-        head=head,
-    )
+        problem = str(error).partition(": ")[2]
+    return _anywhere(problem, trial)
 
 
-def _samples(policy: Policy, lengths: Sequence[int], new: int) -> list[Sample]:
+def _layout_problems(policy: Policy, trial: Trial) -> dict[str, str | None]:
+    samples = _samples(policy, trial)
+    want: dict[int, torch.Tensor] = {}
+    problem = None
+    try:
+        for s in samples:
+            row = [*s.prompt_ids, *s.completion_ids.tolist()]
+            want[s.index] = log_probs_alone(policy, row)[len(s.prompt_ids) - 1 :]
+    except Exception as error:  # noqa: BLE001 - kernels raise what they like
+        problem = first_line(error)
+    if (problem := _anywhere(problem, trial)) is not None:
+        raise CannotCompute(problem)
+    found: dict[str, str | None] = {}
+    for layout in LAYOUTS:
+        share = "always" if layout == "shared" else "never"
+        # Every rank computes the same rows.
+        cut = cut_samples(samples, trial.budget, packed=layout == "packed", share=share, ranks=1)
+        problem, gaps, out_of_memory = None, [], None
+        try:
+            for part in cut.parts[0]:
+                with torch.no_grad():
+                    got = policy(collate(part, layout, policy.device))[0].logps.double().cpu()
+                gaps.append((got - torch.cat([want[sample.index] for sample in part])).abs())
+        except torch.OutOfMemoryError as error:
+            out_of_memory = first_line(error)
+        except Exception as error:  # noqa: BLE001 - architectures and kernels raise what they like; the reason is said
+            problem = f"its forward fails: {first_line(error)}"
+        if (lacking := _anywhere(out_of_memory, trial)) is not None:
+            raise CannotCompute(f"{lacking}; lower --micro_batch_tokens")
+        if problem is None:
+            problem = _reason(policy, float(torch.cat(gaps).mean()), trial)
+        found[layout] = _anywhere(problem, trial)
+    return found
+
+
+def _sampling_problems(policy: Policy, trial: Trial) -> dict[str, str | None]:
+    """Tries the ways of sampling in the order in which a run prefers them."""
+    longest = max(trial.lengths) + trial.new
+    ways = [("generate", "generate", 256), ("alone", "generate", 1)]
+    # The loop's own limits, such as a window, are asked of the model itself, batch by batch.
+    if policy.loop_not is None and obstacle(policy.model, longest) is None:
+        ways.insert(0, ("loop", "loop", 256))
+    found: dict[str, str | None] = {}
+    for name, decode, batch_size in ways:
+        if name == "generate" and policy.generate_not is not None:
+            continue
+        if name == "alone" and found.get("generate", policy.generate_not) is None:
+            continue
+        gap, problem = try_sampling(policy, decode, trial.lengths, trial.new, batch_size)
+        found[name] = _anywhere(problem or _reason(policy, gap, trial), trial)
+        if found[name] is None and not trial.every:
+            break
+    return found
+
+
+def _anywhere(problem: str | None, trial: Trial) -> str | None:
+    """Returns the problem of the first rank that has one. A collective."""
+    return next((said for said in trial.world.gather_json(problem) if said is not None), None)
+
+
+def _samples(policy: Policy, trial: Trial) -> list[Sample]:
     """Makes a group for each prompt: two completions, of `new` tokens and of half as many."""
     vocabulary = policy.model.config.get_text_config().vocab_size
     samples: list[Sample] = []
-    for prompt in trial_prompts(lengths, vocabulary):
-        for count in (max(1, new // 2), new):
+    for prompt in trial_prompts(trial.lengths, vocabulary):
+        for count in (max(1, trial.new // 2), trial.new):
             ids = (torch.arange(count) * 5 + 3 * prompt.position + count) % vocabulary
             nothing = torch.zeros(count)
             of = len(samples), prompt.position, prompt.ids, ids, torch.ones(count, dtype=torch.bool)
@@ -204,8 +231,8 @@ def _samples(policy: Policy, lengths: Sequence[int], new: int) -> list[Sample]:
     return samples
 
 
-def _reason(policy: Policy, gap: float, where: str) -> str | None:
+def _reason(policy: Policy, gap: float, trial: Trial) -> str | None:
     halved = policy.compute_dtype in (torch.bfloat16, torch.float16)
     if gap <= (CLOSE_IN_16_BITS if halved else CLOSE):
         return None
-    return f"log-probs differ by {gap:.2g} from each row alone, {where}"
+    return f"log-probs differ by {gap:.2g} from each row alone, {trial.where}"
