@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import grpokit.runs.checkpoint
-import grpokit.training.run
+import grpokit.training.rescue
 from grpokit import GRPOTrainer
 from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import load_yaml
@@ -42,7 +42,7 @@ def main(directory: Path) -> None:
 
     Recorder.write_step = write_step
     grpokit.runs.checkpoint.atomically = into_a_full_disk
-    grpokit.training.run.make_rescue_directory = lambda output, size: str(directory / "elsewhere")
+    grpokit.training.rescue.make_rescue_directory = lambda output, size: str(directory / "elsewhere")
     GRPOTrainer(args=load_yaml(TrainConfig, str(directory / "run.yaml")), callbacks=[Saved()]).train()
 
 

@@ -146,6 +146,20 @@ def test_a_function_that_hangs_is_named_after_a_bounded_wait(fn):
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def test_a_function_that_catches_its_time_limit_again_and_again_is_given_up(monkeypatch):
+    monkeypatch.setattr("grpokit.rewards.calling.PATIENCE", 1)
+    given_up = []
+
+    def swallows(completions):
+        while not given_up:
+            with contextlib.suppress(BaseException):
+                time.sleep(100)
+        return [0.0] * len(completions)
+
+    score(two(), [Reward("f", swallows)], timeout=LIMIT, stuck=given_up.append)
+    assert "reward function `f` took longer than --reward_timeout" in str(given_up[0])
+
+
 def test_a_function_of_verls_that_hangs_names_the_row(write):
     path = write(
         "import time\ndef f(solution_str, ground_truth):\n    if solution_str == 'c':\n        time.sleep(60)\n    return 0\n"

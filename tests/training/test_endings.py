@@ -15,6 +15,7 @@ import pytest
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
 from grpokit.runs.checkpoint import checkpoints, verify
+from helpers import forked
 from helpers.launch import ENVIRONMENT, rows
 from helpers.tiny import ROWS, tiny_config, write_rows
 
@@ -165,3 +166,28 @@ def test_a_generation_config_that_transformers_would_not_write_is_saved(tmp_path
         saved = json.loads((tmp_path / "run" / directory / "generation_config.json").read_text())
         assert (saved["temperature"], saved["top_k"]) == (0.6, 7)
         assert saved["eos_token_id"] == odd["eos_token_id"]
+
+
+STUCK = """
+import time
+seen = []
+def f(completions):
+    seen.append(1)
+    while len(seen) > 1:
+        try:
+            time.sleep(1000)
+        except BaseException:
+            pass
+    return [float(len(c)) for c in completions]
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_that_cannot_be_interrupted_ends_the_run_and_loses_nothing(tmp_path):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    config = tiny_config(tmp_path, reward_funcs=(f"{tmp_path / 'stuck.py'}:f",), reward_timeout=1.0)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    done = forked.run("grpokit", "train", "--config", tmp_path / "run.yaml", timeout=120)
+    assert done.returncode == 1
+    assert "reward function `f` took longer than --reward_timeout 1 seconds" in done.stderr
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()

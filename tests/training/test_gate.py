@@ -218,7 +218,10 @@ def test_full_length_is_tried_where_it_is_asked_for(tmp_path, no_twin, capsys):
 
 def test_full_length_passes_for_a_model_that_is_exact(tmp_path, capsys):
     run = run_of(tmp_path, "LlamaConfig", SIZES, check="full", max_completion_length=40, beta=0.1)
-    assert "rows padded, packed, shared prompts, sampled by the loop" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "rows padded, packed, shared prompts, sampled by the loop; the model itself, in rows of up to" in said
+    )
     train(run)
     run.close()
 

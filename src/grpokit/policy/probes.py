@@ -131,7 +131,8 @@ def find_router_loss(policy: Policy, asked: float | None) -> RouterLoss | None:
     router = RouterLoss(coefficient, top_k)
     if (problem := _router_problem(policy, router)) is not None:
         raise ValueError(f"{flag}: {problem}; set 0 to train without it")
-    say(f"router auxiliary loss: × {coefficient:g}, over each update's layers and tokens")
+    frozen = "" if policy.lora is None else "; the routers are frozen, so it moves the adapter alone"
+    say(f"router auxiliary loss: × {coefficient:g}, over each update's layers and tokens{frozen}")
     return router
 
 

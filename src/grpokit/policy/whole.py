@@ -22,7 +22,10 @@ def check_report(report: Mapping[str, Any], path: str, flag: str) -> None:
         flag: the option that named it.
     """
     missing = sorted(report["missing_keys"])
-    wrong = sorted(str(key) for key in report["mismatched_keys"])
+    wrong = sorted(
+        f"{name} ({tuple(found)}, not {tuple(expected)})"
+        for name, found, expected in report["mismatched_keys"]
+    )
     for keys, what in ((missing, "lacks"), (wrong, "has the wrong shape for")):
         if keys:
             raise ValueError(

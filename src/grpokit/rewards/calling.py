@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import signal
 import threading
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from ..common.loops import forget_loop, loop_is_running, run_in_thread
 
+PATIENCE = 10  # alarms that a function may catch
 GRACE = 5.0  # seconds over the limit, for coroutines to handle their cancellation
 
 
@@ -21,11 +23,12 @@ class TimeOut(BaseException):
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, give_up: Callable[[], None] | None = None) -> Iterator[None]:
     """Raises TimeOut inside the block when it takes longer than `seconds`; 0: no limit.
 
     The block stays on the main thread, because reward functions use what works only there: signals (math-verify's own
-    time-outs), event loops, SQLite connections. An alarm interrupts it. If the block sets an alarm of its own, which replaces
+    time-outs), event loops, SQLite connections. An alarm interrupts it, and again every second, because a function may catch it
+    and go on. After PATIENCE alarms, `give_up` is called inside the block. If the block sets an alarm of its own, which replaces
     this one, a thread sends the signal instead. C code that ignores signals is interrupted when it returns to Python.
 
     Raises:
@@ -36,11 +39,14 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
     if threading.current_thread() is not threading.main_thread():
         raise ValueError(f"--reward_timeout {seconds:g}: needs the main thread; use 0 (no limit) on another")
-    done = threading.Event()
+    done, alarms = threading.Event(), itertools.count(1)
 
     def overdue(signum: int, frame: Any) -> None:
-        if not done.is_set():
-            raise TimeOut
+        if done.is_set():
+            return
+        if give_up is not None and next(alarms) > PATIENCE:
+            give_up()
+        raise TimeOut
 
     def nag() -> None:
         wait = seconds

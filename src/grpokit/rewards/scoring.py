@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -25,8 +25,15 @@ class RewardError(ValueError):
     """A reward function raised, took too long, or returned something other than rewards. The message says where."""
 
 
+Stuck = Callable[[RewardError], None]
+"""Ends the process where a function catches its time limit again and again. It gets the error that says which one."""
+
+
 def score(
-    groups: Sequence[RolloutGroup], rewards: Sequence[Reward], timeout: float = 0.0
+    groups: Sequence[RolloutGroup],
+    rewards: Sequence[Reward],
+    timeout: float = 0.0,
+    stuck: Stuck | None = None,
 ) -> list[RolloutGroup]:
     """Adds `rewards` [G, F] and their weighted sum `reward` [G] to the groups, both float64.
 
@@ -37,6 +44,7 @@ def score(
         groups: groups without rewards.
         rewards: F reward functions.
         timeout: seconds that a function may take; 0: no limit.
+        stuck: called where a function catches its time limit again and again.
 
     Returns:
         The groups with rewards.
@@ -48,7 +56,7 @@ def score(
         return []
     available = _available(groups)
     sizes = [len(group.rollouts) for group in groups]
-    scores = _call_all(rewards, available, groups, timeout)
+    scores = _call_all(rewards, available, groups, timeout, stuck)
     columns = torch.tensor(scores, dtype=torch.float64).reshape(len(rewards), sum(sizes))  # [F, B]
     table = columns.T.contiguous()  # [B, F]
     total = _weighted_sum(table, rewards)  # [B]
@@ -108,6 +116,7 @@ def _call_all(
     available: Mapping[str, list[Any]],
     groups: Sequence[RolloutGroup],
     timeout: float,
+    stuck: Stuck | None,
 ) -> list[list[float]]:
     """Returns the rewards of all functions, [F][B], NaN for None. Raises RewardError."""
     for reward in rewards:
@@ -115,7 +124,7 @@ def _call_all(
     returned: dict[int, Any] = {}
     for place, reward in enumerate(rewards):
         if not is_async(reward.fn):
-            returned[place] = _call(reward, available, groups, timeout)
+            returned[place] = _call(reward, available, groups, timeout, stuck)
     later = [place for place in range(len(rewards)) if place not in returned]
     if later:
         returned |= dict(
@@ -125,12 +134,21 @@ def _call_all(
 
 
 def _call(
-    reward: Reward, available: Mapping[str, list[Any]], groups: Sequence[RolloutGroup], timeout: float
+    reward: Reward,
+    available: Mapping[str, list[Any]],
+    groups: Sequence[RolloutGroup],
+    timeout: float,
+    stuck: Stuck | None,
 ) -> Any:
     """Returns what the function returned. Raises RewardError."""
     positional, by_name = _arguments(reward, available)
+
+    def give_up() -> None:
+        if stuck is not None:
+            stuck(_failure(reward, TimeOut(), groups, timeout))
+
     try:
-        with time_limit(timeout if reward.limited else 0.0):
+        with time_limit(timeout if reward.limited else 0.0, give_up):
             return reward.fn(*positional, **by_name)
     # A reward may call exit(), which must not end the run without an explanation.
     except (Exception, SystemExit, TimeOut) as error:

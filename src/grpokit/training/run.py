@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,10 @@ from ..common.text import one_line
 from ..config.options import TrainConfig
 from ..config.yaml import to_yaml
 from ..losses import Loss
-from ..parallel import FailedOnSomeRank, World
+from ..parallel import World
 from ..policy.export import SaveFormat, save_model
 from ..policy.layout import LayoutChoice
-from ..policy.learn import Learning, NonFiniteError, Offender, StepProgress
+from ..policy.learn import Learning, Offender, StepProgress
 from ..policy.learn import score as score_samples
 from ..policy.policy import Policy
 from ..policy.reference import Reference
@@ -33,16 +32,16 @@ from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
 from ..runs.batches import write_batch
 from ..runs.checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
-from ..runs.directory import make_rescue_directory
 from ..runs.dumps import write_offender
 from ..runs.metrics import values
 from ..runs.recorder import Recorder
 from ..types import Metrics, Prompt, RolloutGroup
-from .callbacks import CallbackError, Callbacks
+from .callbacks import Callbacks
 from .evaluation import HeldOut
 from .measure import Clock
+from .rescue import end_stuck, rescue
 from .setup.announce import StepNotes
-from .signals import Stopped, StopRequest
+from .signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,9 @@ class Run:
         An error in a reward function is raised on every rank, so that what was trained can still be saved together.
         """
         with self.world.together():
-            scored = score(groups, self.rewards, self.config.reward_timeout)
+            scored = score(
+                groups, self.rewards, self.config.reward_timeout, lambda error: end_stuck(self, error)
+            )
         at = {prompt.position: prompt for prompt in prompts}
         return gather_groups(scored, at.__getitem__, self.world)
 
@@ -263,56 +264,8 @@ class Run:
         return path
 
     def rescue(self, error: BaseException, progress: StepProgress | None = None) -> None:
-        """Saves a checkpoint after a stop or an error, unless an optimizer step is half done: its weights cannot be saved.
-
-        With several ranks, it saves only if all of them are still running.
-        """
-        alone = self.world.size == 1 and isinstance(error, Exception)
-        together = isinstance(error, Stopped | NonFiniteError | FailedOnSomeRank)
-        begun = self.state.step > 0 or progress is not None
-        torn = progress is not None and progress.torn
-        if begun and not torn and (alone or together):
-            self.keep(progress)
-
-    def keep(self, progress: StepProgress | None = None) -> None:
-        """Writes the checkpoint of this moment, unless it is there, and says where it is.
-
-        Where it can't be written, because the disk is full, say, it goes to the system's temporary directory, if that is on
-        another disk and has room.
-        """
-        path = self.output / replace(self.state, unfinished=progress).name
-        problem = None if self._is_there(path) else self._problem_with_saving(progress, None)
-        if self._is_there(path):
-            say(f"saved {path}; continue with {self.resume_by}")
-            return
-        size = 3 * sum(
-            p.numel() * p.element_size() for p in self.policy.parameters()
-        )  # with the optimizer's state
-        folder = self.world.from_main(
-            make_rescue_directory(self.output, size) if self.world.is_main else None
-        )
-        if folder is not None and self._problem_with_saving(progress, Path(folder)) is None:
-            saved = f"saved {Path(folder) / path.name} instead, in a directory for temporary files"
-            say(f"{problem}\n{saved}; move it to {self.output}, and continue with {self.resume_by}")
-            return
-        if folder is not None and self.world.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
-        say(f"no checkpoint of this moment: {problem}")
-
-    def _is_there(self, path: Path) -> bool:
-        """Checks whether the main rank sees a path. A collective."""
-        return self.world.from_main(path.exists())
-
-    def _problem_with_saving(self, progress: StepProgress | None, folder: Path | None) -> str | None:
-        """Tries to write a checkpoint. Returns the problem, the same on every rank, or None."""
-        problem = None
-        try:
-            self.save(progress, folder)
-        except (OSError, ValueError, CallbackError, FailedOnSomeRank) as error:
-            problem = str(
-                error.__cause__ if isinstance(error, FailedOnSomeRank) and error.__cause__ else error
-            )
-        return next(filter(None, self.world.gather_json(problem)), None)
+        """Saves a checkpoint after a stop or an error (see `training/rescue.py`)."""
+        rescue(self, error, progress)
 
     def finish(self) -> None:
         """Writes final/ and the report, and says where everything is."""

@@ -22,6 +22,7 @@ from ..policy.optimizer import MakeOptimizer
 from ..rollouts import Sampler
 from ..rollouts.resample import GroupFilter
 from .arguments import argument_errors, gather_arguments
+from .rescue import keep
 from .run import Run, Step
 from .session import finish_run, iter_session, open_run
 from .setup.loss import checked_loss
@@ -226,7 +227,7 @@ class GRPOTrainer:
                     finish_run(run)
             except GeneratorExit:  # the caller has left the loop, between two steps
                 if run.state.step > 0:
-                    run.keep()
+                    keep(run)
                 raise
             except BaseException:
                 self._broken = True

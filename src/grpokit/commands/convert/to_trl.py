@@ -151,10 +151,11 @@ def _model_and_data(config: TrainConfig, theirs: dict[str, Any], say: Say) -> No
     if at:
         theirs["model_revision"] = revision
     _dataset(config.dataset, config.dataset_split, theirs)
-    if config.eval_dataset:
+    if config.eval_dataset and config.eval_dataset != config.dataset:
+        say("eval_dataset, eval_steps: `trl grpo` evaluates on a split of the training data; left out")
+        theirs.pop("eval_steps", None)
+    elif config.eval_dataset:
         theirs |= {"eval_strategy": "steps", "dataset_test_split": config.eval_split or "test"}
-        if config.eval_dataset != config.dataset:
-            say("eval_dataset: `trl grpo` evaluates on a split of the training data; left out")
     rewards = [_reward(word, say) for word in config.reward_funcs]
     if rewards:
         theirs["reward_funcs"] = rewards

@@ -64,8 +64,9 @@ def check_model(
     if samples:
         way = "row by row" if policy.generate_not is not None else "by generate"
         sampled = f", sampled {way if policy.loop_not or obstacle(policy.model, longest) else 'by the loop'}"
+    rows = f"; {trial.where.removeprefix('on ')}" if config.check == "full" else ""
     layouts = ["padded", *["packed"] * policy.packs, *["shared prompts"] * (policy.shares_not is None)]
-    say(f"checked: {name}: rows {', '.join(layouts)}{sampled} ({time.monotonic() - began:.1f} s)")
+    say(f"checked: {name}: rows {', '.join(layouts)}{sampled}{rows} ({time.monotonic() - began:.1f} s)")
 
 
 def take_ways(policy: Policy, path: str, everywhere: Sequence[Found], longest: int, samples: bool) -> None:
