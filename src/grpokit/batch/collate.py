@@ -44,15 +44,13 @@ def _packed(samples: Sequence[Sample], whole: bool) -> _Inputs:
 
 def _shared(samples: Sequence[Sample], whole: bool) -> _Inputs:
     """Pads prompts on the right: causal attention never reads there. `mask` hides that padding from the completions."""
-    place: dict[int, int] = {}  # group → index of its prompt
+    place: dict[tuple[int, tuple[int, ...]], int] = {}  # group and prompt → the prompt's index
     prompts: list[tuple[int, ...]] = []
     for sample in samples:
-        if sample.group not in place:
-            place[sample.group] = len(prompts)
+        if sample.origin not in place:
+            place[sample.origin] = len(prompts)
             prompts.append(sample.prompt_ids)
-        elif prompts[place[sample.group]] != sample.prompt_ids:
-            raise ValueError(f"samples of group {sample.group} have different prompts: they cannot share one")
-    of = torch.tensor([place[sample.group] for sample in samples] or [0])
+    of = torch.tensor([place[sample.origin] for sample in samples] or [0])
     lengths = torch.tensor([len(ids) for ids in prompts] or [1])
     prompt_ids = _pad([torch.tensor(ids) for ids in prompts])
     completions = [sample.completion_ids if whole else sample.completion_ids[:-1] for sample in samples]
@@ -65,7 +63,7 @@ def _shared(samples: Sequence[Sample], whole: bool) -> _Inputs:
     if int(lengths.min()) < width:
         mask = torch.ones(len(of), width + length, dtype=torch.int64)
         mask[:, :width] = torch.arange(width) < lengths[of, None]
-    firsts = [place[sample.group] * width + len(sample.prompt_ids) - 1 for sample in samples]
+    firsts = [place[sample.origin] * width + len(sample.prompt_ids) - 1 for sample in samples]
     seconds = [prompt_ids.numel() + b * length for b in range(len(samples))]
     members = torch.bincount(of[: len(samples)], minlength=len(lengths))
     of_prompts = _within(prompt_ids, lengths.tolist()) * members.repeat_interleave(width)

@@ -170,7 +170,7 @@ class Piece:
 
     def beside(self, other: Piece) -> Piece:
         """Joins two pieces for one forward. Neighbours with the same prompt share it."""
-        again = bool(self.samples) and self.samples[-1].group == other.samples[0].group
+        again = bool(self.samples) and self.samples[-1].origin == other.samples[0].origin
         return Piece(
             self.samples + other.samples,
             self.prompts + other.prompts - again,
@@ -198,9 +198,9 @@ def _shared(samples: Sequence[Sample], budget: int, ranks: int) -> Cut:
     Whole groups save the most. Parts of groups, sorted by length, have less padding and balance the ranks better. So groups
     are halved as long as that makes the busiest rank faster.
     """
-    groups: dict[int, list[Sample]] = {}
+    groups: dict[tuple[int, tuple[int, ...]], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: (len(sample.completion_ids), sample.index)):
-        groups.setdefault(sample.group, []).append(sample)
+        groups.setdefault(sample.origin, []).append(sample)
     largest, count, best = max((len(group) for group in groups.values()), default=1), 1, None
     while count < 2 * largest:
         pieces = [
@@ -270,9 +270,9 @@ def _packed_cost(samples: Sequence[Sample]) -> float:
 
 
 def _shared_cost(samples: Sequence[Sample]) -> float:
-    groups: dict[int, list[Sample]] = {}
+    groups: dict[tuple[int, tuple[int, ...]], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.group, []).append(sample)
+        groups.setdefault(sample.origin, []).append(sample)
     whole = Piece((), 0, 0, 0)
     for group in groups.values():
         whole = whole.beside(Piece.of(group))

@@ -37,7 +37,7 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> U
         Sample(
             index=index,
             group=number,
-            prompt_ids=group.prompt.ids,
+            prompt_ids=rollout.prompt_ids(group.prompt),
             completion_ids=rollout.completion_ids,
             trainable=rollout.trainable,
             advantage=float(_advantages(group)[g]),

@@ -29,7 +29,10 @@ MODEL_RULES = [
     Rule("dataset", lambda c: c.dataset != "", "is required; see --help", "(missing)"),
     Rule("dataset", lambda c: has_data(c.dataset), "no such file or directory"),
     Rule(
-        "reward_funcs", lambda c: len(c.reward_funcs) > 0, "at least one is required; see --help", "(missing)"
+        "reward_funcs",
+        lambda c: len(c.reward_funcs) > 0 or len(c.environment) > 0,
+        "at least one is required; see --help",
+        "(missing)",
     ),
     Rule(
         "reward_weights",

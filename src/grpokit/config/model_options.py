@@ -91,6 +91,28 @@ class RewardOptions:
 
 
 @dataclass(frozen=True)
+class EpisodeOptions:
+    """Tools and environments: what answers the model between two turns."""
+
+    tools: tuple[str, ...] = sampling(())
+    """Functions that the model may call: file.py:function, with type hints and a docstring."""
+    environment: tuple[str, ...] = sampling(())
+    """Environment that answers the model: file.py:Class; several as name=file.py:Class, chosen by the column `environment`."""
+    max_turns: int = sampling(10)
+    """Most turns of the model in an episode."""
+    max_turn_length: int = sampling(0)
+    """Longest turn in tokens (0: what --max_completion_length leaves)."""
+    tool_parser: str = sampling("")
+    """file.py:function that finds the calls in a turn (default: the tokenizer's own, or the common forms)."""
+    tool_timeout: float = sampling(60.0)
+    """Seconds that a call of a tool or an environment may take (0: as long as it likes)."""
+    max_tool_output: int = sampling(0)
+    """Most tokens of one tool's answer; a longer one is cut in the middle (0: no limit)."""
+    environment_workers: int = free(32)
+    """Most calls of sync tools and environments at once. Changes no result."""
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """Sampling."""
 

@@ -12,6 +12,7 @@ from typing import Literal
 from .model_options import (
     DataOptions,
     EngineOptions,
+    EpisodeOptions,
     LoraOptions,
     ModelOptions,
     RewardOptions,
@@ -33,7 +34,7 @@ from .train_options import (
 
 
 @dataclass(frozen=True)
-class ModelConfig(SamplingOptions, RewardOptions, DataOptions, ModelOptions):
+class ModelConfig(SamplingOptions, EpisodeOptions, RewardOptions, DataOptions, ModelOptions):
     """The options that training and evaluation share."""
 
 

@@ -14,7 +14,7 @@ from ..common.copies import own_copy
 from ..common.text import one_line
 from ..types import Prompt
 from .rows import DatasetRow
-from .tokenizing import require_template, tokenize_all
+from .tokenizing import ToolsOf, require_template, tokenize_all
 
 LongPrompts = Literal["error", "truncate_left", "drop"]
 
@@ -94,6 +94,7 @@ class Prompts:
         flag: str = "--dataset",
         system_prompt: str = "",
         shuffle: bool = True,
+        tools_of: ToolsOf | None = None,
     ) -> None:
         """Tokenize all `rows` (of `read_rows`) with a Hugging Face tokenizer.
 
@@ -105,6 +106,7 @@ class Prompts:
             flag: the option that named the dataset, for messages.
             system_prompt: put before every chat that doesn't begin with a system message of its own.
             shuffle: draw the rows of each epoch in a new random order; else in the order given.
+            tools_of: the tools that a row's prompt shows, where an episode may have several turns.
 
         Raises ValueError naming file:line for such a row, for a chat whose tokenizer has no chat template, and
         for a prompt over `max_prompt_length` if `long_prompts` is "error"; naming `flag` if no prompt is left; naming
@@ -113,7 +115,7 @@ class Prompts:
         require_template(rows, tokenizer)
         prompts, bad = [], list(skipped_rows)
         with counting_if_slow(f"tokenizing {flag}", len(rows)) as progress:
-            for number, found in enumerate(tokenize_all(rows, tokenizer, system_prompt), 1):
+            for number, found in enumerate(tokenize_all(rows, tokenizer, system_prompt, tools_of), 1):
                 if not isinstance(found, ValueError):
                     prompts.append(found)
                 elif skip_bad_rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..common.text import one_line
@@ -11,10 +11,16 @@ from .rows import DatasetRow
 
 BATCH = 1000  # rows that a fast tokenizer gets at once
 PROBES = ("a", "0", ".")  # texts that show what a tokenizer adds to any text
+ToolsOf = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
+"""The JSON schemas of the tools that a row's prompt shows, by the row's columns. Where there is one, every prompt is a chat."""
 
 
 def tokenize(
-    row: DatasetRow, tokenizer: Any, system_prompt: str = "", before: list[int] | None = None
+    row: DatasetRow,
+    tokenizer: Any,
+    system_prompt: str = "",
+    before: list[int] | None = None,
+    tools_of: ToolsOf | None = None,
 ) -> Prompt:
     """Turns one row into the prompt that the model sees.
 
@@ -25,6 +31,7 @@ def tokenize(
         tokenizer: the model's.
         system_prompt: put before a chat that doesn't begin with a system message of its own.
         before: what `added_before` gives for the tokenizer, where it is known.
+        tools_of: the tools that the prompt shows, where an episode may have several turns.
 
     Returns:
         The prompt, at position 0.
@@ -32,28 +39,39 @@ def tokenize(
     Raises:
         ValueError: the chat template refuses the messages, or no token comes out. The message names file:line.
     """
-    content = _content(row, tokenizer, system_prompt)
+    content = _content(row, tokenizer, system_prompt, chat=tools_of is not None)
     if isinstance(content, str):
         return _prompt(row, content, text_ids(tokenizer, content, before))
-    ids = _apply_template(content, row.source, tokenizer, tokenize=True)
+    tools = tools_of(row.columns) if tools_of else []
+    ids = _apply_template(content, row.source, tokenizer, tokenize=True, tools=tools)
     return _prompt(row, content, list(map(int, ids)))
 
 
 def tokenize_all(
-    rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str = ""
+    rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str = "", tools_of: ToolsOf | None = None
 ) -> Iterator[Prompt | ValueError]:
     """Yields the prompt of each row, or the error that `tokenize` raises for it.
 
     The tokens are those of `tokenize`. A fast tokenizer gets many texts at once, which takes a fraction of the time.
+
+    Args:
+        rows: the rows.
+        tokenizer: the model's.
+        system_prompt: put before a chat that doesn't begin with a system message of its own.
+        tools_of: the tools that a prompt shows, where an episode may have several turns.
+
+    Yields:
+        The prompt of each row, in order, or its error.
     """
     before = added_before(tokenizer)
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
         try:
-            found = _batch(some, tokenizer, system_prompt, before) if _takes_batches(tokenizer) else None
+            takes = _takes_batches(tokenizer)
+            found = _batch(some, tokenizer, system_prompt, before, tools_of) if takes else None
         except Exception:  # noqa: BLE001 - tokenizing them one by one names the row
             found = None
-        yield from found or (_or_error(row, tokenizer, system_prompt, before) for row in some)
+        yield from found or (_or_error(row, tokenizer, system_prompt, before, tools_of) for row in some)
 
 
 def text_ids(tokenizer: Any, text: str, before: list[int] | None = None) -> list[int]:
@@ -99,14 +117,19 @@ def _takes_batches(tokenizer: Any) -> bool:
 
 
 def _batch(
-    rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str, before: list[int]
+    rows: Sequence[DatasetRow],
+    tokenizer: Any,
+    system_prompt: str,
+    before: list[int],
+    tools_of: ToolsOf | None,
 ) -> list[Prompt | ValueError]:
-    contents = [_content(row, tokenizer, system_prompt) for row in rows]
+    contents = [_content(row, tokenizer, system_prompt, chat=tools_of is not None) for row in rows]
     texts: list[str | ValueError] = []
     for row, content in zip(rows, contents, strict=True):
         try:
             is_text = isinstance(content, str)
-            texts.append(content if is_text else _apply_template(content, row.source, tokenizer))
+            tools = tools_of(row.columns) if tools_of else []
+            texts.append(content if is_text else _apply_template(content, row.source, tokenizer, tools=tools))
         except ValueError as error:
             texts.append(error)
     good = [text for text in texts if isinstance(text, str)]
@@ -124,9 +147,11 @@ def _batch(
     return found
 
 
-def _or_error(row: DatasetRow, tokenizer: Any, system_prompt: str, before: list[int]) -> Prompt | ValueError:
+def _or_error(
+    row: DatasetRow, tokenizer: Any, system_prompt: str, before: list[int], tools_of: ToolsOf | None
+) -> Prompt | ValueError:
     try:
-        return tokenize(row, tokenizer, system_prompt, before)
+        return tokenize(row, tokenizer, system_prompt, before, tools_of)
     except ValueError as error:
         return error
 
@@ -134,9 +159,10 @@ def _or_error(row: DatasetRow, tokenizer: Any, system_prompt: str, before: list[
 # --------------------------------------------------------------------------- one row
 
 
-def _content(row: DatasetRow, tokenizer: Any, system_prompt: str) -> str | Messages:
+def _content(row: DatasetRow, tokenizer: Any, system_prompt: str, chat: bool) -> str | Messages:
     content = row.content
-    if row.statement == "question" and getattr(tokenizer, "chat_template", None):
+    asks = row.statement == "question" or (chat and isinstance(content, str))
+    if asks and getattr(tokenizer, "chat_template", None):
         content = [{"role": "user", "content": content}]
     if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):
         content = [{"role": "system", "content": system_prompt}, *content]
@@ -154,12 +180,19 @@ def _prompt(row: DatasetRow, content: str | Messages, ids: Sequence[int]) -> Pro
     return Prompt(0, tuple(ids), content, row.columns, row.source)
 
 
-def _apply_template(messages: Messages, source: str, tokenizer: Any, tokenize: bool = False) -> Any:
+def _apply_template(
+    messages: Messages,
+    source: str,
+    tokenizer: Any,
+    tokenize: bool = False,
+    tools: Sequence[dict[str, Any]] = (),
+) -> Any:
     """Returns a chat as text, or as token ids. The template adds the special tokens; a last assistant turn is left open."""
     prefill = messages[-1]["role"] == "assistant"
     try:
         return tokenizer.apply_chat_template(
             messages,
+            tools=list(tools) or None,
             tokenize=tokenize,
             add_generation_prompt=not prefill,
             continue_final_message=prefill,

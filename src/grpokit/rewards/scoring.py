@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -96,16 +97,24 @@ def _available(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
     """Collects everything that a reward function may ask for, by name: lists of B entries, one per completion."""
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     names = dict.fromkeys(name for group in groups for name in group.prompt.columns)
+    episodes = [rollout.episode for _, rollout in pairs if rollout.episode is not None]
+    of_episodes = {
+        "environments": [episode.environment for episode in episodes],
+        "environment_rewards": [(episode.kind, episode.reward) for episode in episodes],
+    }
     return {
         **{name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names},
         "prompts": [prompt.content for prompt, _ in pairs],
         "completions": [_completion(prompt, rollout) for prompt, rollout in pairs],
         "completion_ids": [rollout.completion_ids.tolist() for _, rollout in pairs],
+        **(of_episodes if episodes else {}),
     }
 
 
 def _completion(prompt: Prompt, rollout: Rollout) -> str | Messages:
-    """Returns the completion as reward functions get it: text, or in a chat the model's turn, as in TRL."""
+    """Returns the completion as reward functions get it: text, or in a chat the messages that follow, as in TRL."""
+    if rollout.episode is not None:
+        return copy.deepcopy(rollout.episode.messages)
     return (
         rollout.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": rollout.text}]
     )

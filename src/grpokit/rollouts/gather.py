@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..episode import Episode
 from ..parallel import World
 from ..types import Prompt, Rollout, RolloutGroup
 
@@ -53,6 +54,10 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
         "text": ragged(texts, torch.uint8),
         "text_length": torch.tensor([len(text) for text in texts], dtype=torch.int64),
     }
+    if any(r.episode is not None for r in rollouts):
+        episodes = [_bytes("" if r.episode is None else r.episode.to_json()) for r in rollouts]
+        found["episode"] = ragged(episodes, torch.uint8)
+        found["episode_length"] = torch.tensor([len(text) for text in episodes], dtype=torch.int64)
     for name in ("rewards", "reward", "advantages"):
         parts = [getattr(group, name) for group in groups]
         if parts and parts[0] is not None:
@@ -67,12 +72,17 @@ def groups_from_tensors(
     lengths, sizes = tensors["length"].tolist(), tensors["size"].tolist()
     per_token = {n: tensors[n].split(lengths) for n in ("completion_ids", "logps", "entropies", "trainable")}
     texts = tensors["text"].split(tensors["text_length"].tolist())
+    episodes: list[Episode | None] = [None] * len(lengths)
+    if "episode" in tensors:
+        written = map(_text, tensors["episode"].split(tensors["episode_length"].tolist()))
+        episodes = [Episode.from_json(text) if text else None for text in written]
     rollouts = [
         Rollout(
             **{name: parts[i] for name, parts in per_token.items()},
             text=_text(texts[i]),
             finish_reason="stop" if tensors["stopped"][i] else "length",
             policy_version=int(tensors["policy_version"][i]),
+            episode=episodes[i],
         )
         for i in range(len(lengths))
     ]

@@ -34,6 +34,8 @@ class TokenPicker:
         min_length: tokens before which no `eos` token is picked.
         dtype: of log-probs and entropies.
         strings: finds stop strings.
+        starts: [B] place of each completion's first token in its episode; a key of the noise (None: 0).
+        rooms: [B] the most tokens of each completion (None: `max_length`).
     """
 
     def __init__(
@@ -49,12 +51,17 @@ class TokenPicker:
         min_length: int,
         dtype: torch.dtype,
         strings: StopStringCriteria | None = None,
+        starts: Tensor | None = None,
+        rooms: Tensor | None = None,
     ) -> None:
         # [B] each: the noise is keyed by them, the seed and the position
         self.prompts, self.generations = prompts, generations
         self.seed, self.temperature, self.greedy = seed, temperature, greedy
         self.eos, self.min_length, self.strings = eos, min_length, strings
         shape, device = (max_length, len(prompts)), prompts.device
+        self.starts = torch.zeros_like(prompts) if starts is None else starts
+        self.rooms = torch.full_like(prompts, max_length) if rooms is None else rooms  # [b]
+        self.all_rooms = self.rooms  # [B]
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self.logps = torch.zeros(shape, dtype=dtype, device=device)
         self.entropies = torch.zeros(shape, dtype=dtype, device=device)
@@ -67,10 +74,10 @@ class TokenPicker:
         ahead = self.position % NOISE_AHEAD
         if ahead == 0:
             places = torch.arange(self.position, self.position + NOISE_AHEAD, device=logits.device)[:, None]
-            self.noise = keyed_uniform(self.seed, self.prompts, self.generations, places)
+            self.noise = keyed_uniform(self.seed, self.prompts, self.generations, self.starts + places)
         size = max(1, CHUNK.get(logits.device.type, CHUNK_ELSEWHERE) // logits.shape[-1])
-        parts = zip(logits.split(size), self.noise[ahead].split(size), strict=True)
-        picked = [self._pick(rows, uniform) for rows, uniform in parts]
+        parts = zip(logits.split(size), self.noise[ahead].split(size), self.starts.split(size), strict=True)
+        picked = [self._pick(*part) for part in parts]
         tokens, logps, entropies = (
             picked[0] if len(picked) == 1 else map(torch.cat, zip(*picked, strict=True))
         )
@@ -82,29 +89,33 @@ class TokenPicker:
             sofar = self.tokens[: self.position, here[1]].T
             ends |= self.strings(sofar, torch.empty(0))  # pyright: ignore[reportArgumentType] - [b] of bool
         now = self.lengths[here[1]]
-        self.lengths[here[1]] = torch.where(ends & (now == 0), self.position, now)
+        ends &= (now == 0) & (self.position <= self.rooms)
+        self.lengths[here[1]] = torch.where(ends, self.position, now)
         return tokens
 
     @property
     def ended(self) -> Tensor:
-        """[b] whether each remaining completion has ended."""
-        return (self.lengths if self.rows is None else self.lengths[self.rows]) > 0
+        """[b] whether each remaining completion has ended, or has no room left."""
+        ended = (self.lengths if self.rows is None else self.lengths[self.rows]) > 0
+        return ended | (self.position >= self.rooms)
 
     def keep(self, kept: Tensor) -> None:
         """Keeps only the completions `kept` [b'] of the b remaining ones."""
         self.rows = kept if self.rows is None else self.rows[kept]
         self.prompts, self.generations = self.prompts[kept], self.generations[kept]
+        self.starts, self.rooms = self.starts[kept], self.rooms[kept]
         self.noise = self.noise[:, kept]
 
-    def _pick(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns tokens, log-probs and entropies [n] for some of the completions."""
+    def _pick(self, logits: Tensor, uniform: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns tokens, log-probs and entropies [n] for some of the completions, which start at `starts` [n]."""
         scaled = logits if self.temperature == 1 else logits / self.temperature
         logps = scaled.log_softmax(-1).clamp_(min=FLOOR)
         wide = logps.double()
         probs = wide.exp()
         entropies = -torch.linalg.vecdot(probs, wide).to(logps.dtype)
         if self.position < self.min_length:
-            probs[:, self.eos] = 0
+            short = starts + self.position < self.min_length
+            probs[:, self.eos] = probs[:, self.eos].masked_fill(short[:, None], 0.0)
         tokens = probs.argmax(-1) if self.greedy else inverse_cdf(probs, uniform)
         return tokens, logps.gather(-1, tokens[:, None])[:, 0], entropies
 

@@ -3,9 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
-from ..types import Prompt, RolloutGroup
+from ..types import Prompt, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an engine continues: one turn of an episode. Example: `Request((1, 7), position=0, generation=3, room=64)`"""
+
+    ids: tuple[int, ...]  # everything that the model reads: the prompt, and all turns so far
+    position: int  # the prompt's, in the order of the data; a key of the noise
+    generation: int  # the episode's number in its group; a key of the noise
+    room: int  # the most tokens to sample
+    start: int = 0  # place of the first sampled token in the episode; a key of the noise
+
+
+class TurnEngine(Protocol):
+    """An engine that continues any tokens. It never sees what answers the model between two turns."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Prepares the engine, such as by gathering sharded weights once. `complete` is called inside. A collective."""
+        ...
+
+    def sync(self) -> None:
+        """Makes the engine sample from the policy's current weights."""
+        ...
+
+    def complete(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Rollout]:
+        """Samples one continuation of each request, in order.
+
+        The tokens depend only on (seed, position, generation, place in the episode), the request's ids and the weights.
+        """
+        ...
 
 
 class SamplingStopped(Exception):

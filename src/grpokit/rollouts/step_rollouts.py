@@ -62,10 +62,11 @@ def sample_share(
     Returns:
         A group for each prompt of this rank's share, in order.
     """
-    try:
-        groups = sampler.sample(world.share(prompts), num_generations, greedy=greedy)
-    except SamplingStopped:
-        groups = []
+    with world.together():  # an environment may fail on one rank alone
+        try:
+            groups = sampler.sample(world.share(prompts), num_generations, greedy=greedy)
+        except SamplingStopped:
+            groups = []
     pause()
     return groups
 

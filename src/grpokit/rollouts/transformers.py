@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -20,12 +21,10 @@ from ..types import Prompt, Rollout, RolloutGroup
 from .attention import light
 from .decode import decode
 from .picking import Ended, KeyedSampling, TokenPicker
-from .sampler import SamplingStopped
+from .sampler import Request, SamplingStopped
 from .written import written_text
 
 log = logging.getLogger(__name__)
-
-Jobs = Sequence[tuple[Prompt, int]]  # a prompt, and the number of the generation
 
 _said: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose use of generate was explained
 
@@ -81,21 +80,36 @@ class TransformersSampler:
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
         """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
-        jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
-        longest = max((len(prompt.ids) for prompt in prompts), default=0) + self.max_length
-        run = self._loop if self._uses_loop(longest) else self._generate
-        rollouts = []
-        # A model whose rows change each other in generate is sampled row by row.
-        size = 1 if run == self._generate and self.policy.generate_not else self.batch_size
+        requests = [
+            Request(prompt.ids, prompt.position, g, self.max_length)
+            for prompt in prompts
+            for g in range(num_generations)
+        ]
+        with self.session():
+            rollouts = self.complete(requests, greedy=greedy)
+        size = num_generations
+        return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """See `TurnEngine.session`."""
         # Sharded weights are gathered once. Layers compiled for training run eagerly here, because every new token would
         # be a new shape to compile.
         with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
-            for start in range(0, len(jobs), size):
-                if self.stop():
-                    raise SamplingStopped(f"stopped after {start} of {len(jobs)} completions")
-                rollouts += self._sample_batch(jobs[start : start + size], greedy, run)
-        size = num_generations
-        return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+            yield
+
+    def complete(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Rollout]:
+        """See `TurnEngine.complete`. Raises SamplingStopped once `stop()` is True."""
+        longest = max((len(r.ids) + r.room for r in requests), default=0)
+        run = self._loop if self._uses_loop(longest) else self._generate
+        rollouts: list[Rollout] = []
+        # A model whose rows change each other in generate is sampled row by row.
+        size = 1 if run == self._generate and self.policy.generate_not else self.batch_size
+        for start in range(0, len(requests), size):
+            if self.stop():
+                raise SamplingStopped(f"stopped after {start} of {len(requests)} completions")
+            rollouts += self._sample_batch(requests[start : start + size], greedy, run)
+        return rollouts
 
     def sync(self) -> None:
         """Does nothing: this sampler uses the policy's own weights."""
@@ -116,13 +130,13 @@ class TransformersSampler:
         return False
 
     def _sample_batch(
-        self, jobs: Jobs, greedy: bool, run: Callable[[Jobs, TokenPicker], None]
+        self, requests: Sequence[Request], greedy: bool, run: Callable[[Sequence[Request], TokenPicker], None]
     ) -> list[Rollout]:
         policy, device = self.policy, self.policy.device
         picker = TokenPicker(
-            torch.tensor([prompt.position for prompt, _ in jobs], device=device),
-            torch.tensor([g for _, g in jobs], device=device),
-            self.max_length,
+            torch.tensor([r.position for r in requests], device=device),
+            torch.tensor([r.generation for r in requests], device=device),
+            max(r.room for r in requests),
             seed=self.seed,
             temperature=policy.temperature,
             greedy=greedy,
@@ -130,16 +144,18 @@ class TransformersSampler:
             min_length=self.min_length,
             dtype=torch.promote_types(policy.compute_dtype, torch.float32),
             strings=self.strings,
+            starts=torch.tensor([r.start for r in requests], device=device),
+            rooms=torch.tensor([r.room for r in requests], device=device),
         )
         with torch.inference_mode(), policy.computing():
-            run(jobs, picker)
+            run(requests, picker)
         return self._rollouts(picker)  # outside, so that its tensors may take part in a user's own gradient
 
-    def _loop(self, jobs: Jobs, picker: TokenPicker) -> None:
+    def _loop(self, requests: Sequence[Request], picker: TokenPicker) -> None:
         rows, prompts = [], []
-        for prompt, _ in jobs:
-            if not (self.share_prefill and prompts and prompts[-1] == prompt.ids):
-                prompts.append(prompt.ids)
+        for request in requests:
+            if not (self.share_prefill and prompts and prompts[-1] == request.ids):
+                prompts.append(request.ids)
             rows.append(len(prompts) - 1)
         model, device = self.policy.model, self.policy.device
         input_ids, mask = left_pad(prompts, self.pad_id)
@@ -150,19 +166,19 @@ class TransformersSampler:
                 (input_ids.to(device), padded),
                 torch.tensor(rows, device=device),
                 picker,
-                self.max_length,
+                len(picker.tokens),
                 self.stop,
             )
 
-    def _generate(self, jobs: Jobs, picker: TokenPicker) -> None:
+    def _generate(self, requests: Sequence[Request], picker: TokenPicker) -> None:
         model, device = self.policy.model, self.policy.device
-        input_ids, mask = left_pad([prompt.ids for prompt, _ in jobs], self.pad_id)
+        input_ids, mask = left_pad([request.ids for request in requests], self.pad_id)
         # Every setting is given here. The model directory's own (top_k, repetition_penalty, ...) has no effect.
         # transformers merges them even into a config that is passed, so they are set aside meanwhile.
         ours = GenerationConfig(
             do_sample=False,
             num_beams=1,
-            max_new_tokens=self.max_length,
+            max_new_tokens=len(picker.tokens),
             eos_token_id=self.eos_ids,
             pad_token_id=self.pad_id,
             use_cache=True,
@@ -191,7 +207,7 @@ class TransformersSampler:
             )
         ends = picker.lengths.cpu()
         stopped = ends > 0
-        lengths = torch.where(stopped, ends, tokens.shape[1]).tolist()
+        lengths = torch.where(stopped, ends, picker.all_rooms.cpu().clamp(max=tokens.shape[1])).tolist()
         ids = [row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)]
         texts = [written_text(self.tokenizer, row, self.eos_ids) for row in ids]
         return [

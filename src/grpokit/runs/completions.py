@@ -24,6 +24,19 @@ def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[Rollout
     return [groups[i] for i in sorted(picked)]
 
 
+def _episodes(group: RolloutGroup) -> dict[str, Any]:
+    """Returns the conversations of a group's episodes, where there are any."""
+    episodes = [rollout.episode for rollout in group.rollouts if rollout.episode is not None]
+    if not episodes:
+        return {}
+    return {
+        "episodes": [
+            {"messages": e.messages, "ending": e.ending, "turns": len(e.turns), "reward": e.reward}
+            for e in episodes
+        ]
+    }
+
+
 def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, Any]:
     """Returns a group as a line of completions.jsonl."""
 
@@ -40,6 +53,7 @@ def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, An
         },
         "completions": [rollout.text for rollout in group.rollouts],
         "finish_reasons": [rollout.finish_reason for rollout in group.rollouts],
+        **_episodes(group),
         "rewards": {r.name: numbers(None if table is None else table[:, f]) for f, r in enumerate(rewards)},
         "reward": numbers(group.reward),
         "advantages": numbers(group.advantages),

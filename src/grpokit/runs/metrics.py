@@ -36,6 +36,15 @@ METRICS: dict[str, Declared] = {
     "entropy": Declared(
         "mean", "entropy of the distribution each token was sampled from, in nats, over all tokens"
     ),
+    "turns/mean": Declared("mean", "turns of the model in an episode"),
+    "turns/max": Declared("max", "most turns of an episode"),
+    "tools/call_frequency": Declared("mean", "calls of tools, per episode"),
+    "tools/failure_frequency": Declared("mean", "share of calls that were answered by an error"),
+    "tools/<name>/calls": Declared("sum", "calls of this tool in the step"),
+    "completions/trainable": Declared("mean", "share of an episode's tokens that the model wrote"),
+    "endings/<name>": Declared(
+        "mean", "share of episodes that ended so: done, no_call, turns, length, error"
+    ),
     "loss": Declared(
         "mean", "the update's loss, mean over the step's updates; near 0 at ratio 1 by construction"
     ),
@@ -109,4 +118,8 @@ def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
 def declared_name(name: str) -> str:
     """Returns the key of METRICS that declares `name`: rewards/x/mean → rewards/<name>/mean."""
     parts = name.split("/")
+    if parts[0] == "tools" and len(parts) == 3:
+        return "tools/<name>/calls"
+    if parts[0] == "endings":
+        return "endings/<name>"
     return f"rewards/<name>/{parts[-1]}" if parts[0] == "rewards" and len(parts) >= 3 else name

@@ -95,6 +95,7 @@ def gather_arguments(
     config, estimator = _take_object(config, "advantage_estimator", given["advantage_estimator"])
     config, group_filter = _take_object(config, "group_filter", given["group_filter"])
     config, optimizer = _take_object(config, "optim", given["optimizer"])
+    config, tools = _take_tools(config, given["tools"])
     config = expand_home(config)
     parts = Parts(
         model=model,
@@ -107,6 +108,8 @@ def gather_arguments(
         group_filter=group_filter,
         optimizer=optimizer,
         callbacks=tuple(given["callbacks"]),
+        tools=tools,
+        environment_factory=given["environment_factory"],
     )
     find_estimator(config, parts)  # raises where it can't be called as it must be
     find_filter(config, parts)
@@ -184,6 +187,15 @@ def _take_rows(config: Config, option: str, argument: str, rows: Any) -> tuple[C
         return dataclasses.replace(config, **{option: str(rows)}), None
     check_rows(rows, argument)
     return dataclasses.replace(config, **{option: describe_rows(rows)}), rows
+
+
+def _take_tools(config: TrainConfig, tools: Any) -> tuple[TrainConfig, tuple[Any, ...]]:
+    """Parts tools into names, which join the configuration, and functions."""
+    if not isinstance(tools, list | tuple):
+        raise ValueError(f"tools: a {type(tools).__name__}; expected a list of functions: tools=[add]")
+    names = tuple(tool for tool in tools if isinstance(tool, str))
+    functions = tuple(tool for tool in tools if not isinstance(tool, str))
+    return (dataclasses.replace(config, tools=names) if names else config), functions
 
 
 def _take_rewards(config: Config, rewards: Any) -> tuple[Config, dict[str, Callable[..., Any]]]:

@@ -11,9 +11,11 @@ from ..common.console import console, counting, figures_table, say, waiting
 from ..config.options import EvalConfig
 from ..policy.load import load_tokenizer
 from ..rewards import describe_rewards, score
+from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
 from .setup.data import load_prompts, make_rewards
+from .setup.environments import episode_sampler, find_environments
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
@@ -44,14 +46,20 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         tokenizer = parts.tokenizer or load_tokenizer(config.model, config.trust_remote_code)
         policy = load_configured(config.model if parts.model is None else parts.model, config)
         set_threads(config, policy)
+        environments = find_environments(config, parts, tokenizer)
+        tools_of = None if environments is None else environments.tools_of
         prompts = load_prompts(
-            config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset
+            config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset, tools_of
         )
         tokenizer = check_tokens(policy, tokenizer, prompts)
         check_model(policy, config.model, prompts.longest + config.max_completion_length, config)
         rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
+        rewards += () if environments is None else environments.rewards
         say(describe_rewards(rewards))
-        sampler = make_sampler(config, policy, tokenizer, config.seed)
+        turns = make_sampler(config, policy, tokenizer, config.seed)
+        sampler: Sampler = turns
+        if environments is not None:
+            sampler = episode_sampler(environments, config, policy, tokenizer, turns)
 
     def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
         return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)

@@ -11,22 +11,51 @@ import torch
 from ..parallel import ALONE, World
 from ..types import Metric, Metrics, RolloutGroup
 
+ENDINGS = ("done", "no_call", "turns", "length", "error")
+
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
-    """Lengths, cut-offs and entropy of a step's completions."""
+    """Lengths, cut-offs and entropy of a step's completions, and the turns of episodes."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.float64)
+    entropies = torch.cat([r.entropies for r in rollouts])
     cut = torch.tensor([r.finish_reason == "length" for r in rollouts])
-    prompts = sum(len(group.prompt.ids) * len(group.rollouts) for group in groups)
+    prompts = sum(len(r.prompt_ids(group.prompt)) for group in groups for r in group.rollouts)
     return {
         "completions/mean_length": Metric.mean(lengths),
         "completions/min_length": Metric.min(lengths),
         "completions/max_length": Metric.max(lengths),
         "completions/clipped_ratio": Metric.mean(cut),
         "completions/mean_terminated_length": Metric.mean(lengths[~cut]),
-        "entropy": Metric.mean(torch.cat([r.entropies for r in rollouts])),
+        "entropy": Metric.mean(entropies[~entropies.isnan()]),  # an environment's tokens have none
         "num_tokens": Metric.sum(lengths.sum() + prompts),
+    } | episode_metrics(groups)
+
+
+def episode_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    """Turns, calls and endings of a step's episodes; {} where completions have one turn."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.episode is not None]
+    episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
+    if not episodes:
+        return {}
+    turns = torch.tensor([len(e.turns) for e in episodes], dtype=torch.float64)
+    calls = [sum((e.calls or {}).values()) for e in episodes]
+    trainable = torch.cat([rollout.trainable for rollout in rollouts])
+    found = {
+        "turns/mean": Metric.mean(turns),
+        "turns/max": Metric.max(turns),
+        "tools/call_frequency": Metric.share(sum(calls), len(episodes)),
+        "tools/failure_frequency": Metric.share(sum(e.failures for e in episodes), sum(calls)),
+        "completions/trainable": Metric.mean(trainable.double()),
     }
+    for name in sorted({name for e in episodes for name in e.calls or {}}):
+        found[f"tools/{name}/calls"] = Metric.sum(
+            torch.tensor([(e.calls or {}).get(name, 0) for e in episodes])
+        )
+    for ending in ENDINGS:
+        ended = torch.tensor([e.ending == ending for e in episodes])
+        found[f"endings/{ending}"] = Metric.mean(ended.double())
+    return found
 
 
 class Clock:

@@ -53,6 +53,8 @@ class GRPOTrainer:
         group_filter: a function `f(group)` that says whether a scored group is trained on.
         optimizer: a function `f(named_parameters, learning_rate)` that makes an optimizer, or an optimizer over the
             parameters of a loaded model.
+        tools: functions that the model may call, with type hints and a docstring, or "file.py:function".
+        environment_factory: a class of environments, or a dict of them, chosen by a row's column `environment`.
         **options: any option of `TrainConfig`.
 
     Raises:
@@ -81,6 +83,8 @@ class GRPOTrainer:
         advantage_estimator: str | Estimator | None = None,
         group_filter: str | GroupFilter | None = None,
         optimizer: MakeOptimizer | torch.optim.Optimizer | None = None,
+        tools: Sequence[Any] | None = None,
+        environment_factory: Any = None,
         **options: Any,
     ) -> None:
         with argument_errors():
@@ -96,6 +100,8 @@ class GRPOTrainer:
                 "advantage_estimator": advantage_estimator,
                 "group_filter": group_filter,
                 "optimizer": optimizer,
+                "tools": [] if tools is None else tools,
+                "environment_factory": environment_factory,
             }
             self.args, self._parts = gather_arguments(args or TrainConfig(), given, options)
             check_train_config(self.args, from_python=True)

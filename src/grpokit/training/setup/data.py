@@ -13,14 +13,20 @@ from ...data.prompts import Prompts
 from ...data.rows import describe_dataset, named_row, read_rows
 from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
-from ...data.tokenizing import require_template, tokenize
+from ...data.tokenizing import ToolsOf, require_template, tokenize
 from ...rewards import Reward, describe_rewards, load_rewards
 from ...types import Prompt
 from .parts import Parts
 
 
 def load_prompts(
-    config: ModelConfig, path: str, flag: str, tokenizer: Any, context: int | None, rows: Any = None
+    config: ModelConfig,
+    path: str,
+    flag: str,
+    tokenizer: Any,
+    context: int | None,
+    rows: Any = None,
+    tools_of: ToolsOf | None = None,
 ) -> Prompts:
     """Loads the prompts of a dataset, tokenized and measured against the model's context, and says what it is.
 
@@ -31,6 +37,7 @@ def load_prompts(
         tokenizer: the model's.
         context: the model's longest context in tokens, where it is known.
         rows: rows in memory, in the place of `path`.
+        tools_of: the tools that a row's prompt shows, where an episode may have several turns.
 
     Returns:
         The prompts.
@@ -60,6 +67,7 @@ def load_prompts(
         flag=flag,
         system_prompt=config.system_prompt,
         shuffle=config.shuffle if isinstance(config, TrainConfig) else True,
+        tools_of=tools_of,
     )
     if prompts.skipped:
         say(f"{path}: skipped {prompts.skipped} bad rows, the first: {prompts.skipped_rows[0]}")
@@ -70,7 +78,9 @@ def load_prompts(
     return prompts
 
 
-def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: Any) -> PromptStream:
+def load_stream(
+    config: TrainConfig, tokenizer: Any, context: int | None, rows: Any, tools_of: ToolsOf | None = None
+) -> PromptStream:
     """Prepares the prompts of an iterable, which is read as steps need them.
 
     Args:
@@ -78,6 +88,7 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
         tokenizer: the model's.
         context: the model's longest context in tokens, where it is known.
         rows: the iterable.
+        tools_of: the tools that a row's prompt shows, where an episode may have several turns.
 
     Returns:
         The prompts, in the order of the iterable.
@@ -100,7 +111,7 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
         try:
             row = named_row(values, place)
             require_template([row], tokenizer)
-            prompt = tokenize(row, tokenizer, config.system_prompt)
+            prompt = tokenize(row, tokenizer, config.system_prompt, tools_of=tools_of)
         except ValueError:
             if config.skip_bad_rows:
                 return None
@@ -124,7 +135,11 @@ def load_stream(config: TrainConfig, tokenizer: Any, context: int | None, rows: 
 
 
 def load_training_prompts(
-    config: TrainConfig, tokenizer: Any, context: int | None, rows: Any = None
+    config: TrainConfig,
+    tokenizer: Any,
+    context: int | None,
+    rows: Any = None,
+    tools_of: ToolsOf | None = None,
 ) -> Prompts | PromptStream:
     """Loads the prompts to train on.
 
@@ -133,13 +148,14 @@ def load_training_prompts(
         tokenizer: the model's.
         context: the model's longest context in tokens, where it is known.
         rows: rows in memory or an iterable, in the place of --dataset.
+        tools_of: the tools that a row's prompt shows, where an episode may have several turns.
 
     Returns:
         The prompts.
     """
     if rows is None or is_listed(rows):
-        return load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows)
-    return load_stream(config, tokenizer, context, rows)
+        return load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows, tools_of)
+    return load_stream(config, tokenizer, context, rows, tools_of)
 
 
 def prompt_limit(config: ModelConfig, context: int | None) -> tuple[int | None, str | None]:
@@ -194,7 +210,14 @@ class RunData:
     longest: int  # tokens of the longest prompt of both
 
 
-def load_data(config: TrainConfig, tokenizer: Any, context: int | None, parts: Parts) -> RunData:
+def load_data(
+    config: TrainConfig,
+    tokenizer: Any,
+    context: int | None,
+    parts: Parts,
+    tools_of: ToolsOf | None = None,
+    own_rewards: tuple[Reward, ...] = (),
+) -> RunData:
     """Loads the prompts, the rewards and the held-out prompts of a run.
 
     Args:
@@ -202,6 +225,8 @@ def load_data(config: TrainConfig, tokenizer: Any, context: int | None, parts: P
         tokenizer: the model's.
         context: the model's longest context in tokens, where it is known.
         parts: rows and functions from Python.
+        tools_of: the tools that a row's prompt shows, where an episode may have several turns.
+        own_rewards: those of the environments.
 
     Returns:
         The data.
@@ -209,13 +234,15 @@ def load_data(config: TrainConfig, tokenizer: Any, context: int | None, parts: P
     Raises:
         ValueError: naming the option that cannot work.
     """
-    prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset)
-    rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
+    prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
+    rewards = (*make_rewards(config, prompts.columns, parts.reward_funcs), *own_rewards)
     say(describe_rewards(rewards))
     if not config.eval_dataset:
         return RunData(prompts, rewards, [], prompts.longest)
     flag = "--eval_dataset"
-    held_out = load_prompts(config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset)
+    held_out = load_prompts(
+        config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset, tools_of
+    )
     try:  # an error now, not at the first evaluation
         make_rewards(config, held_out.columns, parts.reward_funcs)
     except ValueError as error:

@@ -47,6 +47,8 @@ class Parts:
     group_filter: GroupFilter | None = None
     optimizer: MakeOptimizer | torch.optim.Optimizer | None = None
     callbacks: tuple[Any, ...] = ()
+    tools: tuple[Any, ...] = ()  # functions that the model may call
+    environment_factory: Any = None  # a class of environments, or classes by name
 
 
 def find_sampler(config: TrainConfig, parts: Parts) -> Sampler | SamplerFactory | None:

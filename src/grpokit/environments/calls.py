@@ -1,0 +1,224 @@
+"""What a turn of the model says: its text, and the tools that it calls."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..common.imports import load_object
+from ..common.text import one_line
+
+MOST_CALLS = 100  # in one turn; further ones are answered as too many
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool that the model calls. Example: `Call("call00001", "add", {"a": 3, "b": 4})`"""
+
+    id: str  # nine letters and digits, as Mistral's template wants it
+    name: str
+    arguments: dict[str, Any]
+    problem: str | None = None  # why it can't be made, such as arguments that are no object; None: it can
+
+    def as_message(self) -> dict[str, Any]:
+        """Returns the call as chat messages have it."""
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A parsed turn of the model. Example: `Turn("Let me add them.", (Call("call00001", "add", {"a": 3, "b": 4}),))`"""
+
+    content: str
+    calls: tuple[Call, ...] = ()
+    thinking: str = ""
+
+    def as_message(self) -> dict[str, Any]:
+        """Returns the turn as a chat message."""
+        found: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.thinking:
+            found["reasoning_content"] = self.thinking
+        if self.calls:
+            found["tool_calls"] = [call.as_message() for call in self.calls]
+        return found
+
+
+@dataclass
+class TurnParser:
+    """Parses the turns of one episode after another: `parse(text)`.
+
+    Args:
+        find: text → (content, thinking, the calls as they were written).
+        where: how the calls are found, for the announcement.
+    """
+
+    find: Callable[[str], tuple[str, str, list[Any]]]
+    where: str
+    _count: int = field(default=0, init=False)
+
+    def parse(self, text: str, first: int = 0) -> Turn:
+        """Parses a turn.
+
+        Args:
+            text: what the model wrote, with special tokens, without its end token.
+            first: calls that this episode has made before; numbers the ids.
+
+        Returns:
+            The turn. A call that can't be made has its problem.
+        """
+        try:
+            content, thinking, written = self.find(text)
+        except Exception as error:  # noqa: BLE001 - a parser of the user's or of the tokenizer's
+            return Turn(text, (_problem(first, "", f"the call could not be read: {one_line(error, 200)}"),))
+        calls = tuple(_call(first + number, each) for number, each in enumerate(written[:MOST_CALLS]))
+        if len(written) > MOST_CALLS:
+            more = f"{len(written)} calls in one turn; only the first {MOST_CALLS} were made"
+            calls = (*calls, _problem(first + MOST_CALLS, "", more))
+        return Turn(content, calls, thinking)
+
+
+def find_parser(tokenizer: Any, name: str = "", tools: Sequence[dict[str, Any]] = ()) -> TurnParser:
+    """Finds how a model's calls are written.
+
+    Args:
+        tokenizer: the model's.
+        name: `--tool_parser`: file.py:function, text → calls, or (content, calls); "": the tokenizer's own, else the common
+            forms.
+        tools: the JSON schemas of the tools.
+
+    Returns:
+        The parser.
+
+    Raises:
+        ValueError: --tool_parser can't be loaded.
+    """
+    if name:
+        function = load_object(name, "--tool_parser")
+        return TurnParser(lambda text: _of_user(function(text), text), name)
+    if getattr(tokenizer, "response_template", None):
+
+        def own(text: str) -> tuple[str, str, list[Any]]:
+            found = tokenizer.parse_response(text, prefix="", tools=list(tools) or None)
+            thinking = found.get("thinking") or found.get("reasoning_content") or ""
+            return found.get("content") or "", thinking, list(found.get("tool_calls") or [])
+
+        return TurnParser(own, "the tokenizer's response template")
+    return TurnParser(common_forms, "<tool_call>…</tool_call>, or the JSON of Llama or Mistral")
+
+
+def _of_user(found: Any, text: str) -> tuple[str, str, list[Any]]:
+    if isinstance(found, tuple):
+        content, calls = found
+        return str(content), "", list(calls)
+    return text, "", list(found or ())
+
+
+# --------------------------------------------------------------------------- the common forms
+
+TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+MISTRAL = "[TOOL_CALLS]"
+PYTHON_TAG = "<|python_tag|>"
+
+
+def common_forms(text: str) -> tuple[str, str, list[Any]]:
+    """Finds calls in the forms that most models write.
+
+    Example:
+        >>> common_forms('Add. <tool_call>{"name": "add", "arguments": {"a": 3}}</tool_call>')
+        ('Add.', '', [{'name': 'add', 'arguments': {'a': 3}}])
+    """
+    thinking, said = _thinking(text)
+    if "<tool_call>" in said:
+        return said.partition("<tool_call>")[0].strip(), thinking, [_json(m) for m in TAGGED.findall(said)]
+    if MISTRAL in said:
+        content, _, rest = said.partition(MISTRAL)
+        return content.strip(), thinking, list(_mistral(rest))
+    bare = said.strip().removeprefix(PYTHON_TAG).strip()
+    if bare.startswith("{") and '"name"' in bare:
+        return "", thinking, list(_objects(bare))
+    return said, thinking, []
+
+
+def _thinking(text: str) -> tuple[str, str]:
+    """Parts a turn into its thinking and the rest. Calls that it only thinks about are not made."""
+    before, closed, after = text.rpartition("</think>")
+    if not closed:
+        return "", text
+    return before.removeprefix("<think>").strip(), after.lstrip("\n")
+
+
+def _mistral(rest: str) -> Iterator[Any]:
+    """`[{...}, {...}]`, or `name[ARGS]{...}` for each call."""
+    if "[ARGS]" in rest:
+        for part in rest.split(MISTRAL):
+            name, _, arguments = part.partition("[ARGS]")
+            yield {"name": name.strip(), "arguments": _json(arguments)}
+        return
+    found = _json(rest)
+    yield from found if isinstance(found, list) else [found]
+
+
+def _objects(text: str) -> Iterator[Any]:
+    """The JSON objects that follow each other, with semicolons or spaces between them."""
+    decoder, place = json.JSONDecoder(), 0
+    while place < len(text):
+        try:
+            found, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            yield _Unreadable(one_line(error, 100))
+            return
+        yield found
+        while place < len(text) and text[place] in "; \n\t\r":
+            place += 1
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """Stands for a call that is no JSON. Example: `_Unreadable("Expecting value")`"""
+
+    why: str
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text.strip())
+    except (ValueError, RecursionError) as error:
+        return _Unreadable(one_line(error, 100))
+
+
+# --------------------------------------------------------------------------- one call
+
+
+def _call(number: int, written: Any) -> Call:
+    """Makes a call of what was written: {"name", "arguments" or "parameters"}, also inside "function"."""
+    if isinstance(written, _Unreadable):
+        return _problem(number, "", f"the call is no valid JSON: {written.why}")
+    if isinstance(written, dict) and isinstance(written.get("function"), dict):
+        written = written["function"]
+    if not isinstance(written, dict) or not isinstance(written.get("name"), str):
+        return _problem(number, "", 'a call must be an object with "name" and "arguments"')
+    name = written["name"]
+    arguments = written.get("arguments", written.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = _json(arguments or "{}")
+    if isinstance(arguments, _Unreadable):
+        return _problem(number, name, f"the arguments are no valid JSON: {arguments.why}")
+    if not isinstance(arguments, dict):
+        return _problem(number, name, f"the arguments must be an object, not {type(arguments).__name__}")
+    return Call(call_id(number), name, arguments)
+
+
+def _problem(number: int, name: str, why: str) -> Call:
+    return Call(call_id(number), name or "unknown", {}, why)
+
+
+def call_id(number: int) -> str:
+    """Returns the id of an episode's call. Example: `call_id(7)` is "call00007"."""
+    return f"call{number:05d}"[-9:]

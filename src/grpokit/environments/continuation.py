@@ -1,0 +1,260 @@
+"""What a chat template puts between two turns, as tokens behind the tokens that were sampled.
+
+Sampled tokens are never decoded and encoded again. A made-up conversation is rendered with and without the messages that
+follow a turn, and what comes after the turn's end token is the difference. A turn of the model is only its calls' names and
+ids there, so thinking that a template would drop, or history that it would rewrite, stays as the model wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..common.text import one_line
+from ..types import Messages
+
+MARK = "xqzjvkw"  # a word that no template writes by itself
+QUESTION: Messages = [{"role": "user", "content": "a question"}]
+
+
+class CannotContinue(ValueError):
+    """A chat template writes a turn otherwise once messages follow it, so nothing can be put behind the sampled tokens."""
+
+
+@dataclass
+class Continuation:
+    """Finds the tokens between two turns.
+
+    Args:
+        tokenizer: the model's, with a chat template.
+        eos_ids: the tokens that end a turn.
+        tools: the JSON schemas of the tools, as the template gets them.
+        template_options: further variables of the template.
+
+    Example: `Continuation(tokenizer, {2}).ids(2, [], [{"role": "user", "content": "and 3 + 4?"}])`
+    """
+
+    tokenizer: Any
+    eos_ids: Collection[int]
+    tools: Sequence[dict[str, Any]] = ()
+    template_options: dict[str, Any] = field(default_factory=dict)
+
+    def ids(self, end: int | None, calls: Sequence[dict[str, Any]], following: Messages) -> list[int]:
+        """Returns the tokens that follow a sampled turn, up to where the model goes on.
+
+        Args:
+            end: the end token that was sampled last; None: the turn ended without one, by a stop string.
+            calls: the turn's tool calls, as messages have them.
+            following: the messages that answer it.
+
+        Returns:
+            The tokens, without the end token.
+
+        Raises:
+            CannotContinue: the template writes the turn otherwise once messages follow it, or doesn't write the messages.
+        """
+        ending = "" if end is None else self._text_of(end)
+        text = self._between(ending, calls, following)
+        pieces = self._cut_at_tokens_in_content(ending, calls, following, text)
+        return self._encode(ending, pieces, end)
+
+    def full_ids(self, messages: Messages) -> list[int]:
+        """Returns the tokens of a whole conversation, up to where the model goes on."""
+        text = self._render(messages, goes_on=True)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    # ------------------------------------------------------------------- text
+
+    def _between(self, ending: str, calls: Sequence[dict[str, Any]], following: Messages) -> str:
+        """Returns the text between a turn's end token and where the model goes on."""
+        if any(m["role"] == "tool" for m in following) and not self._has_tool_role:
+            calls, following = [], _from_the_user(following)
+        turn = self._turn(calls)
+        alone = self._render([*QUESTION, turn], goes_on=False)
+        whole = self._render([*QUESTION, turn, *following], goes_on=True)
+        if MARK in alone and MARK in whole:
+            alone, whole = (text.partition(MARK)[2] for text in (alone, whole))
+            begins = 0
+        else:  # with calls, some templates leave the content out
+            begins = _common_length(alone, self._render(QUESTION, goes_on=True))
+        end, length = _last(alone, begins, self._endings(ending))
+        kept = alone[:end] if length else alone.rstrip()
+        if not whole.startswith(kept):
+            raise CannotContinue("its chat template writes a turn in another way once messages follow it")
+        rest = whole[len(kept) :]
+        if length:
+            token = max((t for t in self._added if rest.startswith(t)), key=len, default="")
+            if not token:
+                raise CannotContinue(
+                    "its chat template ends a turn without an end token once messages follow it"
+                )
+            return rest[len(token) :] if ending else rest
+        # Without an end token of its own, such as GLM's: the next message's first token ended the turn.
+        if ending and rest.lstrip().startswith(ending):
+            return rest.lstrip()[len(ending) :]
+        return rest
+
+    @cached_property
+    def _has_tool_role(self) -> bool:
+        """Whether the template writes messages of the role `tool`."""
+        call = {"id": "call00000", "function": {"name": "tool"}}
+        answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": "wvkjzqx"}
+        try:
+            return "wvkjzqx" in self._render([*QUESTION, self._turn([call]), answer], goes_on=True)
+        except CannotContinue:
+            return False
+
+    def _turn(self, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": "assistant", "content": MARK}
+        if calls:
+            turn["tool_calls"] = [
+                {
+                    "id": call.get("id"),
+                    "type": "function",
+                    "function": {"name": call["function"]["name"], "arguments": {}},
+                }
+                for call in calls
+            ]
+        return turn
+
+    def _render(self, messages: Messages, goes_on: bool) -> str:
+        """Renders a conversation. Templates differ in what they take: calls one at a time, arguments as text."""
+        problem: Exception | None = None
+        for variant in _variants(messages):
+            try:
+                return self.tokenizer.apply_chat_template(
+                    variant,
+                    tools=list(self.tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=goes_on,
+                    **self.template_options,
+                )
+            except Exception as error:  # noqa: BLE001 - templates are programs of the model's authors
+                problem = problem or error
+        roles = ", ".join(message["role"] for message in messages)
+        raise CannotContinue(
+            f"its chat template refuses these messages ({roles}): {one_line(problem)}"
+        ) from problem
+
+    def _endings(self, ending: str) -> list[str]:
+        return [text for text in {ending, *map(self._text_of, self.eos_ids)} if text]
+
+    def _text_of(self, token: int) -> str:
+        return self.tokenizer.convert_ids_to_tokens(int(token))
+
+    @cached_property
+    def _added(self) -> list[str]:
+        """The tokenizer's tokens that are found in any text, special or not."""
+        return [token for token in self.tokenizer.get_added_vocab() if token]
+
+    # ------------------------------------------------------------------- tokens
+
+    def _cut_at_tokens_in_content(
+        self, ending: str, calls: Sequence[dict[str, Any]], following: Messages, text: str
+    ) -> list[str]:
+        """Cuts the text inside each token that a message's content spells out, so that it stays plain text there.
+
+        Only the template may write tokens such as `<|im_end|>`.
+        """
+        spelled = [any(token in _text(m.get("content")) for token in self._added) for m in following]
+        if not any(spelled):
+            return [text]
+        marks = [f"{MARK}{chr(97 + i % 26)}{i}{MARK}" for i in range(len(following))]
+        marked: Messages = [{**m, "content": mark} for m, mark in zip(following, marks, strict=True)]
+        frame = self._between(ending, calls, marked)
+        if any(frame.count(mark) != 1 for mark in marks):
+            raise CannotContinue("its chat template does not write the content of these messages once")
+        contents = []
+        for i, mark in enumerate(marks):
+            before, _, after = frame.partition(mark)
+            own = self._between(ending, calls, [*marked[:i], following[i], *marked[i + 1 :]])
+            contents.append(own[len(before) : len(own) - len(after)])
+        pieces, rest = [""], frame
+        for mark, content in zip(marks, contents, strict=True):
+            before, _, rest = rest.partition(mark)
+            first, *others = _inside_tokens(content, self._added)
+            pieces[-1] += before + first
+            pieces += others
+        pieces[-1] += rest
+        return pieces
+
+    def _encode(self, ending: str, pieces: list[str], end: int | None) -> list[int]:
+        """Encodes each piece as it would be encoded behind what comes before it."""
+        found: list[int] = []
+        for number, piece in enumerate(pieces):
+            before = ending if number == 0 else _anchor(pieces[number - 1])
+            ids = list(self.tokenizer(before + piece, add_special_tokens=False, verbose=False)["input_ids"])
+            if number == 0 and end is not None:
+                if not ids or ids[0] != end:
+                    raise CannotContinue(f"its tokenizer does not read {ending!r} as one token")
+                found += ids[1:]
+            else:
+                cut = list(self.tokenizer(before, add_special_tokens=False, verbose=False)["input_ids"])
+                found += ids[len(cut) :] if ids[: len(cut)] == cut else self._plain(piece)
+        return found
+
+    def _plain(self, piece: str) -> list[int]:
+        return list(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _variants(messages: Messages) -> list[Messages]:
+    """The same messages as different templates take them."""
+    calling = [m for m in messages if m.get("tool_calls")]
+    if not calling:
+        return [messages]
+
+    def changed(message: dict[str, Any], as_text: bool, only_one: bool) -> dict[str, Any]:
+        if not message.get("tool_calls"):
+            return message
+        calls = message["tool_calls"][: 1 if only_one else None]
+        if as_text:
+            calls = [{**call, "function": {**call["function"], "arguments": "{}"}} for call in calls]
+        return {**message, "tool_calls": calls}
+
+    choices = [(False, False), (True, False), (False, True), (True, True)]
+    return [[changed(m, *choice) for m in messages] for choice in choices]
+
+
+def _from_the_user(messages: Messages) -> Messages:
+    """Joins the tools' answers to one message of the user, for templates without a role for tools."""
+    answers = "\n".join(_text(m.get("content")) for m in messages if m["role"] == "tool")
+    return [{"role": "user", "content": answers}, *(m for m in messages if m["role"] != "tool")]
+
+
+def _common_length(one: str, two: str) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
+    )
+
+
+def _last(text: str, begins: int, endings: Sequence[str]) -> tuple[int, int]:
+    """Returns where the last of these endings begins in a text from `begins` on, and its length; (−1, 0) without one."""
+    places = [(text.rfind(ending, begins), len(ending)) for ending in endings]
+    return max(places, default=(-1, 0)) if any(place >= 0 for place, _ in places) else (-1, 0)
+
+
+def _inside_tokens(content: str, tokens: Sequence[str]) -> list[str]:
+    """Cuts a content behind the first character of each token that it spells out.
+
+    Example:
+        >>> _inside_tokens("a <|end|> b", ["<|end|>"])
+        ['a <', '|end|> b']
+    """
+    pieces, start = [], 0
+    for place in range(len(content)):
+        longest = max((len(t) for t in tokens if content.startswith(t, place)), default=0)
+        if longest > 1:
+            pieces.append(content[start : place + 1])
+            start = place + 1
+    return [*pieces, content[start:]]
+
+
+def _anchor(before: str) -> str:
+    """The end of the piece before, behind which the next piece is encoded: a tokenizer may begin a text with a space."""
+    return before[-1:]
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else repr(content)

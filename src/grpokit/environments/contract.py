@@ -1,0 +1,155 @@
+"""The contract of an environment: what its class may have, and how it is called.
+
+reset(**columns)      → None, a text, or messages that are added to the prompt
+step(message)         → Observation: the text protocol, where it is annotated so; else a tool
+other public methods  → tools
+get_reward()          → the episode's reward
+close()               → called when the episode ends
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..common.imports import load_object
+from ..common.noise import keyed_hash
+from ..common.text import did_you_mean
+from ..types import Messages
+from .tools import Tool, by_name, make_tool
+
+OWN = ("reset", "step", "get_reward", "close")
+GIVEN = ("seed", "generation")  # what `reset` gets beside the row's columns, where it names them
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an environment says to a turn of the model. Example: `Observation("higher", reward=0.0, done=False)`"""
+
+    content: str | Messages  # a text becomes a user's message
+    reward: float = 0.0  # summed over the episode's steps
+    done: bool = False  # whether the episode ends here
+
+
+@dataclass(frozen=True)
+class EnvironmentKind:
+    """A class of environments, as `inspect_environment` finds it."""
+
+    name: str
+    make: Callable[[], Any]
+    tool_names: tuple[str, ...]
+    has_steps: bool  # it speaks the text protocol
+    has_reward: bool
+    takes: tuple[str, ...]  # the names that `reset` takes
+    takes_all: bool  # it takes every column
+    needs: tuple[str, ...]  # those that it can't do without
+    schemas: list[dict[str, Any]]  # of its tools
+
+    def tools_of(self, instance: Any) -> dict[str, Tool]:
+        """Returns the tools of one instance, which are its public methods."""
+        return by_name([make_tool(getattr(instance, name), self.name) for name in self.tool_names], self.name)
+
+    def arguments(self, columns: Mapping[str, Any], seed: int, generation: int) -> dict[str, Any]:
+        """Returns what `reset` is called with: the row's columns, and seed and generation where it names them."""
+        given = {"seed": seed, "generation": generation} | dict(columns)
+        return {
+            name: given[name] for name in given if name in self.takes or (self.takes_all and name in columns)
+        }
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises ValueError where `reset` needs a column that the rows lack."""
+        for name in self.needs:
+            if name not in columns and name not in GIVEN:
+                raise ValueError(
+                    f"--environment {self.name}: reset needs `{name}`{did_you_mean(name, columns)}, and the dataset has "
+                    f"{', '.join(columns) or 'no columns'}"
+                )
+
+
+def inspect_environment(factory: Callable[[], Any], where: str = "environment_factory") -> EnvironmentKind:
+    """Finds out what a class of environments has.
+
+    Args:
+        factory: the class, or a function that makes an instance without arguments.
+        where: what named it, for messages.
+
+    Returns:
+        The class, described.
+
+    Raises:
+        ValueError: it is no environment: it has none of reset, step, tools.
+    """
+    if not callable(factory):
+        raise ValueError(f"{where}: {factory!r} is no class")
+    name = getattr(factory, "__name__", type(factory).__name__)
+    if isinstance(factory, type):
+        cls = factory
+    else:
+        probe = factory()
+        cls, name = type(probe), type(probe).__name__
+        close = getattr(probe, "close", None)
+        if close is not None:
+            close()
+    methods = {n: m for n, m in inspect.getmembers(cls, callable) if not n.startswith("_")}
+    has_steps = "step" in methods and _returns_observation(methods["step"])
+    tools = tuple(n for n in methods if n not in OWN or (n == "step" and not has_steps))
+    if not tools and not has_steps:
+        raise ValueError(
+            f"{where}: {name} has neither tools (public methods) nor a step that is annotated `-> Observation`; see "
+            "docs/en/environments.md"
+        )
+    bound = [make_tool(types.MethodType(methods[tool], object()), f"{where}: {name}") for tool in tools]
+    takes, needs, takes_all = _parameters(methods.get("reset"))
+    schemas = [dict(tool.schema) for tool in bound]
+    return EnvironmentKind(
+        name, factory, tools, has_steps, "get_reward" in methods, takes, takes_all, needs, schemas
+    )
+
+
+def _returns_observation(method: Any) -> bool:
+    try:
+        said = typing.get_type_hints(method).get("return")
+    except Exception:  # noqa: BLE001 - a name that can't be resolved
+        said = getattr(method, "__annotations__", {}).get("return")
+    return said is Observation or getattr(said, "__name__", said) == "Observation"
+
+
+def _parameters(reset: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """Returns the names that `reset` takes, those that it needs, and whether it takes every column."""
+    if reset is None:
+        return (), (), False
+    parameters = list(inspect.signature(reset).parameters.values())[1:]  # without self
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return tuple(p.name for p in named), tuple(p.name for p in named if p.default is p.empty), takes_all
+
+
+def load_environments(names: Sequence[str]) -> dict[str, EnvironmentKind]:
+    """Loads `--environment [name=]file.py:Class ...`: by the name that a row's column `environment` has; "" for a single one.
+
+    Raises:
+        ValueError: one can't be loaded, or several have no names or the same.
+    """
+    found: dict[str, EnvironmentKind] = {}
+    for spec in names:
+        key, equals, place = spec.partition("=")
+        if not equals:
+            key, place = "", spec
+        if key in found or (len(names) > 1 and not key):
+            raise ValueError(
+                f"--environment {spec}: several environments need a name each: --environment calc=calc.py:Calculator "
+                "game=game.py:Game"
+            )
+        found[key] = inspect_environment(load_object(place, "--environment"), f"--environment {spec}")
+    return found
+
+
+def episode_seed(seed: int, position: int) -> int:
+    """Returns the seed that `reset` gets: the same for all members of a group, another for each prompt and run."""
+    import torch
+
+    return int(keyed_hash(seed, torch.tensor([position]))[0]) % 2**31

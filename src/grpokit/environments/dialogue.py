@@ -1,0 +1,311 @@
+"""An episode's other side: it reads the model's turns, calls tools or the environment, and says what the model reads next."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..common.waiting import Waiting
+from ..types import Messages, Prompt
+from .calls import Call, Turn, TurnParser
+from .continuation import Continuation
+from .contract import EnvironmentKind, Observation, episode_seed
+from .tools import Tool, answer_text, cut_in_the_middle, unknown_tool
+from .workers import TimedOut, Workers
+
+Ending = Literal["done", "no_call", "turns", "length", "error"]
+
+
+class EnvironmentFailed(Exception):
+    """An environment raised, or broke its contract. The message names its class and the row."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds an episode. Example: `Limits(max_turns=4, max_tokens=1024, tool_timeout=60.0, max_tool_tokens=512)`"""
+
+    max_turns: int
+    max_tokens: int  # after the prompt, those of the environment included
+    tool_timeout: float  # seconds, for each call; 0: none
+    max_tool_tokens: int  # of one answer; 0: any number
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all episodes of a run share. `other_side` makes one of a configuration."""
+
+    tokenizer: Any
+    parser: TurnParser
+    limits: Limits
+    workers: Workers
+    seed: int
+    eos_ids: frozenset[int]
+    tools: Mapping[str, Tool]
+    kinds: Mapping[str, EnvironmentKind]  # by the value of a row's column `environment`; "" for a single one
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Dialogue:
+    """One episode: what has been said, and what comes next.
+
+    Args:
+        setting: what all episodes share.
+        prompt: the row's prompt.
+        generation: the number of the episode in its group.
+
+    Example: `dialogue.prompt_ids`, then for each sampled turn `yield from dialogue.reply(ids)`.
+    """
+
+    setting: Setting
+    prompt: Prompt
+    generation: int
+    prompt_ids: tuple[int, ...] = ()
+    messages: Messages = field(default_factory=list)  # of the episode, after the prompt
+    ending: Ending | None = None
+    reward: float = 0.0  # what the environment's steps have given so far
+    environment: Any = None
+    turns: int = 0
+    calls: Counter[str] = field(default_factory=Counter)  # by the tool's name
+    failures: int = 0  # calls that were answered by an error
+
+    def open(self) -> Waiting[None]:
+        """Makes the environment, resets it, and renders the prompt.
+
+        Raises:
+            EnvironmentFailed: the environment raised, or broke its contract.
+        """
+        kind, self._tools, first = self._kind(), dict(self.setting.tools), None
+        if kind is not None:
+            self.environment = yield from self._ask(kind.make, "cannot be made")
+            self._tools |= kind.tools_of(self.environment)
+            if hasattr(self.environment, "reset"):
+                seed = episode_seed(self.setting.seed, self.prompt.position)
+                columns = {**self.prompt.columns, "prompt": self.prompt.content}
+                given = copy.deepcopy(kind.arguments(columns, seed, self.generation))
+                first = yield from self._ask(lambda: self.environment.reset(**given), "reset")
+        self._render(first)
+
+    def reply(self, ids: Sequence[int], text: str, cut: bool, room: int) -> Waiting[list[int]]:
+        """Answers a turn.
+
+        Args:
+            ids: the turn's tokens, with the end token where there is one.
+            text: what they say, with special tokens, without the end token.
+            cut: whether the turn was cut by its length.
+            room: tokens that the episode may still have.
+
+        Returns:
+            The tokens that follow; none where the episode ends here (see `ending`).
+        """
+        self.turns += 1
+        turn = self.setting.parser.parse(text, sum(self.calls.values()))
+        self.messages.append(turn.as_message())
+        if cut:
+            return self._end("length")
+        following = yield from self._following(turn)
+        self.messages += following
+        if self.ending is not None:
+            return []
+        if not following:
+            return self._end("no_call")
+        if self.turns >= self.setting.limits.max_turns:
+            return self._end("turns")
+        end = ids[-1] if ids and ids[-1] in self.setting.eos_ids else None
+        calls = [call.as_message() for call in turn.calls]
+        found = self._continuation.ids(end, calls, following)
+        return self._end("length") if len(found) >= room else found
+
+    def close(self) -> Waiting[None]:
+        """Closes the environment, whatever has happened."""
+        close = getattr(self.environment, "close", None)
+        if close is not None:
+            yield from self._ask(close, "close")
+
+    @property
+    def kind_name(self) -> str | None:
+        """The class of the environment; None without one."""
+        kind = self._kind()
+        return None if kind is None else kind.name
+
+    def final_reward(self) -> Waiting[float | None]:
+        """Returns the environment's own reward: `get_reward()`, or the sum of its steps' rewards; None without either."""
+        if self.environment is None:
+            return None
+        if (kind := self._kind()) is not None and kind.has_reward:
+            return (yield from self._ask(self.environment.get_reward, "get_reward"))
+        return self.reward if kind is not None and kind.has_steps else None
+
+    # ------------------------------------------------------------------- the prompt
+
+    def _kind(self) -> EnvironmentKind | None:
+        kinds = self.setting.kinds
+        if not kinds:
+            return None
+        if set(kinds) == {""}:
+            return kinds[""]
+        name = str(self.prompt.columns.get("environment"))
+        if name not in kinds:
+            raise EnvironmentFailed(
+                f"{self.prompt.source}: the column `environment` is {name!r}; expected one of {', '.join(kinds)}"
+            )
+        return kinds[name]
+
+    def _render(self, first: Any) -> None:
+        """Renders the prompt with the tools, and with what `reset` returned."""
+        schemas = [dict(tool.schema) for tool in self._tools.values()]
+        own = self.prompt.columns.get("tools")
+        schemas += [schema for schema in own or () if isinstance(schema, dict)]
+        options = dict(self.setting.template_options)
+        self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, schemas, options)
+        if first is None and not options:  # rendered with its tools when the data was read
+            self.prompt_ids = self.prompt.ids
+            return
+        messages = with_first(self.prompt.content, first, self._where("reset"))
+        self.prompt_ids = tuple(self._continuation.full_ids(messages))
+
+    def _where(self, method: str) -> str:
+        name = type(self.environment).__name__ if self.environment is not None else "environment"
+        return f"{self.prompt.source}: {name}.{method}"
+
+    # ------------------------------------------------------------------- answers
+
+    def _following(self, turn: Turn) -> Waiting[Messages]:
+        if turn.calls:
+            return (yield from self._called(turn.calls))
+        kind = self._kind()
+        if kind is None or not kind.has_steps:
+            return []
+        seen = yield from self._ask(lambda: self.environment.step(turn.content), "step")
+        if not isinstance(seen, Observation):
+            raise EnvironmentFailed(
+                f"{self._where('step')}: returned {type(seen).__name__}; expected an Observation"
+            )
+        self.reward += float(seen.reward)
+        said = seen.content
+        messages = [{"role": "user", "content": answer_text(said)}] if not isinstance(said, list) else said
+        if seen.done:
+            self.ending = "done"
+        return messages
+
+    def _called(self, calls: Sequence[Call]) -> Waiting[Messages]:
+        """Makes a turn's calls, one after another where they share an environment, else at the same time."""
+        answers: list[str | Future[Any]] = []
+        for call in calls:
+            self.calls[call.name] += 1
+            tool = self._tools.get(call.name)
+            problem = call.problem
+            if problem is None and tool is None:
+                problem = unknown_tool(call.name, self._tools)
+            if problem is None and tool is not None:
+                problem = tool.problem_with(call.arguments)
+            if problem is not None or tool is None:
+                self.failures += 1
+                answers.append(f"Error: {problem}")
+                continue
+            under_way = self._begin(tool, call)
+            answers.append(under_way)
+            if self.environment is not None:  # its methods see each other's effects
+                yield [under_way]
+        yield [answer for answer in answers if isinstance(answer, Future)]
+        return [
+            {
+                "role": "tool",
+                "tool_call_id": call.id,
+                "name": call.name,
+                "content": self._shown(answer if isinstance(answer, str) else self._outcome(call, answer)),
+            }
+            for call, answer in zip(calls, answers, strict=True)
+        ]
+
+    def _begin(self, tool: Tool, call: Call) -> Future[Any]:
+        arguments = copy.deepcopy(call.arguments)  # a tool may change them
+        return self.setting.workers.submit(
+            lambda: tool.function(**arguments),
+            is_async=tool.is_async,
+            seconds=self.setting.limits.tool_timeout,
+        )
+
+    def _outcome(self, call: Call, answer: Future[Any]) -> str:
+        """What the model reads of a call: its result, or its error."""
+        try:
+            return answer_text(answer.result())
+        except KeyboardInterrupt:
+            raise
+        except TimedOut as late:
+            problem = f"{call.name}: {late}"
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: a tool must not end the run
+            problem = f"{call.name} raised {type(error).__name__}: {error}"
+        self.failures += 1
+        return f"Error: {answer_text(problem)}"
+
+    def _shown(self, text: str) -> str:
+        """Cuts an answer that is too long in the middle, and tells the model."""
+        most = self.setting.limits.max_tool_tokens
+        if not most or len(text) <= most:  # no token is shorter than a character, apart from parts of one
+            return text
+        encode: Callable[[str], list[int]] = lambda t: self.setting.tokenizer(  # noqa: E731
+            t, add_special_tokens=False, verbose=False
+        )["input_ids"]
+        # A long text's middle is never read: the tokens of its two ends suffice.
+        ends = text if len(text) <= 40 * most else text[: 20 * most] + text[-20 * most :]
+        ids = encode(ends)
+        if len(ids) <= most and ends is text:
+            return text
+        note = f"\n[... {len(text):,} characters in all; the middle is left out ...]\n"
+        kept = cut_in_the_middle(ids, most, encode(note))
+        return self.setting.tokenizer.decode(kept, skip_special_tokens=False)
+
+    def _ask(self, call: Callable[[], Any], method: str) -> Waiting[Any]:
+        """Calls the environment itself. What it raises ends the run, or the episode."""
+        import inspect
+
+        is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
+            getattr(self.environment, method, None)
+        )
+        limit = self.setting.limits.tool_timeout
+        under_way = self.setting.workers.submit(call, is_async=is_async, seconds=limit)
+        yield [under_way]
+        try:
+            return under_way.result()
+        except KeyboardInterrupt:
+            raise
+        except TimedOut as late:
+            raise EnvironmentFailed(f"{self._where(method)}: {late}; see --tool_timeout") from late
+        except BaseException as error:
+            raise EnvironmentFailed(
+                f"{self._where(method)} raised {type(error).__name__}: {error}"
+            ) from error
+
+    def _end(self, ending: Ending) -> list[int]:
+        self.ending = ending
+        return []
+
+
+def with_first(content: str | Messages, first: Any, where: str) -> Messages:
+    """Adds what `reset` returned to a prompt: a text to the last user's message, messages behind the others.
+
+    Raises:
+        EnvironmentFailed: it is neither None, a text, nor messages.
+
+    Example:
+        >>> with_first([{"role": "user", "content": "Guess."}], " From 1 to 9.", "reset")
+        [{'role': 'user', 'content': 'Guess. From 1 to 9.'}]
+    """
+    messages = copy.deepcopy(content) if isinstance(content, list) else []
+    if isinstance(content, str) and content:
+        messages = [{"role": "user", "content": content}]
+    if first is None:
+        return messages
+    if isinstance(first, str):
+        if messages and messages[-1]["role"] == "user" and isinstance(messages[-1].get("content"), str):
+            messages[-1]["content"] += first
+            return messages
+        return [*messages, {"role": "user", "content": first}]
+    if isinstance(first, list) and all(isinstance(m, dict) and "role" in m for m in first):
+        return messages + copy.deepcopy(first)
+    raise EnvironmentFailed(f"{where}: returned {type(first).__name__}; expected None, a text or messages")

@@ -1,0 +1,45 @@
+"""An episode: what a completion of several turns has beside its tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .types import Messages
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """The turns of a completion, and what was said in them.
+
+    Example:
+        >>> episode = Episode((1, 7), [{"role": "assistant", "content": "9"}], ((0, 2),), "no_call")
+        >>> Episode.from_json(episode.to_json()).turns
+        ((0, 2),)
+    """
+
+    prompt_ids: tuple[int, ...]  # the prompt that this episode began with
+    messages: Messages  # the model's turns, the tools' answers and the environment's, after the prompt
+    turns: tuple[tuple[int, int], ...]  # first and last + 1 of the tokens that were sampled in each turn
+    ending: str  # done, no_call, turns, length or error
+    kind: str | None = None  # the class of the environment
+    reward: float | None = None  # its own reward
+    calls: Mapping[str, int] | None = None  # calls of each tool
+    failures: int = 0  # calls that were answered by an error
+    environment: Any = (
+        None  # the environment itself, on the rank that ran the episode; it isn't sent or stored
+    )
+
+    def to_json(self) -> str:
+        """Returns everything but the environment as JSON."""
+        fields = {name: value for name, value in vars(self).items() if name != "environment"}
+        return json.dumps(fields, ensure_ascii=False, default=str)
+
+    @staticmethod
+    def from_json(text: str) -> Episode:
+        """Restores what `to_json` wrote."""
+        fields = json.loads(text)
+        turns = tuple((begin, end) for begin, end in fields.pop("turns"))
+        return Episode(prompt_ids=tuple(fields.pop("prompt_ids")), turns=turns, **fields)

@@ -1,0 +1,184 @@
+"""Sets up tools and environments from a configuration: what answers the model in each episode of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...common.console import say
+from ...config.options import ModelConfig, TrainConfig
+from ...data.tokenizing import ToolsOf
+from ...environments.calls import TurnParser, find_parser
+from ...environments.contract import EnvironmentKind, inspect_environment, load_environments
+from ...environments.dialogue import Dialogue, Limits, Setting
+from ...environments.tools import Tool, by_name, load_tools, make_tool
+from ...environments.workers import Workers
+from ...policy.load import eos_token_ids
+from ...policy.policy import Policy
+from ...rewards import Reward
+from ...rollouts.episodes import EpisodeSampler
+from ...rollouts.transformers import TransformersSampler
+from ...rollouts.written import written_text
+from ...types import Prompt
+from .parts import Parts
+
+
+@dataclass(frozen=True)
+class Environments:
+    """The tools and environments of a run. `find_environments` makes them, and finds None where there are none."""
+
+    tools: Mapping[str, Tool]
+    kinds: Mapping[str, EnvironmentKind]
+    parser: TurnParser
+
+    @property
+    def tools_of(self) -> ToolsOf:
+        """Returns the function that finds the schemas which a row's prompt shows."""
+        own = [dict(tool.schema) for tool in self.tools.values()]
+
+        def schemas(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+            kind = self.kinds.get("") or self.kinds.get(columns.get("environment", ""))
+            of_rows = [schema for schema in columns.get("tools") or () if isinstance(schema, dict)]
+            return own + (kind.schemas if kind is not None else []) + of_rows
+
+        return schemas
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """The environments' own rewards, of weight 1, named by their classes."""
+        return tuple(
+            Reward(kind.name, _reward_of(kind.name), kind="of the environment")
+            for kind in self.kinds.values()
+            if kind.has_reward or kind.has_steps
+        )
+
+
+def _reward_of(name: str) -> Any:
+    def reward(environment_rewards: list[tuple[str, float | None]]) -> list[float | None]:
+        return [value if kind == name else None for kind, value in environment_rewards]
+
+    return reward
+
+
+def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Environments | None:
+    """Loads the tools and environments of a configuration, and says how calls are found.
+
+    Args:
+        config: --tools, --environment and --tool_parser.
+        parts: those given from Python.
+        tokenizer: the model's.
+
+    Returns:
+        They, or None where there are none.
+
+    Raises:
+        ValueError: one can't be loaded or described, or the tokenizer has no chat template.
+    """
+    tools = load_tools(config.tools)
+    tools |= by_name([make_tool(function) for function in parts.tools], "tools")
+    kinds = load_environments(config.environment)
+    given = parts.environment_factory
+    if given is not None:
+        many = given if isinstance(given, Mapping) else {"": given}
+        kinds |= {name: inspect_environment(factory) for name, factory in many.items()}
+    if not tools and not kinds:
+        return None
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "--tools, --environment: the tokenizer has no chat template, so turns can't follow each other; use an instruct "
+            "model, or put a chat_template.jinja into the model's directory"
+        )
+    schemas = [dict(tool.schema) for tool in tools.values()]
+    schemas += [schema for kind in kinds.values() for schema in kind.schemas]
+    parser = find_parser(tokenizer, config.tool_parser, schemas)
+    names = ", ".join(schema["function"]["name"] for schema in schemas)
+    if names:
+        say(f"tools: {names}; calls are read as {parser.where}")
+    for kind in kinds.values():
+        say(
+            f"environment {kind.name}: {'answers by step' if kind.has_steps else 'answers calls of its tools'}"
+        )
+    return Environments(tools, kinds, parser)
+
+
+def episode_sampler(
+    environments: Environments,
+    config: ModelConfig,
+    policy: Policy,
+    tokenizer: Any,
+    sampler: TransformersSampler,
+) -> EpisodeSampler:
+    """Makes the sampler of episodes on top of a sampler of turns.
+
+    Args:
+        environments: the tools and environments.
+        config: the limits.
+        policy: the model.
+        tokenizer: its tokenizer.
+        sampler: samples turns; its seed keys the episodes too.
+
+    Returns:
+        The sampler.
+    """
+    eos = frozenset(eos_token_ids(policy.model, tokenizer))
+    setting = Setting(
+        tokenizer=tokenizer,
+        parser=replace(environments.parser),
+        limits=Limits(
+            config.max_turns, config.max_completion_length, config.tool_timeout, config.max_tool_output
+        ),
+        workers=Workers(config.environment_workers),
+        seed=sampler.seed,
+        eos_ids=eos,
+        tools=environments.tools,
+        kinds=environments.kinds,
+    )
+
+    def begin(prompt: Prompt, generation: int) -> Dialogue:
+        return Dialogue(setting, prompt, generation)
+
+    return EpisodeSampler(
+        sampler,
+        begin,
+        lambda ids: written_text(tokenizer, ids, ()),
+        max_length=config.max_completion_length,
+        max_turn_length=config.max_turn_length,
+        batch_size=config.rollout_batch_size,
+        stop=sampler.stop,
+    )
+
+
+def episodes_factory(
+    environments: Environments,
+    config: TrainConfig,
+    policy: Policy,
+    tokenizer: Any,
+    make_turns: Callable[[int], Any],
+) -> Callable[[int], EpisodeSampler]:
+    """Prepares the sampler of episodes of a run.
+
+    Args:
+        environments: the tools and environments.
+        config: the configuration.
+        policy: the model.
+        tokenizer: its tokenizer.
+        make_turns: seed → the sampler of turns.
+
+    Returns:
+        A function: seed → the sampler of episodes.
+
+    Raises:
+        ValueError: the engine can't continue a conversation.
+    """
+    if config.sampler != "transformers":
+        raise ValueError(
+            f"--sampler {config.sampler}: tools and environments need --sampler transformers, for now"
+        )
+    if config.async_depth:
+        raise ValueError(f"--async_depth {config.async_depth}: tools and environments need 0, for now")
+
+    def make(seed: int) -> EpisodeSampler:
+        return episode_sampler(environments, config, policy, tokenizer, make_turns(seed))
+
+    return make

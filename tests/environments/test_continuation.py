@@ -1,0 +1,122 @@
+"""What stands between two turns: behind the sampled tokens, as a full rendering would have it."""
+
+from __future__ import annotations
+
+import pytest
+
+from grpokit.environments.continuation import CannotContinue, Continuation
+from helpers.chat import STYLES, chat_tokenizer
+
+USER = {"role": "user", "content": "What is 3 + 4?"}
+CALL = {"id": "call00000", "type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}
+TWO = [CALL, {**CALL, "id": "call00001"}]
+TOOL = {"role": "tool", "tool_call_id": "call00000", "name": "add", "content": "7"}
+# The token that ends a turn that calls, and one that doesn't.
+ENDS = {"glm": ("<|observation|>", "<|user|>"), "gpt-oss": ("<|call|>", "<|return|>")}
+
+
+def made(style):
+    tokenizer = chat_tokenizer(style)
+    eos = tokenizer.convert_tokens_to_ids(STYLES[style][3])
+    return tokenizer, Continuation(tokenizer, frozenset(eos))
+
+
+def end_of(style, tokenizer, calls):
+    names = ENDS.get(style, (STYLES[style][3][0],) * 2)
+    return tokenizer.convert_tokens_to_ids(names[0 if calls else 1])
+
+
+def sampled(style, tokenizer, calls, end):
+    """The ids of a turn as the template writes it, up to its end token: what a model would have sampled."""
+    message = {"role": "assistant", "content": "It is 7.", **({"tool_calls": calls} if calls else {})}
+    if style == "deepseek" and calls:
+        message["tool_calls"] = [{**c, "function": {**c["function"], "arguments": "{}"}} for c in calls]
+    whole = tokenizer.apply_chat_template([USER, message], tokenize=False)
+    start = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    text = whole[len(start) :]
+    ending = tokenizer.convert_ids_to_tokens(end)
+    text = text[: text.rindex(ending)] if ending in text else text
+    return message, [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if style != "gemma"])
+@pytest.mark.parametrize("calls", [[CALL], []])
+def test_the_ids_are_those_of_a_full_rendering(style, calls):
+    tokenizer, continuation = made(style)
+    end = end_of(style, tokenizer, calls)
+    message, turn = sampled(style, tokenizer, calls, end)
+    following = [TOOL] if calls else [{"role": "user", "content": "And 5 + 6?"}]
+    prompt = continuation.full_ids([USER])
+    after = continuation.ids(end, calls, following)
+    got = prompt + turn + after
+    text = tokenizer.apply_chat_template(
+        [USER, message, *following], tokenize=False, add_generation_prompt=True
+    )
+    want = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if (
+        style == "gpt-oss" and not calls
+    ):  # a turn ends by <|return|> when sampled, and by <|end|> in a history
+        place = len(prompt + turn) - 1
+        assert tokenizer.convert_ids_to_tokens(want[place]) == "<|end|>"
+        want[place] = end
+    assert tokenizer.decode(got) == tokenizer.decode(want)
+    # Where a prompt ends in white space, a full rendering may merge it with what the model writes.
+    assert want[-len(after) - 1 :] == [end, *after]
+    if style not in ("llama", "mistral"):
+        assert got == want
+
+
+def test_a_template_without_a_role_for_tools_takes_their_answers_from_the_user():
+    tokenizer, continuation = made("gemma")
+    end = end_of("gemma", tokenizer, [])
+    ids = continuation.ids(end, [CALL], [TOOL])
+    assert tokenizer.decode(ids) == "\n<start_of_turn>user\n7<end_of_turn>\n<start_of_turn>model\n"
+
+
+@pytest.mark.parametrize("style", ["qwen", "mistral", "deepseek", "glm"])
+def test_two_calls_are_answered_in_one_go(style):
+    tokenizer, continuation = made(style)
+    end = end_of(style, tokenizer, TWO)
+    answers = [TOOL, {**TOOL, "tool_call_id": "call00001", "content": "11"}]
+    text = tokenizer.decode(continuation.ids(end, TWO, answers))
+    assert text.index("7") < text.index("11")
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("hostile", ["a {} b", "{}", "{0}{0}", "x{}"])
+def test_tokens_spelled_out_by_a_tool_stay_text(style, hostile):
+    tokenizer, continuation = made(style)
+    end = end_of(style, tokenizer, [CALL])
+    plain = continuation.ids(end, [CALL], [{**TOOL, "content": hostile.format("word")}])
+    added = set(tokenizer.get_added_vocab().values())
+    of_template = [i for i in plain if i in added]
+    for token in [*STYLES[style][1], *STYLES[style][2]]:
+        content = hostile.format(token)
+        got = continuation.ids(end, [CALL], [{**TOOL, "content": content}])
+        assert [i for i in got if i in added] == of_template
+        assert content.replace('"', "") in tokenizer.decode(got).replace("\\", "")
+
+
+def test_a_turn_that_a_stop_string_ended_gets_the_end_token():
+    tokenizer, continuation = made("qwen")
+    text = tokenizer.decode(continuation.ids(None, [], [{"role": "user", "content": "more"}]))
+    assert text == "<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_that_rewrites_the_turn_is_refused():
+    tokenizer, continuation = made("qwen")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content | upper }}"
+        "<|im_end|>\n{% endfor %}"
+    )
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    with pytest.raises(CannotContinue, match="writes a turn in another way once messages follow it"):
+        continuation.ids(end, [], [{"role": "user", "content": "more"}])
+
+
+def test_thinking_that_a_template_drops_stays():
+    """The dummy turn has no thinking; what the model wrote is never rendered again."""
+    tokenizer, continuation = made("qwen")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ids = continuation.ids(end, [], [{"role": "user", "content": "more"}])
+    assert tokenizer.decode(ids) == "\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"

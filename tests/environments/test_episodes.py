@@ -1,0 +1,119 @@
+"""Episodes: trained tokens are the sampled tokens, on any layout, and the rest has no gradient."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from grpokit.batch.plan import plan_step
+from grpokit.rollouts.trial import log_probs_alone
+from helpers.agents import WORLDS, config_of
+from helpers.running import start, train
+
+
+def groups_of(run):
+    return run.rollouts.sampler.sample(run.prompts.take(0, 4), 4)
+
+
+@pytest.mark.parametrize("decode", ["loop", "generate"])
+def test_recorded_log_probs_are_those_of_a_fresh_forward_over_the_episode(tmp_path, decode):
+    run = start(config_of(tmp_path, decode=decode))
+    turns = []
+    for group in groups_of(run):
+        for rollout in group.rollouts:
+            ids, episode = rollout.completion_ids.tolist(), rollout.episode
+            turns.append(len(episode.turns))
+            alone = log_probs_alone(run.policy, [*episode.prompt_ids, *ids])[len(episode.prompt_ids) - 1 :]
+            assert rollout.trainable.tolist() == [
+                any(begin <= place < end for begin, end in episode.turns) for place in range(len(ids))
+            ]
+            kept = rollout.trainable
+            torch.testing.assert_close(rollout.logps[kept].double(), alone[kept], rtol=0, atol=1e-9)
+            assert bool(rollout.entropies[~kept].isnan().all())
+    run.close()
+    assert set(turns) == {1, 2, 3}
+
+
+def test_a_run_trains_logs_and_resumes(tmp_path):
+    def run_of(name, **changes):
+        run = start(
+            config_of(tmp_path, output_dir=str(tmp_path / name), save_steps=1, log_completions=4, **changes)
+        )
+        train(run)
+        run.close()
+        return (tmp_path / name / "final" / "model.safetensors").read_bytes()
+
+    whole = run_of("whole")
+    run_of("halves", max_steps=1)
+    assert run_of("halves", resume_from_checkpoint="auto") == whole
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["rewards/Echo/mean"] > 0 for row in rows)
+
+
+def test_tools_are_called_and_their_answers_read(tmp_path):
+    run = start(
+        config_of(
+            tmp_path,
+            environment=(),
+            tools=(f"{WORLDS}:add", f"{WORLDS}:multiply"),
+            tool_parser=f"{WORLDS}:always_adds",
+            reward_funcs=("length",),
+        )
+    )
+    calls = 0
+    for group in groups_of(run):
+        assert "Add two numbers" in run.tokenizer.decode(group.prompt.ids)
+        for rollout in group.rollouts:
+            for message, answer in zip(rollout.episode.messages, rollout.episode.messages[1:], strict=False):
+                if message.get("tool_calls"):
+                    arguments = message["tool_calls"][0]["function"]["arguments"]
+                    assert answer == {
+                        "role": "tool",
+                        "tool_call_id": message["tool_calls"][0]["id"],
+                        "name": "add",
+                        "content": str(arguments["a"] + 1),
+                    }
+                    calls += 1
+    run.close()
+    assert calls > 5
+
+
+def test_an_environments_tools_share_its_state(tmp_path):
+    run = start(config_of(tmp_path, environment=(f"{WORLDS}:Counter",), tool_parser=f"{WORLDS}:always_adds"))
+    found = [rollout.episode for group in groups_of(run) for rollout in group.rollouts]
+    run.close()
+    assert {episode.reward for episode in found} >= {0.0, 1.0}
+    for episode in found:
+        assert episode.reward == sum(episode.calls.values())
+        assert episode.environment.closed
+
+
+def test_members_of_a_group_meet_the_same_task(tmp_path):
+    run = start(config_of(tmp_path))
+    groups = groups_of(run)
+    run.close()
+    assert all(len({r.episode.prompt_ids for r in group.rollouts}) == 1 for group in groups)
+    assert len({group.rollouts[0].episode.prompt_ids for group in groups}) > 1
+    samples = plan_step([g for g in _scored(groups)], run.loss)[0].samples
+    assert samples[0].prompt_ids == groups[0].rollouts[0].episode.prompt_ids
+
+
+def _scored(groups):
+    import dataclasses
+
+    from grpokit.batch.advantages import add_advantages
+
+    for group in groups:
+        reward = torch.arange(4).double()
+        yield add_advantages([dataclasses.replace(group, rewards=reward[:, None], reward=reward)])[0]
+
+
+def test_the_same_episodes_in_any_batch(tmp_path):
+    found = []
+    for size in (256, 3):
+        run = start(config_of(tmp_path, rollout_batch_size=size, output_dir=str(tmp_path / str(size))))
+        found.append([r.completion_ids.tolist() for g in groups_of(run) for r in g.rollouts])
+        run.close()
+    assert found[0] == found[1]
