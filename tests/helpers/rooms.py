@@ -18,14 +18,14 @@ FLOORS = (
     ("parallel", "losses", "data"),
     ("logprobs", "batch", "config"),
     ("policy",),
-    ("rollouts", "rewards"),
+    ("rollouts", "environments", "rewards"),
     ("runs",),
     ("training",),
     ("commands",),
     ("__main__", "benchmarks"),
 )
-# Files at the top that are no rooms: the package's face, and a face of losses/testing.py.
-FACES = {"__init__": "grpokit", "testing": "losses"}
+# Files at the top that are no rooms: the package's face, a face of losses/testing.py, and the nouns' own files.
+FACES = {"__init__": "grpokit", "testing": "losses", "metric": "types", "episode": "types"}
 
 
 def room_of(file: Path) -> str:
