@@ -26,12 +26,12 @@ def test_imports_go_one_way_between_the_rooms_of_the_table():
     assert upward() == []
     assert circles() == []
     assert rooms() == [room for floor in FLOORS for room in floor]
-    assert len(rooms()) <= 16
+    assert len(rooms()) <= 17
 
 
 def test_few_files_stand_at_the_top():
     at_the_top = {path.name for path in ROOT.glob("*.py")}
-    assert at_the_top == {"__init__.py", "__main__.py", "types.py", "parallel.py", "testing.py"}
+    assert at_the_top == {"__init__.py", "__main__.py", "parallel.py", "testing.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -46,7 +46,15 @@ def test_rooms_import_only_what_they_may(path):
             allowed = pure or top in sys.stdlib_module_names - {"os", "pathlib", "io", "subprocess", "socket"}
             assert allowed or name.startswith("grpokit.losses"), name
         if top == "transformers":
-            allowed = ("rollouts/", "policy/", "data/", "rewards/model.py", "common/console.py", "commands/")
+            allowed = (
+                "rollouts/",
+                "policy/",
+                "data/",
+                "rewards/model.py",
+                "environments/tools.py",
+                "common/console.py",
+                "commands/",
+            )
             assert is_in(path, *allowed), name
         assert not name.startswith("torch.distributed") or is_in(path, "parallel.py"), name
         assert top != "pickle", name

@@ -24,8 +24,8 @@ FLOORS = (
     ("commands",),
     ("__main__", "benchmarks"),
 )
-# Files at the top that are no rooms: the package's face, a face of losses/testing.py, and the nouns' own files.
-FACES = {"__init__": "grpokit", "testing": "losses", "metric": "types", "episode": "types"}
+# Files at the top that are no rooms: the package's face, and a face of losses/testing.py.
+FACES = {"__init__": "grpokit", "testing": "losses"}
 
 
 def room_of(file: Path) -> str:

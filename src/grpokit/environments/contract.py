@@ -47,7 +47,7 @@ class EnvironmentKind:
     takes: tuple[str, ...]  # the names that `reset` takes
     takes_all: bool  # it takes every column
     needs: tuple[str, ...]  # those that it can't do without
-    schemas: list[dict[str, Any]]  # of its tools
+    schemas: list[dict[str, Any]]  # its tools', as the chat template shows them
 
     def tools_of(self, instance: Any) -> dict[str, Tool]:
         """Returns the tools of one instance, which are its public methods."""

@@ -31,7 +31,7 @@ class Limits:
     max_turns: int
     max_tokens: int  # after the prompt, those of the environment included
     tool_timeout: float  # seconds, for each call; 0: none
-    max_tool_tokens: int  # of one answer; 0: any number
+    max_tool_tokens: int  # the most tokens of one tool's answer; 0: any number
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Dialogue:
     prompt: Prompt
     generation: int
     prompt_ids: tuple[int, ...] = ()
-    messages: Messages = field(default_factory=list)  # of the episode, after the prompt
+    messages: Messages = field(default_factory=list)  # what was said after the prompt
     ending: Ending | None = None
     reward: float = 0.0  # what the environment's steps have given so far
     environment: Any = None

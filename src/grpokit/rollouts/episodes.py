@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ..common.waiting import Waiting, together
-from ..episode import Episode
-from ..types import Messages, Prompt, Rollout, RolloutGroup
+from ..types import Episode, Messages, Prompt, Rollout, RolloutGroup
 from .sampler import Request, SamplingStopped, TurnEngine
 
 
@@ -38,7 +37,17 @@ class OtherSide(Protocol):
         ...
 
     def reply(self, ids: Sequence[int], text: str, cut: bool, room: int) -> Waiting[list[int]]:
-        """Answers a turn: the tokens that follow it; none where the episode ends."""
+        """Answers a turn.
+
+        Args:
+            ids: the turn's tokens.
+            text: what they say, without the end token.
+            cut: whether the turn was cut by its length.
+            room: tokens that the episode may still have.
+
+        Returns:
+            The tokens that follow; none where the episode ends.
+        """
         ...
 
     def final_reward(self) -> Waiting[float | None]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..episode import Episode
 from ..parallel import World
-from ..types import Prompt, Rollout, RolloutGroup
+from ..types import Episode, Prompt, Rollout, RolloutGroup
 
 Tensors = dict[str, Tensor]
 

@@ -16,6 +16,7 @@ from ...data.stream import PromptStream
 from ...data.tokenizing import ToolsOf, require_template, tokenize
 from ...rewards import Reward, describe_rewards, load_rewards
 from ...types import Prompt
+from .environments import Environments, find_environments
 from .parts import Parts
 
 
@@ -208,6 +209,7 @@ class RunData:
     rewards: tuple[Reward, ...]
     held_out: list[Prompt]  # in the order of --eval_dataset
     longest: int  # tokens of the longest prompt of both
+    environments: Environments | None  # the tools and environments, where there are any
 
 
 def load_data(
@@ -215,8 +217,6 @@ def load_data(
     tokenizer: Any,
     context: int | None,
     parts: Parts,
-    tools_of: ToolsOf | None = None,
-    own_rewards: tuple[Reward, ...] = (),
 ) -> RunData:
     """Loads the prompts, the rewards and the held-out prompts of a run.
 
@@ -225,8 +225,6 @@ def load_data(
         tokenizer: the model's.
         context: the model's longest context in tokens, where it is known.
         parts: rows and functions from Python.
-        tools_of: the tools that a row's prompt shows, where an episode may have several turns.
-        own_rewards: those of the environments.
 
     Returns:
         The data.
@@ -234,11 +232,14 @@ def load_data(
     Raises:
         ValueError: naming the option that cannot work.
     """
+    environments = find_environments(config, parts, tokenizer)
+    tools_of = None if environments is None else environments.tools_of
     prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
-    rewards = (*make_rewards(config, prompts.columns, parts.reward_funcs), *own_rewards)
+    rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
+    rewards += () if environments is None else environments.rewards
     say(describe_rewards(rewards))
     if not config.eval_dataset:
-        return RunData(prompts, rewards, [], prompts.longest)
+        return RunData(prompts, rewards, [], prompts.longest, environments)
     flag = "--eval_dataset"
     held_out = load_prompts(
         config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset, tools_of
@@ -248,4 +249,4 @@ def load_data(
     except ValueError as error:
         raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
     longest = max(prompts.longest, held_out.longest)
-    return RunData(prompts, rewards, held_out.in_order(config.eval_samples), longest)
+    return RunData(prompts, rewards, held_out.in_order(config.eval_samples), longest, environments)

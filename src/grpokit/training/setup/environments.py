@@ -149,28 +149,31 @@ def episode_sampler(
     )
 
 
-def episodes_factory(
-    environments: Environments,
+def with_episodes(
+    environments: Environments | None,
     config: TrainConfig,
     policy: Policy,
     tokenizer: Any,
     make_turns: Callable[[int], Any],
-) -> Callable[[int], EpisodeSampler]:
-    """Prepares the sampler of episodes of a run.
+) -> Callable[[int], Any]:
+    """Prepares the sampler of a run's episodes, where there are tools or environments.
 
     Args:
-        environments: the tools and environments.
+        environments: the tools and environments, or None: completions have one turn.
         config: the configuration.
         policy: the model.
         tokenizer: its tokenizer.
         make_turns: seed → the sampler of turns.
 
     Returns:
-        A function: seed → the sampler of episodes.
+        A function: seed → the sampler.
 
     Raises:
         ValueError: the engine can't continue a conversation.
     """
+    if environments is None:
+        return make_turns
+    many = environments
     if config.sampler != "transformers":
         raise ValueError(
             f"--sampler {config.sampler}: tools and environments need --sampler transformers, for now"
@@ -179,6 +182,6 @@ def episodes_factory(
         raise ValueError(f"--async_depth {config.async_depth}: tools and environments need 0, for now")
 
     def make(seed: int) -> EpisodeSampler:
-        return episode_sampler(environments, config, policy, tokenizer, make_turns(seed))
+        return episode_sampler(many, config, policy, tokenizer, make_turns(seed))
 
     return make

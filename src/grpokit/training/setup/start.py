@@ -38,7 +38,7 @@ from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
 from .data import load_data
-from .environments import episodes_factory, find_environments
+from .environments import with_episodes
 from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
@@ -78,22 +78,13 @@ def start(
     policy, reference = load_models(config, checkpoint, world, parts.model)
     set_threads(config, policy)
     tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
-    environments = find_environments(config, parts, tokenizer)
-    data = load_data(
-        config,
-        tokenizer,
-        context_of(policy),
-        parts,
-        environments.tools_of if environments is not None else None,
-        environments.rewards if environments is not None else (),
-    )
+    data = load_data(config, tokenizer, context_of(policy), parts)
     longest = data.longest + config.max_completion_length
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
+    make_sampler = with_episodes(data.environments, config, policy, tokenizer, make_sampler)
     router = find_router_loss(policy, config.router_aux_loss_coef)
-    if environments is not None:
-        make_sampler = episodes_factory(environments, config, policy, tokenizer, make_sampler)
     layout = choose_layout(config, policy, reference, longest)
     optimizer = make_optimizer(policy, config, parts.optimizer)
     state = TrainState()

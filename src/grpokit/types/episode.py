@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .types import Messages
+from .nouns import Messages
 
 
 @dataclass(frozen=True, eq=False)

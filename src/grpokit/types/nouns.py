@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .metric import FORMULAS as FORMULAS
-from .metric import Metric as Metric
-from .metric import MetricKind as MetricKind
-from .metric import Metrics as Metrics
-from .metric import join_metrics as join_metrics
+from .metric import Metrics
 
 if TYPE_CHECKING:
     from .episode import Episode
