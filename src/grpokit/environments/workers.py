@@ -93,7 +93,12 @@ class Workers:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="grpokit environments", daemon=True).start()
+
+            def run() -> None:
+                loop.run_forever()
+                loop.close()
+
+            threading.Thread(target=run, name="grpokit environments", daemon=True).start()
         return self._loop
 
     def _forget_loop(self, loop: asyncio.AbstractEventLoop) -> None:

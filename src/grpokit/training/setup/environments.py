@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,7 +139,7 @@ def episode_sampler(
     def begin(prompt: Prompt, generation: int) -> Dialogue:
         return Dialogue(setting, prompt, generation)
 
-    return EpisodeSampler(
+    episodes = EpisodeSampler(
         sampler,
         begin,
         lambda ids: written_text(tokenizer, ids, ()),
@@ -147,6 +148,8 @@ def episode_sampler(
         batch_size=config.rollout_batch_size,
         stop=sampler.stop,
     )
+    weakref.finalize(episodes, setting.workers.close)
+    return episodes
 
 
 def with_episodes(
