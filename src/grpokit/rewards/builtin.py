@@ -106,8 +106,16 @@ def find_answer_column(answer_column: str, columns: Collection[str], spec: str) 
 
 
 def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
-    """Returns the text of a completion as reward functions get it: the text itself, or its last message's content."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+    """Returns the text of a completion as reward functions get it: the text itself, or what the model said last.
+
+    Example:
+        >>> text_of([{"role": "assistant", "content": "7"}, {"role": "tool", "content": "ok"}])
+        '7'
+    """
+    if isinstance(completion, str):
+        return completion
+    said = [message.get("content") for message in completion if message["role"] == "assistant"]
+    return (said or [""])[-1] or ""
 
 
 # --------------------------------------------------------------------------- of the form
