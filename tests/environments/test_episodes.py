@@ -117,3 +117,14 @@ def test_the_same_episodes_in_any_batch(tmp_path):
         found.append([r.completion_ids.tolist() for g in groups_of(run) for r in g.rollouts])
         run.close()
     assert found[0] == found[1]
+
+
+def test_the_report_shows_episodes_as_conversations(tmp_path):
+    run = start(config_of(tmp_path, max_steps=1, log_completions=4))
+    train(run)
+    run.close()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 'class="role">assistant, trained</div>' in page
+    assert 'class="role">user, read</div>' in page
+    assert " characters" in page
+    assert "turns, ended by done" in page

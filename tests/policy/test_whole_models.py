@@ -48,12 +48,16 @@ def test_missing_weights_are_refused(model, lost):
 
 def test_a_tensor_of_another_shape_is_refused_and_named(tmp_path, model):
     rewrite(model, lambda tensors: tensors | {"model.norm.weight": tensors["model.norm.weight"][:-1]})
-    with pytest.raises(ValueError, match=r"has the wrong shape for model\.norm\.weight \(\(31,\), not \(32,\)\)"):
+    with pytest.raises(
+        ValueError, match=r"has the wrong shape for model\.norm\.weight \(\(31,\), not \(32,\)\)"
+    ):
         load(model)
     experts = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}
     mixtral = save(tmp_path / "mixtral", "MixtralConfig", experts)
     rewrite(mixtral, lambda tensors: {k: v for k, v in tensors.items() if ".experts.2." not in k})
-    with pytest.raises(ValueError, match=r"has the wrong shape for .*mlp\.experts\.down_proj.*would be random"):
+    with pytest.raises(
+        ValueError, match=r"has the wrong shape for .*mlp\.experts\.down_proj.*would be random"
+    ):
         load(mixtral)
 
 

@@ -59,8 +59,7 @@ def _prompt(prompt: Any) -> str:
     parts = []
     for message in prompt:
         row = message if isinstance(message, dict) else {"content": message}
-        content = row.get("content")
-        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        text = _text(row.get("content"))
         parts.append(f'<div class="role">{escape(row.get("role", ""))}</div>{box(text, "prompt")}')
     return "".join(parts)
 
@@ -90,9 +89,39 @@ def _completions(group: Row) -> list[str]:
             parts += [f"{escape(name)} {_shown(_at(_list(v), i))}" for name, v in by_name.items()]
         if _at(reasons, i) == "length":
             parts.append('<span class="cut">cut off</span>')
+        episode = _at(_list(group.get("episodes")), i)
+        if isinstance(episode, dict):
+            turns = episode.get("turns")
+            parts.append(
+                f"{turns} turn{'' if turns == 1 else 's'}, ended by {escape(episode.get('ending', ''))}"
+            )
         meta = "".join(f"<span>{part}</span>" for part in parts)
-        items.append(f'<li><div class="meta">{meta}</div>{box(str(texts[i]))}</li>')
+        said = _episode(episode.get("messages")) if isinstance(episode, dict) else box(str(texts[i]))
+        items.append(f'<li><div class="meta">{meta}</div>{said}</li>')
     return items
+
+
+def _episode(messages: Any) -> str:
+    """Shows an episode as a conversation. What the model wrote is trained, and is told apart from what it read."""
+    parts = []
+    for message in _list(messages):
+        row = message if isinstance(message, dict) else {"content": message}
+        role = str(row.get("role", ""))
+        lines = [_text(row["reasoning_content"])] if row.get("reasoning_content") else []
+        lines += [_text(row.get("content"))] if row.get("content") else []
+        for call in _list(row.get("tool_calls")):
+            function = call.get("function", {}) if isinstance(call, dict) else {}
+            lines.append(f"{function.get('name')}({_text(function.get('arguments'))})")
+        trained = role == "assistant"
+        label = "assistant, trained" if trained else f"{escape(row.get('name') or role)}, read"
+        parts.append(
+            f'<div class="role">{label}</div>{box(chr(10).join(lines), "" if trained else "prompt")}'
+        )
+    return "".join(parts)
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def _advantage(value: float) -> str:
