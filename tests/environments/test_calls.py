@@ -15,6 +15,7 @@ FORMS = {
     "python tag": '<|python_tag|>{"name": "add", "parameters": {"a": 3, "b": 4}}',
     "mistral": '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 3, "b": 4}}]',
     "mistral, newer": '[TOOL_CALLS]add[ARGS]{"a": 3, "b": 4}',
+    "mistral, with an id": '[TOOL_CALLS]add[CALL_ID]abc123xyz[ARGS]{"a": 3, "b": 4}',
     "arguments as text": '<tool_call>{"name": "add", "arguments": "{\\"a\\": 3, \\"b\\": 4}"}</tool_call>',
 }
 
@@ -38,7 +39,10 @@ def test_text_and_thinking_stand_beside_the_calls(parser):
         "3 + 4. <tool_call>{}</tool_call>?",
         1,
     )
+    assert turn.as_message()["content"] == "<think>3 + 4. <tool_call>{}</tool_call>?</think>\n\nLet me add."
     assert parser.parse("It is 7.").calls == ()
+    assert parser.parse("<think>unfinished <tool_call>{}").calls == ()
+    assert parser.parse('{"name": "Bob", "age": 3}').calls == ()
 
 
 def test_several_calls_are_numbered_through_the_episode(parser):
@@ -61,6 +65,13 @@ def test_several_calls_are_numbered_through_the_episode(parser):
         ),
         ('<tool_call>{"name": "add", "arguments": "{"}</tool_call>', "the arguments are no valid JSON"),
         ('[TOOL_CALLS] {"name"', "the call is no valid JSON"),
+        ('<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>', "have the number nan"),
+        ('<tool_call>{"name": "add", "arguments": {"a": [1e999]}}</tool_call>', "have the number inf"),
+        ('<tool_call>{"name": "add", "arguments": {"a": "\\ud83d"}}</tool_call>', "no valid Unicode"),
+        (
+            '<tool_call>{"name": "add", "arguments": {"a": ' + "[" * 500 + "]" * 500 + "}}</tool_call>",
+            "are nested more than 50 deep",
+        ),
     ],
 )
 def test_a_call_that_cannot_be_read_has_its_problem(parser, text, problem):

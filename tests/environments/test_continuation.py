@@ -120,3 +120,13 @@ def test_thinking_that_a_template_drops_stays():
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = continuation.ids(end, [], [{"role": "user", "content": "more"}])
     assert tokenizer.decode(ids) == "\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("eos", [["<|end|>", "<|endoftext|>"], ["<|endoftext|>"]])
+def test_an_end_of_text_behind_the_last_turn_is_not_the_turns_end(eos):
+    """Phi's template: the next message's opening token is not swallowed, whichever token the model ended with."""
+    tokenizer = chat_tokenizer("phi")
+    ids = tokenizer.convert_tokens_to_ids(eos)
+    for end in ids:
+        found = Continuation(tokenizer, frozenset(ids)).ids(end, [], [{"role": "user", "content": "more"}])
+        assert tokenizer.decode(found) == "\n<|user|>\nmore<|end|>\n<|assistant|>\n"

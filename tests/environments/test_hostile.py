@@ -47,6 +47,13 @@ def episodes(tmp_path, body, **changes):
         run.close()
 
 
+def _parser(tmp_path, arguments):
+    (tmp_path / "other.py").write_text(
+        f"def parse(text):\n    return [{{'name': 'tool', 'arguments': {arguments}}}]\n"
+    )
+    return f"{tmp_path / 'other.py'}:parse"
+
+
 def answers(found):
     return [m["content"] for e in found for m in e.messages if m["role"] == "tool"]
 
@@ -100,9 +107,10 @@ def test_a_model_that_calls_for_ever_ends_with_its_turns(tmp_path):
 
 
 def test_a_tool_that_edits_its_arguments_edits_its_own(tmp_path):
-    found = episodes(tmp_path, "a += 'y'; return a")
+    found = episodes(tmp_path, "a.append('y'); return str(a)", tool_parser=_parser(tmp_path, '{"a": ["x"]}'))
+    assert set(answers(found)) == {"['x', 'y']"}
     assert all(
-        call["function"]["arguments"] == {"a": "x"}
+        call["function"]["arguments"] == {"a": ["x"]}
         for e in found
         for m in e.messages
         for call in m.get("tool_calls", ())
@@ -126,6 +134,7 @@ def test_unknown_tools_and_wrong_arguments_are_answered(tmp_path):
                 output_dir=str(tmp_path / name),
             )
         )
+        assert said
         assert all(words in text for text in said)
 
 

@@ -63,6 +63,11 @@ GLM = """[gMASK]<sop>{% for m in messages %}{% if m.role == 'user' %}<|user|>
 
 GPT_OSS = """{% for m in messages %}{% if m.role == 'user' %}<|start|>user<|message|>{{ m.content }}<|end|>{% elif m.role == 'tool' %}<|start|>functions.{{ m.name }} to=assistant<|channel|>commentary<|message|>{{ m.content | tojson }}<|end|>{% elif m.tool_calls %}<|start|>assistant<|channel|>commentary to=functions.{{ m.tool_calls[0].function.name }} <|constrain|>json<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>{% elif loop.last and not add_generation_prompt %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>{% else %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"""
 
+PHI = """{% for m in messages %}<|{{ m.role }}|>
+{{ m.content }}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% else %}<|endoftext|>{% endif %}"""
+
 # The template, its special tokens, its other added tokens, and the tokens that end a turn.
 STYLES: dict[str, tuple[str, list[str], list[str], list[str]]] = {
     "qwen": (
@@ -98,6 +103,12 @@ STYLES: dict[str, tuple[str, list[str], list[str], list[str]]] = {
         ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"],
         ["<tool_call>", "</tool_call>"],
         ["<|endoftext|>", "<|user|>", "<|observation|>"],
+    ),
+    "phi": (
+        PHI,
+        ["<|user|>", "<|assistant|>", "<|tool|>", "<|end|>", "<|endoftext|>"],
+        [],
+        ["<|end|>", "<|endoftext|>"],
     ),
     "gpt-oss": (
         GPT_OSS,

@@ -39,7 +39,8 @@ MODEL_RULES = [
         lambda c: len(c.reward_weights) in (0, len(c.reward_funcs)),
         "needs one weight for each of the reward functions: {c.reward_funcs}",
     ),
-    *at_least(1, "max_completion_length"),
+    *at_least(1, "max_completion_length max_turns environment_workers"),
+    *at_least(0, "max_turn_length tool_timeout max_tool_output"),
     Rule(
         "min_completion_length",
         lambda c: 0 <= c.min_completion_length <= c.max_completion_length,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,15 +37,15 @@ class Call:
 class Turn:
     """A parsed turn of the model. Example: `Turn("Let me add them.", (Call("call00001", "add", {"a": 3, "b": 4}),))`"""
 
-    content: str
+    content: str  # without thinking and calls
     calls: tuple[Call, ...] = ()
     thinking: str = ""
+    said: str | None = None  # what was written before the calls, thinking included; None: the content
 
     def as_message(self) -> dict[str, Any]:
-        """Returns the turn as a chat message."""
-        found: dict[str, Any] = {"role": "assistant", "content": self.content}
-        if self.thinking:
-            found["reasoning_content"] = self.thinking
+        """Returns the turn as a chat message for rewards and logs. Thinking stands in the text, as in a single turn."""
+        content = self.content if self.said is None else self.said
+        found: dict[str, Any] = {"role": "assistant", "content": content}
         if self.calls:
             found["tool_calls"] = [call.as_message() for call in self.calls]
         return found
@@ -81,7 +82,7 @@ class TurnParser:
         if len(written) > MOST_CALLS:
             more = f"{len(written)} calls in one turn; only the first {MOST_CALLS} were made"
             calls = (*calls, _problem(first + MOST_CALLS, "", more))
-        return Turn(content, calls, thinking)
+        return Turn(content, calls, thinking, said=_before_calls(text) if calls else text)
 
 
 def find_parser(tokenizer: Any, name: str = "", tools: Sequence[dict[str, Any]] = ()) -> TurnParser:
@@ -141,14 +142,24 @@ def common_forms(text: str) -> tuple[str, str, list[Any]]:
         content, _, rest = said.partition(MISTRAL)
         return content.strip(), thinking, list(_mistral(rest))
     bare = said.strip().removeprefix(PYTHON_TAG).strip()
-    if bare.startswith("{") and '"name"' in bare:
+    if bare.startswith("{") and '"name"' in bare and ('"parameters"' in bare or '"arguments"' in bare):
         return "", thinking, list(_objects(bare))
     return said, thinking, []
+
+
+def _before_calls(text: str) -> str:
+    """Returns what a turn has before its calls, in the common forms."""
+    thinking, closed, rest = text.rpartition("</think>")
+    signs = ("<tool_call>", MISTRAL, PYTHON_TAG, "{")
+    places = [place for sign in signs if (place := rest.find(sign)) >= 0]
+    return (thinking + closed + rest[: min(places, default=len(rest))]).rstrip()
 
 
 def _thinking(text: str) -> tuple[str, str]:
     """Parts a turn into its thinking and the rest. Calls that it only thinks about are not made."""
     before, closed, after = text.rpartition("</think>")
+    if not closed and text.lstrip().startswith("<think>"):
+        return text, ""
     if not closed:
         return "", text
     return before.removeprefix("<think>").strip(), after.lstrip("\n")
@@ -159,7 +170,7 @@ def _mistral(rest: str) -> Iterator[Any]:
     if "[ARGS]" in rest:
         for part in rest.split(MISTRAL):
             name, _, arguments = part.partition("[ARGS]")
-            yield {"name": name.strip(), "arguments": _json(arguments)}
+            yield {"name": name.partition("[CALL_ID]")[0].strip(), "arguments": _json(arguments)}
         return
     found = _json(rest)
     yield from found if isinstance(found, list) else [found]
@@ -212,7 +223,32 @@ def _call(number: int, written: Any) -> Call:
         return _problem(number, name, f"the arguments are no valid JSON: {arguments.why}")
     if not isinstance(arguments, dict):
         return _problem(number, name, f"the arguments must be an object, not {type(arguments).__name__}")
+    if (why := _unfit(arguments)) is not None:
+        return _problem(number, name, f"the arguments {why}")
     return Call(call_id(number), name, arguments)
+
+
+DEEPEST = 50  # levels of an argument
+
+
+def _unfit(arguments: Any) -> str | None:
+    """Returns why arguments can't be passed on and written down; None if they can."""
+    level = [arguments]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"have the number {value}, which JSON does not know"
+            if isinstance(value, str) and value != value.encode("utf-8", "replace").decode("utf-8"):
+                return "have text that is no valid Unicode"
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+        if not inner:
+            return None
+        level = inner
+    return f"are nested more than {DEEPEST} deep"
 
 
 def _problem(number: int, name: str, why: str) -> Call:

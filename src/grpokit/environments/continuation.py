@@ -7,6 +7,7 @@ ids there, so thinking that a template would drop, or history that it would rewr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from ..common.text import one_line
 from ..types import Messages
 
 MARK = "xqzjvkw"  # a word that no template writes by itself
+ANCHOR = "a"  # a letter behind which a piece is encoded: a tokenizer may begin a text with a space
 QUESTION: Messages = [{"role": "user", "content": "a question"}]
 
 
@@ -74,13 +76,24 @@ class Continuation:
         turn = self._turn(calls)
         alone = self._render([*QUESTION, turn], goes_on=False)
         whole = self._render([*QUESTION, turn, *following], goes_on=True)
-        if MARK in alone and MARK in whole:
+        if (MARK in alone) != (MARK in whole):
+            raise CannotContinue("its chat template writes a turn in another way once messages follow it")
+        if MARK in alone:
             alone, whole = (text.partition(MARK)[2] for text in (alone, whole))
             begins = 0
         else:  # with calls, some templates leave the content out
             begins = _common_length(alone, self._render(QUESTION, goes_on=True))
-        end, length = _last(alone, begins, self._endings(ending))
+        endings = self._endings(ending)
+        # The last end that both have; else a last turn ends otherwise than one that messages follow.
+        end, length = _last(alone[: _common_length(alone, whole)], begins, endings)
+        both = length > 0
+        if not both:
+            end, length = _last(alone, begins, endings)
         kept = alone[:end] if length else alone.rstrip()
+        closing = max((t for t in self._special if kept.rstrip().endswith(t)), key=len, default="")
+        if not both and closing and begins <= len(kept.rstrip()) - len(closing):
+            # A token that is no end of sequence for the model has closed the turn already.
+            kept, length = kept.rstrip()[: -len(closing)], len(closing)
         if not whole.startswith(kept):
             raise CannotContinue("its chat template writes a turn in another way once messages follow it")
         rest = whole[len(kept) :]
@@ -147,7 +160,22 @@ class Continuation:
     @cached_property
     def _added(self) -> list[str]:
         """The tokenizer's tokens that are found in any text, special or not."""
-        return [token for token in self.tokenizer.get_added_vocab() if token]
+        return [token for token in self.tokenizer.get_added_vocab() if token.strip()]
+
+    @cached_property
+    def _special(self) -> list[str]:
+        """Those of them that are special: what closes a turn."""
+        special = set(self.tokenizer.all_special_tokens)
+        decoder = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return [
+            t for t in self._added if t in special or any(t == str(a) and a.special for a in decoder.values())
+        ]
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Finds any of these tokens in a text."""
+        longest_first = sorted(self._added, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     # ------------------------------------------------------------------- tokens
 
@@ -158,8 +186,7 @@ class Continuation:
 
         Only the template may write tokens such as `<|im_end|>`.
         """
-        spelled = [any(token in _text(m.get("content")) for token in self._added) for m in following]
-        if not any(spelled):
+        if not any(self._pattern.search(_text(m.get("content"))) for m in following):
             return [text]
         marks = [f"{MARK}{chr(97 + i % 26)}{i}{MARK}" for i in range(len(following))]
         marked: Messages = [{**m, "content": mark} for m, mark in zip(following, marks, strict=True)]
@@ -174,7 +201,7 @@ class Continuation:
         pieces, rest = [""], frame
         for mark, content in zip(marks, contents, strict=True):
             before, _, rest = rest.partition(mark)
-            first, *others = _inside_tokens(content, self._added)
+            first, *others = _inside_tokens(content, self._pattern)
             pieces[-1] += before + first
             pieces += others
         pieces[-1] += rest
@@ -184,7 +211,7 @@ class Continuation:
         """Encodes each piece as it would be encoded behind what comes before it."""
         found: list[int] = []
         for number, piece in enumerate(pieces):
-            before = ending if number == 0 else _anchor(pieces[number - 1])
+            before = ending if number == 0 else ANCHOR
             ids = list(self.tokenizer(before + piece, add_special_tokens=False, verbose=False)["input_ids"])
             if number == 0 and end is not None:
                 if not ids or ids[0] != end:
@@ -235,25 +262,20 @@ def _last(text: str, begins: int, endings: Sequence[str]) -> tuple[int, int]:
     return max(places, default=(-1, 0)) if any(place >= 0 for place, _ in places) else (-1, 0)
 
 
-def _inside_tokens(content: str, tokens: Sequence[str]) -> list[str]:
+def _inside_tokens(content: str, pattern: re.Pattern[str]) -> list[str]:
     """Cuts a content behind the first character of each token that it spells out.
 
     Example:
-        >>> _inside_tokens("a <|end|> b", ["<|end|>"])
-        ['a <', '|end|> b']
+        >>> _inside_tokens("a <end> b", re.compile("<end>"))
+        ['a <', 'end> b']
     """
-    pieces, start = [], 0
-    for place in range(len(content)):
-        longest = max((len(t) for t in tokens if content.startswith(t, place)), default=0)
-        if longest > 1:
-            pieces.append(content[start : place + 1])
-            start = place + 1
+    pieces, start, place = [], 0, 0
+    while (found := pattern.search(content, place)) is not None:
+        place = found.start() + 1  # another token may begin inside this one
+        if len(found.group()) > 1:
+            pieces.append(content[start:place])
+            start = place
     return [*pieces, content[start:]]
-
-
-def _anchor(before: str) -> str:
-    """The end of the piece before, behind which the next piece is encoded: a tokenizer may begin a text with a space."""
-    return before[-1:]
 
 
 def _text(content: Any) -> str:

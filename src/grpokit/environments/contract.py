@@ -55,7 +55,7 @@ class EnvironmentKind:
 
     def arguments(self, columns: Mapping[str, Any], seed: int, generation: int) -> dict[str, Any]:
         """Returns what `reset` is called with: the row's columns, and seed and generation where it names them."""
-        given = {"seed": seed, "generation": generation} | dict(columns)
+        given = {**columns, "seed": seed, "generation": generation}
         return {
             name: given[name] for name in given if name in self.takes or (self.takes_all and name in columns)
         }
@@ -94,7 +94,7 @@ def inspect_environment(factory: Callable[[], Any], where: str = "environment_fa
         close = getattr(probe, "close", None)
         if close is not None:
             close()
-    methods = {n: m for n, m in inspect.getmembers(cls, callable) if not n.startswith("_")}
+    methods = {n: m for n, m in inspect.getmembers(cls, inspect.isroutine) if not n.startswith("_")}
     has_steps = "step" in methods and _returns_observation(methods["step"])
     tools = tuple(n for n in methods if n not in OWN or (n == "step" and not has_steps))
     if not tools and not has_steps:
@@ -102,12 +102,19 @@ def inspect_environment(factory: Callable[[], Any], where: str = "environment_fa
             f"{where}: {name} has neither tools (public methods) nor a step that is annotated `-> Observation`; see "
             "docs/en/environments.md"
         )
-    bound = [make_tool(types.MethodType(methods[tool], object()), f"{where}: {name}") for tool in tools]
+    bound = [make_tool(_bound(cls, tool), f"{where}: {name}") for tool in tools]
     takes, needs, takes_all = _parameters(methods.get("reset"))
     schemas = [dict(tool.schema) for tool in bound]
     return EnvironmentKind(
         name, factory, tools, has_steps, "get_reward" in methods, takes, takes_all, needs, schemas
     )
+
+
+def _bound(cls: type, name: str) -> Callable[..., Any]:
+    """Returns a method of a class as an instance has it, without making one."""
+    found = getattr(cls, name)
+    is_free = isinstance(inspect.getattr_static(cls, name), staticmethod | classmethod)
+    return found if is_free else types.MethodType(found, object())
 
 
 def _returns_observation(method: Any) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..common.waiting import Waiting
 from ..types import Messages, Prompt
 from .calls import Call, Turn, TurnParser
-from .continuation import Continuation
+from .continuation import CannotContinue, Continuation
 from .contract import EnvironmentKind, Observation, episode_seed
 from .tools import Tool, answer_text, cut_in_the_middle, unknown_tool
 from .workers import TimedOut, Workers
@@ -31,6 +32,7 @@ class Limits:
     max_turns: int
     max_tokens: int  # after the prompt, those of the environment included
     tool_timeout: float  # seconds, for each call; 0: none
+    max_prompt: int | None  # the most tokens of a prompt, with what `reset` adds; None: any number
     max_tool_tokens: int  # the most tokens of one tool's answer; 0: any number
 
 
@@ -81,7 +83,7 @@ class Dialogue:
         """
         kind, self._tools, first = self._kind(), dict(self.setting.tools), None
         if kind is not None:
-            self.environment = yield from self._ask(kind.make, "cannot be made")
+            self.environment = yield from self._ask(kind.make, "__init__")
             self._tools |= kind.tools_of(self.environment)
             if hasattr(self.environment, "reset"):
                 seed = episode_seed(self.setting.seed, self.prompt.position)
@@ -89,6 +91,11 @@ class Dialogue:
                 given = copy.deepcopy(kind.arguments(columns, seed, self.generation))
                 first = yield from self._ask(lambda: self.environment.reset(**given), "reset")
         self._render(first)
+        most = self.setting.limits.max_prompt
+        if most is not None and len(self.prompt_ids) > most:
+            raise EnvironmentFailed(
+                f"{self._where('reset')}: the prompt has {len(self.prompt_ids)} tokens with what reset added, over {most}"
+            )
 
     def reply(self, ids: Sequence[int], text: str, cut: bool, room: int) -> Waiting[list[int]]:
         """Answers a turn.
@@ -103,7 +110,8 @@ class Dialogue:
             The tokens that follow; none where the episode ends here (see `ending`).
         """
         self.turns += 1
-        turn = self.setting.parser.parse(text, sum(self.calls.values()))
+        turn = self.setting.parser.parse(text, sum(self.calls.values())) if self._tools else Turn(text)
+        turn = replace(turn, calls=tuple(self._known(call) for call in turn.calls))
         self.messages.append(turn.as_message())
         if cut:
             return self._end("length")
@@ -117,7 +125,10 @@ class Dialogue:
             return self._end("turns")
         end = ids[-1] if ids and ids[-1] in self.setting.eos_ids else None
         calls = [call.as_message() for call in turn.calls]
-        found = self._continuation.ids(end, calls, following)
+        try:
+            found = self._continuation.ids(end, calls, following)
+        except CannotContinue as error:
+            raise EnvironmentFailed(f"{self.prompt.source}: the turn can't be followed: {error}") from error
         return self._end("length") if len(found) >= room else found
 
     def close(self) -> Waiting[None]:
@@ -137,7 +148,9 @@ class Dialogue:
         if self.environment is None:
             return None
         if (kind := self._kind()) is not None and kind.has_reward:
-            return (yield from self._ask(self.environment.get_reward, "get_reward"))
+            return self._number(
+                (yield from self._ask(self.environment.get_reward, "get_reward")), "get_reward"
+            )
         return self.reward if kind is not None and kind.has_steps else None
 
     # ------------------------------------------------------------------- the prompt
@@ -169,10 +182,17 @@ class Dialogue:
         self.prompt_ids = tuple(self._continuation.full_ids(messages))
 
     def _where(self, method: str) -> str:
-        name = type(self.environment).__name__ if self.environment is not None else "environment"
+        kind = self._kind()
+        name = kind.name if kind is not None else "environment"
         return f"{self.prompt.source}: {name}.{method}"
 
     # ------------------------------------------------------------------- answers
+
+    def _known(self, call: Call) -> Call:
+        """Returns a call whose name is a tool's, or `unknown`: templates write names as they are."""
+        if call.problem is not None or call.name in self._tools:
+            return call if call.name in self._tools else replace(call, name="unknown")
+        return replace(call, name="unknown", problem=unknown_tool(call.name, self._tools))
 
     def _following(self, turn: Turn) -> Waiting[Messages]:
         if turn.calls:
@@ -185,7 +205,7 @@ class Dialogue:
             raise EnvironmentFailed(
                 f"{self._where('step')}: returned {type(seen).__name__}; expected an Observation"
             )
-        self.reward += float(seen.reward)
+        self.reward += self._number(seen.reward, "step") or 0.0
         said = seen.content
         messages = [{"role": "user", "content": answer_text(said)}] if not isinstance(said, list) else said
         if seen.done:
@@ -199,8 +219,6 @@ class Dialogue:
             self.calls[call.name] += 1
             tool = self._tools.get(call.name)
             problem = call.problem
-            if problem is None and tool is None:
-                problem = unknown_tool(call.name, self._tools)
             if problem is None and tool is not None:
                 problem = tool.problem_with(call.arguments)
             if problem is not None or tool is None:
@@ -243,10 +261,23 @@ class Dialogue:
         self.failures += 1
         return f"Error: {answer_text(problem)}"
 
+    def _number(self, value: Any, method: str) -> float | None:
+        """Returns a reward of the environment as a number; None stays None."""
+        try:
+            number = None if value is None else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            raise EnvironmentFailed(f"{self._where(method)}: the reward {value!r} is no finite number")
+        return number
+
     def _shown(self, text: str) -> str:
         """Cuts an answer that is too long in the middle, and tells the model."""
-        most = self.setting.limits.max_tool_tokens
-        if not most or len(text) <= most:  # no token is shorter than a character, apart from parts of one
+        limits = self.setting.limits
+        most = limits.max_tool_tokens
+        if not most:  # what is far beyond the episode's room ends it anyway
+            return text[: 100 * limits.max_tokens]
+        if len(text.encode()) <= most:  # no token is shorter than a byte
             return text
         encode: Callable[[str], list[int]] = lambda t: self.setting.tokenizer(  # noqa: E731
             t, add_special_tokens=False, verbose=False

@@ -21,6 +21,9 @@ from .calling import TimeOut, awaited_together, time_limit
 from .registry import Reward, arguments, check_parameters, code_of, defined_at
 from .signatures import is_async
 
+# What rewards get of episodes where they name it, beside SAMPLED.
+OF_EPISODES = ("environments", "environment_rewards")
+
 
 class RewardError(ValueError):
     """A reward function raised, took too long, or returned something other than rewards. The message says where."""
@@ -192,8 +195,14 @@ def _arguments(reward: Reward, available: Mapping[str, list[Any]]) -> tuple[list
     So it may edit what it is given: the next function, the group's next completion, the logs and later steps see the
     dataset's values.
     """
-    positional, by_name = arguments(reward, available)
-    return own_copy(positional), {name: own_copy(values) for name, values in by_name.items()}
+    named = code_of(reward.fn)
+    asked = named.co_varnames[: named.co_argcount + named.co_kwonlyargcount] if named is not None else ()
+    offered = {name: values for name, values in available.items() if name not in OF_EPISODES or name in asked}
+    positional, by_name = arguments(reward, offered)
+    # An environment is the episode's own, and may not be one that can be copied.
+    return own_copy(positional), {
+        name: values if name in OF_EPISODES else own_copy(values) for name, values in by_name.items()
+    }
 
 
 def _failure(

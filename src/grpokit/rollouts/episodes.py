@@ -157,6 +157,7 @@ class EpisodeSampler:
 
     def _batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Rollout]:
         episodes = [_Growing(prompt, g, self.begin(prompt, g)) for prompt, g in jobs]
+        failed: BaseException | None = None
         try:
             self._together([e.other.open() for e in episodes])
             going = episodes
@@ -171,8 +172,15 @@ class EpisodeSampler:
                     episode.ids += ids
                 going = [e for e in going if e.other.ending is None]
             rewards = self._together([e.other.final_reward() for e in episodes])
+        except BaseException as error:
+            failed = error
+            raise
         finally:
-            together([e.other.close() for e in episodes])
+            try:
+                together([e.other.close() for e in episodes])
+            except Exception:
+                if failed is None:  # else what failed first is the reason
+                    raise
         return [e.rollout(reward, self.decode) for e, reward in zip(episodes, rewards, strict=True)]
 
     def _answer(self, episode: _Growing) -> Waiting[list[int]]:

@@ -85,9 +85,10 @@ class TokenPicker:
         self.tokens[here], self.logps[here], self.entropies[here] = tokens, logps, entropies
         self.position += 1
         ends = torch.isin(tokens, self.eos)
-        if self.strings is not None and self.position > self.min_length:
+        if self.strings is not None:
             sofar = self.tokens[: self.position, here[1]].T
-            ends |= self.strings(sofar, torch.empty(0))  # pyright: ignore[reportArgumentType] - [b] of bool
+            found = self.strings(sofar, torch.empty(0))  # pyright: ignore[reportArgumentType] - [b] of bool
+            ends |= found & (self.starts + self.position > self.min_length)
         now = self.lengths[here[1]]
         ends &= (now == 0) & (self.position <= self.rooms)
         self.lengths[here[1]] = torch.where(ends, self.position, now)

@@ -15,6 +15,7 @@ from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
 from ...data.tokenizing import ToolsOf, require_template, tokenize
 from ...rewards import Reward, describe_rewards, load_rewards
+from ...rewards.scoring import OF_EPISODES
 from ...types import Prompt
 from .environments import Environments, find_environments
 from .parts import Parts
@@ -235,8 +236,16 @@ def load_data(
     environments = find_environments(config, parts, tokenizer)
     tools_of = None if environments is None else environments.tools_of
     prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
-    rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
+    columns = set(prompts.columns)
+    if environments is not None:
+        environments.check_columns(prompts.columns)
+        columns |= set(OF_EPISODES)
+    rewards = make_rewards(config, columns, parts.reward_funcs)
     rewards += () if environments is None else environments.rewards
+    if not rewards:
+        raise ValueError(
+            "--reward_funcs (missing): the environment has no get_reward and no step, so name a reward"
+        )
     say(describe_rewards(rewards))
     if not config.eval_dataset:
         return RunData(prompts, rewards, [], prompts.longest, environments)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
 from ...data.tokenizing import ToolsOf
-from ...environments.calls import TurnParser, find_parser
+from ...environments.calls import TurnParser, call_id, find_parser
+from ...environments.continuation import CannotContinue, Continuation
 from ...environments.contract import EnvironmentKind, inspect_environment, load_environments
 from ...environments.dialogue import Dialogue, Limits, Setting
 from ...environments.tools import Tool, by_name, load_tools, make_tool
@@ -22,6 +23,7 @@ from ...rollouts.episodes import EpisodeSampler
 from ...rollouts.transformers import TransformersSampler
 from ...rollouts.written import written_text
 from ...types import Prompt
+from .models import context_of
 from .parts import Parts
 
 
@@ -48,11 +50,19 @@ class Environments:
     @property
     def rewards(self) -> tuple[Reward, ...]:
         """The environments' own rewards, of weight 1, named by their classes."""
-        return tuple(
-            Reward(kind.name, _reward_of(kind.name), kind="of the environment")
-            for kind in self.kinds.values()
-            if kind.has_reward or kind.has_steps
-        )
+        rewarding = (kind for kind in self.kinds.values() if kind.has_reward or kind.has_steps)
+        names = dict.fromkeys(kind.name for kind in rewarding)  # one class may have two names
+        return tuple(Reward(name, _reward_of(name), kind="of the environment") for name in names)
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Raises ValueError where a `reset` needs a column that the dataset lacks, or a column has a name of ours."""
+        for taken in ("environments", "environment_rewards", "seed", "generation"):
+            if taken in columns:
+                raise ValueError(
+                    f"--dataset: the column `{taken}` hides what environments and rewards get; rename it"
+                )
+        for kind in self.kinds.values():
+            kind.check_columns(sorted(columns))
 
 
 def _reward_of(name: str) -> Any:
@@ -93,6 +103,7 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
     schemas = [dict(tool.schema) for tool in tools.values()]
     schemas += [schema for kind in kinds.values() for schema in kind.schemas]
     parser = find_parser(tokenizer, config.tool_parser, schemas)
+    _check_template(tokenizer, schemas, any(kind.has_steps for kind in kinds.values()))
     names = ", ".join(schema["function"]["name"] for schema in schemas)
     if names:
         say(f"tools: {names}; calls are read as {parser.where}")
@@ -101,6 +112,31 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
             f"environment {kind.name}: {'answers by step' if kind.has_steps else 'answers calls of its tools'}"
         )
     return Environments(tools, kinds, parser)
+
+
+def prompt_limit(config: ModelConfig, context: int | None) -> int | None:
+    """Returns the most tokens of a prompt: --max_prompt_length, or what the model's context leaves."""
+    room = None if context is None else context - config.max_completion_length
+    return min((n for n in (config.max_prompt_length, room) if n is not None), default=None)
+
+
+def _check_template(tokenizer: Any, schemas: Sequence[dict[str, Any]], has_steps: bool) -> None:
+    """Tries what the template will have to do. Raises ValueError where a turn can't be followed, and says what it leaves out."""
+    eos = tokenizer.eos_token_id
+    continuation = Continuation(tokenizer, {eos} if eos is not None else set(), schemas)
+    try:
+        if schemas:
+            name = schemas[0]["function"]["name"]
+            call = {"id": call_id(0), "type": "function", "function": {"name": name, "arguments": {}}}
+            answer = {"role": "tool", "tool_call_id": call_id(0), "name": name, "content": "an answer"}
+            continuation.ids(eos, [call], [answer])
+            question = [{"role": "user", "content": "a question"}]
+            if continuation.full_ids(question) == Continuation(tokenizer, set()).full_ids(question):
+                say("note: the chat template does not show tools to the model; describe them in the prompts")
+        if has_steps:
+            continuation.ids(eos, [], [{"role": "user", "content": "an answer"}])
+    except CannotContinue as error:
+        raise ValueError(f"--tools, --environment: the model's turns can't be followed: {error}") from error
 
 
 def episode_sampler(
@@ -127,7 +163,11 @@ def episode_sampler(
         tokenizer=tokenizer,
         parser=replace(environments.parser),
         limits=Limits(
-            config.max_turns, config.max_completion_length, config.tool_timeout, config.max_tool_output
+            max_turns=config.max_turns,
+            max_tokens=config.max_completion_length,
+            tool_timeout=config.tool_timeout,
+            max_prompt=prompt_limit(config, context_of(policy)),
+            max_tool_tokens=config.max_tool_output,
         ),
         workers=Workers(config.environment_workers),
         seed=sampler.seed,

@@ -12,7 +12,7 @@ from ...batch.collate import collate
 from ...batch.cuts import cut_samples
 from ...common.console import say
 from ...common.text import first_line
-from ...parallel import ALONE, World
+from ...parallel import ALONE, World, reshard
 from ...policy.architecture import obstacle
 from ...policy.policy import Policy
 from ...policy.probes import probe_head
@@ -190,6 +190,7 @@ def _layout_problems(policy: Policy, trial: Trial) -> dict[str, str | None]:
         if problem is None:
             problem = _reason(policy, float(torch.cat(gaps).mean()), trial)
         found[layout] = _anywhere(problem, trial)
+    reshard(policy)  # without a backward, nothing else frees the gathered weights
     return found
 
 
