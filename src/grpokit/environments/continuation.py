@@ -16,7 +16,7 @@ from typing import Any
 from ..common.text import one_line
 from ..types import Messages
 
-MARK = "xqzjvkw"  # a word that no template writes by itself
+MARK, CONTENT_MARK = "xqzjvkw", "wvkjzqx"  # words that no template writes by itself
 ANCHOR = "a"  # a letter behind which a piece is encoded: a tokenizer may begin a text with a space
 QUESTION: Messages = [{"role": "user", "content": "a question"}]
 
@@ -113,9 +113,9 @@ class Continuation:
     def _has_tool_role(self) -> bool:
         """Whether the template writes messages of the role `tool`."""
         call = {"id": "call00000", "function": {"name": "tool"}}
-        answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": "wvkjzqx"}
+        answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": CONTENT_MARK}
         try:
-            return "wvkjzqx" in self._render([*QUESTION, self._turn([call]), answer], goes_on=True)
+            return CONTENT_MARK in self._render([*QUESTION, self._turn([call]), answer], goes_on=True)
         except CannotContinue:
             return False
 
@@ -188,7 +188,7 @@ class Continuation:
         """
         if not any(self._pattern.search(_text(m.get("content"))) for m in following):
             return [text]
-        marks = [f"{MARK}{chr(97 + i % 26)}{i}{MARK}" for i in range(len(following))]
+        marks = [f"{CONTENT_MARK}{i}{CONTENT_MARK}" for i in range(len(following))]
         marked: Messages = [{**m, "content": mark} for m, mark in zip(following, marks, strict=True)]
         frame = self._between(ending, calls, marked)
         if any(frame.count(mark) != 1 for mark in marks):
