@@ -286,10 +286,17 @@ def test_the_gradient_goes_back_both_ways_whatever_is_asked_for(directory, count
     assert len(backward) == 2
 
 
-def test_rows_of_a_group_have_one_prompt():
-    a, b = rows_of()[:2]
-    with pytest.raises(ValueError, match="group 0 have different prompts"):
-        collate([a, dataclasses.replace(b, prompt_ids=(9, 9))], "shared", CPU)
+def test_rows_of_a_group_share_only_the_prompt_that_is_theirs(directory):
+    """An environment may give the members of a group different prompts: each keeps its own."""
+    a, b, c = rows_of()[:3]
+    rows = [a, dataclasses.replace(b, prompt_ids=(9, 9)), c]
+    micro = collate(rows, "shared", CPU)
+    assert micro.prefix.of.tolist() == [0, 1, 0]
+    policy = load(directory)
+    shared, padded = policy(micro)[0].logps, policy(collate(rows, "padded", CPU))[0].logps
+    torch.testing.assert_close(shared, padded, rtol=0, atol=1e-12)
+    cut = cut_samples(rows, 10_000, packed=False, share="always", ranks=1)
+    assert sorted(sample.index for part in cut.parts[0] for sample in part) == [a.index, b.index, c.index]
 
 
 def test_a_group_that_loses_its_prompt_is_found_out(directory):
