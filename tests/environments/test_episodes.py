@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 
 import pytest
 import torch
 
 from grpokit.batch.plan import plan_step
+from grpokit.config.options import TrainConfig
+from grpokit.config.yaml import load_yaml
 from grpokit.rollouts.trial import log_probs_alone
 from helpers.agents import WORLDS, config_of
 from helpers.running import start, train
@@ -128,3 +132,32 @@ def test_the_report_shows_episodes_as_conversations(tmp_path):
     assert 'class="role">user, read</div>' in page
     assert " characters" in page
     assert "turns, ended by done" in page
+
+
+def test_from_python_objects_are_enough_and_named(tmp_path):
+    from grpokit import GRPOTrainer
+    from helpers.agents import ROWS
+
+    sys.path.insert(0, str(WORLDS.parent))
+    from worlds import Counter, Echo, add
+
+    config_of(tmp_path)  # makes the model
+    common = {"model": str(tmp_path / "model"), "train_dataset": ROWS, "max_steps": 1, "prompts_per_step": 2}
+    common |= {"num_generations": 2, "max_completion_length": 60, "max_turn_length": 10}
+    trainer = GRPOTrainer(environment_factory=Echo, output_dir=str(tmp_path / "echo"), **common)
+    assert "rewards/Echo/mean" in trainer.train()[0]
+    many = {"count": Counter, "echo": Echo}
+    rows = [{**row, "environment": name} for row, name in zip(ROWS, ("count", "echo") * 2, strict=True)]
+    trainer = GRPOTrainer(
+        environment_factory=many,
+        tools=[add],
+        output_dir=str(tmp_path / "many"),
+        **(common | {"train_dataset": rows, "prompts_per_step": 4}),
+    )
+    row = trainer.train()[0]
+    assert {"rewards/Counter/mean", "rewards/Echo/mean"} <= row.keys()
+    assert "python:add" in (tmp_path / "many" / "config.yaml").read_text()
+    written = load_yaml(TrainConfig, str(tmp_path / "echo" / "config.yaml"))
+    again = {"dataset": str(tmp_path / "train.jsonl"), "output_dir": str(tmp_path / "cli")}
+    with pytest.raises(ValueError, match="was given from Python; go on from Python, or name a file"):
+        start(dataclasses.replace(written, **again))

@@ -96,6 +96,7 @@ def gather_arguments(
     config, group_filter = _take_object(config, "group_filter", given["group_filter"])
     config, optimizer = _take_object(config, "optim", given["optimizer"])
     config, tools = _take_tools(config, given["tools"])
+    config = _take_environments(config, given["environment_factory"])
     config = expand_home(config)
     parts = Parts(
         model=model,
@@ -193,9 +194,24 @@ def _take_tools(config: TrainConfig, tools: Any) -> tuple[TrainConfig, tuple[Any
     """Parts tools into names, which join the configuration, and functions."""
     if not isinstance(tools, list | tuple):
         raise ValueError(f"tools: a {type(tools).__name__}; expected a list of functions: tools=[add]")
-    names = tuple(tool for tool in tools if isinstance(tool, str))
     functions = tuple(tool for tool in tools if not isinstance(tool, str))
+    names = tuple(tool if isinstance(tool, str) else _name_of(tool, "tool") for tool in tools)
+    names = tuple(
+        n if isinstance(t, str) else FROM_PYTHON + n.rpartition(":")[2]
+        for n, t in zip(names, tools, strict=True)
+    )
     return (dataclasses.replace(config, tools=names) if names else config), functions
+
+
+def _take_environments(config: TrainConfig, factory: Any) -> TrainConfig:
+    """Names the environments that were given as objects, so that config.yaml tells of them."""
+    if factory is None:
+        return config
+    many = factory if isinstance(factory, dict) else {"": factory}
+    names = {key: getattr(one, "__name__", type(one).__name__) for key, one in many.items()}
+    return dataclasses.replace(
+        config, environment=tuple(f"{FROM_PYTHON}{key and key + '='}{name}" for key, name in names.items())
+    )
 
 
 def _take_rewards(config: Config, rewards: Any) -> tuple[Config, dict[str, Callable[..., Any]]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...common.console import say
+from ...common.text import FROM_PYTHON
 from ...config.options import ModelConfig, TrainConfig
 from ...data.tokenizing import ToolsOf
 from ...environments.calls import TurnParser, call_id, find_parser
@@ -86,10 +87,20 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
     Raises:
         ValueError: one can't be loaded or described, or the tokenizer has no chat template.
     """
-    tools = load_tools(config.tools)
-    tools |= by_name([make_tool(function) for function in parts.tools], "tools")
-    kinds = load_environments(config.environment)
     given = parts.environment_factory
+    for option, names, is_given in (
+        ("tools", config.tools, bool(parts.tools)),
+        ("environment", config.environment, given is not None),
+    ):
+        of_python = [name for name in names if name.startswith(FROM_PYTHON)]
+        if of_python and not is_given:
+            raise ValueError(
+                f"--{option} {of_python[0]}: was given from Python; go on from Python, or name a file: file.py:name"
+            )
+    loaded = [make_tool(function) for function in parts.tools]
+    named = load_tools([name for name in config.tools if not name.startswith(FROM_PYTHON)])
+    tools = by_name([*named.values(), *loaded], "--tools")
+    kinds = load_environments([name for name in config.environment if not name.startswith(FROM_PYTHON)])
     if given is not None:
         many = given if isinstance(given, Mapping) else {"": given}
         kinds |= {name: inspect_environment(factory) for name, factory in many.items()}
