@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..common.imports import load_object
@@ -62,7 +62,6 @@ class TurnParser:
 
     find: Callable[[str], tuple[str, str, list[Any]]]
     where: str
-    _count: int = field(default=0, init=False)
 
     def parse(self, text: str, first: int = 0) -> Turn:
         """Parses a turn.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,6 @@ class Continuation:
         tokenizer: the model's, with a chat template.
         eos_ids: the tokens that end a turn.
         tools: the JSON schemas of the tools, as the template gets them.
-        template_options: further variables of the template.
 
     Example: `Continuation(tokenizer, {2}).ids(2, [], [{"role": "user", "content": "and 3 + 4?"}])`
     """
@@ -41,7 +40,6 @@ class Continuation:
     tokenizer: Any
     eos_ids: Collection[int]
     tools: Sequence[dict[str, Any]] = ()
-    template_options: dict[str, Any] = field(default_factory=dict)
 
     def ids(self, end: int | None, calls: Sequence[dict[str, Any]], following: Messages) -> list[int]:
         """Returns the tokens that follow a sampled turn, up to where the model goes on.
@@ -142,7 +140,6 @@ class Continuation:
                     tools=list(self.tools) or None,
                     tokenize=False,
                     add_generation_prompt=goes_on,
-                    **self.template_options,
                 )
             except Exception as error:  # noqa: BLE001 - templates are programs of the model's authors
                 problem = problem or error

@@ -48,7 +48,6 @@ class Setting:
     eos_ids: frozenset[int]
     tools: Mapping[str, Tool]
     kinds: Mapping[str, EnvironmentKind]  # by the value of a row's column `environment`; "" for a single one
-    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -173,9 +172,8 @@ class Dialogue:
         schemas = [dict(tool.schema) for tool in self._tools.values()]
         own = self.prompt.columns.get("tools")
         schemas += [schema for schema in own or () if isinstance(schema, dict)]
-        options = dict(self.setting.template_options)
-        self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, schemas, options)
-        if first is None and not options:  # rendered with its tools when the data was read
+        self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, schemas)
+        if first is None:  # rendered with its tools when the data was read
             self.prompt_ids = self.prompt.ids
             return
         messages = with_first(self.prompt.content, first, self._where("reset"))

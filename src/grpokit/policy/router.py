@@ -75,9 +75,8 @@ class Balance:
             A scalar with gradient; shares are summed over slices and ranks.
         """
         total = logits[0].new_zeros(()).float()
-        with torch.autocast(
-            copies.device.type, enabled=False
-        ):  # it would compute the matrix product in 16 bits
+        # Autocast would compute the matrix product in 16 bits.
+        with torch.autocast(copies.device.type, enabled=False):
             for of_layer in logits:
                 probabilities = of_layer.float().softmax(-1)
                 total = total + copies.to(probabilities) @ (probabilities @ self.frequency.to(probabilities))

@@ -141,12 +141,17 @@ def check_parameters(reward: Reward, columns: Collection[str]) -> None:
             )
 
 
-def arguments(reward: Reward, available: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def arguments(
+    reward: Reward, available: Mapping[str, Any], only_named: Collection[str] = ()
+) -> tuple[list[Any], dict[str, Any]]:
     """Returns (positional, by name): the part of `available` that the signature of `reward` asks for.
 
-    A parameter that is not available keeps its default. `check_parameters` has refused those without one.
+    A parameter that is not available keeps its default. `check_parameters` has refused those without one. `**kwargs` does
+    not ask for the names in `only_named`.
     """
     parameters = _parameters(reward)
+    named = {parameter.name for parameter in parameters}
+    available = {name: value for name, value in available.items() if name in named or name not in only_named}
     first = [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_ONLY]
     positional = [available.get(parameter.name, parameter.default) for parameter in first]
     rest = {name: value for name, value in available.items() if name not in {p.name for p in first}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -117,7 +116,7 @@ def _available(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
 def _completion(prompt: Prompt, rollout: Rollout) -> str | Messages:
     """Returns the completion as reward functions get it: text, or in a chat the messages that follow, as in TRL."""
     if rollout.episode is not None:
-        return copy.deepcopy(rollout.episode.messages)
+        return rollout.episode.messages  # each function gets a copy of its own
     return (
         rollout.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": rollout.text}]
     )
@@ -195,10 +194,7 @@ def _arguments(reward: Reward, available: Mapping[str, list[Any]]) -> tuple[list
     So it may edit what it is given: the next function, the group's next completion, the logs and later steps see the
     dataset's values.
     """
-    named = code_of(reward.fn)
-    asked = named.co_varnames[: named.co_argcount + named.co_kwonlyargcount] if named is not None else ()
-    offered = {name: values for name, values in available.items() if name not in OF_EPISODES or name in asked}
-    positional, by_name = arguments(reward, offered)
+    positional, by_name = arguments(reward, available, only_named=OF_EPISODES)
     # An environment is the episode's own, and may not be one that can be copied.
     return own_copy(positional), {
         name: values if name in OF_EPISODES else own_copy(values) for name, values in by_name.items()

@@ -43,9 +43,8 @@ def keep(run: Run, progress: StepProgress | None = None) -> None:
     if _is_there(run, path):
         say(f"saved {path}; continue with {run.resume_by}")
         return
-    size = 3 * sum(
-        p.numel() * p.element_size() for p in run.policy.parameters()
-    )  # with the optimizer's state
+    # The optimizer's state is twice as large as the parameters.
+    size = 3 * sum(p.numel() * p.element_size() for p in run.policy.parameters())
     folder = run.world.from_main(make_rescue_directory(run.output, size) if run.world.is_main else None)
     if folder is not None and _problem_with_saving(run, progress, Path(folder)) is None:
         saved = f"saved {Path(folder) / path.name} instead, in a directory for temporary files"

@@ -68,9 +68,8 @@ class Rollout:
     finish_reason: Literal["stop", "length"]
     policy_version: int  # optimizer steps taken before the weights that sampled it
     trainable: Tensor  # [T] bool: False for tokens that must not be trained on
-    episode: Episode | None = (
-        None  # the turns, where there may be several; logps are 0 and entropies NaN between them
-    )
+    # The turns, where there may be several; between them, logps are 0 and entropies NaN.
+    episode: Episode | None = None
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Returns the prompt's tokens: an environment may have added to those of the row."""
@@ -180,13 +179,12 @@ class MicroBatch:
         tensor([7, 2])
     """
 
-    input_ids: (
-        Tensor  # [B, L]; packed: [1, L]; shared: [B, L] of completions, mostly without their last token
-    )
+    # [B, L]; packed: [1, L]; shared: [B, L] of completions, mostly without their last token.
+    input_ids: Tensor
     position_ids: Tensor | None  # like input_ids; packed: from 0 in each sample; shared: after the prompt's
     prefix: Prefix | None  # the prompts in the `shared` layout, else None
     copies: (
-        Tensor  # [M] the samples that each input token belongs to: those that share a prompt; 0 for padding
+        Tensor  # [M] how many samples each input token counts for: k for a prompt that k share; 0 for padding
     )
     at: Tensor  # [N] index of the hidden state that predicts the token, in [M, H]: the prompts' states, then the samples'
     targets: Tensor  # [N] the tokens to predict

@@ -18,6 +18,7 @@ from ...rewards import Reward, describe_rewards, load_rewards
 from ...rewards.scoring import OF_EPISODES
 from ...types import Prompt
 from .environments import Environments, find_environments
+from .models import prompt_limit
 from .parts import Parts
 
 
@@ -158,25 +159,6 @@ def load_training_prompts(
     if rows is None or is_listed(rows):
         return load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows, tools_of)
     return load_stream(config, tokenizer, context, rows, tools_of)
-
-
-def prompt_limit(config: ModelConfig, context: int | None) -> tuple[int | None, str | None]:
-    """The longest prompt in tokens (None: unknown), and why, where it isn't --max_prompt_length itself."""
-    longest = config.max_prompt_length
-    if context is None:
-        return longest, None
-    room = context - config.max_completion_length
-    if room < 1:
-        raise ValueError(
-            f"--max_completion_length {config.max_completion_length}: the model's context is {context} tokens, "
-            f"which leaves no room for a prompt; use less than {context}"
-        )
-    if longest is not None and longest <= room:
-        return longest, None
-    return room, (
-        f"the {room} tokens that --max_completion_length {config.max_completion_length} leaves of "
-        f"the model's context of {context}"
-    )
 
 
 def make_rewards(

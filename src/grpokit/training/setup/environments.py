@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ...common.console import say
@@ -24,7 +24,7 @@ from ...rollouts.episodes import EpisodeSampler
 from ...rollouts.transformers import TransformersSampler
 from ...rollouts.written import written_text
 from ...types import Prompt
-from .models import context_of
+from .models import context_of, prompt_limit
 from .parts import Parts
 
 
@@ -125,12 +125,6 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
     return Environments(tools, kinds, parser)
 
 
-def prompt_limit(config: ModelConfig, context: int | None) -> int | None:
-    """Returns the most tokens of a prompt: --max_prompt_length, or what the model's context leaves."""
-    room = None if context is None else context - config.max_completion_length
-    return min((n for n in (config.max_prompt_length, room) if n is not None), default=None)
-
-
 def _check_template(tokenizer: Any, schemas: Sequence[dict[str, Any]], has_steps: bool) -> None:
     """Tries what the template will have to do. Raises ValueError where a turn can't be followed, and says what it leaves out."""
     eos = tokenizer.eos_token_id
@@ -172,12 +166,12 @@ def episode_sampler(
     eos = frozenset(eos_token_ids(policy.model, tokenizer))
     setting = Setting(
         tokenizer=tokenizer,
-        parser=replace(environments.parser),
+        parser=environments.parser,
         limits=Limits(
             max_turns=config.max_turns,
             max_tokens=config.max_completion_length,
             tool_timeout=config.tool_timeout,
-            max_prompt=prompt_limit(config, context_of(policy)),
+            max_prompt=prompt_limit(config, context_of(policy))[0],
             max_tool_tokens=config.max_tool_output,
         ),
         workers=Workers(config.environment_workers),

@@ -121,6 +121,25 @@ def context_of(policy: Policy) -> int | None:
     return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def prompt_limit(config: ModelConfig, context: int | None) -> tuple[int | None, str | None]:
+    """The longest prompt in tokens (None: unknown), and why, where it isn't --max_prompt_length itself."""
+    longest = config.max_prompt_length
+    if context is None:
+        return longest, None
+    room = context - config.max_completion_length
+    if room < 1:
+        raise ValueError(
+            f"--max_completion_length {config.max_completion_length}: the model's context is {context} tokens, "
+            f"which leaves no room for a prompt; use less than {context}"
+        )
+    if longest is not None and longest <= room:
+        return longest, None
+    return room, (
+        f"the {room} tokens that --max_completion_length {config.max_completion_length} leaves of "
+        f"the model's context of {context}"
+    )
+
+
 def set_threads(config: ModelConfig, policy: Policy) -> None:
     """Sets torch's threads on a CPU: as asked for, else one for a small model, else torch's (or torchrun's) own choice."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
