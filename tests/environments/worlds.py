@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from grpokit.environments.contract import Observation
@@ -83,3 +84,41 @@ class Counter:
     def close(self) -> None:
         """Ends."""
         self.closed = True
+
+
+class Last:
+    """Answers the first member of a group once all its others have ended, or after a minute."""
+
+    ended = threading.Semaphore(0)
+
+    def reset(self, generation: int, **columns) -> None:
+        """Begins."""
+        self.is_first = generation == 0
+
+    def step(self, message: str) -> Observation:
+        """Answers."""
+        if not self.is_first:
+            return Observation("", done=True)
+        count = sum(self.ended.acquire(timeout=20) for _ in range(3))
+        return Observation(f"{count} others have ended", done=True)
+
+    def close(self) -> None:
+        """Ends."""
+        self.ended.release()
+
+
+class Fragile:
+    """Like Echo, but breaks: the second member of every other group in `reset`, the third one of all in `step`."""
+
+    def reset(self, seed: int, generation: int, **columns):
+        """Begins."""
+        self.generation, self.left = generation, 2
+        if generation == 1 and seed % 2:
+            raise ConnectionError("no world")
+
+    def step(self, message: str) -> Observation:
+        """Answers."""
+        self.left -= 1
+        if self.generation == 2:
+            raise ValueError("a broken world")
+        return Observation("go on", reward=0.25 * (len(message) % 4), done=self.left <= 0)

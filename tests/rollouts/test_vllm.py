@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
 from grpokit.policy.learn import Learning, score
+from grpokit.rollouts.pending import RolloutsPending
 from grpokit.rollouts.step_rollouts import StepRollouts
-from grpokit.rollouts.vllm.engine import VLLMPending
+from grpokit.rollouts.trial import log_probs_alone
 from grpokit.rollouts.vllm.server import Server
 from grpokit.training.run import Run
 from grpokit.types import Sample
+from helpers.agents import WORLDS
 from helpers.launch import ENVIRONMENT, torchrun
 from helpers.places import REWARDS
 from helpers.running import start
@@ -144,6 +146,62 @@ def test_a_tied_head_that_stays_behind_is_found_out(task, tmp_path, capsys):
         running.kill()
 
 
+# --------------------------------------------------------------------------- episodes
+
+
+def episodes_config(task: Path, output: Path, url: str, world: str, **changes) -> TrainConfig:
+    settings = {
+        "environment": (f"{WORLDS}:{world}",),
+        "reward_funcs": (),
+        "max_turns": 3,
+        "max_turn_length": 24,
+        "max_completion_length": 100,
+        "correction_mode": "truncate",
+    }
+    return config_for(task, output, url, **(settings | changes))
+
+
+@needs_vllm
+def test_turns_of_episodes_are_the_servers_tokens_and_log_probs(task, server, tmp_path):
+    run = start(episodes_config(task, tmp_path / "run", server.url, "Echo"))
+    prompts = run.prompts.take(0, 4)
+    groups = run.rollouts.sampler.sample(prompts, 4)
+    (alone,) = run.rollouts.sampler.sample(prompts[2:3], 4)
+    ids = [[r.completion_ids.tolist() for r in group.rollouts] for group in (groups[2], alone)]
+    assert ids[0] == ids[1]
+    turns = []
+    for rollout in (r for group in groups for r in group.rollouts):
+        episode, kept = rollout.episode, rollout.trainable
+        turns.append(len(episode.turns))
+        places = range(len(rollout.completion_ids))
+        assert kept.tolist() == [any(a <= place < b for a, b in episode.turns) for place in places]
+        whole = [*episode.prompt_ids, *rollout.completion_ids.tolist()]
+        fresh = log_probs_alone(run.policy, whole)[len(episode.prompt_ids) - 1 :]
+        torch.testing.assert_close(rollout.logps[kept], fresh[kept].float(), rtol=0, atol=1e-4)
+    run.close()
+    assert {1, 2, 3} >= set(turns) > {1}
+
+
+@needs_vllm
+def test_a_slow_environment_holds_up_only_its_own_episode(task, server, tmp_path):
+    """It answers once all others have ended; in waves it would wait for itself."""
+    run = start(episodes_config(task, tmp_path / "run", server.url, "Last"))
+    (group,) = run.rollouts.sampler.sample(run.prompts.take(0, 1), 4)
+    run.close()
+    assert group.rollouts[0].episode.messages[1]["content"] == "3 others have ended"
+
+
+@needs_vllm
+def test_episodes_a_step_ahead(task, server, tmp_path):
+    run = start(episodes_config(task, tmp_path / "run", server.url, "Echo", async_depth=1, max_steps=4))
+    loop(run)
+    run.close()
+    rows = metrics_of(tmp_path / "run")
+    assert [row["sampler/staleness"] for row in rows] == [0, 1, 1, 1]
+    assert rows[0]["sampler/logp_diff_max"] < 1e-3
+    assert all(row["turns/max"] > 1 for row in rows)
+
+
 # --------------------------------------------------------------------------- one step ahead
 
 
@@ -168,9 +226,9 @@ def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, 
         return timing
 
     monkeypatch.setattr(
-        VLLMPending,
+        RolloutsPending,
         "work",
-        timed(VLLMPending.work, "ahead", lambda: threading.current_thread().name == "sampling ahead"),
+        timed(RolloutsPending.work, "ahead", lambda: threading.current_thread().name == "sampling ahead"),
     )
     monkeypatch.setattr(Run, "score", timed(Run.score, "step"))
     run = start(ahead_config(task, tmp_path / "run", server.url, max_steps=8))

@@ -11,6 +11,7 @@ import pytest
 
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
+from helpers.agents import WORLDS
 from helpers.launch import ENVIRONMENT, rows
 from helpers.places import REWARDS, ROOT
 from helpers.running import start
@@ -18,6 +19,12 @@ from helpers.running import train as loop
 from helpers.tiny import tiny_config
 from helpers.vllm_parts import PYTHON, RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
+EPISODES = {
+    "environment": (f"{WORLDS}:Echo",),
+    "max_turns": 3,
+    "max_turn_length": 24,
+    "max_completion_length": 100,
+}
 LORA = {"lora_r": 8, "learning_rate": 1e-2}
 DIGITS = f"{REWARDS}:terminates"
 
@@ -135,7 +142,7 @@ def train_inside(config, *, ranks: int = 1) -> subprocess.CompletedProcess:
 
 
 @needs_vllm
-@pytest.mark.parametrize("lora", [{}, {**LORA, "stop": ("#",)}], ids=["all weights", "lora"])
+@pytest.mark.parametrize("lora", [EPISODES, {**LORA, "stop": ("#",)}], ids=["episodes", "lora"])
 def test_an_engine_in_the_trainers_process(task, tmp_path, lora):
     settings = {"reward_funcs": (DIGITS,), "max_steps": 4, "save_steps": 2} | lora
     done = train_inside(config_for(task, tmp_path / "run", "127.0.0.1:9", **settings))
@@ -145,6 +152,8 @@ def test_an_engine_in_the_trainers_process(task, tmp_path, lora):
     assert gaps
     assert max(gaps.values()) < 1e-3
     assert not (tmp_path / "run" / "vllm").exists()
+    if lora is EPISODES:
+        assert all(row["turns/max"] > 1 for row in metrics_of(tmp_path / "run"))
 
 
 @needs_vllm

@@ -13,18 +13,24 @@ Waiting = Generator[list[Future[Any]], None, T]
 LOOK_EVERY = 0.5  # seconds between two looks at `stop`
 
 
-def together(pieces: Sequence[Waiting[T]], stop: Callable[[], bool] = lambda: False) -> list[T]:
+def together(
+    pieces: Sequence[Waiting[T]],
+    stop: Callable[[], bool] = lambda: False,
+    work: Callable[[int], bool] = lambda waiting: False,
+) -> list[T]:
     """Runs all pieces to their end. A piece that waits holds up no other.
 
     Args:
         pieces: the work.
         stop: asked while all of them wait; True ends the waiting.
+        work: called with the number of pieces, while all of them wait. It may do on this thread what some wait for, and
+            tells whether it did anything.
 
     Returns:
         What each piece returned, in order.
 
     Raises:
-        Exception: what the first piece in order that failed has raised, once all have ended.
+        Exception: what a piece has raised. The others are closed where they wait.
         InterruptedError: `stop()` returned True.
 
     Example:
@@ -35,28 +41,24 @@ def together(pieces: Sequence[Waiting[T]], stop: Callable[[], bool] = lambda: Fa
         [2, 4]
     """
     found: dict[int, T] = {}
-    failed: dict[int, Exception] = {}
     waits: dict[int, list[Future[Any]]] = {number: [] for number in range(len(pieces))}
     try:
         while waits:
-            for number in [n for n, calls in waits.items() if all(call.done() for call in calls)]:
+            ready = [number for number, calls in waits.items() if all(call.done() for call in calls)]
+            for number in ready:
                 try:
                     waits[number] = next(pieces[number])
                 except StopIteration as ended:
                     found[number] = ended.value
                     del waits[number]
-                except Exception as error:  # noqa: BLE001 - raised below, once all pieces have ended
-                    failed[number] = error
-                    del waits[number]
-            under_way = {call for calls in waits.values() for call in calls if not call.done()}
-            blocked = all(any(not call.done() for call in calls) for calls in waits.values())
-            if waits and blocked:
+            if ready:
+                continue
+            if stop():
+                raise InterruptedError("stopped while an engine, tools or environments were being waited for")
+            if not work(len(waits)):
+                under_way = {call for calls in waits.values() for call in calls if not call.done()}
                 wait(under_way, timeout=LOOK_EVERY, return_when=FIRST_COMPLETED)
-                if stop():
-                    raise InterruptedError("stopped while tools or environments were being waited for")
     finally:
         for piece in pieces:
             piece.close()
-    if failed:
-        raise failed[min(failed)]
     return [found[number] for number in range(len(pieces))]

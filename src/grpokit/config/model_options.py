@@ -108,6 +108,8 @@ class EpisodeOptions:
     """Seconds that a call of a tool or an environment may take (0: as long as it likes)."""
     max_tool_output: int = sampling(0)
     """Most tokens of one tool's answer; a longer one is cut in the middle (0: no limit)."""
+    max_environment_errors: int = free(0)
+    """Episodes of the run that may be dropped because their environment failed; one more ends it (0: the first ends it)."""
     environment_workers: int = free(32)
     """Most calls of sync tools and environments at once. Changes no result."""
 

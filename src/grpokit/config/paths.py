@@ -13,6 +13,7 @@ PATHS = frozenset(
     {
         *("config", "model", "ref_model", "dataset", "eval_dataset", "output_dir", "resume_from_checkpoint"),
         *("reward_funcs", "sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
+        *("tools", "environment", "tool_parser"),
         *("file", "run", "output", "output_file"),
     }
 )
@@ -30,18 +31,33 @@ def expand_home(config: Config) -> Config:
     for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
         value = getattr(config, field.name)
         if field.name in PATHS and isinstance(value, str):
-            changes[field.name] = os.path.expanduser(value)
+            changes[field.name] = _at_home(value)
         elif field.name in PATHS and isinstance(value, tuple):
-            changes[field.name] = tuple(os.path.expanduser(item) for item in value)
+            changes[field.name] = tuple(_at_home(item) for item in value)
     return dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
+def _at_home(value: str) -> str:
+    name, equals, place = value.partition("=")
+    if equals and name.isidentifier() and place.startswith("~"):
+        return f"{name}={os.path.expanduser(place)}"
+    return os.path.expanduser(value)
+
+
 def split_path(value: str) -> tuple[str, str]:
-    """Returns the path with which an option's value begins, and the rest: `file.py:name` is ("file.py", ":name")."""
-    path, colon, name = value.rpartition(":")
-    if os.path.exists(value) or not path:
-        return value, ""
-    return path, colon + name
+    """Returns the path that an option's value names, and the rest.
+
+    Example:
+        >>> split_path("file.py:name"), split_path("game=game.py:Game")
+        (('file.py', ':name'), ('game.py', ':Game of game'))
+    """
+    name, equals, place = value.partition("=")
+    own = f" of {name}" if equals and name.isidentifier() and not os.path.exists(value) else ""
+    place = place if own else value
+    path, colon, rest = place.rpartition(":")
+    if os.path.exists(place) or not path:
+        return place, own
+    return path, f"{colon}{rest}{own}"
 
 
 def resolved(value: str) -> str:

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..common.waiting import Waiting
-from ..types import Messages, Prompt
+from ..types import EpisodeFailed, Messages, Prompt
 from .calls import Call, Turn, TurnParser
 from .continuation import CannotContinue, Continuation
 from .contract import EnvironmentKind, Observation, episode_seed
-from .tools import Tool, answer_text, cut_in_the_middle, unknown_tool
+from .tools import Tool, answer_text, shorten, unknown_tool
 from .workers import TimedOut, Workers
 
 Ending = Literal["done", "no_call", "turns", "length", "error"]
 
 
-class EnvironmentFailed(Exception):
+class EnvironmentFailed(EpisodeFailed):
     """An environment raised, or broke its contract. The message names its class and the row."""
 
 
@@ -73,6 +73,8 @@ class Dialogue:
     turns: int = 0
     calls: Counter[str] = field(default_factory=Counter)  # by the tool's name
     failures: int = 0  # calls that were answered by an error
+    _under_way: list[Future[Any]] = field(default_factory=list)
+    _closed: bool = False
 
     def open(self) -> Waiting[None]:
         """Makes the environment, resets it, and renders the prompt.
@@ -82,7 +84,7 @@ class Dialogue:
         """
         kind, self._tools, first = self._kind(), dict(self.setting.tools), None
         if kind is not None:
-            self.environment = yield from self._ask(kind.make, "__init__")
+            yield from self._ask(lambda: self._make(kind), "__init__")
             self._tools |= kind.tools_of(self.environment)
             if hasattr(self.environment, "reset"):
                 seed = episode_seed(self.setting.seed, self.prompt.position)
@@ -131,7 +133,11 @@ class Dialogue:
         return self._end("length") if len(found) >= room else found
 
     def close(self) -> Waiting[None]:
-        """Closes the environment, whatever has happened."""
+        """Closes the environment, whatever has happened. Waits for its calls that are under way first."""
+        yield [call for call in self._under_way if not call.done()]
+        if self._closed:
+            return
+        self._closed = True
         close = getattr(self.environment, "close", None)
         if close is not None:
             yield from self._ask(close, "close")
@@ -153,6 +159,13 @@ class Dialogue:
         return self.reward if kind is not None and kind.has_steps else None
 
     # ------------------------------------------------------------------- the prompt
+
+    def _make(self, kind: EnvironmentKind) -> None:
+        """Makes the environment, on the thread of a worker. One that comes too late is closed at once."""
+        made = kind.make()
+        if self._closed and hasattr(made, "close"):
+            made.close()
+        self.environment = made
 
     def _kind(self) -> EnvironmentKind | None:
         kinds = self.setting.kinds
@@ -223,17 +236,18 @@ class Dialogue:
                 self.failures += 1
                 answers.append(f"Error: {problem}")
                 continue
-            under_way = self._begin(tool, call)
-            answers.append(under_way)
+            answers.append(self._begin(tool, call))
+            self._under_way = [answer for answer in answers if isinstance(answer, Future)]
             if self.environment is not None:  # its methods see each other's effects
-                yield [under_way]
+                yield self._under_way
         yield [answer for answer in answers if isinstance(answer, Future)]
+        most = self.setting.limits.max_tool_tokens
         return [
             {
                 "role": "tool",
                 "tool_call_id": call.id,
                 "name": call.name,
-                "content": self._shown(answer if isinstance(answer, str) else self._outcome(call, answer)),
+                "content": shorten(self._answer(call, answer), most, self.setting.tokenizer),
             }
             for call, answer in zip(calls, answers, strict=True)
         ]
@@ -246,16 +260,22 @@ class Dialogue:
             seconds=self.setting.limits.tool_timeout,
         )
 
-    def _outcome(self, call: Call, answer: Future[Any]) -> str:
-        """What the model reads of a call: its result, or its error."""
-        try:
-            return answer_text(answer.result())
-        except KeyboardInterrupt:
-            raise
-        except TimedOut as late:
-            problem = f"{call.name}: {late}"
-        except BaseException as error:  # noqa: BLE001 - SystemExit too: a tool must not end the run
-            problem = f"{call.name} raised {type(error).__name__}: {error}"
+    def _answer(self, call: Call, answer: str | Future[Any]) -> str:
+        """Returns what the model reads of a call: its result, or its error."""
+        if isinstance(answer, str):
+            return answer
+        error, limits = answer.exception(), self.setting.limits
+        if error is None:
+            try:
+                text = answer_text(answer.result())
+                # What is far beyond the episode's room ends it anyway.
+                return text if limits.max_tool_tokens else text[: 100 * limits.max_tokens]
+            except Exception as unprintable:  # noqa: BLE001 - an object's own code
+                error = unprintable
+        # SystemExit and KeyboardInterrupt too: they were raised on the tool's thread, and must not end the run.
+        problem = f"{call.name} raised {type(error).__name__}: {error}"
+        if isinstance(error, TimedOut):
+            problem = f"{call.name}: {error}"
         self.failures += 1
         return f"Error: {answer_text(problem)}"
 
@@ -269,26 +289,6 @@ class Dialogue:
             raise EnvironmentFailed(f"{self._where(method)}: the reward {value!r} is no finite number")
         return number
 
-    def _shown(self, text: str) -> str:
-        """Cuts an answer that is too long in the middle, and tells the model."""
-        limits = self.setting.limits
-        most = limits.max_tool_tokens
-        if not most:  # what is far beyond the episode's room ends it anyway
-            return text[: 100 * limits.max_tokens]
-        if len(text.encode()) <= most:  # no token is shorter than a byte
-            return text
-        encode: Callable[[str], list[int]] = lambda t: self.setting.tokenizer(  # noqa: E731
-            t, add_special_tokens=False, verbose=False
-        )["input_ids"]
-        # A long text's middle is never read: the tokens of its two ends suffice.
-        ends = text if len(text) <= 40 * most else text[: 20 * most] + text[-20 * most :]
-        ids = encode(ends)
-        if len(ids) <= most and ends is text:
-            return text
-        note = f"\n[... {len(text):,} characters in all; the middle is left out ...]\n"
-        kept = cut_in_the_middle(ids, most, encode(note))
-        return self.setting.tokenizer.decode(kept, skip_special_tokens=False)
-
     def _ask(self, call: Callable[[], Any], method: str) -> Waiting[Any]:
         """Calls the environment itself. What it raises ends the run, or the episode."""
         import inspect
@@ -298,17 +298,16 @@ class Dialogue:
         )
         limit = self.setting.limits.tool_timeout
         under_way = self.setting.workers.submit(call, is_async=is_async, seconds=limit)
-        yield [under_way]
-        try:
-            return under_way.result()
-        except KeyboardInterrupt:
-            raise
-        except TimedOut as late:
-            raise EnvironmentFailed(f"{self._where(method)}: {late}; see --tool_timeout") from late
-        except BaseException as error:
+        self._under_way = [under_way]
+        yield self._under_way
+        error = under_way.exception()
+        if isinstance(error, TimedOut):
+            raise EnvironmentFailed(f"{self._where(method)}: {error}; see --tool_timeout") from error
+        if error is not None:
             raise EnvironmentFailed(
                 f"{self._where(method)} raised {type(error).__name__}: {error}"
             ) from error
+        return under_way.result()
 
     def _end(self, ending: Ending) -> list[int]:
         self.ending = ending

@@ -126,3 +126,29 @@ def cut_in_the_middle(ids: Sequence[int], most: int, between: Sequence[int]) -> 
     room = max(0, most - len(between))
     tail = room // 2
     return [*ids[: room - tail], *between[: most - room], *(ids[len(ids) - tail :] if tail else [])]
+
+
+def shorten(text: str, most: int, tokenizer: Any) -> str:
+    """Cuts a tool's answer that has more than `most` tokens in the middle, and tells the model.
+
+    Args:
+        text: the answer.
+        most: the most tokens; 0: any number.
+        tokenizer: the model's.
+
+    Returns:
+        The answer as the model reads it.
+    """
+    if not most or len(text.encode()) <= most:  # no token is shorter than a byte
+        return text
+
+    def encode(piece: str) -> list[int]:
+        return tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+
+    # A long text's middle is never read: the tokens of its two ends suffice.
+    ends = text if len(text) <= 40 * most else text[: 20 * most] + text[-20 * most :]
+    ids = encode(ends)
+    if len(ids) <= most and ends is text:
+        return text
+    note = f"\n[... {len(text):,} characters in all; the middle is left out ...]\n"
+    return tokenizer.decode(cut_in_the_middle(ids, most, encode(note)), skip_special_tokens=False)

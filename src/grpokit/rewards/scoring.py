@@ -42,6 +42,7 @@ def score(
 
     Each function is called once, for all B completions of all groups. Async functions run together, after the others. NaN in
     `rewards` means that the function does not apply (it returned None). NaN in `reward` means that no function applies.
+    No function sees a dropped episode, and its rewards are NaN.
 
     Args:
         groups: groups without rewards.
@@ -57,11 +58,15 @@ def score(
     """
     if not groups:
         return []
-    available = _available(groups)
+    kept = [replace(g, rollouts=tuple(r for r in g.rollouts if not _is_dropped(r))) for g in groups]
+    scores = (
+        _call_all(rewards, _available(kept), kept, timeout, stuck) if any(g.rollouts for g in kept) else []
+    )
+    is_kept = torch.tensor([not _is_dropped(r) for g in groups for r in g.rollouts])  # [B]
+    table = torch.full((len(is_kept), len(rewards)), math.nan, dtype=torch.float64)  # [B, F]
+    if scores:
+        table[is_kept] = torch.tensor(scores, dtype=torch.float64).T
     sizes = [len(group.rollouts) for group in groups]
-    scores = _call_all(rewards, available, groups, timeout, stuck)
-    columns = torch.tensor(scores, dtype=torch.float64).reshape(len(rewards), sum(sizes))  # [F, B]
-    table = columns.T.contiguous()  # [B, F]
     total = _weighted_sum(table, rewards)  # [B]
     return [
         replace(group, rewards=each, reward=summed)
@@ -90,6 +95,10 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
         metrics[f"rewards/{reward.name}/mean"] = Metric.mean(values)
         metrics[f"rewards/{reward.name}/std"] = Metric.derived("std", values)
     return metrics
+
+
+def _is_dropped(rollout: Rollout) -> bool:
+    return rollout.episode is not None and rollout.episode.error is not None
 
 
 # --------------------------------------------------------------------------- calling

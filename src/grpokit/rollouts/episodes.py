@@ -1,20 +1,25 @@
 """Samples episodes of several turns: the engine continues, something else answers, and no token is encoded twice.
 
-Episodes advance in waves. Which of them share a forward follows from the episodes alone, never from the clock: a batch of
-episodes stays together, and a wave has those that go on. The answers of a wave are waited for together.
+Each episode is a piece of work that waits: for its turns, and for the answers to them. An engine in this process samples
+the turns of all episodes together, in waves: see `waves.py`. With one elsewhere, each episode goes on by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from ..common.waiting import Waiting, together
-from ..types import Episode, Messages, Prompt, Rollout, RolloutGroup
-from .sampler import Request, SamplingStopped, TurnEngine
+from ..parallel import ALONE, World
+from ..types import Episode, EpisodeFailed, Messages, Prompt, Rollout, RolloutGroup
+from .dropped import ErrorBudget
+from .pending import RolloutsPending, sample_together
+from .sampler import Request, TurnEngine, Turns
 
 
 class OtherSide(Protocol):
@@ -55,7 +60,7 @@ class OtherSide(Protocol):
         ...
 
     def close(self) -> Waiting[None]:
-        """Ends the episode, whatever has happened."""
+        """Ends the episode, whatever has happened. Does nothing the second time."""
         ...
 
 
@@ -79,6 +84,7 @@ class _Growing:
             generation=self.generation,
             room=min(room, most_of_turn) if most_of_turn else room,
             start=len(self.ids),
+            source=self.prompt.source,
         )
 
     def add(self, turn: Rollout) -> None:
@@ -87,39 +93,52 @@ class _Growing:
         self.ids += turn.completion_ids.tolist()
         self.sampled.append(turn)
 
-    def rollout(self, reward: float | None, decode: Callable[[list[int]], str]) -> Rollout:
-        """Returns the whole episode as one completion. Only sampled tokens are trainable."""
-        first, count = self.sampled[0], len(self.ids)
-        logps, entropies = first.logps.new_zeros(count), first.entropies.new_full((count,), torch.nan)
+    def rollout(
+        self, reward: float | None, decode: Callable[[list[int]], str], version: int, error: str | None
+    ) -> Rollout:
+        """Returns the whole episode as one completion. Only sampled tokens are trainable; none of a dropped episode's.
+
+        Args:
+            reward: the environment's own reward.
+            decode: tokens → text.
+            version: optimizer steps taken before the weights that sampled it.
+            error: why it is dropped, or None.
+        """
+        count = len(self.ids)
+        like = self.sampled[0].logps if self.sampled else torch.zeros(0)
+        logps, entropies = like.new_zeros(count), like.new_full((count,), torch.nan)
         trainable = torch.zeros(count, dtype=torch.bool)
         for (begin, end), turn in zip(self.turns, self.sampled, strict=True):
-            logps[begin:end], entropies[begin:end], trainable[begin:end] = turn.logps, turn.entropies, True
+            logps[begin:end], entropies[begin:end] = turn.logps, turn.entropies
+            trainable[begin:end] = error is None
         other = self.other
+        ending = str(other.ending) if error is None else "error"
         return Rollout(
             completion_ids=torch.tensor(self.ids, dtype=torch.int64),
             logps=logps,
             entropies=entropies,
-            text=decode(self.ids) if len(self.turns) > 1 else self.sampled[-1].text,
-            finish_reason="length" if other.ending == "length" else "stop",
-            policy_version=first.policy_version,
+            text=self.sampled[-1].text if len(self.turns) == 1 else decode(self.ids),
+            finish_reason="length" if ending == "length" else "stop",
+            policy_version=version,
             trainable=trainable,
             episode=Episode(
-                prompt_ids=tuple(other.prompt_ids),
+                prompt_ids=tuple(other.prompt_ids) or self.prompt.ids,
                 messages=other.messages,
                 turns=tuple(self.turns),
-                ending=str(other.ending),
+                ending=ending,
                 kind=other.kind_name,
                 reward=reward,
                 calls=dict(other.calls),
                 failures=other.failures,
                 environment=other.environment,
+                error=error,
             ),
         )
 
 
 @dataclass
 class EpisodeSampler:
-    """A `Sampler` of episodes, on top of an engine that samples turns.
+    """A `StartingSampler` of episodes, on top of an engine that samples turns.
 
     Args:
         engine: continues tokens.
@@ -127,8 +146,10 @@ class EpisodeSampler:
         decode: tokens → text.
         max_length: the most tokens of an episode after its prompt, the environment's included.
         max_turn_length: the most tokens of a turn; 0: as many as the episode has room for.
-        batch_size: episodes that advance together.
-        stop: asked between waves; once it is True, `sample` raises SamplingStopped.
+        batch_size: the most episodes that are under way at once; 0: all of them.
+        stop: asked while it samples. Once it is True, `sample` raises SamplingStopped.
+        budget: the episodes that may be dropped.
+        world: the ranks.
     """
 
     engine: TurnEngine
@@ -138,50 +159,77 @@ class EpisodeSampler:
     max_turn_length: int = 0
     batch_size: int = 256
     stop: Callable[[], bool] = lambda: False
+    budget: ErrorBudget = field(default_factory=ErrorBudget)
+    world: World = ALONE
 
     def sample(
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
         """See `Sampler.sample`."""
+        pending = self.start(prompts, num_generations, greedy=greedy)
+        pending.work()
+        return pending.groups()
+
+    def start(
+        self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
+    ) -> RolloutsPending:
+        """See `StartingSampler.start`."""
+        session = self.engine.turns(prompts, greedy=greedy)
         jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
-        rollouts: list[Rollout] = []
-        with self.engine.session():
-            for start in range(0, len(jobs), self.batch_size):
-                rollouts += self._batch(jobs[start : start + self.batch_size], greedy)
-        size = num_generations
-        return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+        sample = partial(self._sample, session, jobs)
+        count = partial(self.budget.count, world=self.world)
+        return RolloutsPending(prompts, num_generations, sample, self.world, count)
 
     def sync(self) -> None:
         """See `Sampler.sync`."""
         self.engine.sync()
 
-    def _batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Rollout]:
+    def _sample(
+        self, session: Any, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
+    ) -> list[Rollout]:
+        rollouts: list[Rollout] = []
+        size = self.batch_size or len(jobs)
+        with session as turns:
+            for start in range(0, len(jobs), size):
+                rollouts += self._batch(turns, jobs[start : start + size], given_up)
+        return rollouts
+
+    def _batch(
+        self, turns: Turns, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
+    ) -> list[Rollout]:
         episodes = [_Growing(prompt, g, self.begin(prompt, g)) for prompt, g in jobs]
-        failed: BaseException | None = None
+        pieces = [self._play(episode, turns) for episode in episodes]
+        done = False
         try:
-            self._together([e.other.open() for e in episodes])
-            going = episodes
-            while going:
-                if self.stop():
-                    raise SamplingStopped(f"stopped with {len(going)} of {len(episodes)} episodes under way")
-                requests = [e.request(self.max_length, self.max_turn_length) for e in going]
-                for episode, turn in zip(going, self.engine.complete(requests, greedy=greedy), strict=True):
-                    episode.add(turn)
-                answers = self._together([self._answer(e) for e in going])
-                for episode, ids in zip(going, answers, strict=True):
-                    episode.ids += ids
-                going = [e for e in going if e.other.ending is None]
-            rewards = self._together([e.other.final_reward() for e in episodes])
-        except BaseException as error:
-            failed = error
-            raise
+            rollouts = sample_together(pieces, lambda: given_up() or self.stop(), turns)
+            done = True
+            return rollouts
         finally:
-            try:
-                together([e.other.close() for e in episodes])
-            except Exception:
-                if failed is None:  # else what failed first is the reason
-                    raise
-        return [e.rollout(reward, self.decode) for e, reward in zip(episodes, rewards, strict=True)]
+            if not done:  # what failed first is the reason to report
+                close_all([episode.other for episode in episodes])
+
+    def _play(self, episode: _Growing, turns: Turns) -> Waiting[Rollout]:
+        """Plays one episode from its prompt to its end."""
+        other, reward = episode.other, None
+        failure: EpisodeFailed | None = None
+        try:
+            yield from other.open()
+            while other.ending is None:
+                request = episode.request(self.max_length, self.max_turn_length)
+                episode.add((yield from turns.ask(request)))
+                episode.ids += yield from self._answer(episode)
+            reward = yield from other.final_reward()
+        except EpisodeFailed as error:
+            self.budget.drop(error)
+            failure = error
+        try:
+            yield from other.close()
+        except EpisodeFailed as error:
+            if failure is None:
+                self.budget.drop(error)
+                failure = error
+        reason = None if failure is None else str(failure)
+        return episode.rollout(None if failure else reward, self.decode, turns.version, reason)
 
     def _answer(self, episode: _Growing) -> Waiting[list[int]]:
         turn = episode.sampled[-1]
@@ -189,8 +237,12 @@ class EpisodeSampler:
         cut = turn.finish_reason == "length"
         return episode.other.reply(turn.completion_ids.tolist(), turn.text, cut, room)
 
-    def _together(self, pieces: Sequence[Waiting[Any]]) -> list[Any]:
-        try:
-            return together(pieces, self.stop)
-        except InterruptedError as stopped:
-            raise SamplingStopped(str(stopped)) from stopped
+
+def close_all(others: Sequence[OtherSide]) -> None:
+    """Closes episodes that are given up. What one of them raises is not reported."""
+
+    def closing(other: OtherSide) -> Waiting[None]:
+        with suppress(EpisodeFailed):
+            yield from other.close()
+
+    together([closing(other) for other in others])

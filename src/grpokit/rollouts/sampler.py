@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..common.waiting import Waiting
 from ..types import Prompt, Rollout, RolloutGroup
 
 
@@ -19,24 +20,50 @@ class Request:
     generation: int  # the episode's number in its group; a key of the noise
     room: int  # the most tokens to sample
     start: int = 0  # place of the first sampled token in the episode; a key of the noise
+    source: str = ""  # the prompt's row, for messages
+
+
+class Turns(Protocol):
+    """The turns that an engine samples, while its session lasts."""
+
+    version: int  # optimizer steps taken before the weights that sample
+
+    def ask(self, request: Request) -> Waiting[Rollout]:
+        """Samples one continuation.
+
+        Its tokens depend only on (seed, position, generation, place in the episode), the request's ids and the weights.
+        """
+        ...
+
+    def work(self, waiting: int) -> bool:
+        """Samples on this thread, if the engine does not work elsewhere. `together` calls it while all episodes wait.
+
+        Args:
+            waiting: the episodes under way. All of them wait: for a turn that they asked for, or for something else.
+
+        Returns:
+            Whether anything was done.
+        """
+        ...
 
 
 class TurnEngine(Protocol):
     """An engine that continues any tokens. It never sees what answers the model between two turns."""
 
-    def session(self) -> AbstractContextManager[None]:
-        """Prepares the engine, such as by gathering sharded weights once. `complete` is called inside. A collective."""
+    def turns(self, prompts: Sequence[Prompt], *, greedy: bool = False) -> AbstractContextManager[Turns]:
+        """Prepares a session with the policy's current weights. A collective.
+
+        Args:
+            prompts: this rank's prompts.
+            greedy: takes the most probable token each time.
+
+        Returns:
+            The session. One whose engine works elsewhere may be entered on any thread.
+        """
         ...
 
     def sync(self) -> None:
         """Makes the engine sample from the policy's current weights."""
-        ...
-
-    def complete(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Rollout]:
-        """Samples one continuation of each request, in order.
-
-        The tokens depend only on (seed, position, generation, place in the episode), the request's ids and the weights.
-        """
         ...
 
 

@@ -20,8 +20,10 @@ from ..policy.policy import Policy
 from ..types import Prompt, Rollout, RolloutGroup
 from .attention import light
 from .decode import decode
+from .pending import in_groups
 from .picking import Ended, KeyedSampling, TokenPicker
 from .sampler import Request, SamplingStopped
+from .waves import Waves
 from .written import written_text
 
 log = logging.getLogger(__name__)
@@ -85,21 +87,25 @@ class TransformersSampler:
             for prompt in prompts
             for g in range(num_generations)
         ]
-        with self.session():
-            rollouts = self.complete(requests, greedy=greedy)
-        size = num_generations
-        return [RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+        with self._session():
+            rollouts = self._complete(requests, greedy)
+        return in_groups(prompts, num_generations, rollouts)
 
     @contextmanager
-    def session(self) -> Iterator[None]:
-        """See `TurnEngine.session`."""
+    def turns(self, prompts: Sequence[Prompt], *, greedy: bool = False) -> Iterator[Waves]:
+        """See `TurnEngine.turns`. The turns of a wave share a forward."""
+        with self._session():
+            yield Waves(lambda requests: self._complete(requests, greedy), self.policy.version)
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
         # Sharded weights are gathered once. Layers compiled for training run eagerly here, because every new token would
         # be a new shape to compile.
         with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
             yield
 
-    def complete(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Rollout]:
-        """See `TurnEngine.complete`. Raises SamplingStopped once `stop()` is True."""
+    def _complete(self, requests: Sequence[Request], greedy: bool) -> list[Rollout]:
+        """Samples one continuation of each request, in order. Raises SamplingStopped once `stop()` is True."""
         longest = max((len(r.ids) + r.room for r in requests), default=0)
         run = self._loop if self._uses_loop(longest) else self._generate
         rollouts: list[Rollout] = []

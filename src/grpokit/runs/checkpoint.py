@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -40,6 +38,7 @@ from ..policy.policy import Policy
 from ..rollouts.gather import groups_from_tensors, groups_to_tensors
 from ..types import Metric, Prompt, RolloutGroup
 from .exact import restore_exact, write_exact
+from .random_state import RandomState, random_state_now, random_states, restore_random_state
 from .tensors import add_prefix, strip_prefix, updates_from_tensors, updates_to_tensors
 
 FORMAT = 2  # version of the trainer directory; raised when its contents change
@@ -52,6 +51,7 @@ class TrainState:
 
     step: int = 0  # steps finished, which is also where the next one begins in the prompt order
     skipped: int = 0  # updates of those steps that were skipped because they were not finite
+    dropped: int = 0  # episodes that an environment's errors have cost
     unfinished: StepProgress | None = None  # progress within the next step, or None
     ahead: Sequence[RolloutGroup] = ()  # all ranks' unscored rollouts, sampled ahead for the next step
     data: dict[str, Any] | None = None  # where a dataset that is read once goes on
@@ -95,7 +95,7 @@ def save_checkpoint(
     weights = gather_weights(policy, save_format, world)
     tensors, numbers = _optimizer_state(policy, optimizer)
     moments = gather_to_main(tensors, world)
-    noise, pythons = _random_states(world, random_state or random_state_now())
+    noise, pythons = random_states(world, random_state or random_state_now())
 
     def write(directory: Path) -> None:
         write_model(directory, weights, policy, tokenizer, save_format)
@@ -110,6 +110,7 @@ def save_checkpoint(
             "exact": True,
             "step": state.step,
             "skipped": state.skipped,
+            "dropped": state.dropped,
             "policy_version": policy.version,
             "random": pythons,
             "data": state.data,
@@ -185,14 +186,15 @@ def load_checkpoint(
     for group, saved in zip(optimizer.param_groups, record.get("optimizer_groups", []), strict=False):
         group |= saved
     policy.version = record["policy_version"]
-    # With another number of ranks, the additional ones keep their own state.
-    if world.rank < len(record["random"]):
-        python_state, (kind, *rest) = record["random"][world.rank]
-        random.setstate(_tuples(python_state))
-        np.random.set_state((kind, noise[f"numpy/{world.rank}"].numpy().astype(np.uint32), *rest))
-        torch.set_rng_state(noise[f"torch/{world.rank}"])
+    restore_random_state(record["random"], noise, world.rank)
     return TrainState(
-        record["step"], record["skipped"], unfinished, ahead, record.get("data"), record.get("sources", {})
+        step=record["step"],
+        skipped=record["skipped"],
+        dropped=record.get("dropped", 0),
+        unfinished=unfinished,
+        ahead=ahead,
+        data=record.get("data"),
+        sources=record.get("sources", {}),
     )
 
 
@@ -290,24 +292,6 @@ def _is_like(parameter: Tensor, slot: str, value: Any) -> bool:
     return isinstance(value, Tensor) and slot != "step" and value.shape == parameter.shape
 
 
-RandomState = tuple[dict[str, Tensor], list[Any]]
-
-
-def random_state_now() -> RandomState:
-    """Returns this rank's random state, which reward functions may use: tensors, and a JSON value."""
-    numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
-    return tensors, [random.getstate(), [numpy_state[0], *numpy_state[2:]]]
-
-
-def _random_states(world: World, mine: RandomState) -> tuple[dict[str, Tensor], list[Any]]:
-    """Gathers every rank's state: numpy's and torch's as tensors, Python's and the rest of numpy's as JSON."""
-    noise = {
-        f"{name}/{r}": v for r, part in enumerate(world.gather_tensors(mine[0])) for name, v in part.items()
-    }
-    return noise, world.gather_json(mine[1])
-
-
 def _write_progress(file: Path, progress: StepProgress) -> dict[str, Any]:
     save_file(
         add_prefix("groups", groups_to_tensors(progress.groups))
@@ -338,7 +322,3 @@ def _read_progress(file: Path, record: dict[str, Any], prompt_at: Callable[[int]
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

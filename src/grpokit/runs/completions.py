@@ -32,6 +32,7 @@ def _episodes(group: RolloutGroup) -> dict[str, Any]:
     return {
         "episodes": [
             {"messages": e.messages, "ending": e.ending, "turns": len(e.turns), "reward": e.reward}
+            | ({"error": e.error} if e.error else {})
             for e in episodes
         ]
     }

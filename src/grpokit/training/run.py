@@ -27,6 +27,7 @@ from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..policy.router import RouterLoss
 from ..rewards import Reward, score
+from ..rollouts.dropped import ErrorBudget
 from ..rollouts.gather import gather_groups
 from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
@@ -77,6 +78,7 @@ class Run:
     layout: LayoutChoice
     router: RouterLoss | None  # the router auxiliary loss of a mixture of experts
     recorder: Recorder
+    budget: ErrorBudget  # counts the episodes that an environment's errors have cost
     state: TrainState
     stop: StopRequest
     callbacks: Callbacks
@@ -192,7 +194,8 @@ class Run:
             row |= self.evaluate(step)
         with self.world.together():
             self.recorder.write_step(step, row, groups)
-        self.state = replace(self.state, step=step, skipped=self.state.skipped + progress.skipped)
+        skipped = self.state.skipped + progress.skipped
+        self.state = replace(self.state, step=step, skipped=skipped, dropped=self.budget.dropped)
         self.random_state = random_state_now()
         return Step(step, groups, row)
 
@@ -243,7 +246,12 @@ class Run:
         """
         ahead = self.rollouts.waiting() if progress is None else []
         state = replace(
-            self.state, unfinished=progress, ahead=ahead, data=self.rollouts.data_state(self.state.step)
+            self.state,
+            unfinished=progress,
+            ahead=ahead,
+            data=self.rollouts.data_state(self.state.step),
+            # A step that is not yet under way is sampled again.
+            dropped=self.state.dropped if progress is None else self.budget.dropped,
         )
         path = (folder or self.output) / state.name
         save_checkpoint(

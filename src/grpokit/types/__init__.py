@@ -1,6 +1,7 @@
 """The nouns of the library: what travels from one stage of training to the next."""
 
 from .episode import Episode as Episode
+from .episode import EpisodeFailed as EpisodeFailed
 from .metric import FORMULAS as FORMULAS
 from .metric import Metric as Metric
 from .metric import MetricKind as MetricKind

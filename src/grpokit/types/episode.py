@@ -10,6 +10,10 @@ from typing import Any
 from .nouns import Messages
 
 
+class EpisodeFailed(ValueError):
+    """What answers the model in an episode has failed: the environment raised, or broke its contract."""
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """The turns of a completion, and what was said in them.
@@ -28,9 +32,9 @@ class Episode:
     reward: float | None = None  # its own reward
     calls: Mapping[str, int] | None = None  # calls of each tool
     failures: int = 0  # calls that were answered by an error
-    environment: Any = (
-        None  # the environment itself, on the rank that ran the episode; it isn't sent or stored
-    )
+    # The environment itself, on the rank that ran the episode; it isn't sent or stored.
+    environment: Any = None
+    error: str | None = None  # why the episode is dropped: it has no reward, and is not trained on
 
     def to_json(self) -> str:
         """Returns everything but the environment as JSON."""

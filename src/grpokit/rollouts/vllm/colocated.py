@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,6 @@ from ...parallel import World
 from ...policy.export import stream
 from ...policy.lora import base_of
 from ...policy.policy import Policy
-from ..sampler import SamplingStopped
 from .engine import Completion, Request
 
 
@@ -59,6 +60,7 @@ class Colocated:
             "generation_config": "vllm",  # the model directory's own has no effect
             "trust_remote_code": trust_remote_code,
             "seed": 0,  # each request has its own seed
+            "enable_prefix_caching": True,  # completions share their prompt, and turns what came before them
             "disable_log_stats": True,
         }
         if policy.device.type == "cuda":
@@ -82,32 +84,66 @@ class Colocated:
                 pass
         self.llm.reset_prefix_cache()
 
-    def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
-        """See `Engine.complete`. Raises ValueError naming the request that the engine refuses or gives up."""
+    @contextmanager
+    def asking(self) -> Iterator[ColocatedAsking]:
+        """See `Engine.asking`."""
+        asking = ColocatedAsking(self.llm.llm_engine)
+        try:
+            yield asking
+        finally:
+            asking.abort()
+
+
+class ColocatedAsking:
+    """Requests under way on an engine of this process. They advance together, a token at each `work`.
+
+    Args:
+        engine: vLLM's LLMEngine.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.under_way: dict[str, tuple[Request, Future[Completion]]] = {}
+        self.number = 0
+
+    def ask(self, request: Request) -> Future[Completion]:
+        """See `Asking.ask`. Raises ValueError naming a request that the engine refuses."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        engine, found = self.llm.llm_engine, {}
-        for index, request in enumerate(requests):
-            params = SamplingParams(**request.parameters())
-            try:
-                engine.add_request(str(index), {"prompt_token_ids": list(request.prompt_ids)}, params)
-            except ValueError as error:
-                engine.abort_request([str(i) for i in range(index)])
-                raise ValueError(f"--vllm_mode colocate: {request.name} is refused: {error}") from error
-        while engine.has_unfinished_requests():
-            if stop():
-                engine.abort_request([str(i) for i in range(len(requests)) if i not in found])
-                raise SamplingStopped("stopped while vLLM was sampling")
-            found |= {
-                int(answer.request_id): answer.outputs[0] for answer in engine.step() if answer.finished
-            }
-        return [self._completion(found[i], request) for i, request in enumerate(requests)]
+        key, answer = str(self.number), Future()
+        self.number += 1
+        try:
+            prompt = {"prompt_token_ids": list(request.prompt_ids)}
+            self.engine.add_request(key, prompt, SamplingParams(**request.parameters()))
+        except ValueError as error:
+            raise ValueError(f"--vllm_mode colocate: {request.name} is refused: {error}") from error
+        self.under_way[key] = request, answer
+        return answer
 
-    def _completion(self, output: Any, request: Request) -> Completion:
-        if output.finish_reason not in ("stop", "length"):
-            raise ValueError(
-                f"--vllm_mode colocate: {request.name} was given up by vLLM: {output.finish_reason}"
-            )
-        ids = list(output.token_ids)
-        logps = [at[token].logprob for at, token in zip(output.logprobs, ids, strict=True)]
-        return Completion(ids, logps, output.finish_reason)
+    def work(self) -> bool:
+        """See `Asking.work`."""
+        if not self.engine.has_unfinished_requests():
+            return False
+        for found in self.engine.step():
+            if found.finished:
+                request, answer = self.under_way.pop(found.request_id)
+                _answer(answer, found.outputs[0], request)
+        return True
+
+    def abort(self) -> None:
+        """Aborts what is still under way."""
+        if self.under_way:
+            self.engine.abort_request(list(self.under_way))
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+
+
+def _answer(answer: Future[Completion], output: Any, request: Request) -> None:
+    if output.finish_reason not in ("stop", "length"):
+        answer.set_exception(
+            ValueError(f"--vllm_mode colocate: {request.name} was given up by vLLM: {output.finish_reason}")
+        )
+        return
+    ids = list(output.token_ids)
+    logps = [at[token].logprob for at, token in zip(output.logprobs, ids, strict=True)]
+    answer.set_result(Completion(ids, logps, output.finish_reason))

@@ -1,26 +1,26 @@
 """Sampling with vLLM: a running server, or an engine in this process. Both implement one protocol.
 
-Every engine works in the same order. It takes the policy's weights. Then both sides score a few tokens (`probe`). Then all
-completions of the step are requested at once, each with its own seed.
+Every engine works in the same order. It takes the policy's weights. Then both sides score a few tokens (`probe`). Then each
+turn of a completion is requested as soon as it can be, with its own seed.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 
-from ...common.noise import keyed_hash
+from ...common.waiting import Waiting, together
 from ...parallel import ALONE, World
 from ...policy.learn import Learning, score
 from ...policy.load import eos_token_ids
 from ...policy.policy import Policy
-from ...types import Prompt, Rollout, RolloutGroup, Sample
+from ...types import Sample
 from ..sampler import SamplingStopped
-from ..written import written_text
 
 PROBES, PROBE_TOKENS = 4, 16  # completions, and the most tokens of each, that both sides score after a sync
 
@@ -68,6 +68,18 @@ class Completion:
     finish_reason: Literal["stop", "length"]
 
 
+class Asking(Protocol):
+    """Requests under way on an engine."""
+
+    def ask(self, request: Request) -> Future[Completion]:
+        """Sends a request. Its error is a ValueError that names it."""
+        ...
+
+    def work(self) -> bool:
+        """Lets an engine of this process go on for a moment. Returns whether it did anything."""
+        ...
+
+
 class Engine(Protocol):
     """An engine that runs vLLM."""
 
@@ -75,13 +87,38 @@ class Engine(Protocol):
         """Loads the policy's current weights. A collective."""
         ...
 
-    def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
-        """Samples this rank's requests, in order, with the weights loaded last.
-
-        Raises:
-            SamplingStopped: `stop()` returned True.
-        """
+    def asking(self) -> AbstractContextManager[Asking]:
+        """Samples this rank's requests with the weights loaded last. Those that are not answered at its end are aborted."""
         ...
+
+
+def complete(
+    engine: Engine, requests: Sequence[Request], stop: Callable[[], bool] = lambda: False
+) -> list[Completion]:
+    """Samples requests that are known from the beginning.
+
+    Args:
+        engine: the engine.
+        requests: this rank's requests.
+        stop: asked while they are under way.
+
+    Returns:
+        The completions, in order.
+
+    Raises:
+        SamplingStopped: `stop()` returned True.
+    """
+
+    def one(asking: Asking, request: Request) -> Waiting[Completion]:
+        answer = asking.ask(request)
+        yield [answer]
+        return answer.result()
+
+    with engine.asking() as asking:
+        try:
+            return together([one(asking, r) for r in requests], stop, lambda _: asking.work())
+        except InterruptedError as stopped:
+            raise SamplingStopped("stopped while vLLM was sampling") from stopped
 
 
 class WeightSync:
@@ -144,7 +181,7 @@ class WeightSync:
         ]
         asked: list[Any] = []
         with self.world.together():  # each rank asks its own engine, and all ranks score all answers
-            answers = self.engine.complete(requests, lambda: False)
+            answers = complete(self.engine, requests)
             asked = [[answer.token_ids, answer.logps, answer.finish_reason] for answer in answers]
         found = [Completion(*answer) for part in self.world.gather_json(asked) for answer in part]
         rows = [
@@ -173,134 +210,3 @@ class WeightSync:
                 f"most {largest:.3g}; a server must run with --logprobs-mode processed_logprobs and the same "
                 "--dtype, or else it has not taken the weights (tied embeddings are a known trap)"
             )
-
-
-class VLLMSampler:
-    """A `Sampler` whose engine is vLLM. Its tokens depend on (seed, prompt, generation, weights) only.
-
-    Args:
-        weights: the engine and its weights.
-        seed: seeds the requests, together with prompt and generation.
-        max_completion_length: the most tokens of a completion.
-        min_completion_length: tokens before which a completion does not end.
-        stop_strings: strings that end a completion.
-        stop: checked while sampling. Once it is True, `sample` raises SamplingStopped.
-    """
-
-    def __init__(
-        self,
-        weights: WeightSync,
-        *,
-        seed: int,
-        max_completion_length: int,
-        min_completion_length: int = 0,
-        stop_strings: Sequence[str] = (),
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.weights, self.seed, self.stop = weights, seed, stop
-        self.max_length, self.min_length = max_completion_length, min_completion_length
-        self.stop_strings = tuple(stop_strings)
-        self.probe_ids: tuple[int, ...] = ()
-
-    def sample(
-        self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
-    ) -> list[RolloutGroup]:
-        """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
-        pending = self.start(prompts, num_generations, greedy=greedy)
-        pending.work()
-        return pending.groups()
-
-    def start(self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False) -> VLLMPending:
-        """See `StartingSampler.start`."""
-        if not self.probe_ids:  # the first prompt of any rank
-            known = self.weights.world.gather_json(list(prompts[0].ids) if prompts else [])
-            self.probe_ids = next((tuple(ids) for ids in known if ids), ())
-        self.sync()
-        jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
-        requests = [self._request(prompt, g, greedy) for prompt, g in jobs]
-        return VLLMPending(self.weights, prompts, num_generations, requests, self.stop)
-
-    def sync(self) -> None:
-        """Loads the policy's current weights into the engine."""
-        if self.probe_ids:
-            self.weights.sync(self.probe_ids)
-
-    def _request(self, prompt: Prompt, generation: int, greedy: bool) -> Request:
-        return Request(
-            prompt.ids,
-            self.max_length,
-            self.min_length,
-            0.0 if greedy else self.weights.policy.temperature,
-            int(keyed_hash(self.seed, prompt.position, generation)) & (2**31 - 1),
-            self.weights.eos_ids,
-            self.stop_strings,
-            f"{prompt.source}, generation {generation + 1}",
-        )
-
-
-class VLLMPending:
-    """Completions requested from vLLM; see `Pending`. They use the weights that it has when this is created.
-
-    Args:
-        weights: the engine and its weights.
-        prompts: P prompts.
-        num_generations: G completions per prompt.
-        requests: the P·G requests, in order.
-        stop: checked while sampling.
-    """
-
-    def __init__(
-        self,
-        weights: WeightSync,
-        prompts: Sequence[Prompt],
-        num_generations: int,
-        requests: Sequence[Request],
-        stop: Callable[[], bool],
-    ) -> None:
-        self.weights, self.prompts, self.size = weights, prompts, num_generations
-        self.requests, self.stop = requests, stop
-        self.version = weights.policy.version
-        self.given_up = False
-        self.answers: list[Completion] | None = None
-        self.error: Exception | None = None
-
-    def work(self) -> None:
-        """See `Pending.work`. Only sends requests: it uses neither torch nor a tokenizer."""
-        try:
-            with contextlib.suppress(SamplingStopped):
-                self.answers = (
-                    self.weights.engine.complete(self.requests, lambda: self.given_up or self.stop())
-                    if self.requests
-                    else []
-                )
-        except Exception as error:  # noqa: BLE001 - raised by `groups`, on all ranks
-            self.error = error
-
-    def give_up(self) -> None:
-        """See `Pending.give_up`."""
-        self.given_up = True
-
-    def groups(self) -> list[RolloutGroup]:
-        """See `Pending.groups`."""
-        with self.weights.world.together():
-            if self.error is not None:
-                raise self.error
-        if self.answers is None:
-            raise SamplingStopped("stopped while vLLM was sampling")
-        pairs = zip(self.requests, self.answers, strict=True)
-        rollouts, size = [self._rollout(*pair) for pair in pairs], self.size
-        return [
-            RolloutGroup(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(self.prompts)
-        ]
-
-    def _rollout(self, request: Request, answer: Completion) -> Rollout:
-        length = len(answer.token_ids)
-        return Rollout(
-            completion_ids=torch.tensor(answer.token_ids, dtype=torch.int64),
-            logps=torch.tensor(answer.logps, dtype=torch.float32),
-            entropies=torch.full((length,), torch.nan),  # vLLM does not report them; the metric is left out
-            text=written_text(self.weights.tokenizer, answer.token_ids, request.stop_token_ids),
-            finish_reason=answer.finish_reason,
-            policy_version=self.version,
-            trainable=torch.ones(length, dtype=torch.bool),
-        )

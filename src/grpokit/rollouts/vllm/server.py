@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +24,6 @@ from ...common.loops import run_anywhere
 from ...parallel import World
 from ...policy.export import engine_format, save_model
 from ...policy.policy import Policy
-from ..sampler import SamplingStopped
 from .engine import Completion, Request
 
 T = TypeVar("T")
@@ -32,8 +34,7 @@ START_FOR_ADAPTERS = (
 )
 CONNECTIONS = 256  # concurrent requests; the server batches them as it likes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries
-LOOK_EVERY = 0.2  # seconds between two checks of `stop`
-RESTARTS = 5  # restarts of the server that one batch survives
+RESTARTS = 5  # restarts of the server that one request survives
 # Paths that answer with a sentence instead of JSON.
 SAYS_SO = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 HELLO = 30.0  # seconds to wait for an answer that needs no work
@@ -66,7 +67,7 @@ class Server:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.timeout, self.directory, self.only_adapter = timeout, directory, only_adapter
         self.tag = ""  # names the weights that the server should have
-        self.loading = asyncio.Lock()  # the first task of a batch that misses the adapter loads it
+        self.loading = asyncio.Lock()  # the first task that misses the adapter loads it
         self.model = self.first_model = self._run(self._introduce)
 
     def take(self, policy: Policy, tokenizer: Any, world: World) -> None:
@@ -80,33 +81,41 @@ class Server:
             if world.is_main:
                 self._run(self._weights)
 
-    def complete(self, requests: Sequence[Request], stop: Callable[[], bool]) -> list[Completion]:
-        """See `Engine.complete`. Raises ValueError naming the request that the server refuses or does not answer."""
-
-        async def all_of_them(client: httpx.AsyncClient) -> list[Completion]:
-            for _ in range(RESTARTS + 1):
-                before = await self._weights(client)
-                found = await self._batch(client, requests)
-                # Answers between a restart and its discovery (by any rank) come from other weights: request them
-                # again, with the same seeds.
-                if await self._weights(client) == before:
-                    return found
-            raise ValueError(f"--vllm_url {self.url}: the server was restarted {RESTARTS} times in one batch")
-
-        return self._run(lambda client: _unless(stop, all_of_them(client)))
+    @contextmanager
+    def asking(self) -> Iterator[ServerAsking]:
+        """See `Engine.asking`."""
+        asking = ServerAsking(self)
+        try:
+            yield asking
+        finally:
+            asking.end()
 
     # ------------------------------------------------------------------- requests
 
-    async def _batch(self, client: httpx.AsyncClient, requests: Sequence[Request]) -> list[Completion]:
-        places = asyncio.Semaphore(CONNECTIONS)
+    async def answer(self, client: httpx.AsyncClient, request: Request) -> Completion:
+        """Answers one request. Raises ValueError naming it where the server refuses it or does not answer."""
+        for _ in range(RESTARTS + 1):
+            before = await self._held(client)
+            found = await self._persist(request.name, lambda: self._complete(client, request))
+            # An answer between a restart and its discovery (by any rank) comes from other weights: ask again, with the
+            # same seed.
+            if await self._held(client) == before:
+                return found
+        raise ValueError(
+            f"--vllm_url {self.url}: the server was restarted {RESTARTS} times during one request"
+        )
 
-        async def one(request: Request) -> Completion:
-            async with places:
-                return await self._persist(request.name, lambda: self._complete(client, request))
+    async def _held(self, client: httpx.AsyncClient) -> str:
+        """Returns the weight version that the server has, asked after this call began. Calls share their questions."""
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(request)) for request in requests]
-        return [task.result() for task in tasks]
+        async def ask() -> str:
+            async with self.looking:
+                self.next_look = None  # who comes from here on needs a later one
+                return await self._weights(client)
+
+        if self.next_look is None:
+            self.next_look = asyncio.ensure_future(ask())
+        return await asyncio.shield(self.next_look)
 
     async def _complete(self, client: httpx.AsyncClient, request: Request) -> Completion:
         body = {"model": self.model, "prompt": list(request.prompt_ids), "return_token_ids": True}
@@ -252,36 +261,83 @@ class Server:
         return self.alive + self.timeout - time.monotonic()
 
     def _run(self, work: Callable[[httpx.AsyncClient], Coroutine[Any, Any, T]]) -> T:
-        self.alive = time.monotonic()  # when the server last answered a request
-
         async def inside() -> T:
-            self.loading = asyncio.Lock()  # belongs to this event loop
-            limits = httpx.Limits(max_connections=CONNECTIONS)
-            async with httpx.AsyncClient(timeout=httpx.Timeout(None), limits=limits) as client:
+            async with self.connected() as client:
                 return await work(client)
 
+        return run_anywhere(inside())
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Connects to the server from the event loop that is running."""
+        self.alive = time.monotonic()  # when the server last answered a request
+        self.loading, self.looking = asyncio.Lock(), asyncio.Lock()  # they belong to this event loop
+        self.next_look: asyncio.Future[str] | None = None
+        limits = httpx.Limits(max_connections=CONNECTIONS)
+        async with httpx.AsyncClient(timeout=httpx.Timeout(None), limits=limits) as client:
+            yield client
+
+
+class ServerAsking:
+    """Requests under way on a server, from an event loop on a thread of its own.
+
+    Args:
+        server: the server.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.under_way = server, 0
+        self._loop: asyncio.AbstractEventLoop
+        self._ended: asyncio.Event
+        self._places: asyncio.Semaphore
+        self._client: httpx.AsyncClient
+        self._ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._serve, name="vllm requests", daemon=True)
+        self._thread.start()
+        self._ready.result()
+
+    def ask(self, request: Request) -> Future[Completion]:
+        """See `Asking.ask`."""
+        return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
+
+    def work(self) -> bool:
+        """See `Asking.work`: the server works by itself."""
+        return False
+
+    def end(self) -> None:
+        """Aborts what is still under way, and closes the connections."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        async def inside() -> None:
+            self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+            self._places = asyncio.Semaphore(CONNECTIONS)
+            async with self.server.connected() as client:
+                self._client = client
+                self._ready.set_result(None)
+                await self._ended.wait()
+                under_way = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in under_way:
+                    task.cancel()
+                await asyncio.gather(*under_way, return_exceptions=True)  # before their client closes
+
         try:
-            return run_anywhere(inside())
-        except* (ValueError, SamplingStopped) as several:
-            raise _first(several) from several
+            asyncio.run(inside())
+        except BaseException as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)
 
-
-async def _unless(stop: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of `work`. Cancels it and raises SamplingStopped once `stop()` is True."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        await asyncio.wait([task], timeout=LOOK_EVERY)
-        if stop() and not task.done():
-            task.cancel()
-            raise SamplingStopped("stopped while the server was sampling")
-    return task.result()
-
-
-def _first(several: BaseExceptionGroup) -> BaseException:
-    error: BaseException = several
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    async def _answer(self, request: Request) -> Completion:
+        async with self._places:
+            if not self.under_way:  # while nothing is asked, nothing is late
+                self.server.alive = time.monotonic()
+            self.under_way += 1
+            try:
+                return await self.server.answer(self._client, request)
+            finally:
+                self.under_way -= 1
 
 
 def digest(directory: Path) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...common.console import say
@@ -17,11 +18,12 @@ from ...environments.contract import EnvironmentKind, inspect_environment, load_
 from ...environments.dialogue import Dialogue, Limits, Setting
 from ...environments.tools import Tool, by_name, load_tools, make_tool
 from ...environments.workers import Workers
+from ...parallel import ALONE, World
 from ...policy.load import eos_token_ids
 from ...policy.policy import Policy
 from ...rewards import Reward
+from ...rollouts.dropped import ErrorBudget
 from ...rollouts.episodes import EpisodeSampler
-from ...rollouts.transformers import TransformersSampler
 from ...rollouts.written import written_text
 from ...types import Prompt
 from .models import context_of, prompt_limit
@@ -35,6 +37,7 @@ class Environments:
     tools: Mapping[str, Tool]
     kinds: Mapping[str, EnvironmentKind]
     parser: TurnParser
+    budget: ErrorBudget = field(default_factory=ErrorBudget)
 
     @property
     def tools_of(self) -> ToolsOf:
@@ -122,7 +125,8 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
         say(
             f"environment {kind.name}: {'answers by step' if kind.has_steps else 'answers calls of its tools'}"
         )
-    return Environments(tools, kinds, parser)
+    budget = ErrorBudget(config.max_environment_errors)
+    return Environments(tools, kinds, parser, budget)
 
 
 def _check_template(tokenizer: Any, schemas: Sequence[dict[str, Any]], has_steps: bool) -> None:
@@ -149,7 +153,8 @@ def episode_sampler(
     config: ModelConfig,
     policy: Policy,
     tokenizer: Any,
-    sampler: TransformersSampler,
+    sampler: Any,
+    world: World = ALONE,
 ) -> EpisodeSampler:
     """Makes the sampler of episodes on top of a sampler of turns.
 
@@ -158,12 +163,16 @@ def episode_sampler(
         config: the limits.
         policy: the model.
         tokenizer: its tokenizer.
-        sampler: samples turns; its seed keys the episodes too.
+        sampler: the engine (`TurnEngine`); its seed keys the episodes too.
+        world: the ranks.
 
     Returns:
         The sampler.
     """
     eos = frozenset(eos_token_ids(policy.model, tokenizer))
+    tokenizer = copy.deepcopy(
+        tokenizer
+    )  # it serves one thread at a time, and episodes may be played on another
     setting = Setting(
         tokenizer=tokenizer,
         parser=environments.parser,
@@ -190,8 +199,10 @@ def episode_sampler(
         lambda ids: written_text(tokenizer, ids, ()),
         max_length=config.max_completion_length,
         max_turn_length=config.max_turn_length,
-        batch_size=config.rollout_batch_size,
+        batch_size=getattr(sampler, "batch_size", 0),  # an engine elsewhere has no batches
         stop=sampler.stop,
+        budget=environments.budget,
+        world=world,
     )
     weakref.finalize(episodes, setting.workers.close)
     return episodes
@@ -203,6 +214,7 @@ def with_episodes(
     policy: Policy,
     tokenizer: Any,
     make_turns: Callable[[int], Any],
+    world: World = ALONE,
 ) -> Callable[[int], Any]:
     """Prepares the sampler of a run's episodes, where there are tools or environments.
 
@@ -212,6 +224,7 @@ def with_episodes(
         policy: the model.
         tokenizer: its tokenizer.
         make_turns: seed → the sampler of turns.
+        world: the ranks.
 
     Returns:
         A function: seed → the sampler.
@@ -222,14 +235,39 @@ def with_episodes(
     if environments is None:
         return make_turns
     many = environments
-    if config.sampler != "transformers":
-        raise ValueError(
-            f"--sampler {config.sampler}: tools and environments need --sampler transformers, for now"
-        )
-    if config.async_depth:
-        raise ValueError(f"--async_depth {config.async_depth}: tools and environments need 0, for now")
 
     def make(seed: int) -> EpisodeSampler:
-        return episode_sampler(many, config, policy, tokenizer, make_turns(seed))
+        engine = make_turns(seed)
+        if not hasattr(engine, "turns"):
+            raise ValueError(
+                f"--sampler {config.sampler}: tools and environments need an engine that continues turns, and "
+                f"{type(engine).__name__} has no method turns(); use --sampler transformers or vllm"
+            )
+        return episode_sampler(many, config, policy, tokenizer, engine, world)
 
     return make
+
+
+def longest_sequence(
+    environments: Environments | None, config: TrainConfig, policy: Policy, longest: int
+) -> int:
+    """Returns the most tokens that an engine reads at once: an environment may add to a prompt when it is reset.
+
+    Args:
+        environments: the tools and environments.
+        config: the configuration.
+        policy: the model.
+        longest: tokens of the dataset's longest prompt and a completion together.
+    """
+    if environments is None or not environments.kinds:
+        return longest
+    limit = prompt_limit(config, context_of(policy))[0]
+    return longest if limit is None else limit + config.max_completion_length
+
+
+def error_budget(environments: Environments | None, dropped: int) -> ErrorBudget:
+    """Returns the run's count of dropped episodes, which goes on from a checkpoint's."""
+    if environments is None:
+        return ErrorBudget()
+    environments.budget.dropped = dropped
+    return environments.budget

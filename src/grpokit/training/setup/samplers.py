@@ -88,7 +88,8 @@ def sampler_factory(
         )
     if config.sampler == "transformers":
         return lambda seed: make_sampler(config, policy, tokenizer, seed, stop)
-    from ...rollouts.vllm.engine import VLLMSampler, WeightSync
+    from ...rollouts.vllm.engine import WeightSync
+    from ...rollouts.vllm.sampler import VLLMSampler
 
     engine = make_engine(config, policy, world, longest)
     weights = WeightSync(engine, policy, tokenizer, config.vllm_max_gap, config.max_completion_length, world)

@@ -38,7 +38,7 @@ from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
 from .data import load_data
-from .environments import with_episodes
+from .environments import error_budget, longest_sequence, with_episodes
 from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
@@ -82,10 +82,9 @@ def start(
     longest = data.longest + config.max_completion_length
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
-    make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
-    make_sampler = with_episodes(data.environments, config, policy, tokenizer, make_sampler)
-    router = find_router_loss(policy, config.router_aux_loss_coef)
-    layout = choose_layout(config, policy, reference, longest)
+    most = longest_sequence(data.environments, config, policy, longest)
+    make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, most, own_sampler)
+    make_sampler = with_episodes(data.environments, config, policy, tokenizer, make_sampler, world)
     optimizer = make_optimizer(policy, config, parts.optimizer)
     state = TrainState()
     if checkpoint:
@@ -110,9 +109,10 @@ def start(
         group_filter=own_filter
         or partial(has_signal, estimator=estimator, weights=[reward.weight for reward in data.rewards]),
         masks_refused=own_filter is not None,
-        layout=layout,
-        router=router,
+        layout=choose_layout(config, policy, reference, longest),
+        router=find_router_loss(policy, config.router_aux_loss_coef),
         recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
+        budget=error_budget(data.environments, state.dropped),
         state=replace(state, unfinished=None, ahead=(), sources={**state.sources, **digests(config)}),
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
