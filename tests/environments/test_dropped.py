@@ -61,9 +61,10 @@ def test_a_run_goes_on_without_them_and_reports_them(tmp_path, changes):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["endings/error"] > 0 for row in rows)
     assert all(math.isfinite(value) for row in rows for value in row.values())
-    assert "Fragile.reset raised ConnectionError: no world" in (
-        tmp_path / "run" / "completions.jsonl"
-    ).read_text()
+    assert (
+        "Fragile.reset raised ConnectionError: no world"
+        in (tmp_path / "run" / "completions.jsonl").read_text()
+    )
 
 
 def test_the_count_goes_on_after_a_resume_and_over_ranks(tmp_path):

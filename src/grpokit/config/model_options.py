@@ -134,6 +134,9 @@ class SamplingOptions:
     """How transformers samples: a loop of our own where it serves the model (auto), or its generate. Same tokens."""
     share_prefill: bool = free(True)
     """Run a prompt once for all its completions when sampling. Same tokens."""
+    turn_cache_gib: float = free(2.0)
+    """Memory in GiB for the keys and values that episodes keep from turn to turn when transformers samples (0: none are kept).
+    Same tokens."""
 
 
 @dataclass(frozen=True)

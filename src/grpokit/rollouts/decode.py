@@ -1,8 +1,11 @@
-"""A decode loop: one forward over each prompt for all its completions, then one forward per new token."""
+"""A decode loop: one forward over each prompt for all its completions, then one forward per new token.
+
+A turn that continues an episode begins with one forward over what is new, behind the keys and values of its earlier turns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..policy.architecture import backbone, head
 from .attention import LIGHT
+from .kept import Block
 from .picking import TokenPicker
 from .sampler import SamplingStopped
 
@@ -41,17 +45,23 @@ class RoomyLayer(DynamicLayer):
             self.buffers = [key_states, value_states]
         else:
             if end > self.buffers[0].shape[-2]:
-                self.rebuild()
+                self.rebuild(at_least=end)
             for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
                 buffer[:, :, start:end] = new
         self.length = end
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
-    def rebuild(self, rows: Tensor | None = None) -> None:
+    def load(self, buffers: Sequence[Tensor], length: int) -> None:
+        """Takes keys and values [B, heads, L, D] of which the first `length` are filled."""
+        self.buffers, self.length = list(buffers), length
+        self.dtype, self.device, self.is_initialized = buffers[0].dtype, buffers[0].device, True
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+    def rebuild(self, rows: Tensor | None = None, at_least: int = 0) -> None:
         """Makes room for more tokens, and keeps only the completions `rows` [b] (which may repeat; None: all)."""
         # A quarter more, because few completions reach the full length.
-        capacity = self.length + max(16, self.length // 4)
+        capacity = max(self.length + max(16, self.length // 4), at_least)
         for i, buffer in enumerate(self.buffers):
             filled = buffer[:, :, : self.length]
             size = len(filled if rows is None else rows), filled.shape[1], capacity, filled.shape[3]
@@ -101,6 +111,40 @@ class Completing:
         self.keep(rows)
         return logits[rows]
 
+    def resume(self, kept: Block, input_ids: Tensor, mask: Tensor, max_length: int) -> Tensor:
+        """Runs one forward over new tokens, behind kept ones.
+
+        Args:
+            kept: the keys and values of b rows.
+            input_ids: [b, N] new tokens, padded on the left.
+            mask: [b, N] 0 at padding.
+            max_length: the most tokens of a completion.
+
+        Returns:
+            Logits [b, V] of the first tokens.
+        """
+        for layer, buffers in zip(self.layers, kept.layers, strict=True):
+            layer.load(buffers, kept.columns.shape[1])
+        positions = kept.columns.sum(-1, keepdim=True) + (mask.cumsum(-1) - 1).clamp(min=0)
+        whole = torch.cat([kept.columns.to(mask.dtype), mask], dim=1)
+        logits = self._logits(input_ids, whole, positions)
+        self.positions = positions[:, -1:]
+        columns = torch.nn.functional.pad(whole, (0, max_length), value=1)
+        self.columns = columns.bool()[:, None, None] if self.boolean_masks else columns
+        return logits
+
+    def block(self, rows: Tensor, counts: Tensor) -> Block:
+        """Returns the keys and values of the completions `rows` [n], of whose tokens the first `counts` [n] are kept."""
+        length = self.cache.get_seq_length()
+        columns = torch.ones(len(rows), length, dtype=torch.bool, device=rows.device)
+        if self.columns is not None:
+            columns = self.columns[rows].reshape(len(rows), -1)[:, :length].bool()
+        columns &= columns.cumsum(-1) <= counts[:, None]
+        return Block(
+            tuple(tuple(b[rows, :, :length] for b in layer.buffers) for layer in self.layers),  # pyright: ignore
+            columns,
+        )
+
     def step(self, tokens: Tensor) -> Tensor:
         """Appends tokens [b]. Returns the logits [b, V] of the next ones."""
         self.positions = self.positions + 1
@@ -125,33 +169,36 @@ class Completing:
         return self.head.logits(output.last_hidden_state[:, -1])
 
 
+Leave = Callable[[Tensor], None]
+"""Called with the completions [n] that leave the batch, as numbers of its present rows, before they are dropped."""
+
+
 def decode(
-    model: Any,
-    prompts: tuple[Tensor, Tensor | None],
-    rows: Tensor,
+    running: Completing,
+    logits: Tensor,
     picker: TokenPicker,
     max_length: int,
     stop: Callable[[], bool] = lambda: False,
+    leave: Leave = lambda rows: None,
 ) -> None:
     """Samples B completions into `picker`. Finished ones leave the batch once there are enough of them.
 
     Args:
-        model: the Hugging Face model.
-        prompts: input_ids [P, L], padded on the left, and their mask [P, L] (None: no padding).
-        rows: [B] the prompt that each completion continues.
+        running: the completions, which have read their prompts.
+        logits: [B, V] of their first tokens.
         picker: picks and records the tokens.
         max_length: the most tokens of a completion.
         stop: checked now and then.
+        leave: called where completions leave.
 
     Raises:
         SamplingStopped: `stop()` returned True.
     """
-    look_every = 1 if rows.device.type == "cpu" else SYNC_EVERY
-    running = Completing(model)
-    logits = running.start(*prompts, rows, max_length)
+    look_every = 1 if logits.device.type == "cpu" else SYNC_EVERY
     for t in range(1, max_length + 1):
         tokens = picker.pick(logits)  # [b]
         if t == max_length:
+            leave(torch.arange(len(tokens), device=tokens.device))
             return
         if t % STOP_EVERY == 0 and stop():
             raise SamplingStopped(f"stopped after {t} tokens of a batch")
@@ -159,8 +206,10 @@ def decode(
             unfinished = ~picker.ended
             left = int(unfinished.sum())
             if left == 0:
+                leave(torch.arange(len(tokens), device=tokens.device))
                 return
             if len(tokens) - left >= LEAVE_AT * len(tokens):
+                leave(picker.ended.nonzero()[:, 0])
                 kept = unfinished.nonzero()[:, 0]
                 picker.keep(kept)
                 running.keep(kept)

@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,8 @@ from ..policy.load import eos_token_ids
 from ..policy.policy import Policy
 from ..types import Prompt, Rollout, RolloutGroup
 from .attention import light
-from .decode import decode
+from .decode import Completing, decode
+from .kept import TurnCache
 from .pending import in_groups
 from .picking import Ended, KeyedSampling, TokenPicker
 from .sampler import Request, SamplingStopped
@@ -48,6 +50,7 @@ class TransformersSampler:
         decode: "loop": the decode loop of this package; "generate": Hugging Face's; "auto": the loop if it supports the
             model. The tokens are the same.
         share_prefill: whether the loop runs a prompt once for all its completions.
+        turn_cache: bytes of keys and values that episodes may keep from turn to turn; 0: none.
         stop: checked between batches, and now and then in the loop. Once it is True, `sample` raises SamplingStopped.
 
     Raises:
@@ -66,12 +69,14 @@ class TransformersSampler:
         rollout_batch_size: int = 256,
         decode: Literal["auto", "loop", "generate"] = "auto",
         share_prefill: bool = True,
+        turn_cache: int = 0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.policy, self.tokenizer, self.seed = policy, tokenizer, seed
         self.max_length, self.min_length = max_completion_length, min_completion_length
         self.batch_size = rollout_batch_size
         self.decode, self.share_prefill, self.stop = decode, share_prefill, stop
+        self.turn_cache = turn_cache
         self.strings = string_finder(tokenizer, stop_strings) if stop_strings else None
         self.eos_ids = eos_token_ids(policy.model, tokenizer)
         pad = tokenizer.pad_token_id
@@ -94,8 +99,11 @@ class TransformersSampler:
     @contextmanager
     def turns(self, prompts: Sequence[Prompt], *, greedy: bool = False) -> Iterator[Waves]:
         """See `TurnEngine.turns`. The turns of a wave share a forward."""
+        # What is computed behind kept keys and values is what the layout of shared prompts does too.
+        continues = self.turn_cache and self.policy.shares_not is None
+        kept = TurnCache(self.turn_cache) if continues else None
         with self._session():
-            yield Waves(lambda requests: self._complete(requests, greedy), self.policy.version)
+            yield Waves(lambda requests: self._complete(requests, greedy, kept), self.policy.version)
 
     @contextmanager
     def _session(self) -> Iterator[None]:
@@ -104,13 +112,16 @@ class TransformersSampler:
         with unsharded(self.policy), torch.compiler.set_stance("force_eager"):
             yield
 
-    def _complete(self, requests: Sequence[Request], greedy: bool) -> list[Rollout]:
+    def _complete(
+        self, requests: Sequence[Request], greedy: bool, kept: TurnCache | None = None
+    ) -> list[Rollout]:
         """Samples one continuation of each request, in order. Raises SamplingStopped once `stop()` is True."""
         longest = max((len(r.ids) + r.room for r in requests), default=0)
-        run = self._loop if self._uses_loop(longest) else self._generate
+        uses_loop = self._uses_loop(longest)
+        run = partial(self._loop, kept=kept) if uses_loop else self._generate
         rollouts: list[Rollout] = []
         # A model whose rows change each other in generate is sampled row by row.
-        size = 1 if run == self._generate and self.policy.generate_not else self.batch_size
+        size = 1 if not uses_loop and self.policy.generate_not else self.batch_size
         for start in range(0, len(requests), size):
             if self.stop():
                 raise SamplingStopped(f"stopped after {start} of {len(requests)} completions")
@@ -157,24 +168,46 @@ class TransformersSampler:
             run(requests, picker)
         return self._rollouts(picker)  # outside, so that its tensors may take part in a user's own gradient
 
-    def _loop(self, requests: Sequence[Request], picker: TokenPicker) -> None:
+    def _loop(self, requests: Sequence[Request], picker: TokenPicker, kept: TurnCache | None = None) -> None:
+        most = len(picker.tokens)
+        with light(self.policy.model):
+            running = Completing(self.policy.model)
+            keys = [(r.position, r.generation) for r in requests]
+            block = None if kept is None else kept.take(keys, [len(r.ids) for r in requests])
+            if block is None:
+                logits = self._start(running, requests, most)
+            else:
+                counts = block.columns.sum(-1).tolist()
+                new = [r.ids[count:] for r, count in zip(requests, counts, strict=True)]
+                input_ids, mask = (t.to(self.policy.device) for t in left_pad(new, self.pad_id))
+                logits = running.resume(block, input_ids, mask, most)
+
+            def leave(rows: Tensor) -> None:
+                """Keeps the completions that have ended: only those may go on."""
+                if kept is None:
+                    return
+                own = rows if picker.rows is None else picker.rows[rows]  # their numbers in the batch
+                goes_on = picker.lengths[own] > 0
+                rows, own = rows[goes_on], own[goes_on]
+                if len(rows) == 0:
+                    return
+                read = torch.tensor([len(requests[i].ids) for i in own.tolist()], device=rows.device)
+                # The last token was sampled, and not read.
+                kept.add([keys[i] for i in own.tolist()], running.block(rows, read + picker.lengths[own] - 1))
+
+            decode(running, logits, picker, most, self.stop, leave)
+
+    def _start(self, running: Completing, requests: Sequence[Request], most: int) -> Tensor:
+        """Runs a forward over whole prompts, each once for all its completions. Returns logits [B, V]."""
         rows, prompts = [], []
         for request in requests:
             if not (self.share_prefill and prompts and prompts[-1] == request.ids):
                 prompts.append(request.ids)
             rows.append(len(prompts) - 1)
-        model, device = self.policy.model, self.policy.device
+        device = self.policy.device
         input_ids, mask = left_pad(prompts, self.pad_id)
         padded = None if bool(mask.all()) else mask.to(device)
-        with light(model):
-            decode(
-                model,
-                (input_ids.to(device), padded),
-                torch.tensor(rows, device=device),
-                picker,
-                len(picker.tokens),
-                self.stop,
-            )
+        return running.start(input_ids.to(device), padded, torch.tensor(rows, device=device), most)
 
     def _generate(self, requests: Sequence[Request], picker: TokenPicker) -> None:
         model, device = self.policy.model, self.policy.device

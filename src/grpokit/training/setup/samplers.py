@@ -46,6 +46,7 @@ def make_sampler(
         rollout_batch_size=config.rollout_batch_size,
         decode=config.decode,
         share_prefill=config.share_prefill,
+        turn_cache=int(config.turn_cache_gib * 2**30),
         stop=stop,
     )
 

@@ -1,0 +1,95 @@
+"""Keeps an episode's keys and values from one turn to the next, so that a turn computes only what is new.
+
+    turn 1    prompt ─────────── turn      computes prompt and turn
+    turn 2    (kept ───────────) answer ── turn      computes answer and turn
+
+The rows of a wave that end together leave their keys and values in one block. A block's columns may be padding, so it says
+which of them hold tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Key = tuple[int, int]  # (position of the prompt, number of the generation)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Keys and values of b rows.
+
+    Example:
+        >>> layer = torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4)
+        >>> Block((layer,), torch.tensor([[False, True, True], [True, True, True]])).columns.sum(1)
+        tensor([2, 3])
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values [b, K, C, D] of each layer
+    columns: Tensor  # [b, C] bool: the columns that hold a token; they are in the order of the tokens
+
+    @property
+    def num_bytes(self) -> int:
+        """Returns the memory that it takes."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+
+
+class TurnCache:
+    """The blocks of the episodes that are under way.
+
+    Args:
+        most: bytes that they may take together. Beyond it none is kept, and the next turns compute everything.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._places: dict[Key, tuple[Block, int]] = {}
+        self._bytes = 0
+
+    def add(self, keys: Sequence[Key], block: Block) -> None:
+        """Adds the rows of a block, if there is room."""
+        self._bytes += block.num_bytes
+        if self._bytes > self.most:
+            self._places.clear()
+            return
+        self._places |= {key: (block, row) for row, key in enumerate(keys)}
+
+    def take(self, keys: Sequence[Key], lengths: Sequence[int]) -> Block | None:
+        """Returns one block with a row for each key, and forgets all of them. None where any is missing.
+
+        Args:
+            keys: b episodes.
+            lengths: the tokens of each, with those that are not computed yet; the block's layers have room for them.
+        """
+        places, self._places, self._bytes = self._places, {}, 0
+        if not keys or any(key not in places for key in keys):
+            return None
+        rows: dict[int, list[tuple[int, int]]] = {}  # block → (row here, row there)
+        blocks = {id(block): block for block, _ in places.values()}
+        for here, key in enumerate(keys):
+            block, there = places[key]
+            rows.setdefault(id(block), []).append((here, there))
+        width = max(blocks[name].columns.shape[1] for name in rows)
+        first = blocks[next(iter(rows))]
+        columns = first.columns.new_zeros(len(keys), width)
+        for name, pairs in rows.items():
+            block = blocks[name]
+            here, there = torch.tensor(pairs, device=columns.device).unbind(1)
+            columns[here, : block.columns.shape[1]] = block.columns[there]
+        room = int((torch.tensor(lengths, device=columns.device) - columns.sum(-1)).max()) + 16
+        # Zeros, not uninitialised memory: what a mask leaves out must still be finite.
+        layers = [
+            [t.new_zeros(len(keys), t.shape[1], width + room, t.shape[3]) for t in layer]
+            for layer in first.layers
+        ]
+        for name, pairs in rows.items():
+            block = blocks[name]
+            here, there = torch.tensor(pairs, device=columns.device).unbind(1)
+            size = block.columns.shape[1]
+            for new, old in zip(layers, block.layers, strict=True):
+                for target, source in zip(new, old, strict=True):
+                    target[here, :, :size] = source[there]
+        return Block(tuple((keys_, values) for keys_, values in layers), columns)
