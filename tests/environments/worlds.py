@@ -122,3 +122,16 @@ class Fragile:
         if self.generation == 2:
             raise ValueError("a broken world")
         return Observation("go on", reward=0.25 * (len(message) % 4), done=self.left <= 0)
+
+
+class Owner:
+    """Owns its data: makes the prompt, and another one for each task."""
+
+    def reset(self, seed: int) -> str:
+        """Begins."""
+        self.word = "ab"[seed % 2] * (1 + seed % 5)
+        return f"Say {self.word}."
+
+    def step(self, message: str) -> Observation:
+        """Answers."""
+        return Observation("well", reward=float(len(message) % 3), done=True)

@@ -153,7 +153,7 @@ def test_an_engine_in_the_trainers_process(task, tmp_path, lora):
     assert max(gaps.values()) < 1e-3
     assert not (tmp_path / "run" / "vllm").exists()
     if lora is EPISODES:
-        assert all(row["turns/max"] > 1 for row in metrics_of(tmp_path / "run"))
+        assert any(row["turns/max"] > 1 for row in metrics_of(tmp_path / "run"))
 
 
 @needs_vllm

@@ -26,8 +26,13 @@ MODEL_RULES = [
         "is a run's directory; its trained model is {c.model}/final",
     ),
     Rule("model", lambda c: has_model(c.model) or is_adapter(c.model), "has no config.json"),
-    Rule("dataset", lambda c: c.dataset != "", "is required; see --help", "(missing)"),
-    Rule("dataset", lambda c: has_data(c.dataset), "no such file or directory"),
+    Rule(
+        "dataset",
+        lambda c: c.dataset != "" or len(c.environment) > 0,
+        "is required, unless an --environment makes the prompts; see --help",
+        "(missing)",
+    ),
+    Rule("dataset", lambda c: c.dataset == "" or has_data(c.dataset), "no such file or directory"),
     Rule(
         "reward_funcs",
         lambda c: len(c.reward_funcs) > 0 or len(c.environment) > 0,
@@ -40,7 +45,7 @@ MODEL_RULES = [
         "needs one weight for each of the reward functions: {c.reward_funcs}",
     ),
     *at_least(1, "max_completion_length max_turns environment_workers"),
-    *at_least(0, "max_turn_length tool_timeout max_tool_output"),
+    *at_least(0, "max_turn_length tool_timeout max_tool_output max_environment_errors turn_cache_gib"),
     Rule(
         "min_completion_length",
         lambda c: 0 <= c.min_completion_length <= c.max_completion_length,

@@ -59,7 +59,7 @@ def own_prompt(prompt: Prompt) -> Prompt:
 
 def check_ids(prompt: Prompt, rows: int) -> Prompt:
     """Returns the prompt; raises ValueError where it has a token that a model of so many rows lacks."""
-    if max(prompt.ids) >= rows:
+    if max(prompt.ids, default=0) >= rows:
         raise ValueError(
             f"{prompt.source}: the prompt has the token {max(prompt.ids)}, and the model's embedding has {rows} rows: its "
             "tokenizer has tokens that were added without a resize; resize the model "

@@ -186,10 +186,15 @@ class Dialogue:
         own = self.prompt.columns.get("tools")
         schemas += [schema for schema in own or () if isinstance(schema, dict)]
         self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, schemas)
-        if first is None:  # rendered with its tools when the data was read
+        if first is None and self.prompt.ids:  # rendered with its tools when the data was read
             self.prompt_ids = self.prompt.ids
             return
         messages = with_first(self.prompt.content, first, self._where("reset"))
+        if not any(message["role"] == "user" for message in messages):
+            raise EnvironmentFailed(
+                f"{self._where('reset')}: there is nothing for the model to read; without --dataset, reset returns the "
+                "prompt: a text or messages"
+            )
         self.prompt_ids = tuple(self._continuation.full_ids(messages))
 
     def _where(self, method: str) -> str:

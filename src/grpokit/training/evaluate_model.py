@@ -14,12 +14,14 @@ from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
-from .setup.data import load_prompts, make_rewards
-from .setup.environments import episode_sampler, find_environments
+from .setup.data import PromptSource, load_prompts, make_rewards
+from .setup.environments import episode_sampler, find_environments, load_tasks
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
-from .setup.samplers import make_sampler
+from .setup.samplers import EVAL_SEED, make_sampler
+
+TASKS = 100  # tasks to evaluate on, where an environment owns its data and --max_samples doesn't say how many
 
 
 def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, float]:
@@ -48,15 +50,20 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         set_threads(config, policy)
         environments = find_environments(config, parts, tokenizer)
         tools_of = None if environments is None else environments.tools_of
-        prompts = load_prompts(
-            config, config.dataset, "--dataset", tokenizer, context_of(policy), parts.train_dataset, tools_of
-        )
+        context = context_of(policy)
+        if environments is not None and not config.dataset:
+            prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
+        else:
+            rows = parts.train_dataset
+            prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows, tools_of)
         tokenizer = check_tokens(policy, tokenizer, prompts)
         check_model(policy, config.model, prompts.longest + config.max_completion_length, config)
         rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
         rewards += () if environments is None else environments.rewards
         say(describe_rewards(rewards))
-        turns = make_sampler(config, policy, tokenizer, config.seed)
+        # An environment's tasks follow from the seed, and must not be those that a run with this seed trains on.
+        seed = config.seed if config.dataset else config.seed + EVAL_SEED
+        turns = make_sampler(config, policy, tokenizer, seed)
         sampler: Sampler = turns
         if environments is not None:
             sampler = episode_sampler(environments, config, policy, tokenizer, turns)
@@ -64,10 +71,14 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
     def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
         return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)
 
-    chosen = prompts.in_order()
+    chosen = prompts.in_order(config.max_samples or (0 if config.dataset else TASKS))
     with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
         figures = evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
-    console.print(figures_table(figures, f"{config.model} on {len(chosen)} prompts of {config.dataset}"))
+    console.print(
+        figures_table(
+            figures, f"{config.model} on {len(chosen)} prompts of {config.dataset or config.environment[0]}"
+        )
+    )
     if config.output_file:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         Path(config.output_file).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")

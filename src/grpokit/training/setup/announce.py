@@ -35,7 +35,7 @@ def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[s
     updates = config.num_iterations * config.updates_per_step
     found = notes(loss, updates, sampler_is_trainer=config.sampler == "transformers")
     found += filter(None, [correction_note(loss, config.async_depth, config.correction_mode)])
-    if config.eval_steps and not config.eval_dataset:
+    if config.eval_steps and config.dataset and not config.eval_dataset:
         found.append(f"--eval_steps {config.eval_steps} does nothing without --eval_dataset")
     if layout.shares_not is not None:
         found.append(f"each completion's forward computes its prompt again: {layout.shares_not}")

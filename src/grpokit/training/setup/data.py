@@ -13,13 +13,17 @@ from ...data.prompts import Prompts
 from ...data.rows import describe_dataset, named_row, read_rows
 from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
+from ...data.tasks import EnvironmentTasks
 from ...data.tokenizing import ToolsOf, require_template, tokenize
 from ...rewards import Reward, describe_rewards, load_rewards
 from ...rewards.scoring import OF_EPISODES
 from ...types import Prompt
-from .environments import Environments, find_environments
+from .environments import Environments, find_environments, load_tasks
 from .models import prompt_limit
 from .parts import Parts
+
+PromptSource = Prompts | PromptStream | EnvironmentTasks
+"""Where the prompts of a run come from: rows, an iterable, or an environment."""
 
 
 def load_prompts(
@@ -143,7 +147,7 @@ def load_training_prompts(
     context: int | None,
     rows: Any = None,
     tools_of: ToolsOf | None = None,
-) -> Prompts | PromptStream:
+) -> PromptSource:
     """Loads the prompts to train on.
 
     Args:
@@ -188,7 +192,7 @@ def make_rewards(
 class RunData:
     """The data of a run: its prompts, rewards and held-out prompts."""
 
-    prompts: Prompts | PromptStream
+    prompts: PromptSource
     rewards: tuple[Reward, ...]
     held_out: list[Prompt]  # in the order of --eval_dataset
     longest: int  # tokens of the longest prompt of both
@@ -217,7 +221,10 @@ def load_data(
     """
     environments = find_environments(config, parts, tokenizer)
     tools_of = None if environments is None else environments.tools_of
-    prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
+    if environments is not None and not config.dataset:
+        prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
+    else:
+        prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
     columns = set(prompts.columns)
     if environments is not None:
         environments.check_columns(prompts.columns)
@@ -230,14 +237,17 @@ def load_data(
         )
     say(describe_rewards(rewards))
     if not config.eval_dataset:
-        return RunData(prompts, rewards, [], prompts.longest, environments)
+        held_out: list[Prompt] = []
+        if isinstance(prompts, EnvironmentTasks) and config.eval_steps:
+            held_out = prompts.in_order(config.eval_samples)
+        return RunData(prompts, rewards, held_out, prompts.longest, environments)
     flag = "--eval_dataset"
-    held_out = load_prompts(
+    eval_prompts = load_prompts(
         config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset, tools_of
     )
     try:  # an error now, not at the first evaluation
-        make_rewards(config, held_out.columns, parts.reward_funcs)
+        make_rewards(config, eval_prompts.columns, parts.reward_funcs)
     except ValueError as error:
         raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
-    longest = max(prompts.longest, held_out.longest)
-    return RunData(prompts, rewards, held_out.in_order(config.eval_samples), longest, environments)
+    longest = max(prompts.longest, eval_prompts.longest)
+    return RunData(prompts, rewards, eval_prompts.in_order(config.eval_samples), longest, environments)

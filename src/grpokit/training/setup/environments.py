@@ -10,7 +10,9 @@ from typing import Any
 
 from ...common.console import say
 from ...common.text import FROM_PYTHON
+from ...common.waiting import Waiting, together
 from ...config.options import ModelConfig, TrainConfig
+from ...data.tasks import EnvironmentTasks
 from ...data.tokenizing import ToolsOf
 from ...environments.calls import TurnParser, call_id, find_parser
 from ...environments.continuation import CannotContinue, Continuation
@@ -28,6 +30,8 @@ from ...rollouts.written import written_text
 from ...types import Prompt
 from .models import context_of, prompt_limit
 from .parts import Parts
+
+TRIED = 8  # tasks of an environment that owns its data, whose prompts are measured at the start
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,84 @@ def _check_template(tokenizer: Any, schemas: Sequence[dict[str, Any]], has_steps
         raise ValueError(f"--tools, --environment: the model's turns can't be followed: {error}") from error
 
 
+def make_setting(
+    environments: Environments,
+    config: ModelConfig,
+    tokenizer: Any,
+    context: int | None,
+    seed: int,
+    eos_ids: frozenset[int],
+) -> Setting:
+    """Makes what all episodes of a sampler share.
+
+    Args:
+        environments: the tools and environments.
+        config: the limits.
+        tokenizer: the model's.
+        context: the model's longest context in tokens, where it is known.
+        seed: the sampler's seed.
+        eos_ids: the tokens that end a turn.
+
+    Returns:
+        The setting. Its workers are the caller's to close.
+    """
+    return Setting(
+        tokenizer=tokenizer,
+        parser=environments.parser,
+        limits=Limits(
+            max_turns=config.max_turns,
+            max_tokens=config.max_completion_length,
+            tool_timeout=config.tool_timeout,
+            max_prompt=prompt_limit(config, context)[0],
+            max_tool_tokens=config.max_tool_output,
+        ),
+        workers=Workers(config.environment_workers),
+        seed=seed,
+        eos_ids=eos_ids,
+        tools=environments.tools,
+        kinds=environments.kinds,
+    )
+
+
+def load_tasks(
+    environments: Environments, config: ModelConfig, tokenizer: Any, context: int | None
+) -> EnvironmentTasks:
+    """Prepares the tasks of environments that own their data, and tries `reset` for some of them.
+
+    Args:
+        environments: the tools and environments.
+        config: the configuration, without --dataset.
+        tokenizer: the model's.
+        context: the model's longest context in tokens, where it is known.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        ValueError: there is no environment, or one of them makes no prompt.
+    """
+    if not environments.kinds:
+        raise ValueError("--dataset (missing): --tools have no prompts of their own, so name a dataset")
+    names = tuple(environments.kinds)
+    tasks = EnvironmentTasks(names, 0, config.system_prompt)
+    setting = make_setting(environments, config, tokenizer, context, config.seed, frozenset())
+    tried = [Dialogue(setting, prompt, 0) for prompt in tasks.take(0, max(TRIED, len(names)))]
+
+    def lengths(dialogue: Dialogue) -> Waiting[int]:
+        yield from dialogue.open()
+        yield from dialogue.close()
+        return len(dialogue.prompt_ids)
+
+    try:
+        tasks.longest = max(together([lengths(dialogue) for dialogue in tried]))
+    finally:
+        together([dialogue.close() for dialogue in tried])
+        setting.workers.close()
+    who = ", ".join(dict.fromkeys(kind.name for kind in environments.kinds.values()))
+    say(f"prompts: made by {who}; the longest of {len(tried)} tasks has {tasks.longest} tokens")
+    return tasks
+
+
 def episode_sampler(
     environments: Environments,
     config: ModelConfig,
@@ -169,26 +251,11 @@ def episode_sampler(
     Returns:
         The sampler.
     """
-    eos = frozenset(eos_token_ids(policy.model, tokenizer))
     tokenizer = copy.deepcopy(
         tokenizer
     )  # it serves one thread at a time, and episodes may be played on another
-    setting = Setting(
-        tokenizer=tokenizer,
-        parser=environments.parser,
-        limits=Limits(
-            max_turns=config.max_turns,
-            max_tokens=config.max_completion_length,
-            tool_timeout=config.tool_timeout,
-            max_prompt=prompt_limit(config, context_of(policy))[0],
-            max_tool_tokens=config.max_tool_output,
-        ),
-        workers=Workers(config.environment_workers),
-        seed=sampler.seed,
-        eos_ids=eos,
-        tools=environments.tools,
-        kinds=environments.kinds,
-    )
+    eos = frozenset(eos_token_ids(policy.model, tokenizer))
+    setting = make_setting(environments, config, tokenizer, context_of(policy), sampler.seed, eos)
 
     def begin(prompt: Prompt, generation: int) -> Dialogue:
         return Dialogue(setting, prompt, generation)

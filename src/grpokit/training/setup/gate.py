@@ -17,8 +17,7 @@ from typing import Any
 from ...common.console import say
 from ...common.text import first_line
 from ...config.options import ModelConfig, TrainConfig
-from ...data.prompts import Prompts, check_ids
-from ...data.stream import PromptStream
+from ...data.prompts import check_ids
 from ...parallel import ALONE, World
 from ...policy.architecture import obstacle
 from ...policy.export import SaveFormat, write_model
@@ -26,6 +25,7 @@ from ...policy.policy import Policy
 from ...policy.reference import Reference
 from ...policy.twin import reach
 from ...types import Prompt
+from .data import PromptSource
 from .ways import BEYOND, WITHIN, CannotCompute, Found, full_trial, short_trial, try_all, try_twin
 
 
@@ -143,7 +143,7 @@ def check_run_models(
 
 
 def check_tokens(
-    policy: Policy, tokenizer: Any, prompts: Prompts | PromptStream, held_out: Sequence[Prompt] = ()
+    policy: Policy, tokenizer: Any, prompts: PromptSource, held_out: Sequence[Prompt] = ()
 ) -> Any:
     """Checks that model and tokenizer fit each other. Returns the tokenizer, with the eos token for padding if need be.
 

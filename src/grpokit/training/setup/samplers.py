@@ -20,6 +20,10 @@ from .parts import SamplerFactory, call_factory
 if TYPE_CHECKING:
     from ...rollouts.vllm.engine import Engine
 
+EVAL_SEED = (
+    1_000_003  # added to the seed: evaluation draws noise of its own, and an environment's tasks are others
+)
+
 
 def make_sampler(
     config: ModelConfig, policy: Policy, tokenizer: Any, seed: int, stop: Callable[[], bool] = lambda: False

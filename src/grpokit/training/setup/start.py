@@ -43,9 +43,7 @@ from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
 from .parts import Parts, find_estimator, find_filter, find_sampler
-from .samplers import make_sample_ahead, sampler_factory
-
-EVAL_SEED = 1_000_003  # added to the seed: evaluation draws noise of its own
+from .samplers import EVAL_SEED, make_sample_ahead, sampler_factory
 
 
 def start(

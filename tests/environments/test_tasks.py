@@ -1,0 +1,97 @@
+"""Environments that own their data: a run without a dataset, whose prompts are what `reset` says."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from grpokit.commands.cli import main
+from grpokit.config.yaml import to_yaml
+from helpers.agents import WORLDS, config_of, make_chat_model
+from helpers.running import start, train
+
+
+def owned(tmp_path, *names, **changes):
+    return config_of(
+        tmp_path, environment=tuple(names) or (f"{WORLDS}:Owner",), **({"dataset": ""} | changes)
+    )
+
+
+def rows_of(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_prompts_come_from_reset_and_are_the_same_within_a_group(tmp_path):
+    run = start(owned(tmp_path))
+    groups = run.rollouts.sampler.sample(run.prompts.take(0, 6), 3)
+    run.close()
+    said = [{run.tokenizer.decode(r.episode.prompt_ids) for r in group.rollouts} for group in groups]
+    assert all(len(texts) == 1 for texts in said)
+    assert len({text for texts in said for text in texts}) > 2
+    assert all("Say " in text for texts in said for text in texts)
+
+
+def test_it_trains_evaluates_and_resumes_to_the_same_bytes(tmp_path):
+    def run_of(name, **changes):
+        output = tmp_path / name
+        run = start(
+            owned(tmp_path, output_dir=str(output), save_steps=1, eval_steps=1, eval_samples=3, **changes)
+        )
+        train(run)
+        run.close()
+        return (output / "final" / "model.safetensors").read_bytes()
+
+    whole = run_of("whole")
+    run_of("halves", max_steps=1)
+    assert run_of("halves", resume_from_checkpoint="auto") == whole
+    assert all("eval/reward" in row for row in rows_of(tmp_path / "whole"))
+
+
+def test_several_environments_take_turns(tmp_path):
+    config = owned(tmp_path, f"one={WORLDS}:Owner", f"two={WORLDS}:Owner")
+    run = start(config)
+    prompts = run.prompts.take(0, 4)
+    run.close()
+    assert [prompt.columns["environment"] for prompt in prompts] == ["one", "two", "one", "two"]
+
+
+def test_eval_from_the_command_line_and_training_from_python(tmp_path, capsys):
+    from grpokit import GRPOTrainer
+
+    make_chat_model(tmp_path / "model")
+    common = ["--model", str(tmp_path / "model"), "--environment", f"{WORLDS}:Owner"]
+    common += ["--max_completion_length", "30", "--num_generations", "2", "--max_samples", "5"]
+    assert main(["eval", *common, "--output_file", str(tmp_path / "out.json")]) == 0
+    assert "on 5 prompts of" in " ".join(capsys.readouterr().out.split())
+    assert 0 <= json.loads((tmp_path / "out.json").read_text())["eval/reward"] <= 2
+    sys.path.insert(0, str(WORLDS.parent))
+    from worlds import Owner
+
+    options = {"max_steps": 1, "prompts_per_step": 2, "num_generations": 2, "max_completion_length": 30}
+    trainer = GRPOTrainer(
+        str(tmp_path / "model"), environment_factory=Owner, output_dir=str(tmp_path / "run"), **options
+    )
+    assert "rewards/Owner/mean" in trainer.train()[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"environment": (f"{WORLDS}:Counter",)},
+            "there is nothing for the model to read; without --dataset",
+        ),
+        (
+            {"environment": (), "tools": (f"{WORLDS}:add",), "reward_funcs": ("length",)},
+            r"--dataset \(missing\): is required, unless an --environment makes the prompts",
+        ),
+    ],
+)
+def test_what_makes_no_prompt_is_refused(tmp_path, capsys, changes, message):
+    import re
+
+    (tmp_path / "run.yaml").write_text(to_yaml(config_of(tmp_path, **({"dataset": ""} | changes))))
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
