@@ -9,6 +9,7 @@ close()               → called when the episode ends
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -35,13 +36,21 @@ class Observation:
     done: bool = False  # whether the episode ends here
 
 
+class EnvironmentFailed(Exception):
+    """An environment raised, or broke its contract. The message names its class and the row."""
+
+
+class NoRoom(Exception):
+    """An environment can't begin an episode now, but will later: `reset` raises it, and the episode is begun again."""
+
+
 @dataclass(frozen=True)
 class EnvironmentKind:
-    """A class of environments, as `inspect_environment` finds it."""
+    """A class of environments, as `inspect_environment` finds it, or a server's, as `openenv_environment` finds it."""
 
     name: str
     make: Callable[[], Any]
-    tool_names: tuple[str, ...]
+    bind: Callable[[Any], Sequence[Tool]]  # the tools of one instance
     has_steps: bool  # it speaks the text protocol
     has_reward: bool
     takes: tuple[str, ...]  # the names that `reset` takes
@@ -50,8 +59,8 @@ class EnvironmentKind:
     schemas: list[dict[str, Any]]  # its tools', as the chat template shows them
 
     def tools_of(self, instance: Any) -> dict[str, Tool]:
-        """Returns the tools of one instance, which are its public methods."""
-        return by_name([make_tool(getattr(instance, name), self.name) for name in self.tool_names], self.name)
+        """Returns the tools of one instance."""
+        return by_name(self.bind(instance), self.name)
 
     def arguments(self, columns: Mapping[str, Any], seed: int, generation: int) -> dict[str, Any]:
         """Returns what `reset` is called with: the row's columns, and seed and generation where it names them."""
@@ -105,9 +114,14 @@ def inspect_environment(factory: Callable[[], Any], where: str = "environment_fa
     bound = [make_tool(_bound(cls, tool), f"{where}: {name}") for tool in tools]
     takes, needs, takes_all = _parameters(methods.get("reset"))
     schemas = [dict(tool.schema) for tool in bound]
+    bind = functools.partial(_method_tools, tools, name)
     return EnvironmentKind(
-        name, factory, tools, has_steps, "get_reward" in methods, takes, takes_all, needs, schemas
+        name, factory, bind, has_steps, "get_reward" in methods, takes, takes_all, needs, schemas
     )
+
+
+def _method_tools(names: Sequence[str], where: str, instance: Any) -> list[Tool]:
+    return [make_tool(getattr(instance, name), where) for name in names]
 
 
 def _bound(cls: type, name: str) -> Callable[..., Any]:
@@ -136,7 +150,9 @@ def _parameters(reset: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
 
 
 def load_environments(names: Sequence[str]) -> dict[str, EnvironmentKind]:
-    """Loads `--environment [name=]file.py:Class ...`: by the name that a row's column `environment` has; "" for a single one.
+    """Loads `--environment [name=]file.py:Class|openenv:URL ...`: by the name that a row's column `environment` has.
+
+    A single one without a name has the name "".
 
     Raises:
         ValueError: one can't be loaded, or several have no names or the same.
@@ -144,15 +160,23 @@ def load_environments(names: Sequence[str]) -> dict[str, EnvironmentKind]:
     found: dict[str, EnvironmentKind] = {}
     for spec in names:
         key, equals, place = spec.partition("=")
-        if not equals:
+        if not equals or spec.startswith("openenv:"):  # a URL may have an equals sign
             key, place = "", spec
         if key in found or (len(names) > 1 and not key):
             raise ValueError(
                 f"--environment {spec}: several environments need a name each: --environment calc=calc.py:Calculator "
                 "game=game.py:Game"
             )
-        found[key] = inspect_environment(load_object(place, "--environment"), f"--environment {spec}")
+        found[key] = _load_environment(place, f"--environment {spec}")
     return found
+
+
+def _load_environment(place: str, where: str) -> EnvironmentKind:
+    if place.startswith("openenv:"):
+        from .openenv import PREFIX, openenv_environment
+
+        return openenv_environment(place.removeprefix(PREFIX))
+    return inspect_environment(load_object(place, "--environment"), where)
 
 
 def episode_seed(seed: int, position: int) -> int:

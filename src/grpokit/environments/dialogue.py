@@ -14,15 +14,11 @@ from ..common.waiting import Waiting
 from ..types import Messages, Prompt
 from .calls import Call, Turn, TurnParser
 from .continuation import CannotContinue, Continuation
-from .contract import EnvironmentKind, Observation, episode_seed
+from .contract import EnvironmentFailed, EnvironmentKind, NoRoom, Observation, episode_seed
 from .tools import Tool, answer_text, cut_in_the_middle, unknown_tool
 from .workers import TimedOut, Workers
 
 Ending = Literal["done", "no_call", "turns", "length", "error"]
-
-
-class EnvironmentFailed(Exception):
-    """An environment raised, or broke its contract. The message names its class and the row."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,8 @@ class Dialogue:
     calls: Counter[str] = field(default_factory=Counter)  # by the tool's name
     failures: int = 0  # calls that were answered by an error
 
-    def open(self) -> Waiting[None]:
-        """Makes the environment, resets it, and renders the prompt.
+    def open(self) -> Waiting[str | None]:
+        """Makes the environment, resets it, and renders the prompt. Returns why it can't begin now; None: it has.
 
         Raises:
             EnvironmentFailed: the environment raised, or broke its contract.
@@ -88,7 +84,10 @@ class Dialogue:
                 seed = episode_seed(self.setting.seed, self.prompt.position)
                 columns = {**self.prompt.columns, "prompt": self.prompt.content}
                 given = copy.deepcopy(kind.arguments(columns, seed, self.generation))
-                first = yield from self._ask(lambda: self.environment.reset(**given), "reset")
+                try:
+                    first = yield from self._ask(lambda: self.environment.reset(**given), "reset")
+                except NoRoom as full:
+                    return str(full)
         self._render(first)
         most = self.setting.limits.max_prompt
         if most is not None and len(self.prompt_ids) > most:
@@ -249,9 +248,16 @@ class Dialogue:
     def _outcome(self, call: Call, answer: Future[Any]) -> str:
         """What the model reads of a call: its result, or its error."""
         try:
-            return answer_text(answer.result())
+            value = answer.result()
+            if isinstance(value, Observation):
+                self.reward += self._number(value.reward, call.name) or 0.0
+                self.ending = "done" if value.done else self.ending
+                value = value.content
+            return answer_text(value)
         except KeyboardInterrupt:
             raise
+        except EnvironmentFailed as error:  # no fault of the call
+            raise EnvironmentFailed(f"{self._where(call.name)}: {error}") from error
         except TimedOut as late:
             problem = f"{call.name}: {late}"
         except BaseException as error:  # noqa: BLE001 - SystemExit too: a tool must not end the run
@@ -301,8 +307,10 @@ class Dialogue:
         yield [under_way]
         try:
             return under_way.result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, NoRoom):
             raise
+        except EnvironmentFailed as error:
+            raise EnvironmentFailed(f"{self._where(method)}: {error}") from error
         except TimedOut as late:
             raise EnvironmentFailed(f"{self._where(method)}: {late}; see --tool_timeout") from late
         except BaseException as error:

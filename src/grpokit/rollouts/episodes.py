@@ -6,6 +6,7 @@ episodes stays together, and a wave has those that go on. The answers of a wave 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ import torch
 from ..common.waiting import Waiting, together
 from ..types import Episode, Messages, Prompt, Rollout, RolloutGroup
 from .sampler import Request, SamplingStopped, TurnEngine
+
+PATIENCE = 600.0  # seconds that episodes wait for room while none can begin
 
 
 class OtherSide(Protocol):
@@ -32,8 +35,8 @@ class OtherSide(Protocol):
         """The class of the environment; None without one."""
         ...
 
-    def open(self) -> Waiting[None]:
-        """Begins the episode, and finds its prompt."""
+    def open(self) -> Waiting[str | None]:
+        """Begins the episode, and finds its prompt. Returns why it can't begin now; None: it has begun."""
         ...
 
     def reply(self, ids: Sequence[int], text: str, cut: bool, room: int) -> Waiting[list[int]]:
@@ -156,11 +159,33 @@ class EpisodeSampler:
         self.engine.sync()
 
     def _batch(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Rollout]:
+        """Samples episodes that advance together. Those for which there is no room follow once others have ended."""
+        found: dict[int, Rollout] = {}
+        most, until, wait = len(jobs), time.monotonic() + PATIENCE, 0.1
+        while left := [number for number in range(len(jobs)) if number not in found][:most]:
+            sampled = self._wave([jobs[number] for number in left], greedy)
+            begun = {
+                n: rollout for n, rollout in zip(left, sampled, strict=True) if isinstance(rollout, Rollout)
+            }
+            found |= begun
+            if begun:
+                most, until, wait = 2 * len(begun), time.monotonic() + PATIENCE, 0.1
+            elif time.monotonic() > until:
+                raise TimeoutError(f"{sampled[0]}; no episode could begin for {PATIENCE:g} seconds")
+            elif self.stop():
+                raise SamplingStopped(f"stopped while waiting for room: {sampled[0]}")
+            else:
+                time.sleep(wait)
+                wait = min(2 * wait, 2.0)
+        return [found[number] for number in range(len(jobs))]
+
+    def _wave(self, jobs: Sequence[tuple[Prompt, int]], greedy: bool) -> list[Rollout | str]:
+        """Samples the episodes that can begin now. Returns for each its rollout, or why it can't begin."""
         episodes = [_Growing(prompt, g, self.begin(prompt, g)) for prompt, g in jobs]
         failed: BaseException | None = None
         try:
-            self._together([e.other.open() for e in episodes])
-            going = episodes
+            problems = self._together([e.other.open() for e in episodes])
+            going = begun = [e for e, problem in zip(episodes, problems, strict=True) if problem is None]
             while going:
                 if self.stop():
                     raise SamplingStopped(f"stopped with {len(going)} of {len(episodes)} episodes under way")
@@ -171,7 +196,7 @@ class EpisodeSampler:
                 for episode, ids in zip(going, answers, strict=True):
                     episode.ids += ids
                 going = [e for e in going if e.other.ending is None]
-            rewards = self._together([e.other.final_reward() for e in episodes])
+            rewards = iter(self._together([e.other.final_reward() for e in begun]))
         except BaseException as error:
             failed = error
             raise
@@ -181,7 +206,10 @@ class EpisodeSampler:
             except Exception:
                 if failed is None:  # else what failed first is the reason
                     raise
-        return [e.rollout(reward, self.decode) for e, reward in zip(episodes, rewards, strict=True)]
+        return [
+            e.rollout(next(rewards), self.decode) if problem is None else problem
+            for e, problem in zip(episodes, problems, strict=True)
+        ]
 
     def _answer(self, episode: _Growing) -> Waiting[list[int]]:
         turn = episode.sampled[-1]
