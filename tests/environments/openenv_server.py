@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - a module is hidden before the others are imported
 """Starts real OpenEnv servers on the loopback interface, a process each, and prints their URLs as JSON.
 
 `worlds` has several environments under paths of its own; `fragile` ends its whole process once the model says something.
@@ -10,6 +11,8 @@ import os
 import socket
 import sys
 import time
+
+sys.modules["gradio"] = None  # OpenEnv does without it, and its import takes as long as all others
 
 import uvicorn
 from fastapi import FastAPI
