@@ -97,7 +97,7 @@ class EpisodeOptions:
     tools: tuple[str, ...] = sampling(())
     """Functions that the model may call: file.py:function, with type hints and a docstring."""
     environment: tuple[str, ...] = sampling(())
-    """Environment that answers the model: file.py:Class; several as name=file.py:Class, chosen by the column `environment`."""
+    """What answers the model: file.py:Class or openenv:URL; several as name=..., chosen by the column `environment`."""
     max_turns: int = sampling(10)
     """Most turns of the model in an episode."""
     max_turn_length: int = sampling(0)

@@ -9,6 +9,8 @@ close()               → called when the episode ends
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import types
 import typing
@@ -19,7 +21,7 @@ from typing import Any
 from ..common.imports import load_object
 from ..common.noise import keyed_hash
 from ..common.text import did_you_mean
-from ..types import Messages
+from ..types import EpisodeFailed, Messages
 from .tools import Tool, by_name, make_tool
 
 OWN = ("reset", "step", "get_reward", "close")
@@ -35,13 +37,17 @@ class Observation:
     done: bool = False  # whether the episode ends here
 
 
+class EnvironmentFailed(EpisodeFailed):
+    """An environment raised, or broke its contract. The message names its class and the row."""
+
+
 @dataclass(frozen=True)
 class EnvironmentKind:
-    """A class of environments, as `inspect_environment` finds it."""
+    """A class of environments, as `inspect_environment` finds it, or a server's, as `openenv_environment` finds it."""
 
     name: str
     make: Callable[[], Any]
-    tool_names: tuple[str, ...]
+    bind: Callable[[Any], Sequence[Tool]]  # the tools of one instance
     has_steps: bool  # it speaks the text protocol
     has_reward: bool
     takes: tuple[str, ...]  # the names that `reset` takes
@@ -50,8 +56,8 @@ class EnvironmentKind:
     schemas: list[dict[str, Any]]  # its tools', as the chat template shows them
 
     def tools_of(self, instance: Any) -> dict[str, Tool]:
-        """Returns the tools of one instance, which are its public methods."""
-        return by_name([make_tool(getattr(instance, name), self.name) for name in self.tool_names], self.name)
+        """Returns the tools of one instance."""
+        return by_name(self.bind(instance), self.name)
 
     def arguments(self, columns: Mapping[str, Any], seed: int, generation: int) -> dict[str, Any]:
         """Returns what `reset` is called with: the row's columns, and seed and generation where it names them."""
@@ -105,9 +111,14 @@ def inspect_environment(factory: Callable[[], Any], where: str = "environment_fa
     bound = [make_tool(_bound(cls, tool), f"{where}: {name}") for tool in tools]
     takes, needs, takes_all = _parameters(methods.get("reset"))
     schemas = [dict(tool.schema) for tool in bound]
+    bind = functools.partial(_method_tools, tools, name)
     return EnvironmentKind(
-        name, factory, tools, has_steps, "get_reward" in methods, takes, takes_all, needs, schemas
+        name, factory, bind, has_steps, "get_reward" in methods, takes, takes_all, needs, schemas
     )
+
+
+def _method_tools(names: Sequence[str], where: str, instance: Any) -> list[Tool]:
+    return [make_tool(getattr(instance, name), where) for name in names]
 
 
 def _bound(cls: type, name: str) -> Callable[..., Any]:
@@ -136,7 +147,9 @@ def _parameters(reset: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
 
 
 def load_environments(names: Sequence[str]) -> dict[str, EnvironmentKind]:
-    """Loads `--environment [name=]file.py:Class ...`: by the name that a row's column `environment` has; "" for a single one.
+    """Loads `--environment [name=]file.py:Class|openenv:URL ...`: by the name that a row's column `environment` has.
+
+    A single one without a name has the name "".
 
     Raises:
         ValueError: one can't be loaded, or several have no names or the same.
@@ -144,15 +157,23 @@ def load_environments(names: Sequence[str]) -> dict[str, EnvironmentKind]:
     found: dict[str, EnvironmentKind] = {}
     for spec in names:
         key, equals, place = spec.partition("=")
-        if not equals:
+        if not equals or spec.startswith("openenv:"):  # a URL may have an equals sign
             key, place = "", spec
         if key in found or (len(names) > 1 and not key):
             raise ValueError(
                 f"--environment {spec}: several environments need a name each: --environment calc=calc.py:Calculator "
                 "game=game.py:Game"
             )
-        found[key] = inspect_environment(load_object(place, "--environment"), f"--environment {spec}")
+        found[key] = _load_environment(place, f"--environment {spec}")
     return found
+
+
+def _load_environment(place: str, where: str) -> EnvironmentKind:
+    if place.startswith("openenv:"):
+        from .openenv import PREFIX, openenv_environment
+
+        return openenv_environment(place.removeprefix(PREFIX))
+    return inspect_environment(load_object(place, "--environment"), where)
 
 
 def episode_seed(seed: int, position: int) -> int:
@@ -160,3 +181,28 @@ def episode_seed(seed: int, position: int) -> int:
     import torch
 
     return int(keyed_hash(seed, torch.tensor([position]))[0]) % 2**31
+
+
+def with_first(content: str | Messages, first: Any, where: str) -> Messages:
+    """Adds what `reset` returned to a prompt: a text to the last user's message, messages behind the others.
+
+    Raises:
+        EnvironmentFailed: it is neither None, a text, nor messages.
+
+    Example:
+        >>> with_first([{"role": "user", "content": "Guess."}], " From 1 to 9.", "reset")
+        [{'role': 'user', 'content': 'Guess. From 1 to 9.'}]
+    """
+    messages = copy.deepcopy(content) if isinstance(content, list) else []
+    if isinstance(content, str) and content:
+        messages = [{"role": "user", "content": content}]
+    if first is None:
+        return messages
+    if isinstance(first, str):
+        if messages and messages[-1]["role"] == "user" and isinstance(messages[-1].get("content"), str):
+            messages[-1]["content"] += first
+            return messages
+        return [*messages, {"role": "user", "content": first}]
+    if isinstance(first, list) and all(isinstance(m, dict) and "role" in m for m in first):
+        return messages + copy.deepcopy(first)
+    raise EnvironmentFailed(f"{where}: returned {type(first).__name__}; expected None, a text or messages")

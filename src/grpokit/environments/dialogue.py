@@ -11,18 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..common.waiting import Waiting
-from ..types import EpisodeFailed, Messages, Prompt
+from ..types import Messages, NoRoom, Prompt
 from .calls import Call, Turn, TurnParser
 from .continuation import CannotContinue, Continuation
-from .contract import EnvironmentKind, Observation, episode_seed
+from .contract import EnvironmentFailed, EnvironmentKind, Observation, episode_seed, with_first
 from .tools import Tool, answer_text, shorten, unknown_tool
 from .workers import TimedOut, Workers
 
 Ending = Literal["done", "no_call", "turns", "length", "error"]
-
-
-class EnvironmentFailed(EpisodeFailed):
-    """An environment raised, or broke its contract. The message names its class and the row."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,7 @@ class Dialogue:
 
         Raises:
             EnvironmentFailed: the environment raised, or broke its contract.
+            NoRoom: it can't begin now. After `close`, another dialogue may be begun later.
         """
         kind, self._tools, first = self._kind(), dict(self.setting.tools), None
         if kind is not None:
@@ -270,9 +267,11 @@ class Dialogue:
         if isinstance(answer, str):
             return answer
         error, limits = answer.exception(), self.setting.limits
+        if isinstance(error, EnvironmentFailed):  # no fault of the call
+            raise EnvironmentFailed(f"{self._where(call.name)}: {error}") from error
         if error is None:
             try:
-                text = answer_text(answer.result())
+                text = answer_text(self._observed(call.name, answer.result()))
                 # What is far beyond the episode's room ends it anyway.
                 return text if limits.max_tool_tokens else text[: 100 * limits.max_tokens]
             except Exception as unprintable:  # noqa: BLE001 - an object's own code
@@ -283,6 +282,14 @@ class Dialogue:
             problem = f"{call.name}: {error}"
         self.failures += 1
         return f"Error: {answer_text(problem)}"
+
+    def _observed(self, name: str, value: Any) -> Any:
+        """Returns what a tool answered. One of a server's environment may end the episode, as `step` does."""
+        if not isinstance(value, Observation):
+            return value
+        self.reward += self._number(value.reward, name) or 0.0
+        self.ending = "done" if value.done else self.ending
+        return value.content
 
     def _number(self, value: Any, method: str) -> float | None:
         """Returns a reward of the environment as a number; None stays None."""
@@ -308,6 +315,10 @@ class Dialogue:
         error = under_way.exception()
         if isinstance(error, TimedOut):
             raise EnvironmentFailed(f"{self._where(method)}: {error}; see --tool_timeout") from error
+        if isinstance(error, NoRoom):
+            raise error
+        if isinstance(error, EnvironmentFailed):
+            raise EnvironmentFailed(f"{self._where(method)}: {error}") from error
         if error is not None:
             raise EnvironmentFailed(
                 f"{self._where(method)} raised {type(error).__name__}: {error}"
@@ -317,28 +328,3 @@ class Dialogue:
     def _end(self, ending: Ending) -> list[int]:
         self.ending = ending
         return []
-
-
-def with_first(content: str | Messages, first: Any, where: str) -> Messages:
-    """Adds what `reset` returned to a prompt: a text to the last user's message, messages behind the others.
-
-    Raises:
-        EnvironmentFailed: it is neither None, a text, nor messages.
-
-    Example:
-        >>> with_first([{"role": "user", "content": "Guess."}], " From 1 to 9.", "reset")
-        [{'role': 'user', 'content': 'Guess. From 1 to 9.'}]
-    """
-    messages = copy.deepcopy(content) if isinstance(content, list) else []
-    if isinstance(content, str) and content:
-        messages = [{"role": "user", "content": content}]
-    if first is None:
-        return messages
-    if isinstance(first, str):
-        if messages and messages[-1]["role"] == "user" and isinstance(messages[-1].get("content"), str):
-            messages[-1]["content"] += first
-            return messages
-        return [*messages, {"role": "user", "content": first}]
-    if isinstance(first, list) and all(isinstance(m, dict) and "role" in m for m in first):
-        return messages + copy.deepcopy(first)
-    raise EnvironmentFailed(f"{where}: returned {type(first).__name__}; expected None, a text or messages")

@@ -6,6 +6,7 @@ the turns of all episodes together, in waves: see `waves.py`. With one elsewhere
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ import torch
 
 from ..common.waiting import Waiting, together
 from ..parallel import ALONE, World
-from ..types import Episode, EpisodeFailed, Messages, Prompt, Rollout, RolloutGroup
+from ..types import Episode, EpisodeFailed, Messages, NoRoom, Prompt, Rollout, RolloutGroup
 from .dropped import ErrorBudget
 from .pending import RolloutsPending, sample_together
-from .sampler import Request, TurnEngine, Turns
+from .sampler import Request, SamplingStopped, TurnEngine, Turns
+
+PATIENCE = 600.0  # seconds that episodes wait for room while none can begin
 
 
 class OtherSide(Protocol):
@@ -38,7 +41,7 @@ class OtherSide(Protocol):
         ...
 
     def open(self) -> Waiting[None]:
-        """Begins the episode, and finds its prompt."""
+        """Begins the episode, and finds its prompt. Raises NoRoom where it can't begin now, but will later."""
         ...
 
     def reply(self, ids: Sequence[int], text: str, cut: bool, room: int) -> Waiting[list[int]]:
@@ -197,6 +200,28 @@ class EpisodeSampler:
     def _batch(
         self, turns: Turns, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
     ) -> list[Rollout]:
+        """Samples episodes that go on together. Those for which there is no room follow once others have ended."""
+        found: dict[int, Rollout] = {}
+        most, until, pause = len(jobs), time.monotonic() + PATIENCE, 0.1
+        while left := [number for number in range(len(jobs)) if number not in found][:most]:
+            sampled = self._play_together(turns, [jobs[number] for number in left], given_up)
+            begun = {n: r for n, r in zip(left, sampled, strict=True) if isinstance(r, Rollout)}
+            found |= begun
+            if begun:
+                most, until, pause = 2 * len(begun), time.monotonic() + PATIENCE, 0.1
+            elif time.monotonic() > until:
+                raise ValueError(f"{sampled[0]}; no episode could begin for {PATIENCE:g} seconds")
+            elif given_up() or self.stop():
+                raise SamplingStopped(f"stopped while waiting for room: {sampled[0]}")
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+        return [found[number] for number in range(len(jobs))]
+
+    def _play_together(
+        self, turns: Turns, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
+    ) -> list[Rollout | NoRoom]:
+        """Plays the episodes that can begin now. Returns for each its rollout, or why it can't begin."""
         episodes = [_Growing(prompt, g, self.begin(prompt, g)) for prompt, g in jobs]
         pieces = [self._play(episode, turns) for episode in episodes]
         done = False
@@ -208,8 +233,8 @@ class EpisodeSampler:
             if not done:  # what failed first is the reason to report
                 close_all([episode.other for episode in episodes])
 
-    def _play(self, episode: _Growing, turns: Turns) -> Waiting[Rollout]:
-        """Plays one episode from its prompt to its end."""
+    def _play(self, episode: _Growing, turns: Turns) -> Waiting[Rollout | NoRoom]:
+        """Plays one episode from its prompt to its end. Returns NoRoom where it can't begin now."""
         other, reward = episode.other, None
         failure: EpisodeFailed | None = None
         try:
@@ -219,6 +244,9 @@ class EpisodeSampler:
                 episode.add((yield from turns.ask(request)))
                 episode.ids += yield from self._answer(episode)
             reward = yield from other.final_reward()
+        except NoRoom as full:
+            yield from other.close()
+            return full
         except EpisodeFailed as error:
             self.budget.drop(error)
             failure = error

@@ -15,11 +15,12 @@ from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
 from .setup.data import PromptSource, load_prompts, make_rewards
-from .setup.environments import episode_sampler, find_environments, load_tasks
+from .setup.environments import episode_sampler, find_environments
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
 from .setup.samplers import EVAL_SEED, make_sampler
+from .setup.tasks import load_tasks
 
 TASKS = 100  # tasks to evaluate on, where an environment owns its data and --max_samples doesn't say how many
 

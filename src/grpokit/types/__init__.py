@@ -2,6 +2,7 @@
 
 from .episode import Episode as Episode
 from .episode import EpisodeFailed as EpisodeFailed
+from .episode import NoRoom as NoRoom
 from .metric import FORMULAS as FORMULAS
 from .metric import Metric as Metric
 from .metric import MetricKind as MetricKind

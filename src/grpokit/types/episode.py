@@ -14,6 +14,10 @@ class EpisodeFailed(ValueError):
     """What answers the model in an episode has failed: the environment raised, or broke its contract."""
 
 
+class NoRoom(Exception):
+    """An episode can't begin now, but will later, such as on a server that is full. It is begun again."""
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """The turns of a completion, and what was said in them.

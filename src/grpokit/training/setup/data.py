@@ -18,9 +18,10 @@ from ...data.tokenizing import ToolsOf, require_template, tokenize
 from ...rewards import Reward, describe_rewards, load_rewards
 from ...rewards.scoring import OF_EPISODES
 from ...types import Prompt
-from .environments import Environments, find_environments, load_tasks
+from .environments import Environments, find_environments
 from .models import prompt_limit
 from .parts import Parts
+from .tasks import load_tasks
 
 PromptSource = Prompts | PromptStream | EnvironmentTasks
 """Where the prompts of a run come from: rows, an iterable, or an environment."""
@@ -228,6 +229,8 @@ def load_data(
     columns = set(prompts.columns)
     if environments is not None:
         environments.check_columns(prompts.columns)
+        if isinstance(prompts, Prompts):
+            environments.check_rows(prompts.in_order())
         columns |= set(OF_EPISODES)
     rewards = make_rewards(config, columns, parts.reward_funcs)
     rewards += () if environments is None else environments.rewards

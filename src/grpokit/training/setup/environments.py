@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...common.console import say
-from ...common.text import FROM_PYTHON
-from ...common.waiting import Waiting, together
+from ...common.text import FROM_PYTHON, did_you_mean
 from ...config.options import ModelConfig, TrainConfig
-from ...data.tasks import EnvironmentTasks
 from ...data.tokenizing import ToolsOf
 from ...environments.calls import TurnParser, call_id, find_parser
 from ...environments.continuation import CannotContinue, Continuation
@@ -30,8 +28,6 @@ from ...rollouts.written import written_text
 from ...types import Prompt
 from .models import context_of, prompt_limit
 from .parts import Parts
-
-TRIED = 8  # tasks of an environment that owns its data, whose prompts are measured at the start
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,18 @@ class Environments:
                 )
         for kind in self.kinds.values():
             kind.check_columns(sorted(columns))
+
+    def check_rows(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ValueError for the first row whose column `environment` names none, where there are several."""
+        if not self.kinds or "" in self.kinds:
+            return
+        for prompt in prompts:
+            name = prompt.columns.get("environment")
+            if name not in self.kinds:
+                raise ValueError(
+                    f"{prompt.source}: the column `environment` is {name!r}{did_you_mean(str(name), self.kinds)}; expected "
+                    f"one of {', '.join(self.kinds)}"
+                )
 
 
 def _reward_of(name: str) -> Any:
@@ -189,45 +197,6 @@ def make_setting(
         tools=environments.tools,
         kinds=environments.kinds,
     )
-
-
-def load_tasks(
-    environments: Environments, config: ModelConfig, tokenizer: Any, context: int | None
-) -> EnvironmentTasks:
-    """Prepares the tasks of environments that own their data, and tries `reset` for some of them.
-
-    Args:
-        environments: the tools and environments.
-        config: the configuration, without --dataset.
-        tokenizer: the model's.
-        context: the model's longest context in tokens, where it is known.
-
-    Returns:
-        The tasks.
-
-    Raises:
-        ValueError: there is no environment, or one of them makes no prompt.
-    """
-    if not environments.kinds:
-        raise ValueError("--dataset (missing): --tools have no prompts of their own, so name a dataset")
-    names = tuple(environments.kinds)
-    tasks = EnvironmentTasks(names, 0, config.system_prompt)
-    setting = make_setting(environments, config, tokenizer, context, config.seed, frozenset())
-    tried = [Dialogue(setting, prompt, 0) for prompt in tasks.take(0, max(TRIED, len(names)))]
-
-    def lengths(dialogue: Dialogue) -> Waiting[int]:
-        yield from dialogue.open()
-        yield from dialogue.close()
-        return len(dialogue.prompt_ids)
-
-    try:
-        tasks.longest = max(together([lengths(dialogue) for dialogue in tried]))
-    finally:
-        together([dialogue.close() for dialogue in tried])
-        setting.workers.close()
-    who = ", ".join(dict.fromkeys(kind.name for kind in environments.kinds.values()))
-    say(f"prompts: made by {who}; the longest of {len(tried)} tasks has {tasks.longest} tokens")
-    return tasks
 
 
 def episode_sampler(

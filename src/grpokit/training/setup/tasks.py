@@ -1,0 +1,53 @@
+"""Prepares the prompts of environments that own their data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...common.console import say
+from ...common.waiting import Waiting, together
+from ...config.options import ModelConfig
+from ...data.tasks import EnvironmentTasks
+from ...environments.dialogue import Dialogue
+from .environments import Environments, make_setting
+
+TRIED = 8  # tasks of an environment that owns its data, whose prompts are measured at the start
+
+
+def load_tasks(
+    environments: Environments, config: ModelConfig, tokenizer: Any, context: int | None
+) -> EnvironmentTasks:
+    """Prepares the tasks of environments that own their data, and tries `reset` for some of them.
+
+    Args:
+        environments: the tools and environments.
+        config: the configuration, without --dataset.
+        tokenizer: the model's.
+        context: the model's longest context in tokens, where it is known.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        ValueError: there is no environment, or one of them makes no prompt.
+    """
+    if not environments.kinds:
+        raise ValueError("--dataset (missing): --tools have no prompts of their own, so name a dataset")
+    names = tuple(environments.kinds)
+    tasks = EnvironmentTasks(names, 0, config.system_prompt)
+    setting = make_setting(environments, config, tokenizer, context, config.seed, frozenset())
+    tried = [Dialogue(setting, prompt, 0) for prompt in tasks.take(0, max(TRIED, len(names)))]
+
+    def lengths(dialogue: Dialogue) -> Waiting[int]:
+        yield from dialogue.open()
+        yield from dialogue.close()
+        return len(dialogue.prompt_ids)
+
+    try:
+        tasks.longest = max(together([lengths(dialogue) for dialogue in tried]))
+    finally:
+        together([dialogue.close() for dialogue in tried])
+        setting.workers.close()
+    who = ", ".join(dict.fromkeys(kind.name for kind in environments.kinds.values()))
+    say(f"prompts: made by {who}; the longest of {len(tried)} tasks has {tasks.longest} tokens")
+    return tasks
