@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.panel import Panel
@@ -15,13 +16,19 @@ from rich.text import Text
 
 from ..common.console import console, say
 from ..common.text import one_line
+from ..common.waiting import together
 from ..config.commands import InspectConfig
+from ..config.options import ModelConfig
 from ..data.prompts import Prompts
 from ..data.rows import DatasetRow, describe_dataset, read_rows
 from ..data.sources import open_dataset
 from ..types import Messages, Prompt
 
+if TYPE_CHECKING:
+    from ..training.setup.environments import Environments
+
 SHOWN = 10  # problems that are listed
+TOGETHER = 64  # environments that are open at once
 WIDTH = 48  # wide enough for a title on one line
 
 
@@ -34,6 +41,8 @@ def inspect_data(config: InspectConfig) -> bool:
     source = open_dataset(config.file, "inspect-data", config.dataset_split)
     rows, bad = read_rows(source, skip_bad_rows=True, limit=config.max_samples)
     say(describe_dataset(source, rows))
+    if not config.model and (config.tools or config.environment):
+        raise ValueError("--tools, --environment: need --model DIR, whose chat template shows them")
     if not config.model:
         for row in rows[: config.rows]:
             console.print(_panel(Text(_written(row.content)), row.source, row.columns))
@@ -59,6 +68,7 @@ def _tokenized(
     if not any((Path(config.model) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"--model {config.model}: has no config.json; name a model's directory")
     tokenizer = load_tokenizer(config.model)
+    many = _environments(config, tokenizer) if config.tools or config.environment else None
     found = Prompts(
         rows,
         tokenizer,
@@ -66,8 +76,60 @@ def _tokenized(
         skipped_rows=bad,
         flag=config.file,
         system_prompt=config.system_prompt,
+        tools_of=None if many is None else many.tools_of,
     )
-    return found.in_order(), tokenizer, found.skipped_rows
+    prompts = found.in_order()
+    if many is not None:
+        prompts = _opened(config, many, prompts, tokenizer)
+    return prompts, tokenizer, found.skipped_rows
+
+
+def _environments(config: InspectConfig, tokenizer: Any) -> Environments:
+    from ..training.setup.environments import find_environments
+    from ..training.setup.parts import Parts
+
+    found = find_environments(_as_run(config), Parts(), tokenizer)
+    assert found is not None  # there are tools, or an environment
+    return found
+
+
+def _as_run(config: InspectConfig) -> ModelConfig:
+    return ModelConfig(
+        model=config.model, tools=config.tools, environment=config.environment, seed=config.seed
+    )
+
+
+def _opened(
+    config: InspectConfig, environments: Environments, prompts: Sequence[Prompt], tokenizer: Any
+) -> list[Prompt]:
+    """Returns the prompts with what `reset` adds for the first member of each group, in the order of the data.
+
+    Args:
+        config: the command's options.
+        environments: the tools and environments.
+        prompts: the prompts of the rows.
+        tokenizer: the model's.
+    """
+    from ..environments.dialogue import Dialogue
+    from ..rollouts.episodes import close_all
+    from ..training.setup.environments import make_setting
+
+    environments.check_columns({name for prompt in prompts for name in prompt.columns})
+    environments.check_rows(prompts)
+    setting = make_setting(environments, _as_run(config), tokenizer, None, config.seed, frozenset())
+
+    found: list[Prompt] = []
+    try:
+        for start in range(0, len(prompts), TOGETHER):
+            dialogues = [Dialogue(setting, prompt, 0) for prompt in prompts[start : start + TOGETHER]]
+            try:
+                together([dialogue.open() for dialogue in dialogues])
+            finally:
+                close_all(dialogues)
+            found += [replace(d.prompt, ids=d.prompt_ids) for d in dialogues]
+    finally:
+        setting.workers.close()
+    return found
 
 
 def visible(ids: Sequence[int], tokenizer: Any) -> Text:

@@ -24,6 +24,12 @@ class InspectConfig:
     """System message before every chat prompt that doesn't have one."""
     max_prompt_length: int | None = None
     """Also say which prompts are longer than this many tokens."""
+    tools: tuple[str, ...] = ()
+    """Functions that the model may call, as for `grpokit train`: with --model, the prompts show them."""
+    environment: tuple[str, ...] = ()
+    """Environment, as for `grpokit train`: with --model, the prompts have what its reset says to the first member of a group."""
+    seed: int = 42
+    """Seed of the run: what reset gets follows from it."""
     rows: int = 2
     """Rows to show."""
 

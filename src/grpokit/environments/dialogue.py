@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -69,6 +70,7 @@ class Dialogue:
     turns: int = 0
     calls: Counter[str] = field(default_factory=Counter)  # by the tool's name
     failures: int = 0  # calls that were answered by an error
+    seconds: float = 0.0  # how long it has waited for its tools and its environment
     _under_way: list[Future[Any]] = field(default_factory=list)
     _closed: bool = False
 
@@ -239,10 +241,9 @@ class Dialogue:
                 answers.append(f"Error: {problem}")
                 continue
             answers.append(self._begin(tool, call))
-            self._under_way = [answer for answer in answers if isinstance(answer, Future)]
             if self.environment is not None:  # its methods see each other's effects
-                yield self._under_way
-        yield [answer for answer in answers if isinstance(answer, Future)]
+                yield from self._wait([answers[-1]])
+        yield from self._wait([answer for answer in answers if isinstance(answer, Future)])
         most = self.setting.limits.max_tool_tokens
         return [
             {
@@ -253,6 +254,11 @@ class Dialogue:
             }
             for call, answer in zip(calls, answers, strict=True)
         ]
+
+    def _wait(self, calls: list[Any]) -> Waiting[None]:
+        began, self._under_way = time.monotonic(), calls
+        yield calls
+        self.seconds += time.monotonic() - began
 
     def _begin(self, tool: Tool, call: Call) -> Future[Any]:
         arguments = copy.deepcopy(call.arguments)  # a tool may change them
@@ -310,8 +316,7 @@ class Dialogue:
         )
         limit = self.setting.limits.tool_timeout
         under_way = self.setting.workers.submit(call, is_async=is_async, seconds=limit)
-        self._under_way = [under_way]
-        yield self._under_way
+        yield from self._wait([under_way])
         error = under_way.exception()
         if isinstance(error, TimedOut):
             raise EnvironmentFailed(f"{self._where(method)}: {error}; see --tool_timeout") from error

@@ -6,6 +6,7 @@ the turns of all episodes together, in waves: see `waves.py`. With one elsewhere
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ from .dropped import ErrorBudget
 from .pending import RolloutsPending, sample_together
 from .sampler import Request, SamplingStopped, TurnEngine, Turns
 
+log = logging.getLogger(__name__)
+
 PATIENCE = 600.0  # seconds that episodes wait for room while none can begin
 
 
@@ -33,6 +36,7 @@ class OtherSide(Protocol):
     ending: Any
     calls: Any
     failures: int
+    seconds: float
     environment: Any
 
     @property
@@ -133,6 +137,7 @@ class _Growing:
                 reward=reward,
                 calls=dict(other.calls),
                 failures=other.failures,
+                seconds=other.seconds,
                 environment=other.environment,
                 error=error,
             ),
@@ -164,6 +169,7 @@ class EpisodeSampler:
     stop: Callable[[], bool] = lambda: False
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     world: World = ALONE
+    _told: bool = False
 
     def sample(
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
@@ -195,7 +201,22 @@ class EpisodeSampler:
         with session as turns:
             for start in range(0, len(jobs), size):
                 rollouts += self._batch(turns, jobs[start : start + size], given_up)
+        self._tell_of_prompts(rollouts, [prompt.position for prompt, _ in jobs])
         return rollouts
+
+    def _tell_of_prompts(self, rollouts: Sequence[Rollout], positions: Sequence[int]) -> None:
+        """Says once if members of a group have different prompts: they are then computed one by one."""
+        kept = [
+            (p, r.episode)
+            for p, r in zip(positions, rollouts, strict=True)
+            if r.episode and not r.episode.error
+        ]
+        if not self._told and len({(p, e.prompt_ids) for p, e in kept}) > len({p for p, _ in kept}):
+            self._told = True
+            log.warning(
+                "reset answers members of a group differently, so their prompts are not shared; an environment that draws "
+                "from `seed` gives a group one task"
+            )
 
     def _batch(
         self, turns: Turns, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]

@@ -103,6 +103,9 @@ METRICS: dict[str, Declared] = {
     "time/imbalance": Declared(
         "max", "work of the busiest rank over the mean, largest of the step's updates"
     ),
+    "time/environment": Declared(
+        "max", "seconds that the episode which waited longest waited for its tools and environment"
+    ),
     "time/sync": Declared("max", "seconds of handing the new weights to the sampler"),
 }
 

@@ -47,6 +47,7 @@ def episode_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
         "tools/call_frequency": Metric.share(sum(calls), len(episodes)),
         "tools/failure_frequency": Metric.share(sum(e.failures for e in episodes), sum(calls)),
         "completions/trainable": Metric.mean(trainable.double()),
+        "time/environment": Metric.max(torch.tensor([e.seconds for e in episodes], dtype=torch.float64)),
     }
     for name in sorted({name for e in episodes for name in e.calls or {}}):
         found[f"tools/{name}/calls"] = Metric.sum(

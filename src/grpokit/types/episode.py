@@ -36,6 +36,7 @@ class Episode:
     reward: float | None = None  # its own reward
     calls: Mapping[str, int] | None = None  # calls of each tool
     failures: int = 0  # calls that were answered by an error
+    seconds: float = 0.0  # how long it waited for its tools and its environment
     # The environment itself, on the rank that ran the episode; it isn't sent or stored.
     environment: Any = None
     error: str | None = None  # why the episode is dropped: it has no reward, and is not trained on

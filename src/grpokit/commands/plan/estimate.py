@@ -270,6 +270,9 @@ def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types:
     yield Part(SAMPLING, "whole weights", whole + (types.bytes(sizes.root) if sharded else 0))
     tokens = together * (prompt_tokens(config) + config.max_completion_length)
     yield Part(SAMPLING, f"key-value cache of {together} completions", tokens * activations.cache)
+    if config.tools or config.environment:
+        kept = min(config.turn_cache_gib * 2**30, tokens * activations.cache)
+        yield Part(SAMPLING, "keys and values kept from turn to turn", kept)
     yield Part(SAMPLING, "their prompts in one layer", max(prefill.layers, default=0))
     yield Part(SAMPLING, "picking a token of each", together * sizes.vocabulary * PICKING_BYTES)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...common.console import say
-from ...common.waiting import Waiting, together
+from ...common.waiting import together
 from ...config.options import ModelConfig
 from ...data.tasks import EnvironmentTasks
 from ...environments.dialogue import Dialogue
+from ...rollouts.episodes import close_all
 from .environments import Environments, make_setting
 
 TRIED = 8  # tasks of an environment that owns its data, whose prompts are measured at the start
@@ -38,16 +39,12 @@ def load_tasks(
     setting = make_setting(environments, config, tokenizer, context, config.seed, frozenset())
     tried = [Dialogue(setting, prompt, 0) for prompt in tasks.take(0, max(TRIED, len(names)))]
 
-    def lengths(dialogue: Dialogue) -> Waiting[int]:
-        yield from dialogue.open()
-        yield from dialogue.close()
-        return len(dialogue.prompt_ids)
-
     try:
-        tasks.longest = max(together([lengths(dialogue) for dialogue in tried]))
+        together([dialogue.open() for dialogue in tried])
     finally:
-        together([dialogue.close() for dialogue in tried])
+        close_all(tried)
         setting.workers.close()
+    tasks.longest = max(len(dialogue.prompt_ids) for dialogue in tried)
     who = ", ".join(dict.fromkeys(kind.name for kind in environments.kinds.values()))
     say(f"prompts: made by {who}; the longest of {len(tried)} tasks has {tasks.longest} tokens")
     return tasks

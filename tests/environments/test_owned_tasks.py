@@ -95,3 +95,23 @@ def test_what_makes_no_prompt_is_refused(tmp_path, capsys, changes, message):
     (tmp_path / "run.yaml").write_text(to_yaml(config_of(tmp_path, **({"dataset": ""} | changes))))
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_inspect_data_shows_the_prompts_that_episodes_begin_with(tmp_path, capsys):
+    config_of(tmp_path)  # the model and the rows
+    common = ["inspect-data", str(tmp_path / "train.jsonl"), "--model", str(tmp_path / "model")]
+    assert main([*common, "--environment", f"{WORLDS}:Echo", "--rows", "4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("You have") == 4
+    assert main([*common, "--tools", f"{WORLDS}:add"]) == 0
+    assert "# Tools" in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect-data", str(tmp_path / "train.jsonl"), "--tools", f"{WORLDS}:add"]) == 2
+
+
+def test_plan_knows_what_episodes_keep(tmp_path, capsys):
+    make_chat_model(tmp_path / "model")
+    common = ["plan", "--model", str(tmp_path / "model")]
+    assert main(common) == 0
+    assert "kept from turn to turn" not in capsys.readouterr().out
+    assert main([*common, "--environment", f"{WORLDS}:Echo"]) == 0
+    assert "kept from turn to turn" in " ".join(capsys.readouterr().out.split())
