@@ -78,7 +78,7 @@ class Turns:
 def train_ours(args: argparse.Namespace, turns: Turns) -> None:
     """Runs `grpokit train`, pausing at the end of each step."""
     from grpokit.config.options import TrainConfig
-    from grpokit.training.loop import train
+    from grpokit.training.session import train_to_end
     from grpokit.training.setup.start import start
 
     config = TrainConfig(
@@ -95,17 +95,17 @@ def train_ours(args: argparse.Namespace, turns: Turns) -> None:
         dtype="float32",
         num_threads=args.threads,
     )
-    run = start(config)
-    record = run.record
+    run, _ = start(config)
+    finish_step = run.finish_step
     turns.wait()
 
-    def recorded(*given: Any) -> dict[str, float]:
-        row = record(*given)
-        turns.done(rollout=row["time/rollout"], learn=row["time/learn"])
-        return row
+    def finished(*given: Any) -> Any:
+        step = finish_step(*given)
+        turns.done(rollout=step.metrics["time/rollout"], learn=step.metrics["time/learn"])
+        return step
 
-    run.record = recorded
-    train(run)
+    run.finish_step = finished
+    train_to_end(run)
 
 
 def train_trl(args: argparse.Namespace, turns: Turns) -> None:
