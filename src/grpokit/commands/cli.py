@@ -22,6 +22,7 @@ from ..config.commands import (
     ConvertConfig,
     InspectConfig,
     LossesConfig,
+    PlayConfig,
     ReplayConfig,
     ReportConfig,
     TaskConfig,
@@ -39,6 +40,7 @@ COMMANDS = {
     "eval": EvalConfig,
     "plan": PlanConfig,
     "inspect-data": InspectConfig,
+    "play": PlayConfig,
     "report": ReportConfig,
     "losses": LossesConfig,
     "compare-batch": CompareConfig,
@@ -189,6 +191,17 @@ def inspect_data(config: InspectConfig) -> int:
     return int(run(config))
 
 
+def play(config: PlayConfig) -> int:
+    """`grpokit play --environment file.py:Class`."""
+    from ..common.console import waiting
+
+    with waiting("loading torch"):
+        _quiet()
+        from .play import play as run
+    run(config)
+    return 0
+
+
 def plan(config: PlanConfig) -> int:
     """`grpokit plan --model DIR --ranks N`: the model's config.json is enough."""
     from ..common.console import console, waiting
@@ -289,6 +302,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     EvalConfig: evaluate,
     PlanConfig: plan,
     InspectConfig: inspect_data,
+    PlayConfig: play,
     ReportConfig: report,
     LossesConfig: losses,
     CompareConfig: compare_batch,
