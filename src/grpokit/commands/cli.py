@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import tyro
 
 from ..common.terminal import toughen_output, write_error
-from ..common.text import did_you_mean
+from ..common.text import did_you_mean, value_of
 from ..config.checks import check_model_config, check_train_config
 from ..config.commands import (
     CompareConfig,
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> Any:
     }
     if command in COMMANDS:
         cls = COMMANDS[command]
-        path = os.path.expanduser(_value_of("--config", rest))
+        path = os.path.expanduser(value_of("--config", rest))
         if path and command in ("train", "eval", "plan"):
             how["default"] = dataclasses.replace(load_yaml(cls, path), config=path)
         return expand_home(tyro.cli(cls, prog=f"grpokit {command}", args=rest, **how))
@@ -321,16 +321,6 @@ def _quiet() -> None:
 
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str:
-    """The value of `flag` in `--flag value` or `--flag=value`, or an empty string."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(flag + "="):
-            return argument.split("=", 1)[1]
-        if argument == flag and place + 1 < len(arguments):
-            return arguments[place + 1]
-    return ""
 
 
 PATIENCE = 10.0  # seconds; torchrun ends all ranks as soon as one has ended
