@@ -1,4 +1,5 @@
 # make demo   a model learns to sort digits, in about a minute after set-up
+# make demo-agent   a model learns to ask a tool, in about a minute and a half after set-up
 # make test   everything that is claimed, proven in some minutes
 # make test-all   the slow tests too: more ranks, more faults, every page of the guides, twice the random cases
 # make test-vllm  the tests that need a vLLM server, which they install
@@ -14,12 +15,22 @@ READY := $(VENV)/.ready
 # A file at a time to each of two workers: what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: walls demo test test-all test-vllm bench lint types format docs clean setup
+.PHONY: walls demo demo-agent test test-all test-vllm bench lint types format docs clean setup
 
 demo: setup
 	rm -rf runs/demo runs/demo-task
 	$(BIN)/grpokit task sort_digits --output_dir runs/demo-task
 	$(BIN)/grpokit train --config recipes/demo.yaml $(DEMO_FLAGS)
+
+demo-agent: setup
+	rm -rf runs/demo-agent runs/tiny-agent
+	$(BIN)/python examples/make_tiny_agent.py --output_dir runs/tiny-agent
+	$(BIN)/grpokit train \
+		--model runs/tiny-agent/model --dataset runs/tiny-agent/train.jsonl --eval_dataset runs/tiny-agent/eval.jsonl \
+		--tools examples/zoo.py:lookup --reward_funcs exact_match --max_turns 2 --max_completion_length 64 \
+		--loss_type dapo --prompts_per_step 16 --num_generations 8 --num_iterations 2 \
+		--learning_rate 1e-3 --lr_scheduler_type linear --max_steps 60 --logging_steps 5 \
+		--output_dir runs/demo-agent $(DEMO_FLAGS)
 
 test: setup
 	$(PYTEST) -m "not slow and not vllm" --hypothesis-profile quick $(TEST_FLAGS)

@@ -34,6 +34,7 @@ OWN_MODEL = {
     "README.md": "## Your own model, data and reward",
     "README_zh.md": "## 换成自己的模型、数据和奖励",
 }
+AGENT = "python examples/make_tiny_agent.py --output_dir runs/tiny-agent"
 MODEL = "python examples/make_tiny_chat_model.py --output_dir runs/tiny-chat"
 
 
@@ -149,7 +150,7 @@ def test_the_commands_of_a_page_run(name, workshop, tmp_path):
                     made / "runs" / "tiny-chat", tmp_path / "runs" / "tiny-chat", dirs_exist_ok=True
                 )
                 script = script.replace(MODEL, "true")
-            bash(quicker(script), tmp_path, environment)
+            bash(quicker(script).replace(AGENT, AGENT + " --steps 20"), tmp_path, environment)
     for run in (tmp_path / "runs").iterdir():  # each ended, and wrote what it should
         if (run / "metrics.jsonl").exists():
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -165,6 +166,7 @@ def test_the_commands_of_a_page_run(name, workshop, tmp_path):
 def test_most_commands_of_the_guides_are_run():
     """Commands that can't be run are marked one by one, and are the exception."""
     assert {name: len(blocks) for name, blocks in RUN.items()} == {
+        "agents": 7,
         "first-run": 7,
         "lora": 3,
         "not-learning": 3,

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import tyro
 
 from ..common.terminal import toughen_output, write_error
-from ..common.text import did_you_mean
+from ..common.text import did_you_mean, value_of
 from ..config.checks import check_model_config, check_train_config
 from ..config.commands import (
     CompareConfig,
     ConvertConfig,
     InspectConfig,
     LossesConfig,
+    PlayConfig,
     ReplayConfig,
     ReportConfig,
     TaskConfig,
@@ -39,6 +40,7 @@ COMMANDS = {
     "eval": EvalConfig,
     "plan": PlanConfig,
     "inspect-data": InspectConfig,
+    "play": PlayConfig,
     "report": ReportConfig,
     "losses": LossesConfig,
     "compare-batch": CompareConfig,
@@ -88,7 +90,7 @@ def parse(arguments: Sequence[str]) -> Any:
     }
     if command in COMMANDS:
         cls = COMMANDS[command]
-        path = os.path.expanduser(_value_of("--config", rest))
+        path = os.path.expanduser(value_of("--config", rest))
         if path and command in ("train", "eval", "plan"):
             how["default"] = dataclasses.replace(load_yaml(cls, path), config=path)
         return expand_home(tyro.cli(cls, prog=f"grpokit {command}", args=rest, **how))
@@ -187,6 +189,17 @@ def inspect_data(config: InspectConfig) -> int:
             _quiet()
         from .inspect_data import inspect_data as run
     return int(run(config))
+
+
+def play(config: PlayConfig) -> int:
+    """`grpokit play --environment file.py:Class`."""
+    from ..common.console import waiting
+
+    with waiting("loading torch"):
+        _quiet()
+        from .play import play as run
+    run(config)
+    return 0
 
 
 def plan(config: PlanConfig) -> int:
@@ -289,6 +302,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     EvalConfig: evaluate,
     PlanConfig: plan,
     InspectConfig: inspect_data,
+    PlayConfig: play,
     ReportConfig: report,
     LossesConfig: losses,
     CompareConfig: compare_batch,
@@ -307,16 +321,6 @@ def _quiet() -> None:
 
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str:
-    """The value of `flag` in `--flag value` or `--flag=value`, or an empty string."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(flag + "="):
-            return argument.split("=", 1)[1]
-        if argument == flag and place + 1 < len(arguments):
-            return arguments[place + 1]
-    return ""
 
 
 PATIENCE = 10.0  # seconds; torchrun ends all ranks as soon as one has ended

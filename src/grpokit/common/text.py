@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 FROM_PYTHON = "python:"  # begins the name, in a configuration, of something that was given as an object
 # The rewards that are built in, by the names that --reward_funcs takes. They are here, where no torch is imported.
@@ -42,3 +42,18 @@ def first_line(error: Exception) -> str:
     if not lines:
         return type(error).__name__
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str:
+    """Returns the value of `flag` in `--flag value` or `--flag=value`, or an empty string.
+
+    Example:
+        >>> value_of("--config", ["--seed", "7", "--config=run.yaml"])
+        'run.yaml'
+    """
+    for place, argument in enumerate(arguments):
+        if argument.startswith(flag + "="):
+            return argument.split("=", 1)[1]
+        if argument == flag and place + 1 < len(arguments):
+            return arguments[place + 1]
+    return ""

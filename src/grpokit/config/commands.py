@@ -35,6 +35,38 @@ class InspectConfig:
 
 
 @dataclass(frozen=True)
+class PlayConfig:
+    """Play one episode with tools or an environment in the terminal, or watch a model play it."""
+
+    environment: tuple[str, ...] = ()
+    """Environment to play with, as for train: file.py:Class, or several as name=file.py:Class."""
+    tools: tuple[str, ...] = ()
+    """Functions that may be called: file.py:function."""
+    model: str = ""
+    """Directory of a model that plays (default: you do)."""
+    dataset: str = ""
+    """Dataset whose row gives the prompt and the columns (default: no prompt, no columns)."""
+    row: int = 1
+    """Number of that row, from 1."""
+    seed: int = 42
+    """Seed that `reset` gets its own from, and of the model's tokens."""
+    tool_parser: str = ""
+    """file.py:function that finds the calls in a turn (default: the tokenizer's own, or the common forms)."""
+    max_turns: int = 10
+    """Most turns of the episode."""
+    tool_timeout: float = 60.0
+    """Seconds that a call of a tool or an environment may take (0: as long as it likes)."""
+    max_completion_length: int = 1024
+    """--model: most tokens of the episode after its prompt."""
+    max_turn_length: int = 0
+    """--model: longest turn in tokens (0: what --max_completion_length leaves)."""
+    temperature: float = 1.0
+    """--model: sampling temperature."""
+    trust_remote_code: bool = False
+    """--model: run code that the model's directory brings."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Make report.html from what a run has written so far."""
 

@@ -63,6 +63,8 @@ class Dialogue:
     prompt: Prompt
     generation: int
     prompt_ids: tuple[int, ...] = ()
+    opening: Messages = field(default_factory=list)  # the prompt, with what `reset` said
+    schemas: list[dict[str, Any]] = field(default_factory=list)  # the tools that the prompt shows
     messages: Messages = field(default_factory=list)  # what was said after the prompt
     ending: Ending | None = None
     reward: float = 0.0  # what the environment's steps have given so far
@@ -123,12 +125,7 @@ class Dialogue:
             return self._end("no_call")
         if self.turns >= self.setting.limits.max_turns:
             return self._end("turns")
-        end = ids[-1] if ids and ids[-1] in self.setting.eos_ids else None
-        calls = [call.as_message() for call in turn.calls]
-        try:
-            found = self._continuation.ids(end, calls, following)
-        except CannotContinue as error:
-            raise EnvironmentFailed(f"{self.prompt.source}: the turn can't be followed: {error}") from error
+        found = self.tokens_between(ids, turn, following)
         return self._end("length") if len(found) >= room else found
 
     def close(self) -> Waiting[None]:
@@ -183,18 +180,30 @@ class Dialogue:
         """Renders the prompt with the tools, and with what `reset` returned."""
         schemas = [dict(tool.schema) for tool in self._tools.values()]
         own = self.prompt.columns.get("tools")
-        schemas += [schema for schema in own or () if isinstance(schema, dict)]
-        self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, schemas)
-        if first is None and self.prompt.ids:  # rendered with its tools when the data was read
+        self.schemas = schemas + [schema for schema in own or () if isinstance(schema, dict)]
+        self.opening = with_first(self.prompt.content, first, self._where("reset"))
+        self.tokenize(is_as_read=first is None)
+
+    def tokenize(self, is_as_read: bool) -> None:
+        """Finds the prompt's tokens. Where `reset` said nothing, they are those that were found when the data was read."""
+        self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, self.schemas)
+        if is_as_read and self.prompt.ids:
             self.prompt_ids = self.prompt.ids
             return
-        messages = with_first(self.prompt.content, first, self._where("reset"))
-        if not any(message["role"] == "user" for message in messages):
+        if not any(message["role"] == "user" for message in self.opening):
             raise EnvironmentFailed(
                 f"{self._where('reset')}: there is nothing for the model to read; without --dataset, reset returns the "
                 "prompt: a text or messages"
             )
-        self.prompt_ids = tuple(self._continuation.full_ids(messages))
+        self.prompt_ids = tuple(self._continuation.full_ids(self.opening))
+
+    def tokens_between(self, ids: Sequence[int], turn: Turn, following: Messages) -> list[int]:
+        """Returns the tokens that follow a turn, up to where the model goes on."""
+        end = ids[-1] if ids and ids[-1] in self.setting.eos_ids else None
+        try:
+            return self._continuation.ids(end, [call.as_message() for call in turn.calls], following)
+        except CannotContinue as error:
+            raise EnvironmentFailed(f"{self.prompt.source}: the turn can't be followed: {error}") from error
 
     def _where(self, method: str) -> str:
         kind = self._kind()
