@@ -133,15 +133,17 @@ class World:
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block that fails on every rank or on none: where one rank raises, all raise FailedOnSomeRank. A collective."""
+        failed: Exception | None = None
         if self.size == 1:
             yield
             return
-        failed: Exception | None = None
         try:
             yield
         except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know
             failed = error
         if self.any(failed is not None):
+            if isinstance(failed, FailedOnSomeRank):  # a block inside this one failed: it has the reason
+                raise failed
             raise FailedOnSomeRank(whereabouts(self)) from failed
 
     # ------------------------------------------------------------------- when something fails

@@ -11,6 +11,12 @@ from grpokit.config.yaml import to_yaml
 from helpers.agents import WORLDS, config_of
 from helpers.stops import STOPPED, in_update, same_bytes, stop_when
 
+# What a run of this way has in some step, so that it is exercised at all.
+SHOWN = {
+    "resampled": "resampled_groups",
+    "truncated": "completions/clipped_ratio",
+    "dropped": "endings/error",
+}
 WAYS = {
     "passes": {"num_iterations": 2},
     "updates": {"updates_per_step": 2},
@@ -22,7 +28,7 @@ WAYS = {
         "tool_parser": f"{WORLDS}:always_adds",
         "reward_funcs": ("length",),
     },
-    "one of many": {"environment": (f"{WORLDS}:Fragile",), "max_environment_errors": 100},
+    "dropped": {"environment": (f"{WORLDS}:Fragile",), "max_environment_errors": 100},
 }
 
 
@@ -47,3 +53,4 @@ def test_a_stop_inside_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch, w
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["turns/max"] > 1 for row in rows)
     assert any(row.get("grad_norm", 0.0) > 0 for row in rows)
+    assert way not in SHOWN or any(row[SHOWN[way]] > 0 for row in rows)

@@ -49,6 +49,16 @@ def test_it_trains_evaluates_and_resumes_to_the_same_bytes(tmp_path):
     assert all("eval/reward" in row for row in rows_of(tmp_path / "whole"))
 
 
+def test_evaluation_has_other_tasks_than_training(tmp_path):
+    run = start(owned(tmp_path, eval_steps=1, eval_samples=6))
+    training, held_out = (
+        [g.rollouts[0].episode.prompt_ids for g in sampler.sample(run.prompts.take(0, 6), 1)]
+        for sampler in (run.rollouts.sampler, run.held_out.sampler)
+    )
+    run.close()
+    assert training != held_out
+
+
 def test_several_environments_take_turns(tmp_path):
     config = owned(tmp_path, f"one={WORLDS}:Owner", f"two={WORLDS}:Owner")
     run = start(config)

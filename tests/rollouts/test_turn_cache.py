@@ -53,22 +53,30 @@ def block(rows, columns, value):
     return Block((layer,), torch.ones(rows, columns, dtype=torch.bool))
 
 
-def test_rows_of_several_blocks_are_put_together():
+def test_rows_of_several_blocks_are_put_together_without_padding():
     cache = TurnCache(10_000)
-    cache.add([(0, 0), (0, 1)], block(2, 3, 1.0))
+    columns = torch.tensor([[True, True, True], [False, True, True]])
+    cache.add([(0, 0), (0, 1)], Block(block(2, 3, 1.0).layers, columns))
     cache.add([(1, 0)], block(1, 5, 2.0))
     found = cache.take([(1, 0), (0, 1)], [6, 5])
-    assert found.columns.tolist() == [[True] * 5, [True, True, True, False, False]]
+    assert found.columns.tolist() == [[True] * 5, [True, True, False, False, False]]
     keys = found.layers[0][0]
-    assert keys.shape == (2, 1, 5 + 2 + 16, 2)
-    assert keys[:, 0, :, 0].tolist() == [[2] * 5 + [0] * 18, [1] * 3 + [0] * 20]
+    assert keys.shape == (2, 1, 5 + 3 + 16, 2)
+    assert keys[0, 0, :, 0].tolist() == [2] * 5 + [0] * 19
+    assert keys[1, 0, :2, 0].tolist() == [1, 1]
     assert cache.take([(1, 0)], [6]) is None  # it was forgotten
 
 
 def test_one_that_is_missing_or_too_much_keeps_none():
-    cache = TurnCache(2 * block(1, 3, 0.0).num_bytes)
+    size = block(1, 3, 0.0).num_bytes
+    cache = TurnCache(2 * size)
     cache.add([(0, 0)], block(1, 3, 1.0))
     assert cache.take([(0, 0), (0, 1)], [4, 4]) is None
-    for generation in range(3):
-        cache.add([(0, generation)], block(1, 3, 1.0))
-    assert cache.take([(0, 2)], [4]) is None
+    for generation, has_room in ((0, True), (1, True), (2, False)):
+        assert cache.has_room(size) == has_room
+        if has_room:
+            cache.add([(0, generation)], block(1, 3, 1.0))
+    assert cache.take([(0, 1)], [4]) is None
+    assert cache.has_room(size)  # the next turn begins anew
+    cache.add([(0, 2)], block(1, 3, 1.0))
+    assert cache.take([(0, 2)], [4]) is not None

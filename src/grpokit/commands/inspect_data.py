@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..common.console import console, say
+from ..common.console import console, counting_if_slow, say
 from ..common.text import one_line
-from ..common.waiting import together
 from ..config.commands import InspectConfig
 from ..config.options import ModelConfig
 from ..data.prompts import Prompts
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..training.setup.environments import Environments
 
 SHOWN = 10  # problems that are listed
-TOGETHER = 64  # environments that are open at once
 WIDTH = 48  # wide enough for a title on one line
 
 
@@ -111,22 +110,20 @@ def _opened(
         tokenizer: the model's.
     """
     from ..environments.dialogue import Dialogue
-    from ..rollouts.episodes import close_all
+    from ..rollouts.episodes import open_each
     from ..training.setup.environments import make_setting
 
     environments.check_columns({name for prompt in prompts for name in prompt.columns})
     environments.check_rows(prompts)
     setting = make_setting(environments, _as_run(config), tokenizer, None, config.seed, frozenset())
 
-    found: list[Prompt] = []
     try:
-        for start in range(0, len(prompts), TOGETHER):
-            dialogues = [Dialogue(setting, prompt, 0) for prompt in prompts[start : start + TOGETHER]]
-            try:
-                together([dialogue.open() for dialogue in dialogues])
-            finally:
-                close_all(dialogues)
-            found += [replace(d.prompt, ids=d.prompt_ids) for d in dialogues]
+        with counting_if_slow("resetting environments", len(prompts)) as progress:
+            found: list[Prompt] = []
+            for number, prompt in enumerate(prompts, 1):
+                (opened,) = open_each([partial(Dialogue, setting, prompt, 0)])
+                found.append(replace(prompt, ids=tuple(opened.prompt_ids)))
+                progress(number)
     finally:
         setting.workers.close()
     return found

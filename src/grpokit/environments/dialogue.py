@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from .contract import EnvironmentFailed, EnvironmentKind, Observation, episode_s
 from .tools import Tool, answer_text, shorten, unknown_tool
 from .workers import TimedOut, Workers
 
+CLOSING = 10.0  # seconds that closing an environment that comes too late may take
 Ending = Literal["done", "no_call", "turns", "length", "error"]
 
 
@@ -75,6 +77,7 @@ class Dialogue:
     seconds: float = 0.0  # how long it has waited for its tools and its environment
     _under_way: list[Future[Any]] = field(default_factory=list)
     _closed: bool = False
+    _chosen: EnvironmentKind | None = None
 
     def open(self) -> Waiting[None]:
         """Makes the environment, resets it, and renders the prompt.
@@ -83,7 +86,8 @@ class Dialogue:
             EnvironmentFailed: the environment raised, or broke its contract.
             NoRoom: it can't begin now. After `close`, another dialogue may be begun later.
         """
-        kind, self._tools, first = self._kind(), dict(self.setting.tools), None
+        kind = self._chosen = self._kind()
+        self._tools, first = dict(self.setting.tools), None
         if kind is not None:
             yield from self._ask(lambda: self._make(kind), "__init__")
             self._tools |= kind.tools_of(self.environment)
@@ -141,8 +145,7 @@ class Dialogue:
     @property
     def kind_name(self) -> str | None:
         """The class of the environment; None without one."""
-        kind = self._kind()
-        return None if kind is None else kind.name
+        return None if self._chosen is None else self._chosen.name
 
     def final_reward(self) -> Waiting[float | None]:
         """Returns the environment's own reward: `get_reward()`, or the sum of its steps' rewards; None without either."""
@@ -158,10 +161,12 @@ class Dialogue:
 
     def _make(self, kind: EnvironmentKind) -> None:
         """Makes the environment, on the thread of a worker. One that comes too late is closed at once."""
-        made = kind.make()
-        if self._closed and hasattr(made, "close"):
-            made.close()
-        self.environment = made
+        self.environment = made = kind.make()
+        close = getattr(made, "close", None)
+        if self._closed and close is not None:
+            found = close()
+            if inspect.isawaitable(found):
+                self.setting.workers.submit(lambda: found, is_async=True, seconds=CLOSING)
 
     def _kind(self) -> EnvironmentKind | None:
         kinds = self.setting.kinds
@@ -289,6 +294,8 @@ class Dialogue:
                 text = answer_text(self._observed(call.name, answer.result()))
                 # What is far beyond the episode's room ends it anyway.
                 return text if limits.max_tool_tokens else text[: 100 * limits.max_tokens]
+            except EnvironmentFailed:
+                raise
             except Exception as unprintable:  # noqa: BLE001 - an object's own code
                 error = unprintable
         # SystemExit and KeyboardInterrupt too: they were raised on the tool's thread, and must not end the run.
@@ -318,8 +325,6 @@ class Dialogue:
 
     def _ask(self, call: Callable[[], Any], method: str) -> Waiting[Any]:
         """Calls the environment itself. What it raises ends the run, or the episode."""
-        import inspect
-
         is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
             getattr(self.environment, method, None)
         )

@@ -76,7 +76,9 @@ class Session:
             raise EnvironmentFailed(f"{self.flag}: reset: {error} ({error.code})") from error
         self.reward, self.done = 0.0, False
         text = observation_text(seen)
-        return f"\n\n{text}" if text and columns.get("prompt") else text or None
+        prompt = columns.get("prompt")
+        has_question = bool(prompt) and (isinstance(prompt, str) or prompt[-1].get("role") == "user")
+        return f"\n\n{text}" if text and has_question else text or None
 
     async def step(self, message: str) -> Observation:
         """Answers the model's text. An action that the server refuses is answered by an error."""

@@ -34,7 +34,7 @@ class Workers:
     def __init__(self, size: int) -> None:
         self.size = size
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._threads = 0
+        self._threads, self._closed = 0, False
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -67,7 +67,7 @@ class Workers:
         with self._lock:
             for _ in range(self._threads):
                 self._tasks.put(None)
-            self._threads = 0
+            self._threads, self._closed = 0, True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None
@@ -83,8 +83,9 @@ class Workers:
             def abandon(abandoned: threading.Event = abandoned) -> None:
                 abandoned.set()
                 with self._lock:
-                    self._threads -= 1
-                    self._start_thread()
+                    if not self._closed:
+                        self._threads -= 1
+                        self._start_thread()
 
             task.run(abandon)
             if abandoned.is_set():  # another thread has taken this one's place

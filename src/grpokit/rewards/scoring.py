@@ -58,11 +58,11 @@ def score(
     """
     if not groups:
         return []
-    kept = [replace(g, rollouts=tuple(r for r in g.rollouts if not _is_dropped(r))) for g in groups]
+    kept = [replace(g, rollouts=tuple(r for r in g.rollouts if not r.is_dropped)) for g in groups]
     scores = (
         _call_all(rewards, _available(kept), kept, timeout, stuck) if any(g.rollouts for g in kept) else []
     )
-    is_kept = torch.tensor([not _is_dropped(r) for g in groups for r in g.rollouts])  # [B]
+    is_kept = torch.tensor([not r.is_dropped for g in groups for r in g.rollouts])  # [B]
     table = torch.full((len(is_kept), len(rewards)), math.nan, dtype=torch.float64)  # [B, F]
     if scores:
         table[is_kept] = torch.tensor(scores, dtype=torch.float64).T
@@ -95,10 +95,6 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
         metrics[f"rewards/{reward.name}/mean"] = Metric.mean(values)
         metrics[f"rewards/{reward.name}/std"] = Metric.derived("std", values)
     return metrics
-
-
-def _is_dropped(rollout: Rollout) -> bool:
-    return rollout.episode is not None and rollout.episode.error is not None
 
 
 # --------------------------------------------------------------------------- calling

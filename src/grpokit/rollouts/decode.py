@@ -145,6 +145,11 @@ class Completing:
             columns,
         )
 
+    def num_bytes(self, rows: int) -> int:
+        """Returns the memory that a block of so many rows takes."""
+        found = (buffer for layer in self.layers for buffer in layer.buffers)
+        return sum(rows * b[0, :, : self.layers[0].length].numel() * b.element_size() for b in found)
+
     def step(self, tokens: Tensor) -> Tensor:
         """Appends tokens [b]. Returns the logits [b, V] of the next ones."""
         self.positions = self.positions + 1

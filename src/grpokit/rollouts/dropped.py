@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ErrorBudget:
-    """Counts dropped episodes of the whole run, over all ranks and resumes. All samplers of a run share one.
+    """Counts the dropped episodes that a run trains beside, over all ranks and resumes. Evaluation has another.
 
     Args:
         most: --max_environment_errors.
@@ -36,6 +36,10 @@ class ErrorBudget:
             self.most,
             self.dropped + self.waiting - 1,
         )
+
+    def forget_waiting(self) -> None:
+        """Begins a new batch: rollouts that were not counted by now are lost."""
+        self.waiting = 0
 
     def count(self, groups: Sequence[RolloutGroup], world: World) -> None:
         """Adds the dropped episodes of all ranks. A collective.

@@ -2,6 +2,8 @@
 
 Each episode is a piece of work that waits: for its turns, and for the answers to them. An engine in this process samples
 the turns of all episodes together, in waves: see `waves.py`. With one elsewhere, each episode goes on by itself.
+
+Where an environment has no room for all episodes (`NoRoom`), which of them go on together depends on when it has room.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from .sampler import Request, SamplingStopped, TurnEngine, Turns
 log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds that episodes wait for room while none can begin
+CLOSING = 10.0  # seconds that the closing of episodes that are given up may take
 
 
 class OtherSide(Protocol):
@@ -183,11 +186,11 @@ class EpisodeSampler:
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> RolloutsPending:
         """See `StartingSampler.start`."""
+        self.budget.forget_waiting()
         session = self.engine.turns(prompts, greedy=greedy)
         jobs = [(prompt, g) for prompt in prompts for g in range(num_generations)]
         sample = partial(self._sample, session, jobs)
-        count = partial(self.budget.count, world=self.world)
-        return RolloutsPending(prompts, num_generations, sample, self.world, count)
+        return RolloutsPending(prompts, num_generations, sample, self.world)
 
     def sync(self) -> None:
         """See `Sampler.sync`."""
@@ -197,7 +200,7 @@ class EpisodeSampler:
         self, session: Any, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
     ) -> list[Rollout]:
         rollouts: list[Rollout] = []
-        size = self.batch_size or len(jobs)
+        size = self.batch_size or max(1, len(jobs))  # a rank may have no prompts
         with session as turns:
             for start in range(0, len(jobs), size):
                 rollouts += self._batch(turns, jobs[start : start + size], given_up)
@@ -205,7 +208,7 @@ class EpisodeSampler:
         return rollouts
 
     def _tell_of_prompts(self, rollouts: Sequence[Rollout], positions: Sequence[int]) -> None:
-        """Says once if members of a group have different prompts: they are then computed one by one."""
+        """Says once if members of a group have different prompts, so that prompts are not shared."""
         kept = [
             (p, r.episode)
             for p, r in zip(positions, rollouts, strict=True)
@@ -214,8 +217,8 @@ class EpisodeSampler:
         if not self._told and len({(p, e.prompt_ids) for p, e in kept}) > len({p for p, _ in kept}):
             self._told = True
             log.warning(
-                "reset answers members of a group differently, so their prompts are not shared; an environment that draws "
-                "from `seed` gives a group one task"
+                "reset returned different prompts within a group, so prompts are not shared. Draw the task from `seed` to "
+                "give a group one prompt."
             )
 
     def _batch(
@@ -266,7 +269,8 @@ class EpisodeSampler:
                 episode.ids += yield from self._answer(episode)
             reward = yield from other.final_reward()
         except NoRoom as full:
-            yield from other.close()
+            with suppress(EpisodeFailed):  # it is no episode yet
+                yield from other.close()
             return full
         except EpisodeFailed as error:
             self.budget.drop(error)
@@ -288,10 +292,44 @@ class EpisodeSampler:
 
 
 def close_all(others: Sequence[OtherSide]) -> None:
-    """Closes episodes that are given up. What one of them raises is not reported."""
+    """Closes episodes that are given up, for some seconds at most. What one of them raises is not reported."""
+    until = time.monotonic() + CLOSING
 
     def closing(other: OtherSide) -> Waiting[None]:
         with suppress(EpisodeFailed):
             yield from other.close()
 
-    together([closing(other) for other in others])
+    with suppress(InterruptedError):  # a call hangs: its thread is abandoned
+        together([closing(other) for other in others], stop=lambda: time.monotonic() > until)
+
+
+def open_each(others: Sequence[Callable[[], OtherSide]]) -> list[OtherSide]:
+    """Opens episodes one after another, only to see their prompts, and closes each.
+
+    Args:
+        others: make what answers the model. One for which there is no room is made again, and opened later.
+
+    Returns:
+        The closed episodes.
+
+    Raises:
+        EpisodeFailed: one of them fails.
+        ValueError: there is no room for one of them for `PATIENCE` seconds.
+    """
+    opened: list[OtherSide] = []
+    for make in others:
+        until = time.monotonic() + PATIENCE
+        while True:
+            other = make()
+            try:
+                together([other.open()])
+            except NoRoom as full:
+                if time.monotonic() > until:
+                    raise ValueError(f"{full}; it had no room for {PATIENCE:g} seconds") from full
+            else:
+                opened.append(other)
+                break
+            finally:
+                close_all([other])
+            time.sleep(1.0)
+    return opened

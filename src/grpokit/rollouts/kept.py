@@ -49,16 +49,21 @@ class TurnCache:
         self._places: dict[Key, tuple[Block, int]] = {}
         self._bytes = 0
 
-    def add(self, keys: Sequence[Key], block: Block) -> None:
-        """Adds the rows of a block, if there is room."""
-        self._bytes += block.num_bytes
+    def has_room(self, num_bytes: int) -> bool:
+        """Reserves memory for a block. Where there isn't enough, none of this turn is kept."""
+        self._bytes += num_bytes
         if self._bytes > self.most:
             self._places.clear()
-            return
+        return self._bytes <= self.most
+
+    def add(self, keys: Sequence[Key], block: Block) -> None:
+        """Adds the rows of a block, for which there is room."""
         self._places |= {key: (block, row) for row, key in enumerate(keys)}
 
     def take(self, keys: Sequence[Key], lengths: Sequence[int]) -> Block | None:
         """Returns one block with a row for each key, and forgets all of them. None where any is missing.
+
+        Its rows have no padding between tokens, and those that are shorter end in unused columns.
 
         Args:
             keys: b episodes.
@@ -67,19 +72,15 @@ class TurnCache:
         places, self._places, self._bytes = self._places, {}, 0
         if not keys or any(key not in places for key in keys):
             return None
-        rows: dict[int, list[tuple[int, int]]] = {}  # block → (row here, row there)
         blocks = {id(block): block for block, _ in places.values()}
+        rows: dict[int, list[tuple[int, int]]] = {}  # block → (row here, row there)
         for here, key in enumerate(keys):
             block, there = places[key]
             rows.setdefault(id(block), []).append((here, there))
-        width = max(blocks[name].columns.shape[1] for name in rows)
+        counts = torch.tensor([int(places[key][0].columns[places[key][1]].sum()) for key in keys])
+        width, room = int(counts.max()), int((torch.tensor(lengths) - counts).max()) + 16
         first = blocks[next(iter(rows))]
-        columns = first.columns.new_zeros(len(keys), width)
-        for name, pairs in rows.items():
-            block = blocks[name]
-            here, there = torch.tensor(pairs, device=columns.device).unbind(1)
-            columns[here, : block.columns.shape[1]] = block.columns[there]
-        room = int((torch.tensor(lengths, device=columns.device) - columns.sum(-1)).max()) + 16
+        columns = torch.arange(width, device=first.columns.device) < counts.to(first.columns.device)[:, None]
         # Zeros, not uninitialised memory: what a mask leaves out must still be finite.
         layers = [
             [t.new_zeros(len(keys), t.shape[1], width + room, t.shape[3]) for t in layer]
@@ -88,8 +89,10 @@ class TurnCache:
         for name, pairs in rows.items():
             block = blocks[name]
             here, there = torch.tensor(pairs, device=columns.device).unbind(1)
-            size = block.columns.shape[1]
+            # The columns that hold tokens come first, in order.
+            order = block.columns[there].int().argsort(dim=1, descending=True, stable=True)[:, :width]
             for new, old in zip(layers, block.layers, strict=True):
                 for target, source in zip(new, old, strict=True):
-                    target[here, :, :size] = source[there]
-        return Block(tuple((keys_, values) for keys_, values in layers), columns)
+                    index = order[:, None, :, None].expand(-1, source.shape[1], -1, source.shape[3])
+                    target[here, :, : order.shape[1]] = source[there].gather(2, index)
+        return Block(tuple((k, v) for k, v in layers), columns)

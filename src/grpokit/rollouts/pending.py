@@ -23,7 +23,6 @@ class RolloutsPending:
         sample: samples the P·G rollouts, in order. It gets a function to ask whether to stop, and raises SamplingStopped
             where that says so.
         world: the ranks.
-        seen: called with this rank's groups once they are taken, on all ranks, and may be a collective.
     """
 
     def __init__(
@@ -32,10 +31,9 @@ class RolloutsPending:
         num_generations: int,
         sample: Callable[[Callable[[], bool]], list[Rollout]],
         world: World = ALONE,
-        seen: Callable[[Sequence[RolloutGroup]], None] = lambda groups: None,
     ) -> None:
         self.prompts, self.size, self.world = prompts, num_generations, world
-        self._sample, self._seen = sample, seen
+        self._sample = sample
         self._given_up = False
         self._rollouts: list[Rollout] | None = None
         self._error: Exception | None = None
@@ -57,12 +55,9 @@ class RolloutsPending:
         with self.world.together():
             if self._error is not None:
                 raise self._error
-        rollouts = self._rollouts
-        groups = [] if rollouts is None else in_groups(self.prompts, self.size, rollouts)
-        self._seen(groups)
-        if rollouts is None:
+        if self._rollouts is None:
             raise SamplingStopped("stopped while an engine was sampling")
-        return groups
+        return in_groups(self.prompts, self.size, self._rollouts)
 
 
 def sample_together(pieces: Sequence[Waiting[T]], stop: Callable[[], bool], turns: Turns) -> list[T]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from ..parallel import World
 from ..types import Metric, Metrics, Prompt, RolloutGroup
 from .ahead import SampleAhead
+from .dropped import ErrorBudget
 from .gather import gather_groups
 from .resample import first_position
 from .sampler import Sampler, SamplingStopped
@@ -48,6 +49,7 @@ def sample_share(
     pause: Callable[[], None],
     *,
     greedy: bool = False,
+    budget: ErrorBudget | None = None,
 ) -> list[RolloutGroup]:
     """Samples this rank's share of the prompts.
 
@@ -58,6 +60,7 @@ def sample_share(
         world: the ranks.
         pause: called after sampling on all ranks; raises where a stop was asked for.
         greedy: takes the most probable token each time.
+        budget: counts dropped episodes.
 
     Returns:
         A group for each prompt of this rank's share, in order.
@@ -68,6 +71,8 @@ def sample_share(
         except SamplingStopped:
             groups = []
     pause()
+    if budget is not None:
+        budget.count(groups, world)
     return groups
 
 
@@ -84,12 +89,18 @@ class StepRollouts:
     prompts_per_step: int
     max_resample_times: int
     max_steps: int
+    budget: ErrorBudget = field(default_factory=ErrorBudget)  # counts the run's dropped episodes
 
     def sample(self, prompts: Sequence[Prompt], step: int, phase: Phase) -> list[RolloutGroup]:
         """Samples this rank's share of the prompts of step `step`, counted from 0."""
         with phase("rollout"):
             groups = sample_share(
-                self.ahead or self.sampler, prompts, self.num_generations, self.world, self.pause
+                self.ahead or self.sampler,
+                prompts,
+                self.num_generations,
+                self.world,
+                self.pause,
+                budget=self.budget,
             )
         if self.max_resample_times == 0:  # else the step may need the engine once more
             self.begin_next(step)

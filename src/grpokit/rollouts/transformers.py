@@ -99,7 +99,7 @@ class TransformersSampler:
     @contextmanager
     def turns(self, prompts: Sequence[Prompt], *, greedy: bool = False) -> Iterator[Waves]:
         """See `TurnEngine.turns`. The turns of a wave share a forward."""
-        # What is computed behind kept keys and values is what the layout of shared prompts does too.
+        # Continuing behind a cache needs what the layout of shared prompts needs.
         continues = self.turn_cache and self.policy.shares_not is None
         kept = TurnCache(self.turn_cache) if continues else None
         with self._session():
@@ -181,6 +181,7 @@ class TransformersSampler:
                 new = [r.ids[count:] for r, count in zip(requests, counts, strict=True)]
                 input_ids, mask = (t.to(self.policy.device) for t in left_pad(new, self.pad_id))
                 logits = running.resume(block, input_ids, mask, most)
+                del block  # the running cache has its tensors
 
             def leave(rows: Tensor) -> None:
                 """Keeps the completions that have ended: only those may go on."""
@@ -189,7 +190,7 @@ class TransformersSampler:
                 own = rows if picker.rows is None else picker.rows[rows]  # their numbers in the batch
                 goes_on = picker.lengths[own] > 0
                 rows, own = rows[goes_on], own[goes_on]
-                if len(rows) == 0:
+                if len(rows) == 0 or not kept.has_room(running.num_bytes(len(rows))):
                     return
                 read = torch.tensor([len(requests[i].ids) for i in own.tolist()], device=rows.device)
                 # The last token was sampled, and not read.

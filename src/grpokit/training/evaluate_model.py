@@ -15,7 +15,7 @@ from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
 from .setup.data import PromptSource, load_prompts, make_rewards
-from .setup.environments import episode_sampler, find_environments
+from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
@@ -58,7 +58,8 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
             rows = parts.train_dataset
             prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows, tools_of)
         tokenizer = check_tokens(policy, tokenizer, prompts)
-        check_model(policy, config.model, prompts.longest + config.max_completion_length, config)
+        longest = longest_sequence(environments, config, policy, prompts.longest)
+        check_model(policy, config.model, longest, config)
         rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
         rewards += () if environments is None else environments.rewards
         say(describe_rewards(rewards))

@@ -60,7 +60,7 @@ def evaluate(
             reward += [
                 r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
             ]
-            lengths += [len(rollout.completion_ids) for rollout in group.rollouts]
+            lengths += [len(rollout.completion_ids) for rollout in group.rollouts if not rollout.is_dropped]
         for group in complete(part, 1, True):
             greedy += _passes(group)
         progress(start + len(part))
@@ -121,7 +121,9 @@ class HeldOut:
         """
 
         def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
-            return score(sample_share(self.sampler, prompts, count, world, pause, greedy=greedy), prompts)
+            budget = getattr(self.sampler, "budget", None)  # the evaluation's own
+            groups = sample_share(self.sampler, prompts, count, world, pause, greedy=greedy, budget=budget)
+            return score(groups, prompts)
 
         self.sampler.sync()
         with counting(f"evaluation at step {step}", len(self.prompts)) as progress:

@@ -16,7 +16,9 @@ ENDINGS = ("done", "no_call", "turns", "length", "error")
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     """Lengths, cut-offs and entropy of a step's completions, and the turns of episodes."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    everything = [rollout for group in groups for rollout in group.rollouts]
+    # Dropped episodes are only in endings/error.
+    rollouts = [rollout for rollout in everything if not rollout.is_dropped] or everything
     lengths = torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.float64)
     entropies = torch.cat([r.entropies for r in rollouts])
     cut = torch.tensor([r.finish_reason == "length" for r in rollouts])
@@ -38,6 +40,9 @@ def episode_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
     if not episodes:
         return {}
+    endings = [e.ending for e in episodes]
+    rollouts = [rollout for rollout in rollouts if not rollout.is_dropped] or rollouts
+    episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
     turns = torch.tensor([len(e.turns) for e in episodes], dtype=torch.float64)
     calls = [sum((e.calls or {}).values()) for e in episodes]
     trainable = torch.cat([rollout.trainable for rollout in rollouts])
@@ -54,7 +59,7 @@ def episode_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
             torch.tensor([(e.calls or {}).get(name, 0) for e in episodes])
         )
     for ending in ENDINGS:
-        ended = torch.tensor([e.ending == ending for e in episodes])
+        ended = torch.tensor([each == ending for each in endings])
         found[f"endings/{ending}"] = Metric.mean(ended.double())
     return found
 

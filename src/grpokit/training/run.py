@@ -27,7 +27,6 @@ from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..policy.router import RouterLoss
 from ..rewards import Reward, score
-from ..rollouts.dropped import ErrorBudget
 from ..rollouts.gather import gather_groups
 from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
@@ -78,7 +77,6 @@ class Run:
     layout: LayoutChoice
     router: RouterLoss | None  # the router auxiliary loss of a mixture of experts
     recorder: Recorder
-    budget: ErrorBudget  # counts the episodes that an environment's errors have cost
     state: TrainState
     stop: StopRequest
     callbacks: Callbacks
@@ -195,7 +193,7 @@ class Run:
         with self.world.together():
             self.recorder.write_step(step, row, groups)
         skipped = self.state.skipped + progress.skipped
-        self.state = replace(self.state, step=step, skipped=skipped, dropped=self.budget.dropped)
+        self.state = replace(self.state, step=step, skipped=skipped, dropped=self.rollouts.budget.dropped)
         self.random_state = random_state_now()
         return Step(step, groups, row)
 
@@ -251,7 +249,7 @@ class Run:
             ahead=ahead,
             data=self.rollouts.data_state(self.state.step),
             # A step that is not yet under way is sampled again.
-            dropped=self.state.dropped if progress is None else self.budget.dropped,
+            dropped=self.state.dropped if progress is None else self.rollouts.budget.dropped,
         )
         path = (folder or self.output) / state.name
         save_checkpoint(

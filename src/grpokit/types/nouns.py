@@ -71,6 +71,11 @@ class Rollout:
     # The turns, where there may be several; between them, logps are 0 and entropies NaN.
     episode: Episode | None = None
 
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it is an episode whose environment failed: it has no reward, and is not trained on."""
+        return self.episode is not None and self.episode.error is not None
+
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Returns the prompt's tokens: an environment may have added to those of the row."""
         return prompt.ids if self.episode is None else self.episode.prompt_ids

@@ -106,11 +106,11 @@ class Server:
         )
 
     async def _held(self, client: httpx.AsyncClient) -> str:
-        """Returns the weight version that the server has, asked after this call began. Calls share their questions."""
+        """Returns the server's weight version, asked for after this call began. Concurrent callers share one request."""
 
         async def ask() -> str:
-            async with self.looking:
-                self.next_look = None  # who comes from here on needs a later one
+            async with self.loading:
+                self.next_look = None  # later callers need a new request
                 return await self._weights(client)
 
         if self.next_look is None:
@@ -271,7 +271,7 @@ class Server:
     async def connected(self) -> AsyncIterator[httpx.AsyncClient]:
         """Connects to the server from the event loop that is running."""
         self.alive = time.monotonic()  # when the server last answered a request
-        self.loading, self.looking = asyncio.Lock(), asyncio.Lock()  # they belong to this event loop
+        self.loading = asyncio.Lock()  # belongs to this event loop
         self.next_look: asyncio.Future[str] | None = None
         limits = httpx.Limits(max_connections=CONNECTIONS)
         async with httpx.AsyncClient(timeout=httpx.Timeout(None), limits=limits) as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...common.console import say
@@ -37,7 +37,7 @@ class Environments:
     tools: Mapping[str, Tool]
     kinds: Mapping[str, EnvironmentKind]
     parser: TurnParser
-    budget: ErrorBudget = field(default_factory=ErrorBudget)
+    max_errors: int = 0  # episodes of the run that may be dropped
 
     @property
     def tools_of(self) -> ToolsOf:
@@ -137,8 +137,7 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
         say(
             f"environment {kind.name}: {'answers by step' if kind.has_steps else 'answers calls of its tools'}"
         )
-    budget = ErrorBudget(config.max_environment_errors)
-    return Environments(tools, kinds, parser, budget)
+    return Environments(tools, kinds, parser, config.max_environment_errors)
 
 
 def _check_template(tokenizer: Any, schemas: Sequence[dict[str, Any]], has_steps: bool) -> None:
@@ -237,7 +236,7 @@ def episode_sampler(
         max_turn_length=config.max_turn_length,
         batch_size=getattr(sampler, "batch_size", 0),  # an engine elsewhere has no batches
         stop=sampler.stop,
-        budget=environments.budget,
+        budget=ErrorBudget(environments.max_errors),
         world=world,
     )
     weakref.finalize(episodes, setting.workers.close)
@@ -285,25 +284,25 @@ def with_episodes(
 
 
 def longest_sequence(
-    environments: Environments | None, config: TrainConfig, policy: Policy, longest: int
+    environments: Environments | None,
+    config: ModelConfig,
+    policy: Policy,
+    longest_prompt: int,
+    world: World = ALONE,
 ) -> int:
-    """Returns the most tokens that an engine reads at once: an environment may add to a prompt when it is reset.
+    """Returns the most tokens of a prompt and completion together. An environment may add to a prompt when it is reset.
 
     Args:
         environments: the tools and environments.
         config: the configuration.
         policy: the model.
-        longest: tokens of the dataset's longest prompt and a completion together.
+        longest_prompt: tokens of the longest prompt that is known.
+        world: the ranks, which all get the same.
+
+    Returns:
+        The length that layouts, sampling and engines must be right for.
     """
-    if environments is None or not environments.kinds:
-        return longest
-    limit = prompt_limit(config, context_of(policy))[0]
-    return longest if limit is None else limit + config.max_completion_length
-
-
-def error_budget(environments: Environments | None, dropped: int) -> ErrorBudget:
-    """Returns the run's count of dropped episodes, which goes on from a checkpoint's."""
-    if environments is None:
-        return ErrorBudget()
-    environments.budget.dropped = dropped
-    return environments.budget
+    if environments is not None and environments.kinds:
+        limit = prompt_limit(config, context_of(policy))[0]
+        longest_prompt = longest_prompt if limit is None else limit
+    return max(world.gather_json(longest_prompt)) + config.max_completion_length

@@ -19,6 +19,7 @@ from ...policy.optimizer import make_optimizer
 from ...policy.probes import find_router_loss
 from ...rewards import Reward
 from ...rollouts import Sampler
+from ...rollouts.dropped import ErrorBudget
 from ...rollouts.step_rollouts import PromptOrder, StepRollouts
 from ...runs.checkpoint import TrainState, load_checkpoint, read_record
 from ...runs.directory import (
@@ -38,7 +39,7 @@ from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
 from .data import load_data
-from .environments import error_budget, longest_sequence, with_episodes
+from .environments import longest_sequence, with_episodes
 from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
@@ -77,11 +78,10 @@ def start(
     set_threads(config, policy)
     tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
     data = load_data(config, tokenizer, context_of(policy), parts)
-    longest = data.longest + config.max_completion_length
+    longest = longest_sequence(data.environments, config, policy, data.longest, world)
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
-    most = longest_sequence(data.environments, config, policy, longest)
-    make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, most, own_sampler)
+    make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
     make_sampler = with_episodes(data.environments, config, policy, tokenizer, make_sampler, world)
     optimizer = make_optimizer(policy, config, parts.optimizer)
     state = TrainState()
@@ -110,7 +110,6 @@ def start(
         layout=choose_layout(config, policy, reference, longest),
         router=find_router_loss(policy, config.router_aux_loss_coef),
         recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
-        budget=error_budget(data.environments, state.dropped),
         state=replace(state, unfinished=None, ahead=(), sources={**state.sources, **digests(config)}),
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
@@ -145,6 +144,8 @@ def make_rollouts(
     Returns:
         The engine on all ranks. The run gives it its own `pause`.
     """
+    budget = getattr(sampler, "budget", None) or ErrorBudget()
+    budget.dropped = state.dropped
     return StepRollouts(
         sampler=sampler,
         ahead=make_sample_ahead(config, sampler, state.ahead, checkpoint, world),
@@ -155,6 +156,7 @@ def make_rollouts(
         prompts_per_step=config.prompts_per_step,
         max_resample_times=config.max_resample_times,
         max_steps=config.max_steps,
+        budget=budget,
     )
 
 

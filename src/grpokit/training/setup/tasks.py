@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ...common.console import say
-from ...common.waiting import together
 from ...config.options import ModelConfig
 from ...data.tasks import EnvironmentTasks
 from ...environments.dialogue import Dialogue
-from ...rollouts.episodes import close_all
+from ...rollouts.episodes import open_each
 from .environments import Environments, make_setting
 
 TRIED = 8  # tasks of an environment that owns its data, whose prompts are measured at the start
@@ -37,12 +37,10 @@ def load_tasks(
     names = tuple(environments.kinds)
     tasks = EnvironmentTasks(names, 0, config.system_prompt)
     setting = make_setting(environments, config, tokenizer, context, config.seed, frozenset())
-    tried = [Dialogue(setting, prompt, 0) for prompt in tasks.take(0, max(TRIED, len(names)))]
-
+    makes = [partial(Dialogue, setting, prompt, 0) for prompt in tasks.take(0, max(TRIED, len(names)))]
     try:
-        together([dialogue.open() for dialogue in tried])
+        tried = open_each(makes)
     finally:
-        close_all(tried)
         setting.workers.close()
     tasks.longest = max(len(dialogue.prompt_ids) for dialogue in tried)
     who = ", ".join(dict.fromkeys(kind.name for kind in environments.kinds.values()))
