@@ -17,6 +17,7 @@ from ..common.text import one_line
 from ..types import Messages
 
 MARK, CONTENT_MARK = "xqzjvkw", "wvkjzqx"  # words that no template writes by itself
+OTHERWISE = "its chat template writes a turn in another way once messages follow it"
 ANCHOR = "a"  # a letter behind which a piece is encoded: a tokenizer may begin a text with a space
 QUESTION: Messages = [{"role": "user", "content": "a question"}]
 
@@ -71,16 +72,26 @@ class Continuation:
         """Returns the text between a turn's end token and where the model goes on."""
         if any(m["role"] == "tool" for m in following) and not self._has_tool_role:
             calls, following = [], _from_the_user(following)
-        turn = self._turn(calls)
-        alone = self._render([*QUESTION, turn], goes_on=False)
-        whole = self._render([*QUESTION, turn, *following], goes_on=True)
+        alone, whole = self._render_both(calls, following)
         if (MARK in alone) != (MARK in whole):
-            raise CannotContinue("its chat template writes a turn in another way once messages follow it")
+            raise CannotContinue(OTHERWISE)
         if MARK in alone:
             alone, whole = (text.partition(MARK)[2] for text in (alone, whole))
             begins = 0
         else:  # with calls, some templates leave the content out
             begins = _common_length(alone, self._render(QUESTION, goes_on=True))
+        try:
+            rest = self._behind_the_end(ending, alone, whole, begins)
+        except CannotContinue:
+            marked = self._render_both(calls, _marked(following)[:1])[1].rpartition(MARK)[2]
+            rest = self._behind_the_last_end(ending, whole, begins, marked)
+            if rest is None:
+                raise
+        self._check_contents(rest, calls, following)
+        return rest
+
+    def _behind_the_end(self, ending: str, alone: str, whole: str, begins: int) -> str:
+        """Returns what a rendering has behind a turn's end, which is where a rendering of the turn alone ends too."""
         endings = self._endings(ending)
         # The last end that both have; else a last turn ends otherwise than one that messages follow.
         end, length = _last(alone[: _common_length(alone, whole)], begins, endings)
@@ -93,7 +104,7 @@ class Continuation:
             # A token that is no end of sequence for the model has closed the turn already.
             kept, length = kept.rstrip()[: -len(closing)], len(closing)
         if not whole.startswith(kept):
-            raise CannotContinue("its chat template writes a turn in another way once messages follow it")
+            raise CannotContinue(OTHERWISE)
         rest = whole[len(kept) :]
         if length:
             token = max((t for t in self._added if rest.startswith(t)), key=len, default="")
@@ -107,28 +118,70 @@ class Continuation:
             return rest.lstrip()[len(ending) :]
         return rest
 
+    def _behind_the_last_end(self, ending: str, whole: str, begins: int, marked: str) -> str | None:
+        """Returns what a rendering has behind the last end token before the answer; None without one.
+
+        For templates that write a last turn in another way than a turn that messages follow.
+        """
+        answer = _common_length(whole, marked)  # where the content begins
+        end, length = _last(whole[:answer], begins, self._endings(ending))
+        if not length:
+            return None
+        return whole[end + length :] if ending else whole[end:]
+
+    def _check_contents(self, text: str, calls: Sequence[dict[str, Any]], following: Messages) -> None:
+        """Raises CannotContinue where the text lacks what the model is to read."""
+        if all(_text(m.get("content")).strip() in text for m in following):
+            return
+        marked = _marked(following)
+        whole = self._render_both(calls, marked)[1]
+        lost = [m["role"] for m in marked if m["content"] not in whole]
+        if lost:
+            raise CannotContinue(
+                f"its chat template leaves out the content of messages of the role {lost[0]}"
+            )
+
     @cached_property
-    def _has_tool_role(self) -> bool:
-        """Whether the template writes messages of the role `tool`."""
+    def _tool_probe(self) -> str:
+        """How the template writes a turn with a call and text, and the tool's answer; "" where it refuses them."""
         call = {"id": "call00000", "function": {"name": "tool"}}
         answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": CONTENT_MARK}
         try:
-            return CONTENT_MARK in self._render([*QUESTION, self._turn([call]), answer], goes_on=True)
+            return self._render([*QUESTION, self._turn([call], MARK), answer], goes_on=True)
         except CannotContinue:
-            return False
+            return ""
 
-    def _turn(self, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        turn: dict[str, Any] = {"role": "assistant", "content": MARK}
+    @property
+    def _has_tool_role(self) -> bool:
+        """Whether the template writes messages of the role `tool`."""
+        return CONTENT_MARK in self._tool_probe
+
+    def _turn(self, calls: Sequence[dict[str, Any]], content: str) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": "assistant", "content": content}
         if calls:
             turn["tool_calls"] = [
                 {
                     "id": call.get("id"),
                     "type": "function",
-                    "function": {"name": call["function"]["name"], "arguments": {}},
+                    "function": {
+                        "name": call["function"]["name"],
+                        "arguments": {},
+                    },
                 }
                 for call in calls
             ]
         return turn
+
+    def _render_both(self, calls: Sequence[dict[str, Any]], following: Messages) -> tuple[str, str]:
+        """Renders a made-up turn, alone and with the messages that follow it."""
+        # Some templates write a turn's text behind the answers to its calls; then the turn has none.
+        probe = self._tool_probe if calls else ""
+        text = "" if CONTENT_MARK in probe.partition(MARK)[0] else MARK
+        turn = self._turn(calls, text)
+        return (
+            self._render([*QUESTION, turn], goes_on=False),
+            self._render([*QUESTION, turn, *following], goes_on=True),
+        )
 
     def _render(self, messages: Messages, goes_on: bool) -> str:
         """Renders a conversation. Templates differ in what they take: calls one at a time, arguments as text."""
@@ -185,8 +238,8 @@ class Continuation:
         """
         if not any(self._pattern.search(_text(m.get("content"))) for m in following):
             return [text]
-        marks = [f"{CONTENT_MARK}{i}{CONTENT_MARK}" for i in range(len(following))]
-        marked: Messages = [{**m, "content": mark} for m, mark in zip(following, marks, strict=True)]
+        marked = _marked(following)
+        marks = [m["content"] for m in marked]
         frame = self._between(ending, calls, marked)
         if any(frame.count(mark) != 1 for mark in marks):
             raise CannotContinue("its chat template does not write the content of these messages once")
@@ -245,6 +298,11 @@ def _from_the_user(messages: Messages) -> Messages:
     """Joins the tools' answers to one message of the user, for templates without a role for tools."""
     answers = "\n".join(_text(m.get("content")) for m in messages if m["role"] == "tool")
     return [{"role": "user", "content": answers}, *(m for m in messages if m["role"] != "tool")]
+
+
+def _marked(messages: Messages) -> Messages:
+    """The same messages with contents that no template writes by itself."""
+    return [{**m, "content": f"{CONTENT_MARK}{i}{CONTENT_MARK}"} for i, m in enumerate(messages)]
 
 
 def _common_length(one: str, two: str) -> int:
