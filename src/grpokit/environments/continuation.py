@@ -7,23 +7,19 @@ ids there, so thinking that a template would drop, or history that it would rewr
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..common.text import one_line
 from ..types import Messages
+from .rendering import CONTENT_MARK, MARK, CannotContinue, from_the_user, marked, render_alike, text_of
 
-MARK, CONTENT_MARK = "xqzjvkw", "wvkjzqx"  # words that no template writes by itself
 OTHERWISE = "its chat template writes a turn in another way once messages follow it"
 ANCHOR = "a"  # a letter behind which a piece is encoded: a tokenizer may begin a text with a space
 QUESTION: Messages = [{"role": "user", "content": "a question"}]
-
-
-class CannotContinue(ValueError):
-    """A chat template writes a turn otherwise once messages follow it, so nothing can be put behind the sampled tokens."""
 
 
 @dataclass
@@ -71,10 +67,12 @@ class Continuation:
     def _between(self, ending: str, calls: Sequence[dict[str, Any]], following: Messages) -> str:
         """Returns the text between a turn's end token and where the model goes on."""
         if any(m["role"] == "tool" for m in following) and not self._has_tool_role:
-            calls, following = [], _from_the_user(following)
+            calls, following = [], from_the_user(following)
         alone, whole = self._render_both(calls, following)
         if (MARK in alone) != (MARK in whole):
             raise CannotContinue(OTHERWISE)
+        if MARK not in alone and not calls:
+            raise CannotContinue("its chat template leaves out the content of messages of the role assistant")
         if MARK in alone:
             alone, whole = (text.partition(MARK)[2] for text in (alone, whole))
             begins = 0
@@ -83,8 +81,8 @@ class Continuation:
         try:
             rest = self._behind_the_end(ending, alone, whole, begins)
         except CannotContinue:
-            marked = self._render_both(calls, _marked(following)[:1])[1].rpartition(MARK)[2]
-            rest = self._behind_the_last_end(ending, whole, begins, marked)
+            written = self._render_both(calls, marked(following)[:1])[1].rpartition(MARK)[2]
+            rest = self._behind_the_last_end(ending, whole, begins, written)
             if rest is None:
                 raise
         self._check_contents(rest, calls, following)
@@ -131,11 +129,11 @@ class Continuation:
 
     def _check_contents(self, text: str, calls: Sequence[dict[str, Any]], following: Messages) -> None:
         """Raises CannotContinue where the text lacks what the model is to read."""
-        if all(_text(m.get("content")).strip() in text for m in following):
+        if all(text_of(m.get("content")).strip() in text for m in following):
             return
-        marked = _marked(following)
-        whole = self._render_both(calls, marked)[1]
-        lost = [m["role"] for m in marked if m["content"] not in whole]
+        others = marked(following)
+        whole = self._render_both(calls, others)[1]
+        lost = [m["role"] for m in others if m["content"] not in whole]
         if lost:
             raise CannotContinue(
                 f"its chat template leaves out the content of messages of the role {lost[0]}"
@@ -178,28 +176,18 @@ class Continuation:
         probe = self._tool_probe if calls else ""
         text = "" if CONTENT_MARK in probe.partition(MARK)[0] else MARK
         turn = self._turn(calls, text)
-        return (
-            self._render([*QUESTION, turn], goes_on=False),
-            self._render([*QUESTION, turn, *following], goes_on=True),
-        )
+        both = [([*QUESTION, turn], False), ([*QUESTION, turn, *following], True)]
+        if not any(m["role"] == "tool" for m in following):
+            # Some templates show the tools again with the last question, and the prompt has shown them.
+            with contextlib.suppress(CannotContinue):  # others need tools
+                alone, whole = render_alike(self.tokenizer, both, ())
+                return alone, whole
+        alone, whole = render_alike(self.tokenizer, both, self.tools)
+        return alone, whole
 
     def _render(self, messages: Messages, goes_on: bool) -> str:
-        """Renders a conversation. Templates differ in what they take: calls one at a time, arguments as text."""
-        problem: Exception | None = None
-        for variant in _variants(messages):
-            try:
-                return self.tokenizer.apply_chat_template(
-                    variant,
-                    tools=list(self.tools) or None,
-                    tokenize=False,
-                    add_generation_prompt=goes_on,
-                )
-            except Exception as error:  # noqa: BLE001 - templates are programs of the model's authors
-                problem = problem or error
-        roles = ", ".join(message["role"] for message in messages)
-        raise CannotContinue(
-            f"its chat template refuses these messages ({roles}): {one_line(problem)}"
-        ) from problem
+        """Renders a conversation with the tools."""
+        return render_alike(self.tokenizer, [(messages, goes_on)], self.tools)[0]
 
     def _endings(self, ending: str) -> list[str]:
         return [text for text in {ending, *map(self._text_of, self.eos_ids)} if text]
@@ -236,17 +224,17 @@ class Continuation:
 
         Only the template may write tokens such as `<|im_end|>`.
         """
-        if not any(self._pattern.search(_text(m.get("content"))) for m in following):
+        if not any(self._pattern.search(text_of(m.get("content"))) for m in following):
             return [text]
-        marked = _marked(following)
-        marks = [m["content"] for m in marked]
-        frame = self._between(ending, calls, marked)
+        others = marked(following)
+        marks = [m["content"] for m in others]
+        frame = self._between(ending, calls, others)
         if any(frame.count(mark) != 1 for mark in marks):
             raise CannotContinue("its chat template does not write the content of these messages once")
         contents = []
         for i, mark in enumerate(marks):
             before, _, after = frame.partition(mark)
-            own = self._between(ending, calls, [*marked[:i], following[i], *marked[i + 1 :]])
+            own = self._between(ending, calls, [*others[:i], following[i], *others[i + 1 :]])
             contents.append(own[len(before) : len(own) - len(after)])
         pieces, rest = [""], frame
         for mark, content in zip(marks, contents, strict=True):
@@ -276,35 +264,6 @@ class Continuation:
         return list(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _variants(messages: Messages) -> list[Messages]:
-    """The same messages as different templates take them."""
-    calling = [m for m in messages if m.get("tool_calls")]
-    if not calling:
-        return [messages]
-
-    def changed(message: dict[str, Any], as_text: bool, only_one: bool) -> dict[str, Any]:
-        if not message.get("tool_calls"):
-            return message
-        calls = message["tool_calls"][: 1 if only_one else None]
-        if as_text:
-            calls = [{**call, "function": {**call["function"], "arguments": "{}"}} for call in calls]
-        return {**message, "tool_calls": calls}
-
-    choices = [(False, False), (True, False), (False, True), (True, True)]
-    return [[changed(m, *choice) for m in messages] for choice in choices]
-
-
-def _from_the_user(messages: Messages) -> Messages:
-    """Joins the tools' answers to one message of the user, for templates without a role for tools."""
-    answers = "\n".join(_text(m.get("content")) for m in messages if m["role"] == "tool")
-    return [{"role": "user", "content": answers}, *(m for m in messages if m["role"] != "tool")]
-
-
-def _marked(messages: Messages) -> Messages:
-    """The same messages with contents that no template writes by itself."""
-    return [{**m, "content": f"{CONTENT_MARK}{i}{CONTENT_MARK}"} for i, m in enumerate(messages)]
-
-
 def _common_length(one: str, two: str) -> int:
     return next(
         (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
@@ -331,7 +290,3 @@ def _inside_tokens(content: str, pattern: re.Pattern[str]) -> list[str]:
             pieces.append(content[start:place])
             start = place
     return [*pieces, content[start:]]
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else repr(content)
