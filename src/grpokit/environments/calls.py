@@ -143,8 +143,8 @@ def _call(number: int, written: Any) -> Call:
     if (why := _unfit(arguments)) is not None:
         return _problem(number, name, f"the arguments {why}")
     own = written.get("id")
-    is_fit = isinstance(own, str) and WRITTEN_ID.fullmatch(own)
-    return Call(own if is_fit else call_id(number), name, arguments)
+    fit = own if isinstance(own, str) and WRITTEN_ID.fullmatch(own) else call_id(number)
+    return Call(fit, name, arguments)
 
 
 DEEPEST = 50  # levels of an argument

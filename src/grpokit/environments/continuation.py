@@ -10,12 +10,22 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..common.text import one_line
 from ..types import Messages
-from .rendering import CONTENT_MARK, MARK, CannotContinue, from_the_user, marked, render_alike, text_of
+from .rendering import (
+    CONTENT_MARK,
+    MARK,
+    CannotContinue,
+    common_length,
+    from_the_user,
+    marked,
+    render_alike,
+    text_of,
+)
 
 OTHERWISE = "its chat template writes a turn in another way once messages follow it"
 ANCHOR = "a"  # a letter behind which a piece is encoded: a tokenizer may begin a text with a space
@@ -37,6 +47,7 @@ class Continuation:
     tokenizer: Any
     eos_ids: Collection[int]
     tools: Sequence[dict[str, Any]] = ()
+    tool_refusal: str = field(default="", init=False)  # why the template refuses messages of the role `tool`
 
     def ids(self, end: int | None, calls: Sequence[dict[str, Any]], following: Messages) -> list[int]:
         """Returns the tokens that follow a sampled turn, up to where the model goes on.
@@ -57,16 +68,35 @@ class Continuation:
         pieces = self._cut_at_tokens_in_content(ending, calls, following, text)
         return self._encode(ending, pieces, end)
 
+    def without_end(self, text: str) -> str:
+        """Returns a rendered turn without its end token and what follows it."""
+        end, length = _last(text, 0, self._endings(""))
+        return text[:end] if length else text
+
     def full_ids(self, messages: Messages) -> list[int]:
         """Returns the tokens of a whole conversation, up to where the model goes on."""
-        text = self._render(messages, goes_on=True)
+        text = self.render(messages, goes_on=True)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     # ------------------------------------------------------------------- text
 
     def _between(self, ending: str, calls: Sequence[dict[str, Any]], following: Messages) -> str:
         """Returns the text between a turn's end token and where the model goes on."""
-        if any(m["role"] == "tool" for m in following) and not self._has_tool_role:
+        text = self._difference(ending, calls, following)
+        if all(text_of(m.get("content")).strip() in text for m in following):
+            return text
+        others = marked(following)  # a template may write contents as JSON
+        written = self._difference(ending, calls, others)
+        lost = [m["role"] for m in others if m["content"] not in written]
+        if lost:
+            raise CannotContinue(
+                f"its chat template leaves out the content of messages of the role {lost[0]}"
+            )
+        return text
+
+    def _difference(self, ending: str, calls: Sequence[dict[str, Any]], following: Messages) -> str:
+        """Returns what a rendering with the messages that follow has behind the turn."""
+        if any(m["role"] == "tool" for m in following) and not self.has_tool_role:
             calls, following = [], from_the_user(following)
         alone, whole = self._render_both(calls, following)
         if (MARK in alone) != (MARK in whole):
@@ -77,22 +107,21 @@ class Continuation:
             alone, whole = (text.partition(MARK)[2] for text in (alone, whole))
             begins = 0
         else:  # with calls, some templates leave the content out
-            begins = _common_length(alone, self._render(QUESTION, goes_on=True))
+            begins = common_length(alone, self.render(QUESTION, goes_on=True))
         try:
-            rest = self._behind_the_end(ending, alone, whole, begins)
+            return self._behind_the_end(ending, alone, whole, begins)
         except CannotContinue:
             written = self._render_both(calls, marked(following)[:1])[1].rpartition(MARK)[2]
             rest = self._behind_the_last_end(ending, whole, begins, written)
             if rest is None:
                 raise
-        self._check_contents(rest, calls, following)
         return rest
 
     def _behind_the_end(self, ending: str, alone: str, whole: str, begins: int) -> str:
         """Returns what a rendering has behind a turn's end, which is where a rendering of the turn alone ends too."""
         endings = self._endings(ending)
         # The last end that both have; else a last turn ends otherwise than one that messages follow.
-        end, length = _last(alone[: _common_length(alone, whole)], begins, endings)
+        end, length = _last(alone[: common_length(alone, whole)], begins, endings)
         both = length > 0
         if not both:
             end, length = _last(alone, begins, endings)
@@ -121,23 +150,11 @@ class Continuation:
 
         For templates that write a last turn in another way than a turn that messages follow.
         """
-        answer = _common_length(whole, marked)  # where the content begins
+        answer = common_length(whole, marked)  # where the content begins
         end, length = _last(whole[:answer], begins, self._endings(ending))
         if not length:
             return None
         return whole[end + length :] if ending else whole[end:]
-
-    def _check_contents(self, text: str, calls: Sequence[dict[str, Any]], following: Messages) -> None:
-        """Raises CannotContinue where the text lacks what the model is to read."""
-        if all(text_of(m.get("content")).strip() in text for m in following):
-            return
-        others = marked(following)
-        whole = self._render_both(calls, others)[1]
-        lost = [m["role"] for m in others if m["content"] not in whole]
-        if lost:
-            raise CannotContinue(
-                f"its chat template leaves out the content of messages of the role {lost[0]}"
-            )
 
     @cached_property
     def _tool_probe(self) -> str:
@@ -145,12 +162,13 @@ class Continuation:
         call = {"id": "call00000", "function": {"name": "tool"}}
         answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": CONTENT_MARK}
         try:
-            return self._render([*QUESTION, self._turn([call], MARK), answer], goes_on=True)
-        except CannotContinue:
+            return self.render([*QUESTION, self._turn([call], MARK), answer], goes_on=True)
+        except CannotContinue as error:
+            self.tool_refusal = one_line(error.__cause__, 120)
             return ""
 
     @property
-    def _has_tool_role(self) -> bool:
+    def has_tool_role(self) -> bool:
         """Whether the template writes messages of the role `tool`."""
         return CONTENT_MARK in self._tool_probe
 
@@ -185,7 +203,7 @@ class Continuation:
         alone, whole = render_alike(self.tokenizer, both, self.tools)
         return alone, whole
 
-    def _render(self, messages: Messages, goes_on: bool) -> str:
+    def render(self, messages: Messages, goes_on: bool) -> str:
         """Renders a conversation with the tools."""
         return render_alike(self.tokenizer, [(messages, goes_on)], self.tools)[0]
 
@@ -262,12 +280,6 @@ class Continuation:
 
     def _plain(self, piece: str) -> list[int]:
         return list(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _common_length(one: str, two: str) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
-    )
 
 
 def _last(text: str, begins: int, endings: Sequence[str]) -> tuple[int, int]:

@@ -100,8 +100,15 @@ def from_the_user(messages: Messages) -> Messages:
 
 
 def marked(messages: Messages) -> Messages:
-    """The same messages with contents that no template writes by itself."""
+    """Returns the same messages with contents that no template writes by itself."""
     return [{**m, "content": f"{CONTENT_MARK}{i}{CONTENT_MARK}"} for i, m in enumerate(messages)]
+
+
+def common_length(one: str, two: str) -> int:
+    """Returns how many characters two texts have in common at their beginning."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
+    )
 
 
 def text_of(content: Any) -> str:
