@@ -127,7 +127,7 @@ def _of_user(found: Any, text: str) -> tuple[str, str, list[Any]]:
 def _call(number: int, written: Any) -> Call:
     """Makes a call of what was written: {"name", "arguments" or "parameters"}, also inside "function", and an "id"."""
     if isinstance(written, Unreadable):
-        return _problem(number, "", f"the call is no valid JSON: {written.why}")
+        return _problem(number, "", f"the call is no valid {written.language}: {written.why}")
     if isinstance(written, dict) and isinstance(written.get("function"), dict):
         written = {"id": written.get("id"), **written["function"]}
     if not isinstance(written, dict) or not isinstance(written.get("name"), str):

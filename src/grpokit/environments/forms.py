@@ -103,6 +103,7 @@ class Unreadable:
     """Stands for a call that can't be read. Example: `Unreadable("Expecting value")`"""
 
     why: str
+    language: str = "JSON"
 
 
 def read_json(text: str) -> Any:
@@ -299,7 +300,7 @@ def _python(said: str, _tools: Schemas) -> Iterator[Any]:
                 given = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
                 yield {"name": ast.unparse(call.func), "arguments": given}
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            yield Unreadable(one_line(error, 100))
+            yield Unreadable(one_line(error, 100), "Python")
 
 
 def _gemma(said: str, _tools: Schemas) -> Iterator[Any]:
