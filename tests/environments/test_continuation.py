@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grpokit.environments.continuation import CannotContinue, Continuation
-from helpers.chat import APRIEL, PARTS, STYLES, TOOLS_LAST, chat_tokenizer
+from helpers.chat import APRIEL, NUMBERED, PARTS, STYLES, TOOLS_LAST, chat_tokenizer
 
 USER = {"role": "user", "content": "What is 3 + 4?"}
 CALL = {"id": "call00000", "type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}
@@ -184,3 +184,10 @@ def test_an_id_that_a_template_refuses_is_replaced():
     end = end_of("mistral", tokenizer, [CALL])
     calls, answer = [{**CALL, "id": "functions.add:0"}], {**TOOL, "tool_call_id": "functions.add:0"}
     assert continuation.ids(end, calls, [answer]) == continuation.ids(end, [CALL], [TOOL])
+
+
+def test_calls_are_numbered_through_the_conversation():
+    tokenizer, continuation, end = with_template(NUMBERED)
+    for earlier in (0, 1, 3):
+        text = tokenizer.decode(continuation.ids(end, [CALL], [TOOL], earlier))
+        assert text == f"\n<|tool|>\n{earlier}: 7<|end|>\n<|assistant|>\n"

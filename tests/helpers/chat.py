@@ -91,6 +91,12 @@ PARTS = """{% for m in messages %}<|im_start|>{{ m.role }}
 # The tools are shown with the last question, as Mistral's templates do.
 TOOLS_LAST = """{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and tools %}[TOOLS]{{ tools | tojson }}[/TOOLS]{% endif %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"""
 
+# Calls and their answers are numbered through the conversation, whatever their ids.
+NUMBERED = """{% set ns = namespace(calls=0, answers=0) %}{% for m in messages %}<|{{ m.role }}|>
+{% if m.role == 'tool' %}{{ ns.answers }}: {{ m.content }}{% set ns.answers = ns.answers + 1 %}{% else %}{{ m.content }}{% for call in m.tool_calls or [] %}{{ ns.calls }}: {{ call.function.name }}{% set ns.calls = ns.calls + 1 %}{% endfor %}{% endif %}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+
 # The template, its special tokens, its other added tokens, and the tokens that end a turn.
 STYLES: dict[str, tuple[str, list[str], list[str], list[str]]] = {
     "qwen": (

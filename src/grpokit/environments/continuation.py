@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -47,15 +47,19 @@ class Continuation:
     tokenizer: Any
     eos_ids: Collection[int]
     tools: Sequence[dict[str, Any]] = ()
+    asked: Messages = field(default_factory=lambda: QUESTION)  # what is made up before the turn
     tool_refusal: str = field(default="", init=False)  # why the template refuses messages of the role `tool`
 
-    def ids(self, end: int | None, calls: Sequence[dict[str, Any]], following: Messages) -> list[int]:
+    def ids(
+        self, end: int | None, calls: Sequence[dict[str, Any]], following: Messages, earlier: int = 0
+    ) -> list[int]:
         """Returns the tokens that follow a sampled turn, up to where the model goes on.
 
         Args:
             end: the end token that was sampled last; None: the turn ended without one, by a stop string.
             calls: the turn's tool calls, as messages have them.
             following: the messages that answer it.
+            earlier: calls of the turns before it; some templates number calls.
 
         Returns:
             The tokens, without the end token.
@@ -63,6 +67,8 @@ class Continuation:
         Raises:
             CannotContinue: the template writes the turn otherwise once messages follow it, or doesn't write the messages.
         """
+        if earlier and calls and self._numbers_calls:
+            return self._behind(earlier).ids(end, calls, following)
         ending = "" if end is None else self._text_of(end)
         text = self._between(ending, calls, following)
         pieces = self._cut_at_tokens_in_content(ending, calls, following, text)
@@ -107,7 +113,7 @@ class Continuation:
             alone, whole = (text.partition(MARK)[2] for text in (alone, whole))
             begins = 0
         else:  # with calls, some templates leave the content out
-            begins = common_length(alone, self.render(QUESTION, goes_on=True))
+            begins = common_length(alone, self.render(self.asked, goes_on=True))
         try:
             return self._behind_the_end(ending, alone, whole, begins)
         except CannotContinue:
@@ -156,6 +162,26 @@ class Continuation:
             return None
         return whole[end + length :] if ending else whole[end:]
 
+    def _behind(self, earlier: int) -> Continuation:
+        """Returns the same with a made-up conversation that has made so many calls."""
+        asked = [*QUESTION]
+        for number in range(earlier):
+            call = {"id": f"past{number:05d}", "function": {"name": "tool"}}
+            answer = {"role": "tool", "tool_call_id": call["id"], "name": "tool", "content": "an answer"}
+            asked += [self._turn([call], ""), answer]
+        return replace(self, asked=asked)
+
+    @cached_property
+    def _numbers_calls(self) -> bool:
+        """Whether what follows a call differs only in its number once calls were made before."""
+        call = {"id": "call00000", "function": {"name": "tool"}}
+        answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": CONTENT_MARK}
+        try:
+            first, second = (each._difference("", [call], [answer]) for each in (self, self._behind(1)))
+        except CannotContinue:
+            return False
+        return first != second and re.sub(r"\d+", "0", first) == re.sub(r"\d+", "0", second)
+
     @cached_property
     def _tool_probe(self) -> str:
         """How the template writes a turn with a call and text, and the tool's answer; "" where it refuses them."""
@@ -194,7 +220,7 @@ class Continuation:
         probe = self._tool_probe if calls else ""
         text = "" if CONTENT_MARK in probe.partition(MARK)[0] else MARK
         turn = self._turn(calls, text)
-        both = [([*QUESTION, turn], False), ([*QUESTION, turn, *following], True)]
+        both = [([*self.asked, turn], False), ([*self.asked, turn, *following], True)]
         if not any(m["role"] == "tool" for m in following):
             # Some templates show the tools again with the last question, and the prompt has shown them.
             with contextlib.suppress(CannotContinue):  # others need tools

@@ -124,7 +124,8 @@ class Dialogue:
         end = ids[-1] if ids and ids[-1] in self.setting.eos_ids else None
         calls = [call.as_message() for call in turn.calls]
         try:
-            found = self._continuation.ids(end, calls, following)
+            earlier = sum(self.calls.values()) - len(calls)
+            found = self._continuation.ids(end, calls, following, earlier)
         except CannotContinue as error:
             raise EnvironmentFailed(f"{self.prompt.source}: the turn can't be followed: {error}") from error
         return self._end("length") if len(found) >= room else found

@@ -87,12 +87,23 @@ def _first_sign(said: str) -> tuple[int, Reader] | None:
     return None
 
 
+def argument_schemas(tool: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the schema of each argument of a tool.
+
+    Example:
+        >>> argument_schemas({"function": {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}}}})
+        {'a': {'type': 'integer'}}
+    """
+    parameters = tool.get("function", tool).get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    if not isinstance(properties, Mapping):
+        return {}
+    # A schema may be true, which takes anything.
+    return {key: each if isinstance(each, Mapping) else {} for key, each in properties.items()}
+
+
 def _schemas(tools: Sequence[Mapping[str, Any]]) -> Schemas:
-    found: dict[str, Mapping[str, Any]] = {}
-    for tool in tools:
-        function = tool.get("function", tool)
-        found[function.get("name", "")] = function.get("parameters", {}).get("properties", {})
-    return found
+    return {tool.get("function", tool).get("name", ""): argument_schemas(tool) for tool in tools}
 
 
 # --------------------------------------------------------------------------- JSON
@@ -267,7 +278,8 @@ def _typed(name: str, given: Sequence[tuple[str, str]], tools: Schemas) -> dict[
 def _value(text: str, schema: Mapping[str, Any]) -> Any:
     """Returns an argument that is written as plain text: text where its schema says so, else JSON where it is JSON."""
     options = [schema, *schema.get("anyOf", ())]
-    kinds = [kind for each in options for kind in _as_list(each.get("type"))]
+    types = [each.get("type") for each in options]
+    kinds = [kind for each in types for kind in (each if isinstance(each, list) else [each])]
     may_be_none = "null" in kinds or any(each.get("nullable") for each in options)
     if "string" in kinds and not (may_be_none and text in ("null", "None")):
         return text
@@ -276,10 +288,6 @@ def _value(text: str, schema: Mapping[str, Any]) -> Any:
         return words[text.strip()]
     found = read_json(text)
     return text if isinstance(found, Unreadable) else found
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 # --------------------------------------------------------------------------- like code

@@ -1,4 +1,4 @@
-"""Renderings of made-up conversations, in whichever form a chat template takes them."""
+"""Renderings of made-up conversations, in whichever shape a chat template takes them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class CannotContinue(ValueError):
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a template takes a turn's calls. Example: `Form(arguments_as_text=True)`, as DeepSeek's does"""
+class CallShape:
+    """How a template takes a turn's calls. Example: `CallShape(arguments_as_text=True)`, as DeepSeek's does"""
 
     new_ids: bool = False
     only_one: bool = False
     arguments_as_text: bool = False
 
 
-FORMS = [Form(*form) for form in itertools.product((False, True), repeat=3)]
+SHAPES = [CallShape(*each) for each in itertools.product((False, True), repeat=3)]
 
 
-def _in_form(messages: Messages, form: Form) -> Messages:
-    """Returns the same messages with calls in a form."""
+def _in_shape(messages: Messages, shape: CallShape) -> Messages:
+    """Returns the same messages with calls in a shape."""
     ids: dict[Any, str] = {}
 
     def new_id(old: Any) -> Any:
-        return ids.setdefault(old, f"call{len(ids):05d}") if form.new_ids else old
+        return ids.setdefault(old, f"call{len(ids):05d}") if shape.new_ids else old
 
     def changed(message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] == "tool":
@@ -43,9 +43,9 @@ def _in_form(messages: Messages, form: Form) -> Messages:
         if not message.get("tool_calls"):
             return message
         calls = []
-        for call in message["tool_calls"][: 1 if form.only_one else None]:
+        for call in message["tool_calls"][: 1 if shape.only_one else None]:
             arguments = call["function"]["arguments"]
-            if form.arguments_as_text:
+            if shape.arguments_as_text:
                 arguments = json.dumps(arguments, ensure_ascii=False)
             function = {**call["function"], "arguments": arguments}
             calls.append({**call, "id": new_id(call.get("id")), "function": function})
@@ -57,7 +57,7 @@ def _in_form(messages: Messages, form: Form) -> Messages:
 def render_alike(
     tokenizer: Any, conversations: Sequence[tuple[Messages, bool]], tools: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """Renders conversations in the first form that the template takes for all of them.
+    """Renders conversations in the first shape that the template takes for all of them.
 
     Templates differ in what they take: calls one at a time, arguments as text, ids of nine characters.
 
@@ -70,15 +70,15 @@ def render_alike(
         The texts.
 
     Raises:
-        CannotContinue: the template refuses the messages in every form.
+        CannotContinue: the template refuses the messages in every shape.
     """
     problem: Exception | None = None
     has_calls = any(m.get("tool_calls") for messages, _ in conversations for m in messages)
-    for form in FORMS if has_calls else FORMS[:1]:
+    for shape in SHAPES if has_calls else SHAPES[:1]:
         try:
             return [
                 tokenizer.apply_chat_template(
-                    _in_form(messages, form),
+                    _in_shape(messages, shape),
                     tools=list(tools) or None,
                     tokenize=False,
                     add_generation_prompt=goes_on,

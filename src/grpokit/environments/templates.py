@@ -11,6 +11,7 @@ from ..common.text import one_line
 from ..types import Messages
 from .calls import TurnParser, call_id
 from .continuation import QUESTION, Continuation
+from .forms import argument_schemas
 from .rendering import CONTENT_MARK, MARK, CannotContinue, common_length, render_alike
 
 TEXT_MARK = "qjxvwzk"  # like MARK and CONTENT_MARK, for the text behind thinking
@@ -41,7 +42,7 @@ def check_template(
     """
     shapes: list[tuple[list[dict[str, Any]], Messages]] = []
     if schemas:
-        call = _call_of(schemas[0])
+        call = _call_of(schemas[0], {})
         name = call["function"]["name"]
         answer = {"role": "tool", "tool_call_id": call["id"], "name": name, "content": CONTENT_MARK}
         shapes.append(([call], [answer]))
@@ -51,22 +52,21 @@ def check_template(
         continuation.ids(end, *shape)
     if schemas:
         yield from _about_tools(continuation)
-        yield from _about_calls(continuation, parser, _call_of(schemas[0]))
+        examples = {key: _example(each) for key, each in argument_schemas(schemas[0]).items()}
+        yield from _about_calls(continuation, parser, _call_of(schemas[0], examples))
     yield from dict.fromkeys(why for shape in shapes for why in _rewritten(continuation, *shape))
 
 
-def _call_of(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes a call of a tool, with an argument of each type that its schema names."""
-    function = schema["function"]
-    examples = {"integer": 3, "number": 0.5, "boolean": True, "array": [3], "object": {"a": 3}}
-    properties = function.get("parameters", {}).get("properties", {})
-    required = function.get("parameters", {}).get("required", list(properties))
-    arguments = {}
-    for key in required:
-        kind = properties.get(key, {}).get("type", "string")
-        arguments[key] = examples.get(kind, "a word") if isinstance(kind, str) else "a word"
-    function = {"name": function["name"], "arguments": arguments}
+def _call_of(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": schema["function"]["name"], "arguments": dict(arguments)}
     return {"id": call_id(0), "type": "function", "function": function}
+
+
+def _example(schema: Mapping[str, Any]) -> Any:
+    """Returns a value that a schema takes."""
+    examples = {"integer": 3, "number": 0.5, "boolean": True, "array": [3], "object": {"a": 3}}
+    kind = schema.get("type")
+    return examples.get(kind, "a word") if isinstance(kind, str) else "a word"
 
 
 def _about_tools(continuation: Continuation) -> Iterator[str]:
@@ -87,7 +87,11 @@ def _about_calls(continuation: Continuation, parser: TurnParser, call: dict[str,
     if not continuation.has_tool_role:
         return
     turn = {"role": "assistant", "content": "", "tool_calls": [call]}
-    whole = continuation.render([*QUESTION, turn], goes_on=False)
+    try:
+        whole = continuation.render([*QUESTION, turn], goes_on=False)
+    except CannotContinue as error:
+        yield f"whether calls are read as the chat template writes them is unknown: {error}"
+        return
     asked, begun = (continuation.render(QUESTION, goes_on=goes_on) for goes_on in (False, True))
     texts = [whole[common_length(whole, before) :] for before in (begun, asked)]
     function = call["function"]
