@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..common.imports import load_object
@@ -79,6 +79,8 @@ class TurnParser:
         except Exception as error:  # noqa: BLE001 - a parser of the user's or of the tokenizer's
             return Turn(text, (_problem(first, "", f"the call could not be read: {one_line(error, 200)}"),))
         calls = tuple(_call(first + number, each) for number, each in enumerate(written[:MOST_CALLS]))
+        if len({call.id for call in calls}) < len(calls):  # the model wrote one id twice
+            calls = tuple(replace(call, id=call_id(first + number)) for number, call in enumerate(calls))
         if len(written) > MOST_CALLS:
             more = f"{len(written)} calls in one turn; only the first {MOST_CALLS} were made"
             calls = (*calls, _problem(first + MOST_CALLS, "", more))
