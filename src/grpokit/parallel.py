@@ -1,9 +1,8 @@
 """Ranks, under `torchrun` or alone: the only module that calls torch.distributed.
 
-The principle: **every rank has all data; work and weights are divided.** Each rank samples and scores its share of the
-prompts, and computes its share of an update's samples. All ranks gather the results, in rank order. So every rank holds
-the whole step, plans it with the same pure functions and makes the same decisions. Only parameters, gradients and
-optimizer state are sharded, by FSDP2.
+The principle: **every rank has all data; work and weights are divided.** Each rank samples and scores its share of prompts,
+and computes its share of an update's samples. All ranks gather the results, in rank order. So every rank holds the whole
+step, and makes the same decisions. Only parameters, gradients and optimizer state are sharded, by FSDP2.
 """
 
 from __future__ import annotations
@@ -142,9 +141,8 @@ class World:
         except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know
             failed = error
         if self.any(failed is not None):
-            if isinstance(failed, FailedOnSomeRank):  # a block inside this one failed: it has the reason
-                raise failed
-            raise FailedOnSomeRank(whereabouts(self)) from failed
+            reason = failed.__cause__ if isinstance(failed, FailedOnSomeRank) else failed  # an inner block has it
+            raise FailedOnSomeRank(whereabouts(self)) from reason
 
     # ------------------------------------------------------------------- when something fails
 

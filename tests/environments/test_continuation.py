@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 
 from grpokit.environments.continuation import CannotContinue, Continuation
-from helpers.chat import STYLES, chat_tokenizer
+from helpers.chat import APRIEL, NUMBERED, PARTS, STYLES, TOOLS_LAST, chat_tokenizer
 
 USER = {"role": "user", "content": "What is 3 + 4?"}
 CALL = {"id": "call00000", "type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}
 TWO = [CALL, {**CALL, "id": "call00001"}]
 TOOL = {"role": "tool", "tool_call_id": "call00000", "name": "add", "content": "7"}
 # The token that ends a turn that calls, and one that doesn't.
-ENDS = {"glm": ("<|observation|>", "<|user|>"), "gpt-oss": ("<|call|>", "<|return|>")}
+ENDS = {
+    "glm": ("<|observation|>", "<|user|>"),
+    "gpt-oss": ("<|call|>", "<|return|>"),
+    "gemma-4": ("<|tool_response>", "<turn|>"),
+}
 
 
 def made(style):
@@ -29,6 +33,8 @@ def end_of(style, tokenizer, calls):
 def sampled(style, tokenizer, calls, end):
     """The ids of a turn as the template writes it, up to its end token: what a model would have sampled."""
     message = {"role": "assistant", "content": "It is 7.", **({"tool_calls": calls} if calls else {})}
+    if style == "gemma-4" and calls:  # it writes a turn's text behind the answers
+        message["content"] = ""
     if style == "deepseek" and calls:
         message["tool_calls"] = [{**c, "function": {**c["function"], "arguments": "{}"}} for c in calls]
     whole = tokenizer.apply_chat_template([USER, message], tokenize=False)
@@ -130,3 +136,58 @@ def test_an_end_of_text_behind_the_last_turn_is_not_the_turns_end(eos):
     for end in ids:
         found = Continuation(tokenizer, frozenset(ids)).ids(end, [], [{"role": "user", "content": "more"}])
         assert tokenizer.decode(found) == "\n<|user|>\nmore<|end|>\n<|assistant|>\n"
+
+
+def with_template(template, style="phi"):
+    tokenizer, continuation = made(style)
+    tokenizer.chat_template = template
+    return tokenizer, continuation, tokenizer.convert_tokens_to_ids(STYLES[style][3][0])
+
+
+def test_a_last_turn_that_is_written_otherwise_is_followed():
+    """Some templates write ids into a call only once its answer follows."""
+    tokenizer, continuation, end = with_template(APRIEL)
+    text = tokenizer.decode(continuation.ids(end, TWO, [TOOL, {**TOOL, "tool_call_id": "call00001"}]))
+    assert text == "\n<|tool|>\n7<|end|>\n<|tool|>\n7<|end|>\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize("following", [TOOL, USER])
+def test_content_that_a_template_leaves_out_is_refused(following):
+    tokenizer, continuation, end = with_template(PARTS, "qwen")
+    with pytest.raises(CannotContinue, match="leaves out the content of messages of the role assistant"):
+        continuation.ids(end, [CALL] if following is TOOL else [], [following])
+    tokenizer.chat_template = STYLES["qwen"][0].replace(
+        "{{ m.content }}\n</tool_response>", "</tool_response>"
+    )
+    continuation = Continuation(tokenizer, frozenset([end]))
+    if following is TOOL:  # taken for a template without a role for tools, and answered by the user
+        assert "<|im_start|>user\n7<|im_end|>" in tokenizer.decode(continuation.ids(end, [CALL], [TOOL]))
+    tokenizer.chat_template = STYLES["qwen"][0].replace(
+        "{{ m.content }}<|im_end|>\n{% endif %}", "<|im_end|>\n{% endif %}"
+    )
+    with pytest.raises(CannotContinue, match="leaves out the content of messages of the role user"):
+        Continuation(tokenizer, frozenset([end])).ids(end, [], [USER])
+
+
+def test_the_tools_are_shown_once():
+    """A template that puts them before the last question doesn't put them there again with every answer."""
+    tokenizer, continuation, _ = with_template(TOOLS_LAST, "mistral")
+    continuation.tools = [{"function": {"name": "add"}}]
+    assert "[TOOLS]" in tokenizer.decode(continuation.full_ids([USER]))
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    assert tokenizer.decode(continuation.ids(end, [], [USER])) == "[INST]What is 3 + 4?[/INST]"
+
+
+def test_an_id_that_a_template_refuses_is_replaced():
+    """Mistral's wants nine characters, whatever the model wrote."""
+    tokenizer, continuation = made("mistral")
+    end = end_of("mistral", tokenizer, [CALL])
+    calls, answer = [{**CALL, "id": "functions.add:0"}], {**TOOL, "tool_call_id": "functions.add:0"}
+    assert continuation.ids(end, calls, [answer]) == continuation.ids(end, [CALL], [TOOL])
+
+
+def test_calls_are_numbered_through_the_conversation():
+    tokenizer, continuation, end = with_template(NUMBERED)
+    for earlier in (0, 1, 3):
+        text = tokenizer.decode(continuation.ids(end, [CALL], [TOOL], earlier))
+        assert text == f"\n<|tool|>\n{earlier}: 7<|end|>\n<|assistant|>\n"

@@ -68,6 +68,35 @@ PHI = """{% for m in messages %}<|{{ m.role }}|>
 {% endfor %}{% if add_generation_prompt %}<|assistant|>
 {% else %}<|endoftext|>{% endif %}"""
 
+GEMMA_4 = """<bos>{% set ns = namespace(open=false) %}{% for m in messages %}{% if m.role == 'user' %}<|turn>user
+{{ m.content }}<turn|>
+{% elif m.role == 'assistant' %}{% if not ns.open %}<|turn>model
+{% endif %}{% for call in m.tool_calls or [] %}<|tool_call>call:{{ call.function.name }}{}<tool_call|>{% endfor %}{% set rest = namespace(tools=true, any=false) %}{% for t in messages[loop.index0 + 1:] %}{% if t.role != 'tool' %}{% set rest.tools = false %}{% elif rest.tools %}{% set rest.any = true %}<|tool_response>response:{{ t.name }}{value:{{ t.content }}}<tool_response|>{% endif %}{% endfor %}{% if m.tool_calls and not rest.any %}<|tool_response>{% endif %}{{ m.content }}{% set ns.open = m.tool_calls and not m.content %}{% if not ns.open %}<turn|>
+{% endif %}{% endif %}{% endfor %}{% if add_generation_prompt and not ns.open %}<|turn>model
+{% endif %}"""
+
+# The calls of a last turn lack their ids, and the turn its end.
+APRIEL = """{% for m in messages %}<|{{ m.role }}|>
+{{ m.content }}{% if m.tool_calls %}{% set last = loop.last %}<tool_calls>[{% for call in m.tool_calls %}{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}{% if not last %}, "id": "{{ call.id }}"{% endif %}}{% if not loop.last %}, {% endif %}{% endfor %}]</tool_calls>{% endif %}{% if m.role != 'assistant' or not loop.last %}
+<|end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+
+# Contents are lists of parts: a text is left out.
+PARTS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+# The tools are shown with the last question, as Mistral's templates do.
+TOOLS_LAST = """{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and tools %}[TOOLS]{{ tools | tojson }}[/TOOLS]{% endif %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"""
+
+# Calls and their answers are numbered through the conversation, whatever their ids.
+NUMBERED = """{% set ns = namespace(calls=0, answers=0) %}{% for m in messages %}<|{{ m.role }}|>
+{% if m.role == 'tool' %}{{ ns.answers }}: {{ m.content }}{% set ns.answers = ns.answers + 1 %}{% else %}{{ m.content }}{% for call in m.tool_calls or [] %}{{ ns.calls }}: {{ call.function.name }}{% set ns.calls = ns.calls + 1 %}{% endfor %}{% endif %}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+
 # The template, its special tokens, its other added tokens, and the tokens that end a turn.
 STYLES: dict[str, tuple[str, list[str], list[str], list[str]]] = {
     "qwen": (
@@ -89,6 +118,15 @@ STYLES: dict[str, tuple[str, list[str], list[str], list[str]]] = {
         ["</s>"],
     ),
     "gemma": (GEMMA, ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], [], ["<end_of_turn>", "<eos>"]),
+    "gemma-4": (
+        GEMMA_4,
+        [
+            *("<bos>", "<eos>", "<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>"),
+            *("<|tool_response>", "<tool_response|>"),
+        ],
+        [],
+        ["<turn|>", "<|tool_response>", "<eos>"],
+    ),
     "deepseek": (
         DEEPSEEK,
         [

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..common.imports import load_object
 from ..common.text import one_line
+from .forms import Unreadable, before_calls, common_forms, read_json
 
+WRITTEN_ID = re.compile(r"[\w.:-]{1,64}")  # it can spell no token of a template
 MOST_CALLS = 100  # in one turn; further ones are answered as too many
 
 
@@ -19,7 +20,7 @@ MOST_CALLS = 100  # in one turn; further ones are answered as too many
 class Call:
     """A tool that the model calls. Example: `Call("call00001", "add", {"a": 3, "b": 4})`"""
 
-    id: str  # nine letters and digits, as Mistral's template wants it
+    id: str  # what the model wrote, or nine letters and digits, as Mistral's template wants it
     name: str
     arguments: dict[str, Any]
     problem: str | None = None  # why it can't be made, such as arguments that are no object; None: it can
@@ -78,10 +79,12 @@ class TurnParser:
         except Exception as error:  # noqa: BLE001 - a parser of the user's or of the tokenizer's
             return Turn(text, (_problem(first, "", f"the call could not be read: {one_line(error, 200)}"),))
         calls = tuple(_call(first + number, each) for number, each in enumerate(written[:MOST_CALLS]))
+        if len({call.id for call in calls}) < len(calls):  # the model wrote one id twice
+            calls = tuple(replace(call, id=call_id(first + number)) for number, call in enumerate(calls))
         if len(written) > MOST_CALLS:
             more = f"{len(written)} calls in one turn; only the first {MOST_CALLS} were made"
             calls = (*calls, _problem(first + MOST_CALLS, "", more))
-        return Turn(content, calls, thinking, said=_before_calls(text) if calls else text)
+        return Turn(content, calls, thinking, said=before_calls(text) if calls else text)
 
 
 def find_parser(tokenizer: Any, name: str = "", tools: Sequence[dict[str, Any]] = ()) -> TurnParser:
@@ -110,7 +113,7 @@ def find_parser(tokenizer: Any, name: str = "", tools: Sequence[dict[str, Any]] 
             return found.get("content") or "", thinking, list(found.get("tool_calls") or [])
 
         return TurnParser(own, "the tokenizer's response template")
-    return TurnParser(common_forms, "<tool_call>…</tool_call>, or the JSON of Llama or Mistral")
+    return TurnParser(lambda text: common_forms(text, tools), "one of the common forms")
 
 
 def _of_user(found: Any, text: str) -> tuple[str, str, list[Any]]:
@@ -120,111 +123,30 @@ def _of_user(found: Any, text: str) -> tuple[str, str, list[Any]]:
     return text, "", list(found or ())
 
 
-# --------------------------------------------------------------------------- the common forms
-
-TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-MISTRAL = "[TOOL_CALLS]"
-PYTHON_TAG = "<|python_tag|>"
-
-
-def common_forms(text: str) -> tuple[str, str, list[Any]]:
-    """Finds calls in the forms that most models write.
-
-    Example:
-        >>> common_forms('Add. <tool_call>{"name": "add", "arguments": {"a": 3}}</tool_call>')
-        ('Add.', '', [{'name': 'add', 'arguments': {'a': 3}}])
-    """
-    thinking, said = _thinking(text)
-    if "<tool_call>" in said:
-        return said.partition("<tool_call>")[0].strip(), thinking, [_json(m) for m in TAGGED.findall(said)]
-    if MISTRAL in said:
-        content, _, rest = said.partition(MISTRAL)
-        return content.strip(), thinking, list(_mistral(rest))
-    bare = said.strip().removeprefix(PYTHON_TAG).strip()
-    if bare.startswith("{") and '"name"' in bare and ('"parameters"' in bare or '"arguments"' in bare):
-        return "", thinking, list(_objects(bare))
-    return said, thinking, []
-
-
-def _before_calls(text: str) -> str:
-    """Returns what a turn has before its calls, in the common forms."""
-    thinking, closed, rest = text.rpartition("</think>")
-    signs = ("<tool_call>", MISTRAL, PYTHON_TAG, "{")
-    places = [place for sign in signs if (place := rest.find(sign)) >= 0]
-    return (thinking + closed + rest[: min(places, default=len(rest))]).rstrip()
-
-
-def _thinking(text: str) -> tuple[str, str]:
-    """Parts a turn into its thinking and the rest. Calls that it only thinks about are not made."""
-    before, closed, after = text.rpartition("</think>")
-    if not closed and text.lstrip().startswith("<think>"):
-        return text, ""
-    if not closed:
-        return "", text
-    return before.removeprefix("<think>").strip(), after.lstrip("\n")
-
-
-def _mistral(rest: str) -> Iterator[Any]:
-    """`[{...}, {...}]`, or `name[ARGS]{...}` for each call."""
-    if "[ARGS]" in rest:
-        for part in rest.split(MISTRAL):
-            name, _, arguments = part.partition("[ARGS]")
-            yield {"name": name.partition("[CALL_ID]")[0].strip(), "arguments": _json(arguments)}
-        return
-    found = _json(rest)
-    yield from found if isinstance(found, list) else [found]
-
-
-def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects that follow each other, with semicolons or spaces between them."""
-    decoder, place = json.JSONDecoder(), 0
-    while place < len(text):
-        try:
-            found, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            yield _Unreadable(one_line(error, 100))
-            return
-        yield found
-        while place < len(text) and text[place] in "; \n\t\r":
-            place += 1
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """Stands for a call that is no JSON. Example: `_Unreadable("Expecting value")`"""
-
-    why: str
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text.strip())
-    except (ValueError, RecursionError) as error:
-        return _Unreadable(one_line(error, 100))
-
-
 # --------------------------------------------------------------------------- one call
 
 
 def _call(number: int, written: Any) -> Call:
-    """Makes a call of what was written: {"name", "arguments" or "parameters"}, also inside "function"."""
-    if isinstance(written, _Unreadable):
-        return _problem(number, "", f"the call is no valid JSON: {written.why}")
+    """Makes a call of what was written: {"name", "arguments" or "parameters"}, also inside "function", and an "id"."""
+    if isinstance(written, Unreadable):
+        return _problem(number, "", f"the call is no valid {written.language}: {written.why}")
     if isinstance(written, dict) and isinstance(written.get("function"), dict):
-        written = written["function"]
+        written = {"id": written.get("id"), **written["function"]}
     if not isinstance(written, dict) or not isinstance(written.get("name"), str):
         return _problem(number, "", 'a call must be an object with "name" and "arguments"')
     name = written["name"]
     arguments = written.get("arguments", written.get("parameters", {}))
     if isinstance(arguments, str):
-        arguments = _json(arguments or "{}")
-    if isinstance(arguments, _Unreadable):
+        arguments = read_json(arguments or "{}")
+    if isinstance(arguments, Unreadable):
         return _problem(number, name, f"the arguments are no valid JSON: {arguments.why}")
     if not isinstance(arguments, dict):
         return _problem(number, name, f"the arguments must be an object, not {type(arguments).__name__}")
     if (why := _unfit(arguments)) is not None:
         return _problem(number, name, f"the arguments {why}")
-    return Call(call_id(number), name, arguments)
+    own = written.get("id")
+    fit = own if isinstance(own, str) and WRITTEN_ID.fullmatch(own) else call_id(number)
+    return Call(fit, name, arguments)
 
 
 DEEPEST = 50  # levels of an argument

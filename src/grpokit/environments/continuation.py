@@ -7,22 +7,29 @@ ids there, so thinking that a template would drop, or history that it would rewr
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from ..common.text import one_line
 from ..types import Messages
+from .rendering import (
+    CONTENT_MARK,
+    MARK,
+    CannotContinue,
+    common_length,
+    from_the_user,
+    marked,
+    render_alike,
+    text_of,
+)
 
-MARK, CONTENT_MARK = "xqzjvkw", "wvkjzqx"  # words that no template writes by itself
+OTHERWISE = "its chat template writes a turn in another way once messages follow it"
 ANCHOR = "a"  # a letter behind which a piece is encoded: a tokenizer may begin a text with a space
 QUESTION: Messages = [{"role": "user", "content": "a question"}]
-
-
-class CannotContinue(ValueError):
-    """A chat template writes a turn otherwise once messages follow it, so nothing can be put behind the sampled tokens."""
 
 
 @dataclass
@@ -40,14 +47,19 @@ class Continuation:
     tokenizer: Any
     eos_ids: Collection[int]
     tools: Sequence[dict[str, Any]] = ()
+    asked: Messages = field(default_factory=lambda: QUESTION)  # what is made up before the turn
+    tool_refusal: str = field(default="", init=False)  # why the template refuses messages of the role `tool`
 
-    def ids(self, end: int | None, calls: Sequence[dict[str, Any]], following: Messages) -> list[int]:
+    def ids(
+        self, end: int | None, calls: Sequence[dict[str, Any]], following: Messages, earlier: int = 0
+    ) -> list[int]:
         """Returns the tokens that follow a sampled turn, up to where the model goes on.
 
         Args:
             end: the end token that was sampled last; None: the turn ended without one, by a stop string.
             calls: the turn's tool calls, as messages have them.
             following: the messages that answer it.
+            earlier: calls of the turns before it; some templates number calls.
 
         Returns:
             The tokens, without the end token.
@@ -55,35 +67,67 @@ class Continuation:
         Raises:
             CannotContinue: the template writes the turn otherwise once messages follow it, or doesn't write the messages.
         """
+        if earlier and calls and self._numbers_calls:
+            return self._behind(earlier).ids(end, calls, following)
         ending = "" if end is None else self._text_of(end)
         text = self._between(ending, calls, following)
         pieces = self._cut_at_tokens_in_content(ending, calls, following, text)
         return self._encode(ending, pieces, end)
 
+    def without_end(self, text: str) -> str:
+        """Returns a rendered turn without its end token and what follows it."""
+        end, length = _last(text, 0, self._endings(""))
+        return text[:end] if length else text
+
     def full_ids(self, messages: Messages) -> list[int]:
         """Returns the tokens of a whole conversation, up to where the model goes on."""
-        text = self._render(messages, goes_on=True)
+        text = self.render(messages, goes_on=True)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     # ------------------------------------------------------------------- text
 
     def _between(self, ending: str, calls: Sequence[dict[str, Any]], following: Messages) -> str:
         """Returns the text between a turn's end token and where the model goes on."""
-        if any(m["role"] == "tool" for m in following) and not self._has_tool_role:
-            calls, following = [], _from_the_user(following)
-        turn = self._turn(calls)
-        alone = self._render([*QUESTION, turn], goes_on=False)
-        whole = self._render([*QUESTION, turn, *following], goes_on=True)
+        text = self._difference(ending, calls, following)
+        if all(text_of(m.get("content")).strip() in text for m in following):
+            return text
+        others = marked(following)  # a template may write contents as JSON
+        written = self._difference(ending, calls, others)
+        lost = [m["role"] for m in others if m["content"] not in written]
+        if lost:
+            raise CannotContinue(
+                f"its chat template leaves out the content of messages of the role {lost[0]}"
+            )
+        return text
+
+    def _difference(self, ending: str, calls: Sequence[dict[str, Any]], following: Messages) -> str:
+        """Returns what a rendering with the messages that follow has behind the turn."""
+        if any(m["role"] == "tool" for m in following) and not self.has_tool_role:
+            calls, following = [], from_the_user(following)
+        alone, whole = self._render_both(calls, following)
         if (MARK in alone) != (MARK in whole):
-            raise CannotContinue("its chat template writes a turn in another way once messages follow it")
+            raise CannotContinue(OTHERWISE)
+        if MARK not in alone and not calls:
+            raise CannotContinue("its chat template leaves out the content of messages of the role assistant")
         if MARK in alone:
             alone, whole = (text.partition(MARK)[2] for text in (alone, whole))
             begins = 0
         else:  # with calls, some templates leave the content out
-            begins = _common_length(alone, self._render(QUESTION, goes_on=True))
+            begins = common_length(alone, self.render(self.asked, goes_on=True))
+        try:
+            return self._behind_the_end(ending, alone, whole, begins)
+        except CannotContinue:
+            written = self._render_both(calls, marked(following)[:1])[1].rpartition(MARK)[2]
+            rest = self._behind_the_last_end(ending, whole, begins, written)
+            if rest is None:
+                raise
+        return rest
+
+    def _behind_the_end(self, ending: str, alone: str, whole: str, begins: int) -> str:
+        """Returns what a rendering has behind a turn's end, which is where a rendering of the turn alone ends too."""
         endings = self._endings(ending)
         # The last end that both have; else a last turn ends otherwise than one that messages follow.
-        end, length = _last(alone[: _common_length(alone, whole)], begins, endings)
+        end, length = _last(alone[: common_length(alone, whole)], begins, endings)
         both = length > 0
         if not both:
             end, length = _last(alone, begins, endings)
@@ -93,7 +137,7 @@ class Continuation:
             # A token that is no end of sequence for the model has closed the turn already.
             kept, length = kept.rstrip()[: -len(closing)], len(closing)
         if not whole.startswith(kept):
-            raise CannotContinue("its chat template writes a turn in another way once messages follow it")
+            raise CannotContinue(OTHERWISE)
         rest = whole[len(kept) :]
         if length:
             token = max((t for t in self._added if rest.startswith(t)), key=len, default="")
@@ -107,46 +151,87 @@ class Continuation:
             return rest.lstrip()[len(ending) :]
         return rest
 
+    def _behind_the_last_end(self, ending: str, whole: str, begins: int, marked: str) -> str | None:
+        """Returns what a rendering has behind the last end token before the answer; None without one.
+
+        For templates that write a last turn in another way than a turn that messages follow.
+        """
+        answer = common_length(whole, marked)  # where the content begins
+        end, length = _last(whole[:answer], begins, self._endings(ending))
+        if not length:
+            return None
+        return whole[end + length :] if ending else whole[end:]
+
+    def _behind(self, earlier: int) -> Continuation:
+        """Returns the same with a made-up conversation that has made so many calls."""
+        asked = [*QUESTION]
+        for number in range(earlier):
+            call = {"id": f"past{number:05d}", "function": {"name": "tool"}}
+            answer = {"role": "tool", "tool_call_id": call["id"], "name": "tool", "content": "an answer"}
+            asked += [self._turn([call], ""), answer]
+        return replace(self, asked=asked)
+
     @cached_property
-    def _has_tool_role(self) -> bool:
-        """Whether the template writes messages of the role `tool`."""
+    def _numbers_calls(self) -> bool:
+        """Whether what follows a call differs only in its number once calls were made before."""
         call = {"id": "call00000", "function": {"name": "tool"}}
         answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": CONTENT_MARK}
         try:
-            return CONTENT_MARK in self._render([*QUESTION, self._turn([call]), answer], goes_on=True)
+            first, second = (each._difference("", [call], [answer]) for each in (self, self._behind(1)))
         except CannotContinue:
             return False
+        return first != second and re.sub(r"\d+", "0", first) == re.sub(r"\d+", "0", second)
 
-    def _turn(self, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        turn: dict[str, Any] = {"role": "assistant", "content": MARK}
+    @cached_property
+    def _tool_probe(self) -> str:
+        """How the template writes a turn with a call and text, and the tool's answer; "" where it refuses them."""
+        call = {"id": "call00000", "function": {"name": "tool"}}
+        answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": CONTENT_MARK}
+        try:
+            return self.render([*QUESTION, self._turn([call], MARK), answer], goes_on=True)
+        except CannotContinue as error:
+            self.tool_refusal = one_line(error.__cause__, 120)
+            return ""
+
+    @property
+    def has_tool_role(self) -> bool:
+        """Whether the template writes messages of the role `tool`."""
+        return CONTENT_MARK in self._tool_probe
+
+    def _turn(self, calls: Sequence[dict[str, Any]], content: str) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": "assistant", "content": content}
         if calls:
             turn["tool_calls"] = [
                 {
                     "id": call.get("id"),
                     "type": "function",
-                    "function": {"name": call["function"]["name"], "arguments": {}},
+                    "function": {
+                        "name": call["function"]["name"],
+                        "arguments": {},
+                    },
                 }
                 for call in calls
             ]
         return turn
 
-    def _render(self, messages: Messages, goes_on: bool) -> str:
-        """Renders a conversation. Templates differ in what they take: calls one at a time, arguments as text."""
-        problem: Exception | None = None
-        for variant in _variants(messages):
-            try:
-                return self.tokenizer.apply_chat_template(
-                    variant,
-                    tools=list(self.tools) or None,
-                    tokenize=False,
-                    add_generation_prompt=goes_on,
-                )
-            except Exception as error:  # noqa: BLE001 - templates are programs of the model's authors
-                problem = problem or error
-        roles = ", ".join(message["role"] for message in messages)
-        raise CannotContinue(
-            f"its chat template refuses these messages ({roles}): {one_line(problem)}"
-        ) from problem
+    def _render_both(self, calls: Sequence[dict[str, Any]], following: Messages) -> tuple[str, str]:
+        """Renders a made-up turn, alone and with the messages that follow it."""
+        # Some templates write a turn's text behind the answers to its calls; then the turn has none.
+        probe = self._tool_probe if calls else ""
+        text = "" if CONTENT_MARK in probe.partition(MARK)[0] else MARK
+        turn = self._turn(calls, text)
+        both = [([*self.asked, turn], False), ([*self.asked, turn, *following], True)]
+        if not any(m["role"] == "tool" for m in following):
+            # Some templates show the tools again with the last question, and the prompt has shown them.
+            with contextlib.suppress(CannotContinue):  # others need tools
+                alone, whole = render_alike(self.tokenizer, both, ())
+                return alone, whole
+        alone, whole = render_alike(self.tokenizer, both, self.tools)
+        return alone, whole
+
+    def render(self, messages: Messages, goes_on: bool) -> str:
+        """Renders a conversation with the tools."""
+        return render_alike(self.tokenizer, [(messages, goes_on)], self.tools)[0]
 
     def _endings(self, ending: str) -> list[str]:
         return [text for text in {ending, *map(self._text_of, self.eos_ids)} if text]
@@ -183,17 +268,17 @@ class Continuation:
 
         Only the template may write tokens such as `<|im_end|>`.
         """
-        if not any(self._pattern.search(_text(m.get("content"))) for m in following):
+        if not any(self._pattern.search(text_of(m.get("content"))) for m in following):
             return [text]
-        marks = [f"{CONTENT_MARK}{i}{CONTENT_MARK}" for i in range(len(following))]
-        marked: Messages = [{**m, "content": mark} for m, mark in zip(following, marks, strict=True)]
-        frame = self._between(ending, calls, marked)
+        others = marked(following)
+        marks = [m["content"] for m in others]
+        frame = self._between(ending, calls, others)
         if any(frame.count(mark) != 1 for mark in marks):
             raise CannotContinue("its chat template does not write the content of these messages once")
         contents = []
         for i, mark in enumerate(marks):
             before, _, after = frame.partition(mark)
-            own = self._between(ending, calls, [*marked[:i], following[i], *marked[i + 1 :]])
+            own = self._between(ending, calls, [*others[:i], following[i], *others[i + 1 :]])
             contents.append(own[len(before) : len(own) - len(after)])
         pieces, rest = [""], frame
         for mark, content in zip(marks, contents, strict=True):
@@ -223,36 +308,6 @@ class Continuation:
         return list(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _variants(messages: Messages) -> list[Messages]:
-    """The same messages as different templates take them."""
-    calling = [m for m in messages if m.get("tool_calls")]
-    if not calling:
-        return [messages]
-
-    def changed(message: dict[str, Any], as_text: bool, only_one: bool) -> dict[str, Any]:
-        if not message.get("tool_calls"):
-            return message
-        calls = message["tool_calls"][: 1 if only_one else None]
-        if as_text:
-            calls = [{**call, "function": {**call["function"], "arguments": "{}"}} for call in calls]
-        return {**message, "tool_calls": calls}
-
-    choices = [(False, False), (True, False), (False, True), (True, True)]
-    return [[changed(m, *choice) for m in messages] for choice in choices]
-
-
-def _from_the_user(messages: Messages) -> Messages:
-    """Joins the tools' answers to one message of the user, for templates without a role for tools."""
-    answers = "\n".join(_text(m.get("content")) for m in messages if m["role"] == "tool")
-    return [{"role": "user", "content": answers}, *(m for m in messages if m["role"] != "tool")]
-
-
-def _common_length(one: str, two: str) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
-    )
-
-
 def _last(text: str, begins: int, endings: Sequence[str]) -> tuple[int, int]:
     """Returns where the last of these endings begins in a text from `begins` on, and its length; (−1, 0) without one."""
     places = [(text.rfind(ending, begins), len(ending)) for ending in endings]
@@ -273,7 +328,3 @@ def _inside_tokens(content: str, pattern: re.Pattern[str]) -> list[str]:
             pieces.append(content[start:place])
             start = place
     return [*pieces, content[start:]]
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else repr(content)

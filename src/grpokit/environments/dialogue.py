@@ -205,8 +205,9 @@ class Dialogue:
     def tokens_between(self, ids: Sequence[int], turn: Turn, following: Messages) -> list[int]:
         """Returns the tokens that follow a turn, up to where the model goes on."""
         end = ids[-1] if ids and ids[-1] in self.setting.eos_ids else None
+        calls = [call.as_message() for call in turn.calls]
         try:
-            return self._continuation.ids(end, [call.as_message() for call in turn.calls], following)
+            return self._continuation.ids(end, calls, following, sum(self.calls.values()) - len(calls))
         except CannotContinue as error:
             raise EnvironmentFailed(f"{self.prompt.source}: the turn can't be followed: {error}") from error
 

@@ -12,10 +12,11 @@ from ...common.console import say
 from ...common.text import FROM_PYTHON, did_you_mean
 from ...config.options import ModelConfig, TrainConfig
 from ...data.tokenizing import ToolsOf
-from ...environments.calls import TurnParser, call_id, find_parser
+from ...environments.calls import TurnParser, find_parser
 from ...environments.continuation import CannotContinue, Continuation
 from ...environments.contract import EnvironmentKind, inspect_environment, load_environments
 from ...environments.dialogue import Dialogue, Limits, Setting
+from ...environments.templates import check_template
 from ...environments.tools import Tool, by_name, load_tools, make_tool
 from ...environments.workers import Workers
 from ...parallel import ALONE, World
@@ -129,7 +130,7 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
     schemas = [dict(tool.schema) for tool in tools.values()]
     schemas += [schema for kind in kinds.values() for schema in kind.schemas]
     parser = find_parser(tokenizer, config.tool_parser, schemas)
-    _check_template(tokenizer, schemas, any(kind.has_steps for kind in kinds.values()))
+    _check_template(tokenizer, parser, schemas, any(kind.has_steps for kind in kinds.values()))
     names = ", ".join(schema["function"]["name"] for schema in schemas)
     if names:
         say(f"tools: {names}; calls are read as {parser.where}")
@@ -140,21 +141,15 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
     return Environments(tools, kinds, parser, config.max_environment_errors)
 
 
-def _check_template(tokenizer: Any, schemas: Sequence[dict[str, Any]], has_steps: bool) -> None:
+def _check_template(
+    tokenizer: Any, parser: TurnParser, schemas: Sequence[dict[str, Any]], has_steps: bool
+) -> None:
     """Tries what the template will have to do. Raises ValueError where a turn can't be followed, and says what it leaves out."""
     eos = tokenizer.eos_token_id
     continuation = Continuation(tokenizer, {eos} if eos is not None else set(), schemas)
     try:
-        if schemas:
-            name = schemas[0]["function"]["name"]
-            call = {"id": call_id(0), "type": "function", "function": {"name": name, "arguments": {}}}
-            answer = {"role": "tool", "tool_call_id": call_id(0), "name": name, "content": "an answer"}
-            continuation.ids(eos, [call], [answer])
-            question = [{"role": "user", "content": "a question"}]
-            if continuation.full_ids(question) == Continuation(tokenizer, set()).full_ids(question):
-                say("note: the chat template does not show tools to the model; describe them in the prompts")
-        if has_steps:
-            continuation.ids(eos, [], [{"role": "user", "content": "an answer"}])
+        for note in check_template(continuation, eos, parser, schemas, has_steps):
+            say(f"note: {note}")
     except CannotContinue as error:
         raise ValueError(f"--tools, --environment: the model's turns can't be followed: {error}") from error
 
