@@ -141,7 +141,9 @@ class World:
         except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know
             failed = error
         if self.any(failed is not None):
-            reason = failed.__cause__ if isinstance(failed, FailedOnSomeRank) else failed  # an inner block has it
+            reason = (
+                failed.__cause__ if isinstance(failed, FailedOnSomeRank) else failed
+            )  # an inner block has it
             raise FailedOnSomeRank(whereabouts(self)) from reason
 
     # ------------------------------------------------------------------- when something fails

@@ -182,3 +182,28 @@ def test_a_parser_of_ones_own(tmp_path):
     (tmp_path / "bad.py").write_text("def parse(text):\n    return text['no']\n")
     (call,) = find_parser(chat_tokenizer("qwen"), f"{tmp_path / 'bad.py'}:parse").parse("x").calls
     assert "the call could not be read" in call.problem
+
+
+def test_the_tokenizers_own_template_sees_what_the_prompt_has_begun():
+    """A template that opens the thinking in its generation prompt: the turn's text begins inside it."""
+    tokenizer = chat_tokenizer("qwen")
+    tokenizer.response_template = {
+        "defaults": {"role": "assistant"},
+        "start_anchor": "<|im_start|>assistant\n",
+        "fields": {
+            "reasoning_content": {"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
+            "tool_calls": {
+                "open": "<tool_call>",
+                "close_pattern": r"</tool_call>\s*",
+                "repeats": True,
+                "content": "json",
+                "transform": {"type": "function", "function": "{content}"},
+            },
+            "content": {"close_pattern": r"<\|im_end\|>\s*", "content": "text"},
+        },
+    }
+    parser = find_parser(tokenizer)
+    text = 'I add.</think>\n<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    turn = parser.parse(text, before=lambda: "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n")
+    assert (turn.thinking.strip(), [call.name for call in turn.calls]) == ("I add.", ["add"])
+    assert parser.parse(text).thinking != turn.thinking  # without the prompt, it can't be told

@@ -18,7 +18,8 @@ from ..config.options import EvalConfig
 from ..data.rows import DatasetRow, read_rows
 from ..environments.calls import Turn, find_parser
 from ..environments.contract import EnvironmentFailed, load_environments
-from ..environments.dialogue import Dialogue, Limits, Setting
+from ..environments.dialogue import Dialogue
+from ..environments.setting import Limits, Setting
 from ..environments.tools import load_tools
 from ..environments.workers import Workers
 from ..types import Messages, Prompt

@@ -57,25 +57,26 @@ class TurnParser:
     """Parses the turns of one episode after another: `parse(text)`.
 
     Args:
-        find: text → (content, thinking, the calls as they were written).
+        find: (text, what returns the text that was read before it) → (content, thinking, the calls as they were written).
         where: how the calls are found, for the announcement.
     """
 
-    find: Callable[[str], tuple[str, str, list[Any]]]
+    find: Callable[[str, Callable[[], str]], tuple[str, str, list[Any]]]
     where: str
 
-    def parse(self, text: str, first: int = 0) -> Turn:
+    def parse(self, text: str, first: int = 0, before: Callable[[], str] = lambda: "") -> Turn:
         """Parses a turn.
 
         Args:
             text: what the model wrote, with special tokens, without its end token.
             first: calls that this episode has made before; numbers the ids.
+            before: returns the text that the model read before. A template may have begun its turn, by `<think>`, say.
 
         Returns:
             The turn. A call that can't be made has its problem.
         """
         try:
-            content, thinking, written = self.find(text)
+            content, thinking, written = self.find(text, before)
         except Exception as error:  # noqa: BLE001 - a parser of the user's or of the tokenizer's
             return Turn(text, (_problem(first, "", f"the call could not be read: {one_line(error, 200)}"),))
         calls = tuple(_call(first + number, each) for number, each in enumerate(written[:MOST_CALLS]))
@@ -104,16 +105,16 @@ def find_parser(tokenizer: Any, name: str = "", tools: Sequence[dict[str, Any]] 
     """
     if name:
         function = load_object(name, "--tool_parser")
-        return TurnParser(lambda text: _of_user(function(text), text), name)
+        return TurnParser(lambda text, before: _of_user(function(text), text), name)
     if getattr(tokenizer, "response_template", None):
 
-        def own(text: str) -> tuple[str, str, list[Any]]:
-            found = tokenizer.parse_response(text, prefix="", tools=list(tools) or None)
+        def own(text: str, before: Callable[[], str]) -> tuple[str, str, list[Any]]:
+            found = tokenizer.parse_response(text, prefix=before(), tools=list(tools) or None)
             thinking = found.get("thinking") or found.get("reasoning_content") or ""
             return found.get("content") or "", thinking, list(found.get("tool_calls") or [])
 
         return TurnParser(own, "the tokenizer's response template")
-    return TurnParser(lambda text: common_forms(text, tools), "one of the common forms")
+    return TurnParser(lambda text, before: common_forms(text, tools), "one of the common forms")
 
 
 def _of_user(found: Any, text: str) -> tuple[str, str, list[Any]]:

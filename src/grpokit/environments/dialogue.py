@@ -7,46 +7,22 @@ import inspect
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..common.waiting import Waiting
 from ..types import Messages, NoRoom, Prompt
-from .calls import Call, Turn, TurnParser
+from .calls import Call, Turn
 from .continuation import CannotContinue, Continuation
 from .contract import EnvironmentFailed, EnvironmentKind, Observation, episode_seed, with_first
+from .setting import Setting
 from .tools import Tool, answer_text, shorten, unknown_tool
-from .workers import TimedOut, Workers
+from .workers import TimedOut
 
 CLOSING = 10.0  # seconds that closing an environment that comes too late may take
 Ending = Literal["done", "no_call", "turns", "length", "error"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds an episode. Example: `Limits(max_turns=4, max_tokens=1024, tool_timeout=60.0, max_tool_tokens=512)`"""
-
-    max_turns: int
-    max_tokens: int  # after the prompt, those of the environment included
-    tool_timeout: float  # seconds, for each call; 0: none
-    max_prompt: int | None  # the most tokens of a prompt, with what `reset` adds; None: any number
-    max_tool_tokens: int  # the most tokens of one tool's answer; 0: any number
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all episodes of a run share. `other_side` makes one of a configuration."""
-
-    tokenizer: Any
-    parser: TurnParser
-    limits: Limits
-    workers: Workers
-    seed: int
-    eos_ids: frozenset[int]
-    tools: Mapping[str, Tool]
-    kinds: Mapping[str, EnvironmentKind]  # by the value of a row's column `environment`; "" for a single one
 
 
 @dataclass
@@ -75,6 +51,7 @@ class Dialogue:
     calls: Counter[str] = field(default_factory=Counter)  # by the tool's name
     failures: int = 0  # calls that were answered by an error
     seconds: float = 0.0  # how long it has waited for its tools and its environment
+    _before: list[int] = field(default_factory=list)  # the tokens of earlier turns, and of what followed them
     _under_way: list[Future[Any]] = field(default_factory=list)
     _closed: bool = False
     _chosen: EnvironmentKind | None = None
@@ -116,7 +93,10 @@ class Dialogue:
             The tokens that follow; none where the episode ends here (see `ending`).
         """
         self.turns += 1
-        turn = self.setting.parser.parse(text, sum(self.calls.values())) if self._tools else Turn(text)
+        turn = Turn(text)
+        if self._tools:
+            turn = self.setting.parser.parse(text, sum(self.calls.values()), self._read)
+        self._before += ids
         turn = replace(turn, calls=tuple(self._known(call) for call in turn.calls))
         self.messages.append(turn.as_message())
         if cut:
@@ -130,7 +110,12 @@ class Dialogue:
         if self.turns >= self.setting.limits.max_turns:
             return self._end("turns")
         found = self.tokens_between(ids, turn, following)
+        self._before += found
         return self._end("length") if len(found) >= room else found
+
+    def _read(self) -> str:
+        """Returns the text of everything that the model has read before the present turn."""
+        return self.setting.tokenizer.decode([*self.prompt_ids, *self._before], skip_special_tokens=False)
 
     def close(self) -> Waiting[None]:
         """Closes the environment, whatever has happened. Waits for its calls that are under way first."""

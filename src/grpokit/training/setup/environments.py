@@ -15,7 +15,8 @@ from ...data.tokenizing import ToolsOf
 from ...environments.calls import TurnParser, find_parser
 from ...environments.continuation import CannotContinue, Continuation
 from ...environments.contract import EnvironmentKind, inspect_environment, load_environments
-from ...environments.dialogue import Dialogue, Limits, Setting
+from ...environments.dialogue import Dialogue
+from ...environments.setting import Limits, Setting
 from ...environments.templates import check_template
 from ...environments.tools import Tool, by_name, load_tools, make_tool
 from ...environments.workers import Workers
