@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 STEPS = 200  # of training the model
-TEMPERATURE = 0.3  # so that nearly all episodes are the one that it was trained on
+TEMPERATURE = 0.3  # low, so that the model nearly always repeats the episode it was trained on
 CALLS = 3  # tool calls of an episode; one turn more answers
 SAME_LENGTH = 0.02
 
@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
 
 
 def chat_template() -> str:
-    """Returns the template of Qwen3 as TRL ships it: TRL knows how to parse its calls by the template's text."""
+    """Returns TRL's own Qwen3 template: TRL recognises a template by its text, and so knows how to parse its calls."""
     import trl
 
     return (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
@@ -246,7 +246,7 @@ def measure(
         for name in samples if turn % 2 else reversed(samples):
             began = time.perf_counter()
             found, called = samples[name]()
-            if turn:  # the first pays for what starts only once
+            if turn:  # the first round includes one-time start-up costs
                 seconds[name].append(time.perf_counter() - began)
                 lengths[name] += found
                 calls[name] += called

@@ -8,9 +8,9 @@ writes
     runs/tiny-agent/train.jsonl   {"prompt", "answer"}: 'What does the "brave otter" eat?', "oats"
     runs/tiny-agent/eval.jsonl    animals that are not in train.jsonl
 
-The tool is `lookup` of zoo.py. The model is warmed up on made-up episodes (about 30 s of one core). Some of them answer at
-once, with any food; some look up another animal; some answer otherwise than the tool. So the model knows the form of a call
-and of an answer, but is right about one time in three when sampled, and reinforcement learning has something to improve.
+The tool is `lookup` of zoo.py. The model is warmed up on made-up episodes (about 30 s of one core). In some of them it
+answers at once with a random food, looks up another animal, or contradicts the tool. So the model knows the form of a call
+and of an answer, but only about one sampled answer in three is right. Reinforcement learning has something to improve.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CHAT_TEMPLATE = """\
 {% endif %}"""
 TOOLS = [get_json_schema(lookup)]
 
-# The warm-up's episodes: how many answer at once, look up another animal, answer otherwise than the tool.
+# Probabilities that a warm-up episode answers at once, looks up another animal, contradicts the tool.
 GUESSES, OTHER_ANIMALS, OTHER_FOODS = 0.55, 0.1, 0.1
 
 
@@ -131,7 +131,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
 
 
 def episode(animal: str, rng: random.Random, is_clean: bool) -> list[dict[str, Any]]:
-    """Returns an episode of the warm-up, in a zoo whose animals eat anything: there is nothing to be learned by heart.
+    """Returns an episode of the warm-up. Foods are drawn at random, so there is nothing to memorise.
 
     Args:
         animal: the animal of the question.

@@ -1,6 +1,6 @@
-"""A tool that an answer needs: `grpokit train --tools examples/zoo.py:lookup`, as `make demo-agent` has it.
+"""A tool that the model needs to answer: `grpokit train --tools examples/zoo.py:lookup`. `make demo-agent` uses it.
 
-The zoo has 1,600 animals, such as the brave otter, and what each eats looks random. No prompt says it.
+The zoo has 1,600 animals, such as the brave otter. The food of each animal looks random, and no prompt mentions it.
 """
 
 from __future__ import annotations

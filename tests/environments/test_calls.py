@@ -204,6 +204,8 @@ def test_the_tokenizers_own_template_sees_what_the_prompt_has_begun():
     }
     parser = find_parser(tokenizer)
     text = 'I add.</think>\n<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
-    turn = parser.parse(text, before=lambda: "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n")
+    turn = parser.parse(
+        text, before=lambda: "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    )
     assert (turn.thinking.strip(), [call.name for call in turn.calls]) == ("I add.", ["add"])
     assert parser.parse(text).thinking != turn.thinking  # without the prompt, it can't be told

@@ -46,7 +46,9 @@ def inspect_data(config: InspectConfig) -> bool:
         for row in rows[: config.rows]:
             console.print(_panel(Text(_written(row.content)), row.source, row.columns))
         console.print(_lengths("characters", [len(_written(row.content)) for row in rows]))
-        say("with --model DIR: the prompts through its tokenizer and chat template, and lengths in tokens")
+        say(
+            "add --model DIR to see the prompts through its tokenizer and chat template, and lengths in tokens"
+        )
     else:
         prompts, tokenizer, bad = _tokenized(config, rows, bad)
         for prompt in prompts[: config.rows]:
@@ -101,7 +103,7 @@ def _as_run(config: InspectConfig) -> ModelConfig:
 def _opened(
     config: InspectConfig, environments: Environments, prompts: Sequence[Prompt], tokenizer: Any
 ) -> list[Prompt]:
-    """Returns the prompts with what `reset` adds for the first member of each group, in the order of the data.
+    """Returns the prompts with the text or messages that `reset` adds for each group's first member, in the order of the data.
 
     Args:
         config: the command's options.

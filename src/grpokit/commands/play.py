@@ -25,10 +25,10 @@ from ..environments.workers import Workers
 from ..types import Messages, Prompt
 
 COLORS = {"user": "cyan", "assistant": "green", "tool": "yellow"}
-UNLIMITED = 1_000_000  # tokens; nobody counts them where no model plays
+UNLIMITED = 1_000_000  # token limit when a person plays: there are no tokens to count
 ENDINGS = {
     "done": "the environment said so",
-    "no_call": "a turn without a call, and nothing that answers it",
+    "no_call": "the turn calls no tool, and no environment answers it",
     "turns": "--max_turns",
     "length": "--max_completion_length or --max_turn_length",
 }
@@ -132,7 +132,7 @@ class Typed(Shown):
         return []
 
     def is_news(self, message: dict[str, Any]) -> bool:
-        """See `Shown.is_news`. What is typed in a terminal is there; its calls are shown as they were read."""
+        """See `Shown.is_news`. A typed turn is on the terminal already. It is shown again only to show its parsed calls."""
         return message["role"] != "assistant" or "tool_calls" in message or not sys.stdin.isatty()
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Waiting = Generator[list[Future[Any]], None, T]
-"""Work that yields calls that are under way, and goes on once all of them have ended. Its value is what it returns."""
+"""A generator that yields lists of running calls and is resumed once all calls of the list have ended. It returns a `T`."""
 
 LOOK_EVERY = 0.5  # seconds between two looks at `stop`
 
@@ -23,14 +23,14 @@ def together(
     Args:
         pieces: the work.
         stop: asked while all of them wait; True ends the waiting.
-        work: called with the number of pieces, while all of them wait. It may do on this thread what some wait for, and
-            tells whether it did anything.
+        work: called with the number of unfinished pieces, while all of them wait. It may run, on this thread, calls that
+            some of them wait for. It returns whether it did anything.
 
     Returns:
         What each piece returned, in order.
 
     Raises:
-        Exception: what a piece has raised. The others are closed where they wait.
+        Exception: a piece raised it. The other pieces are closed at the `yield` where they wait.
         InterruptedError: `stop()` returned True.
 
     Example:

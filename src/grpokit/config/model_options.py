@@ -97,7 +97,7 @@ class EpisodeOptions:
     tools: tuple[str, ...] = sampling(())
     """Functions that the model may call: file.py:function, with type hints and a docstring."""
     environment: tuple[str, ...] = sampling(())
-    """What answers the model: file.py:Class or openenv:URL; several as name=..., chosen by the column `environment`."""
+    """Environment that answers the model: file.py:Class or openenv:URL. Name several (name=...); column `environment` chooses."""
     max_turns: int = sampling(10)
     """Most turns of the model in an episode."""
     max_turn_length: int = sampling(0)
@@ -109,7 +109,7 @@ class EpisodeOptions:
     max_tool_output: int = sampling(0)
     """Most tokens of one tool's answer; a longer one is cut in the middle (0: no limit)."""
     max_environment_errors: int = free(0)
-    """Episodes of the run that may be dropped because their environment failed; one more ends it (0: the first ends it)."""
+    """Most episodes that a run drops because their environment failed. One more ends the run (0: the first one ends it)."""
     environment_workers: int = free(32)
     """Most calls of sync tools and environments at once. Changes no result."""
 
@@ -131,7 +131,7 @@ class SamplingOptions:
     rollout_batch_size: int = free(256)
     """Completions sampled at once: bounds the memory of the key-value cache, changes no result."""
     decode: Literal["auto", "loop", "generate"] = free("auto")
-    """How transformers samples: a loop of our own where it serves the model (auto), or its generate. Same tokens."""
+    """How transformers samples: grpokit's loop, transformers' generate, or auto (loop if it supports the model). Same tokens."""
     share_prefill: bool = free(True)
     """Run a prompt once for all its completions when sampling. Same tokens."""
     turn_cache_gib: float = free(2.0)

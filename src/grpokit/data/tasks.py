@@ -1,4 +1,4 @@
-"""The prompts of environments that own their data: there are no rows, and each position is a task of its own."""
+"""Prompts for environments that own their data. There are no dataset rows: each position is a task of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EnvironmentTasks:
         return [self.at(position + offset) for offset in range(count)]
 
     def in_order(self, limit: int | None = None) -> list[Prompt]:
-        """Returns the first `limit` tasks, for evaluation: whose seed of `reset` is another than in training."""
+        """Returns the first `limit` tasks, for evaluation. There, `reset` gets other seeds than in training."""
         return self.take(0, limit or 0)
 
     def reaches(self, position: int) -> bool:
@@ -50,7 +50,7 @@ class EnvironmentTasks:
         """Nothing to check before `reset`."""
 
     def data_state(self, position: int) -> None:
-        """Nothing: a task is a function of seed and position."""
+        """Returns None: a task is a function of seed and position, so there is no state to save."""
 
     def restore(self, saved: None) -> None:
         """Nothing to restore."""

@@ -44,7 +44,7 @@ class Turn:
     said: str | None = None  # what was written before the calls, thinking included; None: the content
 
     def as_message(self) -> dict[str, Any]:
-        """Returns the turn as a chat message for rewards and logs. Thinking stands in the text, as in a single turn."""
+        """Returns the turn as a chat message for rewards and logs. Its content includes thinking, as in single-turn runs."""
         content = self.content if self.said is None else self.said
         found: dict[str, Any] = {"role": "assistant", "content": content}
         if self.calls:
@@ -57,7 +57,7 @@ class TurnParser:
     """Parses the turns of one episode after another: `parse(text)`.
 
     Args:
-        find: (text, what returns the text that was read before it) → (content, thinking, the calls as they were written).
+        find: (text, a function that returns the text before it) → (content, thinking, the calls as they were written).
         where: how the calls are found, for the announcement.
     """
 
@@ -128,7 +128,7 @@ def _of_user(found: Any, text: str) -> tuple[str, str, list[Any]]:
 
 
 def _call(number: int, written: Any) -> Call:
-    """Makes a call of what was written: {"name", "arguments" or "parameters"}, also inside "function", and an "id"."""
+    """Makes a `Call` from {"name", "arguments" or "parameters"}, which may be inside "function", and an optional "id"."""
     if isinstance(written, Unreadable):
         return _problem(number, "", f"the call is no valid {written.language}: {written.why}")
     if isinstance(written, dict) and isinstance(written.get("function"), dict):

@@ -124,7 +124,7 @@ class Continuation:
         return rest
 
     def _behind_the_end(self, ending: str, alone: str, whole: str, begins: int) -> str:
-        """Returns what a rendering has behind a turn's end, which is where a rendering of the turn alone ends too."""
+        """Returns the text after the turn's end in `whole`. Finds that end by comparison with `alone`, where the turn is last."""
         endings = self._endings(ending)
         # The last end that both have; else a last turn ends otherwise than one that messages follow.
         end, length = _last(alone[: common_length(alone, whole)], begins, endings)
@@ -173,7 +173,7 @@ class Continuation:
 
     @cached_property
     def _numbers_calls(self) -> bool:
-        """Whether what follows a call differs only in its number once calls were made before."""
+        """True if the template numbers calls: an earlier call changes only digits in the text that follows a call."""
         call = {"id": "call00000", "function": {"name": "tool"}}
         answer = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": CONTENT_MARK}
         try:
@@ -246,7 +246,7 @@ class Continuation:
 
     @cached_property
     def _special(self) -> list[str]:
-        """Those of them that are special: what closes a turn."""
+        """The special tokens among `_added`: a turn is closed by one of them."""
         special = set(self.tokenizer.all_special_tokens)
         decoder = getattr(self.tokenizer, "added_tokens_decoder", {})
         return [

@@ -1,7 +1,7 @@
 """The contract of an environment: what its class may have, and how it is called.
 
 reset(**columns)      → None, a text, or messages that are added to the prompt
-step(message)         → Observation: the text protocol, where it is annotated so; else a tool
+step(message)         → answers the model's text, if it is annotated `-> Observation`; otherwise it is a tool
 other public methods  → tools
 get_reward()          → the episode's reward
 close()               → called when the episode ends
@@ -43,17 +43,17 @@ class EnvironmentFailed(EpisodeFailed):
 
 @dataclass(frozen=True)
 class EnvironmentKind:
-    """A class of environments, as `inspect_environment` finds it, or a server's, as `openenv_environment` finds it."""
+    """Describes an environment: a class (see `inspect_environment`), or a server (see `openenv_environment`)."""
 
     name: str
     make: Callable[[], Any]
-    bind: Callable[[Any], Sequence[Tool]]  # the tools of one instance
-    has_steps: bool  # it speaks the text protocol
+    bind: Callable[[Any], Sequence[Tool]]  # instance → its tools
+    has_steps: bool  # its `step` answers the model's text
     has_reward: bool
-    takes: tuple[str, ...]  # the names that `reset` takes
-    takes_all: bool  # it takes every column
-    needs: tuple[str, ...]  # those that it can't do without
-    schemas: list[dict[str, Any]]  # its tools', as the chat template shows them
+    takes: tuple[str, ...]  # the named parameters of `reset`
+    takes_all: bool  # whether `reset` takes every column
+    needs: tuple[str, ...]  # the parameters of `reset` without a default
+    schemas: list[dict[str, Any]]  # the JSON schemas of its tools, as the chat template gets them
 
     def tools_of(self, instance: Any) -> dict[str, Tool]:
         """Returns the tools of one instance."""
@@ -77,17 +77,17 @@ class EnvironmentKind:
 
 
 def inspect_environment(factory: Callable[[], Any], where: str = "environment_factory") -> EnvironmentKind:
-    """Finds out what a class of environments has.
+    """Inspects an environment class: its tools, its `step`, its reward and the parameters of `reset`.
 
     Args:
         factory: the class, or a function that makes an instance without arguments.
-        where: what named it, for messages.
+        where: the option or argument that named the class, for messages.
 
     Returns:
-        The class, described.
+        The description of the class.
 
     Raises:
-        ValueError: it is no environment: it has none of reset, step, tools.
+        ValueError: it is not callable, or has neither tools nor a `step` that is annotated `-> Observation`.
     """
     if not callable(factory):
         raise ValueError(f"{where}: {factory!r} is no class")

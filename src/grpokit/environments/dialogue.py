@@ -175,7 +175,7 @@ class Dialogue:
         self.tokenize(is_as_read=first is None)
 
     def tokenize(self, is_as_read: bool) -> None:
-        """Finds the prompt's tokens. Where `reset` said nothing, they are those that were found when the data was read."""
+        """Tokenizes the prompt. If `reset` returned None, reuses the tokens found when the data was read, if there are any."""
         self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, self.schemas)
         if is_as_read and self.prompt.ids:
             self.prompt_ids = self.prompt.ids
@@ -204,7 +204,7 @@ class Dialogue:
     # ------------------------------------------------------------------- answers
 
     def _known(self, call: Call) -> Call:
-        """Returns a call whose name is a tool's, or `unknown`: templates write names as they are."""
+        """Returns the call, renamed to `unknown` if no tool has its name: chat templates write names verbatim."""
         if call.problem is not None or call.name in self._tools:
             return call if call.name in self._tools else replace(call, name="unknown")
         return replace(call, name="unknown", problem=unknown_tool(call.name, self._tools))
@@ -292,7 +292,7 @@ class Dialogue:
         return f"Error: {answer_text(problem)}"
 
     def _observed(self, name: str, value: Any) -> Any:
-        """Returns what a tool answered. One of a server's environment may end the episode, as `step` does."""
+        """Returns a tool's answer. A server's tool answers an Observation, which may end the episode, as `step` does."""
         if not isinstance(value, Observation):
             return value
         self.reward += self._number(value.reward, name) or 0.0

@@ -157,7 +157,7 @@ def _wrapped(said: str, _tools: Schemas) -> Iterator[Any]:
             yield call
 
 
-# Each mark with what closes it. The last ones of a turn may lack it.
+# Opening mark → closing mark. The end of the turn may take the closing mark's place.
 MARKS = {
     "<tool_calls>": "</tool_calls>",
     "<TOOLCALL>": "</TOOLCALL>",
@@ -276,7 +276,7 @@ def _typed(name: str, given: Sequence[tuple[str, str]], tools: Schemas) -> dict[
 
 
 def _value(text: str, schema: Mapping[str, Any]) -> Any:
-    """Returns an argument that is written as plain text: text where its schema says so, else JSON where it is JSON."""
+    """Parses an argument that is written as plain text: as JSON, unless its schema says string or it is no valid JSON."""
     options = [schema, *schema.get("anyOf", ())]
     types = [each.get("type") for each in options]
     kinds = [kind for each in types for kind in (each if isinstance(each, list) else [each])]
@@ -321,7 +321,7 @@ def _gemma(said: str, _tools: Schemas) -> Iterator[Any]:
         yield {"name": name, "arguments": read_json(whole)}
 
 
-# The sign of each form, most telling first: a form may stand inside another.
+# The pattern that recognises each form, and its reader. Specific patterns come first: one form may contain another.
 FORMS: tuple[tuple[re.Pattern[str], Reader], ...] = (
     (re.compile(r"<tool_call>"), _tagged),
     (re.compile(r"\[TOOL_CALLS\]"), _mistral),

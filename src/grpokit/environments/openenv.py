@@ -19,8 +19,8 @@ from .tools import Tool, by_name
 from .workers import Workers
 
 PREFIX = "openenv:"
-START_LIMIT = 30.0  # seconds that each question at the start may take
-ROOM_AT_START = 300.0  # seconds that a full server is asked again for its tools
+START_LIMIT = 30.0  # time limit of each request at the start, in seconds
+ROOM_AT_START = 300.0  # how long a full server is asked again for its tools, in seconds
 OF_EVERY_ACTION = ("metadata",)
 
 
@@ -49,13 +49,13 @@ def read_action(schema: Mapping[str, Any]) -> Action:
 
 
 def openenv_environment(url: str) -> EnvironmentKind:
-    """Asks an OpenEnv server what it has.
+    """Asks an OpenEnv server for its actions and tools.
 
     Args:
-        url: where it listens, such as "http://localhost:8000".
+        url: the server's address, such as "http://localhost:8000".
 
     Returns:
-        The environment, described. Its instances are sessions.
+        The description of the environment. Each instance is a session on the server.
 
     Raises:
         ValueError: the package is missing, nothing answers at the URL, or what answers is no OpenEnv server.
@@ -143,7 +143,7 @@ def _list_tools(url: str, flag: str) -> list[dict[str, Any]]:
                 await session.close()
         raise ValueError(f"{flag}: was full for {ROOM_AT_START:g} seconds; raise its max_concurrent_envs")
 
-    workers = Workers(1)  # a loop of its own: a notebook's is already running
+    workers = Workers(1)  # runs its own event loop: a notebook's loop is already running
     try:
         tools = workers.submit(ask, is_async=True, seconds=ROOM_AT_START + START_LIMIT).result()
     except (EnvironmentFailed, ServerError) as error:

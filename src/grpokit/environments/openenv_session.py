@@ -16,7 +16,7 @@ from .tools import answer_text
 CONNECT_LIMIT = 30.0  # seconds
 ENDLESS = 1e9  # seconds: --tool_timeout bounds calls, not the client
 OF_EVERY_OBSERVATION = ("done", "reward", "metadata")
-# What the model's action caused. Any other error is the server's.
+# Codes of errors that the model's action caused. Any other error is the server's fault.
 OF_THE_ACTION = ("VALIDATION_ERROR", "INVALID_JSON", "EXECUTION_ERROR")
 
 
@@ -60,7 +60,7 @@ class Session:
         self._owed = 0  # answers that have not come yet
 
     async def reset(self, **columns: Any) -> str | None:
-        """Begins the session and the episode. The server takes those of the columns that its `reset` names.
+        """Begins the session and the episode. The server uses only the columns that its `reset` names.
 
         Returns:
             What is added to the prompt.
@@ -145,7 +145,7 @@ class Session:
         try:
             with suppress(
                 ConnectionClosed
-            ):  # a full server says so, and closes: its words are still to be read
+            ):  # a full server sends an error and closes; the error is read below
                 await self._client._send({"type": kind, "data": data})
             while self._owed:
                 answer = await self._client._receive()

@@ -20,7 +20,7 @@ class CannotContinue(ValueError):
 
 @dataclass(frozen=True)
 class CallShape:
-    """How a template takes a turn's calls. Example: `CallShape(arguments_as_text=True)`, as DeepSeek's does"""
+    """A form in which a template accepts a turn's calls. Example: `CallShape(arguments_as_text=True)` for DeepSeek"""
 
     new_ids: bool = False
     only_one: bool = False
@@ -63,7 +63,7 @@ def render_alike(
 
     Args:
         tokenizer: the model's, with a chat template.
-        conversations: each one's messages, and whether the model goes on.
+        conversations: pairs of messages, and whether to add the generation prompt.
         tools: the JSON schemas that are shown.
 
     Returns:
@@ -100,7 +100,7 @@ def from_the_user(messages: Messages) -> Messages:
 
 
 def marked(messages: Messages) -> Messages:
-    """Returns the same messages with contents that no template writes by itself."""
+    """Replaces each message's content by a numbered mark that no template writes by itself."""
     return [{**m, "content": f"{CONTENT_MARK}{i}{CONTENT_MARK}"} for i, m in enumerate(messages)]
 
 

@@ -1,4 +1,4 @@
-"""What a run says at its start about its chat template: how it treats calls, thinking and earlier messages."""
+"""Notes about the chat template, printed when a run starts: how it treats calls, thinking and earlier messages."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def check_template(
     schemas: Sequence[Mapping[str, Any]],
     has_steps: bool,
 ) -> Iterator[str]:
-    """Tries what a template will have to do.
+    """Checks on made-up turns that a chat template can render episodes.
 
     Args:
         continuation: the tokenizer and the tools.
         end: the token that ends a turn.
-        parser: what reads calls.
+        parser: parses the calls.
         schemas: the JSON schemas of the tools.
         has_steps: whether an environment answers text.
 
     Yields:
-        One line for each thing that a reader should know.
+        A note of one line for each peculiarity of the template that the user should know.
 
     Raises:
         CannotContinue: a turn can't be followed.
@@ -103,8 +103,8 @@ def _about_calls(continuation: Continuation, parser: TurnParser, call: dict[str,
                 return
     shown = one_line(continuation.without_end(texts[0]).strip(), SHOWN)
     yield (
-        f"a call as the chat template writes it is not read as one: {shown}; if the model writes calls so, name a "
-        "parser of yours: --tool_parser file.py:function"
+        f"a call in the chat template's form is not recognised: {shown}; if the model writes calls in this form, name "
+        "your own parser: --tool_parser file.py:function"
     )
 
 

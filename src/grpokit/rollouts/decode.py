@@ -1,6 +1,6 @@
 """A decode loop: one forward over each prompt for all its completions, then one forward per new token.
 
-A turn that continues an episode begins with one forward over what is new, behind the keys and values of its earlier turns.
+A later turn of an episode begins with one forward over its new tokens alone, using the keys and values of earlier turns.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Completing:
         return logits
 
     def block(self, rows: Tensor, counts: Tensor) -> Block:
-        """Returns the keys and values of the completions `rows` [n], of whose tokens the first `counts` [n] are kept."""
+        """Returns the keys and values of the first `counts` [n] tokens of the completions `rows` [n]."""
         length = self.cache.get_seq_length()
         columns = torch.ones(len(rows), length, dtype=torch.bool, device=rows.device)
         if self.columns is not None:
@@ -175,7 +175,7 @@ class Completing:
 
 
 Leave = Callable[[Tensor], None]
-"""Called with the completions [n] that leave the batch, as numbers of its present rows, before they are dropped."""
+"""Called before completions leave the batch, with their row numbers [n] in the current batch."""
 
 
 def decode(

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ErrorBudget:
-    """Counts the dropped episodes that a run trains beside, over all ranks and resumes. Evaluation has another.
+    """Counts the episodes dropped from a run's training, over all ranks and resumes. Evaluation has a budget of its own.
 
     Args:
         most: --max_environment_errors.
@@ -38,7 +38,7 @@ class ErrorBudget:
         )
 
     def forget_waiting(self) -> None:
-        """Begins a new batch: rollouts that were not counted by now are lost."""
+        """Begins a new batch. Forgets the drops in rollouts that were not counted: those rollouts are lost."""
         self.waiting = 0
 
     def count(self, groups: Sequence[RolloutGroup], world: World) -> None:
@@ -49,7 +49,7 @@ class ErrorBudget:
             world: the ranks.
 
         Raises:
-            ValueError: there are more than `most`. The message has the error of one.
+            ValueError: more than `most` episodes have been dropped. The message quotes the last error.
         """
         if not self.most:
             return
@@ -57,7 +57,7 @@ class ErrorBudget:
         self.waiting = max(0, self.waiting - len(errors))
         found = [error for part in world.gather_json(errors) for error in part]
         self.dropped += len(found)
-        if self.dropped > self.most:
+        if found and self.dropped > self.most:
             raise ValueError(
                 f"--max_environment_errors {self.most}: {self.dropped} episodes have failed on all ranks, the last one: "
                 f"{found[-1]}"

@@ -1,7 +1,7 @@
-"""Samples episodes of several turns: the engine continues, something else answers, and no token is encoded twice.
+"""Samples episodes of several turns: an engine samples each turn, an `OtherSide` answers it, and nothing is tokenized twice.
 
-Each episode is a piece of work that waits: for its turns, and for the answers to them. An engine in this process samples
-the turns of all episodes together, in waves: see `waves.py`. With one elsewhere, each episode goes on by itself.
+Each episode is a piece of work that waits for its turns and for the answers to them. The transformers engine samples the
+turns of all episodes together, in waves: see `waves.py`. With vLLM, each episode advances without waiting for the others.
 
 Where an environment has no room for all episodes (`NoRoom`), which of them go on together depends on when it has room.
 """
@@ -32,7 +32,7 @@ CLOSING = 10.0  # seconds that the closing of episodes that are given up may tak
 
 
 class OtherSide(Protocol):
-    """What answers the model in one episode. An environment never sees the engine."""
+    """Answers the model's turns in one episode. An environment never sees the engine."""
 
     prompt_ids: tuple[int, ...]
     messages: Messages
@@ -307,7 +307,7 @@ def open_each(others: Sequence[Callable[[], OtherSide]]) -> list[OtherSide]:
     """Opens episodes one after another, only to see their prompts, and closes each.
 
     Args:
-        others: make what answers the model. One for which there is no room is made again, and opened later.
+        others: functions that make an `OtherSide`. If `open` raises NoRoom, the function is called again later.
 
     Returns:
         The closed episodes.

@@ -41,7 +41,7 @@ class TurnCache:
     """The blocks of the episodes that are under way.
 
     Args:
-        most: bytes that they may take together. Beyond it none is kept, and the next turns compute everything.
+        most: the most bytes of all blocks together. Above it no block is kept, and the next turns compute everything.
     """
 
     def __init__(self, most: int) -> None:
@@ -50,7 +50,7 @@ class TurnCache:
         self._bytes = 0
 
     def has_room(self, num_bytes: int) -> bool:
-        """Reserves memory for a block. Where there isn't enough, none of this turn is kept."""
+        """Reserves memory for a block. Returns False if there isn't enough: then no block of this turn is kept."""
         self._bytes += num_bytes
         if self._bytes > self.most:
             self._places.clear()
@@ -61,13 +61,13 @@ class TurnCache:
         self._places |= {key: (block, row) for row, key in enumerate(keys)}
 
     def take(self, keys: Sequence[Key], lengths: Sequence[int]) -> Block | None:
-        """Returns one block with a row for each key, and forgets all of them. None where any is missing.
+        """Returns one block with a row for each key, and empties the cache. Returns None if a key is missing.
 
-        Its rows have no padding between tokens, and those that are shorter end in unused columns.
+        Its rows have no padding between tokens. Shorter rows end in unused columns.
 
         Args:
             keys: b episodes.
-            lengths: the tokens of each, with those that are not computed yet; the block's layers have room for them.
+            lengths: the number of tokens of each episode, new tokens included. The block's layers have room for all of them.
         """
         places, self._places, self._bytes = self._places, {}, 0
         if not keys or any(key not in places for key in keys):

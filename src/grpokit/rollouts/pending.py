@@ -1,4 +1,4 @@
-"""Rollouts requested from an engine: sampled on any thread, then taken on the main one."""
+"""Rollouts requested from an engine: sampled on any thread, then collected on the main thread."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class RolloutsPending:
     Args:
         prompts: P prompts.
         num_generations: G completions of each prompt.
-        sample: samples the P·G rollouts, in order. It gets a function to ask whether to stop, and raises SamplingStopped
-            where that says so.
+        sample: samples the P·G rollouts, in order. Its argument is a function that tells whether to stop. Once that returns
+            True, `sample` raises SamplingStopped.
         world: the ranks.
     """
 

@@ -1,6 +1,6 @@
-"""Turns sampled in waves, by an engine in this process: all episodes of a batch that go on share a forward.
+"""Samples turns in waves, with an engine in this process: all unfinished episodes of a batch share a forward.
 
-Which episodes share a forward follows from the episodes alone, never from the clock: a wave waits for the answers of all.
+A wave begins once every unfinished episode has its answer. So its members depend on the episodes alone, never on timing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Waves:
 
     Args:
         complete: samples one continuation of each request, in order.
-        version: optimizer steps taken before the weights that sample.
+        version: the number of optimizer steps that the sampling weights have had.
 
     Example:
         >>> from grpokit.common.waiting import together

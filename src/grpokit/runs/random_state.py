@@ -1,4 +1,4 @@
-"""The random state of Python, numpy and torch on each rank: reward functions may use it."""
+"""Saves and restores each rank's random state of Python, numpy and torch, because reward functions may use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RandomState = tuple[dict[str, Tensor], list[Any]]
 
 
 def random_state_now() -> RandomState:
-    """Returns this rank's random state, which reward functions may use: tensors, and a JSON value."""
+    """Returns this rank's random state: torch's and numpy's as tensors, Python's and the rest of numpy's as a JSON value."""
     numpy_state: Any = np.random.get_state(legacy=True)  # (name, [624] uint32, position, ...)
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state[1].astype(np.int64))}
     return tensors, [random.getstate(), [numpy_state[0], *numpy_state[2:]]]

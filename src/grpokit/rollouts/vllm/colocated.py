@@ -43,7 +43,7 @@ class Colocated:
         trust_remote_code: bool,
         world: World,
     ) -> None:
-        # In this process: an engine in another one would need the weights sent to it.
+        # Keeps the engine in this process: an engine in another process would need the weights sent to it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its log would break the progress bar
         try:
@@ -60,7 +60,7 @@ class Colocated:
             "generation_config": "vllm",  # the model directory's own has no effect
             "trust_remote_code": trust_remote_code,
             "seed": 0,  # each request has its own seed
-            "enable_prefix_caching": True,  # completions share their prompt, and turns what came before them
+            "enable_prefix_caching": True,  # completions share their prompt; a turn shares all turns before it
             "disable_log_stats": True,
         }
         if policy.device.type == "cuda":
@@ -80,7 +80,7 @@ class Colocated:
         with torch.no_grad():
             weights = stream(policy)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            for _ in weights:  # those that vLLM did not ask for: the ranks gather them together
+            for _ in weights:  # weights that vLLM did not read: gathering them is a collective
                 pass
         self.llm.reset_prefix_cache()
 

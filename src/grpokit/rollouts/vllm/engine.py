@@ -88,7 +88,7 @@ class Engine(Protocol):
         ...
 
     def asking(self) -> AbstractContextManager[Asking]:
-        """Samples this rank's requests with the weights loaded last. Those that are not answered at its end are aborted."""
+        """Samples this rank's requests with the weights loaded last. Aborts unanswered requests on exit."""
         ...
 
 
@@ -161,10 +161,10 @@ class WeightSync:
         self.version = self.policy.version
 
     def probe(self, prompt_ids: tuple[int, ...]) -> None:
-        """Scores some sampled tokens on both sides.
+        """Compares the log-probs that vLLM and the trainer give to a few sampled tokens.
 
         Raises:
-            ValueError: they differ by more than `max_gap`.
+            ValueError: the log-probs differ by more than `max_gap` on average.
         """
         requests = [
             Request(
@@ -207,6 +207,6 @@ class WeightSync:
             raise ValueError(
                 f"--vllm_max_gap {self.max_gap:g}: after loading the weights of optimizer step {self.policy.version}, the "
                 f"log-probs of vLLM and of the trainer differ by {mean:.3g} on average over {len(gaps)} tokens, and by at "
-                f"most {largest:.3g}; a server must run with --logprobs-mode processed_logprobs and the same "
-                "--dtype, or else it has not taken the weights (tied embeddings are a known trap)"
+                f"most {largest:.3g}; check that a server runs with --logprobs-mode processed_logprobs and the same --dtype; "
+                "if so, vLLM did not load the weights (tied embeddings are a known trap)"
             )

@@ -1,4 +1,4 @@
-"""Sampling through vLLM: each turn is requested as soon as it can be, and goes on by itself."""
+"""Samples through vLLM. Each turn is requested as soon as its prompt is known, and waits for no other episode's turn."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class VLLMSampler:
         self.max_length, self.min_length = max_completion_length, min_completion_length
         self.stop_strings = tuple(stop_strings)
         self.probe_ids: tuple[int, ...] = ()
-        # Its own, because a tokenizer serves one thread at a time, and turns may be sampled on another.
+        # A copy, because a tokenizer serves one thread at a time, and turns may be sampled on another thread.
         self.tokenizer = copy.deepcopy(weights.tokenizer)
 
     def sample(
@@ -93,7 +93,7 @@ class VLLMSampler:
             yield VLLMTurns(self, asking, version, greedy)
 
     def request(self, turn: TurnRequest, greedy: bool) -> Request:
-        """Returns a turn as vLLM samples it. Its seed is a hash of the run's, the episode's, and the turn's place."""
+        """Returns the vLLM request for a turn. Its seed is a hash of the sampler's seed, the episode and the turn's place."""
         key = (self.seed, turn.position, turn.generation, *((turn.start,) if turn.start else ()))
         return Request(
             prompt_ids=turn.ids,

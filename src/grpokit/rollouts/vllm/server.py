@@ -63,7 +63,7 @@ class Server:
     """
 
     def __init__(self, url: str, timeout: float, directory: Path, only_adapter: bool = False) -> None:
-        """Raises ValueError where no vLLM server answers, or one that cannot load weights."""
+        """Raises ValueError if no vLLM server answers at `url`, or if the server cannot load weights."""
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.timeout, self.directory, self.only_adapter = timeout, directory, only_adapter
         self.tag = ""  # names the weights that the server should have
@@ -231,8 +231,8 @@ class Server:
     async def _persist(self, name: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Retries until it succeeds, with growing pauses.
 
-        Raises ValueError naming the request after `timeout` seconds in which no request of the batch succeeds. A long batch on a
-        working server may take longer.
+        Raises ValueError, naming the request, once no request of the batch has succeeded for `timeout` seconds. A long batch
+        on a working server may take longer in total.
         """
         pause = FIRST_PAUSE
         while True:
@@ -331,7 +331,7 @@ class ServerAsking:
 
     async def _answer(self, request: Request) -> Completion:
         async with self._places:
-            if not self.under_way:  # while nothing is asked, nothing is late
+            if not self.under_way:  # the time without requests does not count towards the timeout
                 self.server.alive = time.monotonic()
             self.under_way += 1
             try:

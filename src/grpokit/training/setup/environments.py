@@ -71,7 +71,7 @@ class Environments:
             kind.check_columns(sorted(columns))
 
     def check_rows(self, prompts: Sequence[Prompt]) -> None:
-        """Raises ValueError for the first row whose column `environment` names none, where there are several."""
+        """Raises ValueError for the first row whose column `environment` names no environment, if the run has named ones."""
         if not self.kinds or "" in self.kinds:
             return
         for prompt in prompts:
@@ -95,14 +95,14 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
 
     Args:
         config: --tools, --environment and --tool_parser.
-        parts: those given from Python.
+        parts: the tools and environments given from Python.
         tokenizer: the model's.
 
     Returns:
-        They, or None where there are none.
+        The tools and environments, or None if the run has none.
 
     Raises:
-        ValueError: one can't be loaded or described, or the tokenizer has no chat template.
+        ValueError: a tool or environment can't be loaded or described, or the tokenizer has no chat template.
     """
     given = parts.environment_factory
     for option, names, is_given in (
@@ -145,7 +145,7 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
 def _check_template(
     tokenizer: Any, parser: TurnParser, schemas: Sequence[dict[str, Any]], has_steps: bool
 ) -> None:
-    """Tries what the template will have to do. Raises ValueError where a turn can't be followed, and says what it leaves out."""
+    """Checks the chat template and prints notes about it. Raises ValueError if messages can't follow a turn of the model."""
     eos = tokenizer.eos_token_id
     continuation = Continuation(tokenizer, {eos} if eos is not None else set(), schemas)
     try:

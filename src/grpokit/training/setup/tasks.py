@@ -12,7 +12,7 @@ from ...environments.dialogue import Dialogue
 from ...rollouts.episodes import open_each
 from .environments import Environments, make_setting
 
-TRIED = 8  # tasks of an environment that owns its data, whose prompts are measured at the start
+TRIED = 8  # number of tasks whose prompts are measured at the start, if there is no dataset
 
 
 def load_tasks(
