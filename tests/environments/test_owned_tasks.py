@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -86,9 +87,67 @@ def test_eval_from_the_command_line_and_training_from_python(tmp_path, capsys):
     assert "rewards/Owner/mean" in trainer.train()[0]
 
 
+def test_logs_and_rewards_have_the_prompt_that_reset_made(tmp_path):
+    (tmp_path / "said.py").write_text(
+        "def said(prompts, completions, **columns):\n    return [float(len(p[-1]['content'])) for p in prompts]\n"
+    )
+    reward = (f"{tmp_path / 'said.py'}:said",)
+    run = start(owned(tmp_path, reward_funcs=reward, log_completions=2, max_steps=1))
+    train(run)
+    run.close()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["prompt"][-1]["content"].startswith("Say ")
+        assert row["rewards"]["said"] == [float(len(row["prompt"][-1]["content"]))] * len(row["completions"])
+    assert "Say " in (tmp_path / "run" / "report.html").read_text()
+
+
+BEGINNERS = {
+    "a step that isn't annotated": (
+        "class W:\n    def reset(self, seed): return 'hi'\n    def step(self, message): return 'x'\n",
+        "annotate it: `def step.self, message. -> Observation`",
+    ),
+    "a column that isn't there": (
+        "from grpokit.environments import Observation\nclass W:\n    def reset(self, seed, answer): return 'hi'\n"
+        "    def step(self, message) -> Observation: return Observation('x')\n",
+        "reset needs `answer`",
+    ),
+    "a failure": (
+        "from grpokit.environments import Observation\nclass W:\n    def reset(self, seed): return 'hi'\n"
+        "    def step(self, message) -> Observation: raise OSError('gone')\n",
+        "--max_environment_errors N drops up to N such episodes instead",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BEGINNERS)
+def test_what_beginners_do_is_answered_with_the_fix(tmp_path, capsys, kind):
+    code, message = BEGINNERS[kind]
+    (tmp_path / "w.py").write_text(code)
+    (tmp_path / "run.yaml").write_text(to_yaml(owned(tmp_path, f"{tmp_path / 'w.py'}:W")))
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"dataset": "ROWS", "tools": (f"{WORLDS}:add",), "environment": (f"{WORLDS}:Counter",)},
+            "--tools: add is a method of the environment Counter too",
+        ),
+        (
+            {
+                "dataset": "ROWS",
+                "tools": (f"{WORLDS}:add",),
+                "environment": (),
+                "reward_funcs": ("length",),
+                "max_environment_errors": 3,
+            },
+            "--max_environment_errors 3: is for environments",
+        ),
+        ({"tools": (f"{WORLDS}:Counter",)}, "Counter is a class; a tool is a function"),
+        ({"environment": ("http://localhost:1",)}, "an OpenEnv server is named openenv:http://localhost:1"),
         (
             {"environment": (f"{WORLDS}:Counter",)},
             "there is nothing for the model to read; without --dataset",
@@ -100,9 +159,9 @@ def test_eval_from_the_command_line_and_training_from_python(tmp_path, capsys):
     ],
 )
 def test_what_makes_no_prompt_is_refused(tmp_path, capsys, changes, message):
-    import re
-
-    (tmp_path / "run.yaml").write_text(to_yaml(config_of(tmp_path, **({"dataset": ""} | changes))))
+    changes = {"dataset": ""} | changes
+    changes["dataset"] = changes["dataset"].replace("ROWS", str(tmp_path / "train.jsonl"))
+    (tmp_path / "run.yaml").write_text(to_yaml(config_of(tmp_path, **changes)))
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
 

@@ -60,7 +60,7 @@ def play(config: PlayConfig) -> None:
 def _row(config: PlayConfig) -> DatasetRow:
     """Returns the row that the episode is about; an empty one without --dataset."""
     if not config.dataset:
-        return DatasetRow("", {}, "play without --dataset", "prompt")
+        return DatasetRow("", {}, "the episode", "prompt")
     rows, _ = read_rows(config.dataset, limit=config.row)
     if len(rows) < config.row:
         raise ValueError(f"--row {config.row}: --dataset {config.dataset} has {len(rows)} rows")

@@ -47,6 +47,11 @@ MODEL_RULES = [
     *at_least(1, "max_completion_length max_turns environment_workers"),
     *at_least(0, "max_turn_length tool_timeout max_tool_output max_environment_errors turn_cache_gib"),
     Rule(
+        "max_environment_errors",
+        lambda c: c.max_environment_errors == 0 or len(c.environment) > 0,
+        "is for environments, and there is no --environment",
+    ),
+    Rule(
         "min_completion_length",
         lambda c: 0 <= c.min_completion_length <= c.max_completion_length,
         "must be between 0 and max_completion_length, {c.max_completion_length}",

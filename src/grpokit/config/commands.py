@@ -56,7 +56,7 @@ class PlayConfig:
     """Most turns of the episode."""
     tool_timeout: float = 60.0
     """Seconds that a call of a tool or an environment may take (0: as long as it likes)."""
-    max_completion_length: int = 1024
+    max_completion_length: int = 256
     """--model: most tokens of the episode after its prompt."""
     max_turn_length: int = 0
     """--model: longest turn in tokens (0: what --max_completion_length leaves)."""

@@ -108,7 +108,14 @@ def inspect_environment(factory: Callable[[], Any], where: str = "environment_fa
             f"{where}: {name} has neither tools (public methods) nor a step that is annotated `-> Observation`; see "
             "docs/en/environments.md"
         )
-    bound = [make_tool(_bound(cls, tool), f"{where}: {name}") for tool in tools]
+    try:
+        bound = [make_tool(_bound(cls, tool), f"{where}: {name}") for tool in tools]
+    except ValueError as error:
+        if "step" in tools:
+            raise ValueError(
+                f"{error}; if `step` answers the model's text, annotate it: `def step(self, message) -> Observation`"
+            ) from error
+        raise ValueError(f"{error}; a method that is no tool has a name that begins with _") from error
     takes, needs, takes_all = _parameters(methods.get("reset"))
     schemas = [dict(tool.schema) for tool in bound]
     bind = functools.partial(_method_tools, tools, name)
@@ -173,7 +180,16 @@ def _load_environment(place: str, where: str) -> EnvironmentKind:
         from .openenv import PREFIX, openenv_environment
 
         return openenv_environment(place.removeprefix(PREFIX))
+    if place.startswith(("http://", "https://")):
+        raise ValueError(f"{where}: an OpenEnv server is named openenv:{place}")
     return inspect_environment(load_object(place, "--environment"), where)
+
+
+def kind_of(kinds: Mapping[str, EnvironmentKind], columns: Mapping[str, Any]) -> EnvironmentKind | None:
+    """Returns the environment of a row: the only one, or that which its column `environment` names; None without one."""
+    if len(kinds) == 1:
+        return next(iter(kinds.values()))
+    return kinds.get(str(columns.get("environment")))
 
 
 def episode_seed(seed: int, position: int) -> int:
@@ -202,7 +218,7 @@ def with_first(content: str | Messages, first: Any, where: str) -> Messages:
         if messages and messages[-1]["role"] == "user" and isinstance(messages[-1].get("content"), str):
             messages[-1]["content"] += first
             return messages
-        return [*messages, {"role": "user", "content": first}]
+        return [*messages, {"role": "user", "content": first.lstrip(" ")}]
     if isinstance(first, list) and all(isinstance(m, dict) and "role" in m for m in first):
         return messages + copy.deepcopy(first)
     raise EnvironmentFailed(f"{where}: returned {type(first).__name__}; expected None, a text or messages")

@@ -16,7 +16,7 @@ from ..common.waiting import Waiting
 from ..types import Messages, NoRoom, Prompt
 from .calls import Call, Turn
 from .continuation import CannotContinue, Continuation
-from .contract import EnvironmentFailed, EnvironmentKind, Observation, episode_seed, with_first
+from .contract import EnvironmentFailed, EnvironmentKind, Observation, episode_seed, kind_of, with_first
 from .setting import Setting
 from .tools import Tool, answer_text, shorten, unknown_tool
 from .workers import TimedOut
@@ -42,6 +42,7 @@ class Dialogue:
     generation: int
     prompt_ids: tuple[int, ...] = ()
     opening: Messages = field(default_factory=list)  # the prompt, with what `reset` said
+    added: Messages | None = None  # the prompt, where `reset` added to it
     schemas: list[dict[str, Any]] = field(default_factory=list)  # the tools that the prompt shows
     messages: Messages = field(default_factory=list)  # what was said after the prompt
     ending: Ending | None = None
@@ -155,16 +156,13 @@ class Dialogue:
 
     def _kind(self) -> EnvironmentKind | None:
         kinds = self.setting.kinds
-        if not kinds:
-            return None
-        if set(kinds) == {""}:
-            return kinds[""]
-        name = str(self.prompt.columns.get("environment"))
-        if name not in kinds:
+        found = kind_of(kinds, self.prompt.columns)
+        if kinds and found is None:
+            name = self.prompt.columns.get("environment")
             raise EnvironmentFailed(
                 f"{self.prompt.source}: the column `environment` is {name!r}; expected one of {', '.join(kinds)}"
             )
-        return kinds[name]
+        return found
 
     def _render(self, first: Any) -> None:
         """Renders the prompt with the tools, and with what `reset` returned."""
@@ -172,6 +170,8 @@ class Dialogue:
         own = self.prompt.columns.get("tools")
         self.schemas = schemas + [schema for schema in own or () if isinstance(schema, dict)]
         self.opening = with_first(self.prompt.content, first, self._where("reset"))
+        if first is not None:
+            self.added = self.opening
         self.tokenize(is_as_read=first is None)
 
     def tokenize(self, is_as_read: bool) -> None:

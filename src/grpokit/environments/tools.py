@@ -61,12 +61,16 @@ def make_tool(function: Callable[..., Any], where: str = "tools", name: str | No
         raise ValueError(
             f"{where}: {function!r} has no name that a model could call; use a function made with def"
         )
+    if isinstance(function, type):
+        raise ValueError(
+            f"{where}: {own} is a class; a tool is a function, and a class is named by --environment"
+        )
     try:
         schema = copy.deepcopy(get_json_schema(function))
     except Exception as error:
         raise ValueError(
-            f"{where}: {own or function!r} cannot be described to the model: {one_line(error, 200)}; give each parameter a type "
-            "hint and a line under Args: in the docstring"
+            f"{where}: {own or function!r} cannot be described to the model: {one_line(error, 200).rstrip('!.')}; write a "
+            "docstring that says what it does, with a line under Args: for each parameter, and type hints"
         ) from error
     schema["function"]["name"] = name or own
     return Tool(name or str(own), function, schema)

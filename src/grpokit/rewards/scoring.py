@@ -111,7 +111,7 @@ def _available(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
     }
     return {
         **{name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names},
-        "prompts": [prompt.content for prompt, _ in pairs],
+        "prompts": [rollout.prompt_content(prompt) for prompt, rollout in pairs],
         "completions": [_completion(prompt, rollout) for prompt, rollout in pairs],
         "completion_ids": [rollout.completion_ids.tolist() for _, rollout in pairs],
         **(of_episodes if episodes else {}),

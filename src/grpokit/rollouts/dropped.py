@@ -28,6 +28,11 @@ class ErrorBudget:
     def drop(self, error: EpisodeFailed) -> None:
         """Drops an episode. Raises `error` where no more may be dropped."""
         if self.dropped + self.waiting >= self.most:
+            error.add_note(
+                f"--max_environment_errors {self.most} are used up"
+                if self.most
+                else "--max_environment_errors N drops up to N such episodes instead"
+            )
             raise error
         self.waiting += 1
         log.warning(

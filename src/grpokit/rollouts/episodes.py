@@ -36,6 +36,7 @@ class OtherSide(Protocol):
 
     prompt_ids: tuple[int, ...]
     messages: Messages
+    added: Messages | None
     ending: Any
     calls: Any
     failures: int
@@ -136,6 +137,7 @@ class _Growing:
                 messages=other.messages,
                 turns=tuple(self.turns),
                 ending=ending,
+                prompt=other.added,
                 kind=other.kind_name,
                 reward=reward,
                 calls=dict(other.calls),

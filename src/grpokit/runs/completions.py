@@ -29,10 +29,12 @@ def _episodes(group: RolloutGroup) -> dict[str, Any]:
     episodes = [rollout.episode for rollout in group.rollouts if rollout.episode is not None]
     if not episodes:
         return {}
+    is_shared = len({e.prompt_ids for e in episodes}) == 1
     return {
         "episodes": [
             {"messages": e.messages, "ending": e.ending, "turns": len(e.turns), "reward": e.reward}
             | ({"error": e.error} if e.error else {})
+            | ({"prompt": e.prompt} if e.prompt is not None and not is_shared else {})
             for e in episodes
         ]
     }
@@ -46,7 +48,7 @@ def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, An
 
     table = group.rewards
     return {
-        "prompt": group.prompt.content,
+        "prompt": next(iter(group.rollouts)).prompt_content(group.prompt),
         "source": group.prompt.source,
         "columns": {
             k: v if isinstance(v, str | int | float | bool | None) else str(v)

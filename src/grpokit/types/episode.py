@@ -32,6 +32,7 @@ class Episode:
     messages: Messages  # the model's turns, the tools' answers and the environment's, after the prompt
     turns: tuple[tuple[int, int], ...]  # first and last + 1 of the tokens that were sampled in each turn
     ending: str  # done, no_call, turns, length or error
+    prompt: Messages | None = None  # the prompt's messages, where `reset` added to those of the row
     kind: str | None = None  # the class of the environment
     reward: float | None = None  # its own reward
     calls: Mapping[str, int] | None = None  # calls of each tool

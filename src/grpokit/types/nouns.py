@@ -76,6 +76,11 @@ class Rollout:
         """Whether it is an episode whose environment failed: it has no reward, and is not trained on."""
         return self.episode is not None and self.episode.error is not None
 
+    def prompt_content(self, prompt: Prompt) -> str | Messages:
+        """Returns the prompt as rewards and logs get it, with what an environment has added to that of the row."""
+        own = None if self.episode is None else self.episode.prompt
+        return prompt.content if own is None else own
+
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Returns the prompt's tokens: an environment may have added to those of the row."""
         return prompt.ids if self.episode is None else self.episode.prompt_ids

@@ -14,7 +14,7 @@ from ...config.options import ModelConfig, TrainConfig
 from ...data.tokenizing import ToolsOf
 from ...environments.calls import TurnParser, find_parser
 from ...environments.continuation import CannotContinue, Continuation
-from ...environments.contract import EnvironmentKind, inspect_environment, load_environments
+from ...environments.contract import EnvironmentKind, inspect_environment, kind_of, load_environments
 from ...environments.dialogue import Dialogue
 from ...environments.setting import Limits, Setting
 from ...environments.templates import check_template
@@ -47,7 +47,7 @@ class Environments:
         own = [dict(tool.schema) for tool in self.tools.values()]
 
         def schemas(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-            kind = self.kinds.get("") or self.kinds.get(columns.get("environment", ""))
+            kind = kind_of(self.kinds, columns)
             of_rows = [schema for schema in columns.get("tools") or () if isinstance(schema, dict)]
             return own + (kind.schemas if kind is not None else []) + of_rows
 
@@ -72,14 +72,15 @@ class Environments:
 
     def check_rows(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError for the first row whose column `environment` names no environment, if the run has named ones."""
-        if not self.kinds or "" in self.kinds:
-            return
-        for prompt in prompts:
+        for prompt in prompts if len(self.kinds) > 1 else ():
             name = prompt.columns.get("environment")
             if name not in self.kinds:
+                has = "has no column `environment`"
+                if "environment" in prompt.columns and name is not None:
+                    has = f"has {name!r} as its `environment`{did_you_mean(str(name), self.kinds)}"
                 raise ValueError(
-                    f"{prompt.source}: the column `environment` is {name!r}{did_you_mean(str(name), self.kinds)}; expected "
-                    f"one of {', '.join(self.kinds)}"
+                    f"--environment: {prompt.source} {has}; expected one of {', '.join(self.kinds)}, which chooses the row's "
+                    "environment"
                 )
 
 
@@ -129,6 +130,13 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
             "model, or put a chat_template.jinja into the model's directory"
         )
     schemas = [dict(tool.schema) for tool in tools.values()]
+    for kind in kinds.values():
+        for name in (schema["function"]["name"] for schema in kind.schemas):
+            if name in tools:
+                raise ValueError(
+                    f"--tools: {name} is a method of the environment {kind.name} too, and the model could not tell them apart; "
+                    "rename one of them"
+                )
     schemas += [schema for kind in kinds.values() for schema in kind.schemas]
     parser = find_parser(tokenizer, config.tool_parser, schemas)
     _check_template(tokenizer, parser, schemas, any(kind.has_steps for kind in kinds.values()))

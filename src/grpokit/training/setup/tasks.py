@@ -10,6 +10,7 @@ from ...config.options import ModelConfig
 from ...data.tasks import EnvironmentTasks
 from ...environments.dialogue import Dialogue
 from ...rollouts.episodes import open_each
+from ...types import EpisodeFailed
 from .environments import Environments, make_setting
 
 TRIED = 8  # number of tasks whose prompts are measured at the start, if there is no dataset
@@ -36,13 +37,26 @@ def load_tasks(
         raise ValueError("--dataset (missing): --tools have no prompts of their own, so name a dataset")
     names = tuple(environments.kinds)
     tasks = EnvironmentTasks(names, 0, config.system_prompt)
+    environments.check_columns(tasks.columns)
     setting = make_setting(environments, config, tokenizer, context, config.seed, frozenset())
-    makes = [partial(Dialogue, setting, prompt, 0) for prompt in tasks.take(0, max(TRIED, len(names)))]
+    tried, failed = [], None
     try:
-        tried = open_each(makes)
+        for prompt in tasks.take(0, max(TRIED, len(names))):
+            try:
+                tried += open_each([partial(Dialogue, setting, prompt, 0)])
+            except EpisodeFailed as error:
+                failed = error
+            if failed is not None and not (environments.max_errors and tried):
+                raise failed
     finally:
         setting.workers.close()
     tasks.longest = max(len(dialogue.prompt_ids) for dialogue in tried)
+    for kind in environments.kinds.values():
+        if "seed" not in kind.takes and not kind.takes_all:
+            say(
+                f"note: reset of {kind.name} takes no `seed`, so members of a group may meet different tasks, and a resumed run "
+                "other ones"
+            )
     who = ", ".join(dict.fromkeys(kind.name for kind in environments.kinds.values()))
     say(f"prompts: made by {who}; the longest of {len(tried)} tasks has {tasks.longest} tokens")
     return tasks
