@@ -139,7 +139,7 @@ def test_from_python_objects_are_enough_and_named(tmp_path):
     from helpers.agents import ROWS
 
     sys.path.insert(0, str(WORLDS.parent))
-    from worlds import Counter, Echo, add
+    from worlds import Counter, Echo, multiply
 
     config_of(tmp_path)  # makes the model
     common = {"model": str(tmp_path / "model"), "train_dataset": ROWS, "max_steps": 1, "prompts_per_step": 2}
@@ -150,13 +150,13 @@ def test_from_python_objects_are_enough_and_named(tmp_path):
     rows = [{**row, "environment": name} for row, name in zip(ROWS, ("count", "echo") * 2, strict=True)]
     trainer = GRPOTrainer(
         environment_factory=many,
-        tools=[add],
+        tools=[multiply],
         output_dir=str(tmp_path / "many"),
         **(common | {"train_dataset": rows, "prompts_per_step": 4}),
     )
     row = trainer.train()[0]
     assert {"rewards/Counter/mean", "rewards/Echo/mean"} <= row.keys()
-    assert "python:add" in (tmp_path / "many" / "config.yaml").read_text()
+    assert "python:multiply" in (tmp_path / "many" / "config.yaml").read_text()
     written = load_yaml(TrainConfig, str(tmp_path / "echo" / "config.yaml"))
     again = {"dataset": str(tmp_path / "train.jsonl"), "output_dir": str(tmp_path / "cli")}
     with pytest.raises(ValueError, match="was given from Python; go on from Python, or name a file"):
