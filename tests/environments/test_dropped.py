@@ -100,6 +100,7 @@ def test_two_ranks_share_one_count(tmp_path):
         )
         (tmp_path / "run.yaml").write_text(to_yaml(config))
         done = torchrun(2, "-m", "grpokit", "train", "--config", str(tmp_path / "run.yaml"))
-        assert done.returncode == code, done.stderr[-2000:]
+        assert bool(done.returncode) == bool(code), done.stderr[-2000:]
+        assert not code or "exitcode  : 2" in done.stderr  # torchrun's own is 1
         assert most or "Fragile.reset raised ConnectionError: no world" in " ".join(done.stderr.split())
     assert f"--max_environment_errors {dropped - 1}: {dropped} episodes have failed" in done.stderr
