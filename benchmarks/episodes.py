@@ -4,8 +4,8 @@
     python benchmarks/episodes.py --episodes 16 --delays 0 500 --json episodes.json
 
 A small model is trained on the spot until it calls a tool in each of its first turns, and then answers. Both libraries sample
-the same number of episodes with it, in turns with each other. Before any time is reported, their episodes must have the same
-numbers of calls, and the same mean number of tokens within 2 %.
+the same number of episodes with it, in turns with each other. Before any time is reported, their episodes must agree
+within 2 % in the number of calls and in the mean number of tokens.
 """
 
 from __future__ import annotations
@@ -217,13 +217,9 @@ def trl(args: argparse.Namespace, model: Path, tool: Callable[..., Any], folder:
     trainer._async_tool_dicts = [table if is_async else {} for _ in batch]
 
     def sample() -> tuple[list[int], int]:
-        found = trainer._generate(batch)
-        lengths, calls = [len(ids) for ids in found[1]], 0
-        for completion in next(
-            x for x in found if isinstance(x, list) and isinstance(x[0], list) and isinstance(x[0][0], dict)
-        ):
-            calls += sum(message["role"] == "tool" for message in completion)
-        return lengths, calls
+        _, completion_ids, _, completions, *_ = trainer._generate(batch)
+        calls = sum(message["role"] == "tool" for completion in completions for message in completion)
+        return [len(ids) for ids in completion_ids], calls
 
     return sample
 

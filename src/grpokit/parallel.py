@@ -131,20 +131,18 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that fails on every rank or on none: where one rank raises, all raise FailedOnSomeRank. A collective."""
-        failed: Exception | None = None
+        """A block that fails on every rank or on none: if one rank raises, all raise FailedOnSomeRank. Blocks nest. A collective."""
         if self.size == 1:
             yield
             return
+        failed: Exception | None = None
         try:
             yield
         except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know
             failed = error
         if self.any(failed is not None):
-            reason = (
-                failed.__cause__ if isinstance(failed, FailedOnSomeRank) else failed
-            )  # an inner block has it
-            raise FailedOnSomeRank(whereabouts(self)) from reason
+            cause = failed.__cause__ if isinstance(failed, FailedOnSomeRank) else failed
+            raise FailedOnSomeRank(whereabouts(self)) from cause
 
     # ------------------------------------------------------------------- when something fails
 

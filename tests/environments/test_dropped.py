@@ -104,3 +104,17 @@ def test_two_ranks_share_one_count(tmp_path):
         assert not code or "exitcode  : 2" in done.stderr  # torchrun's own is 1
         assert most or "Fragile.reset raised ConnectionError: no world" in " ".join(done.stderr.split())
     assert f"--max_environment_errors {dropped - 1}: {dropped} episodes have failed" in done.stderr
+
+
+def test_a_task_that_fails_at_the_start_is_passed_over_where_errors_are_allowed(tmp_path, capsys):
+    code = (
+        "from grpokit.environments import Observation\nclass W:\n    made = 0\n    def reset(self, seed):\n"
+        "        W.made += 1\n        if W.made == 1: raise OSError('not yet')\n        return 'hi'\n"
+        "    def step(self, message) -> Observation: return Observation('x', reward=1.0, done=True)\n"
+    )
+    (tmp_path / "w.py").write_text(code)
+    config = config_of(
+        tmp_path, environment=(f"{tmp_path / 'w.py'}:W",), dataset="", max_environment_errors=9
+    )
+    start(config).close()
+    assert "the longest of 7 tasks" in " ".join(capsys.readouterr().out.split())

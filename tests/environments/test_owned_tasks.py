@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -164,6 +165,24 @@ def test_what_makes_no_prompt_is_refused(tmp_path, capsys, changes, message):
     (tmp_path / "run.yaml").write_text(to_yaml(config_of(tmp_path, **changes)))
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_evaluations_give_rewards_what_training_gives_and_check_the_columns_first(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "def own(completions, environments):\n    return [float(e.left) for e in environments]\n"
+    )
+    reward = f"{tmp_path / 'own.py'}:own"
+    config = config_of(tmp_path, reward_funcs=(reward,), max_steps=1, eval_samples=2)
+    run = start(dataclasses.replace(config, eval_dataset=config.dataset))
+    train(run)
+    run.close()
+    common = ["eval", "--model", str(tmp_path / "model"), "--dataset", config.dataset]
+    common += ["--max_completion_length", "30", "--num_generations", "1", "--max_samples", "2"]
+    assert main([*common, "--environment", f"{WORLDS}:Echo", "--reward_funcs", reward]) == 0
+    (tmp_path / "w.py").write_text(BEGINNERS["a column that isn't there"][0])
+    capsys.readouterr()
+    assert main([*common, "--environment", f"{tmp_path / 'w.py'}:W"]) == 2
+    assert "reset needs `answer`" in " ".join(capsys.readouterr().err.split())
 
 
 def test_inspect_data_shows_the_prompts_that_episodes_begin_with(tmp_path, capsys):

@@ -68,7 +68,7 @@ def test_rows_of_several_blocks_are_put_together_without_padding():
 
 
 def test_one_that_is_missing_or_too_much_keeps_none():
-    size = block(1, 3, 0.0).num_bytes
+    size = sum(t.numel() * t.element_size() for t in block(1, 3, 0.0).layers[0])
     cache = TurnCache(2 * size)
     cache.add([(0, 0)], block(1, 3, 1.0))
     assert cache.take([(0, 0), (0, 1)], [4, 4]) is None

@@ -137,7 +137,8 @@ class Dialogue:
         """Returns the environment's own reward: `get_reward()`, or the sum of its steps' rewards; None without either."""
         if self.environment is None:
             return None
-        if (kind := self._kind()) is not None and kind.has_reward:
+        kind = self._chosen
+        if kind is not None and kind.has_reward:
             return self._number(
                 (yield from self._ask(self.environment.get_reward, "get_reward")), "get_reward"
             )
@@ -197,9 +198,7 @@ class Dialogue:
             raise EnvironmentFailed(f"{self.prompt.source}: the turn can't be followed: {error}") from error
 
     def _where(self, method: str) -> str:
-        kind = self._kind()
-        name = kind.name if kind is not None else "environment"
-        return f"{self.prompt.source}: {name}.{method}"
+        return f"{self.prompt.source}: {self.kind_name or 'environment'}.{method}"
 
     # ------------------------------------------------------------------- answers
 
@@ -212,8 +211,7 @@ class Dialogue:
     def _following(self, turn: Turn) -> Waiting[Messages]:
         if turn.calls:
             return (yield from self._called(turn.calls))
-        kind = self._kind()
-        if kind is None or not kind.has_steps:
+        if self._chosen is None or not self._chosen.has_steps:
             return []
         seen = yield from self._ask(lambda: self.environment.step(turn.content), "step")
         if not isinstance(seen, Observation):

@@ -180,9 +180,7 @@ class EpisodeSampler:
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
         """See `Sampler.sample`."""
-        pending = self.start(prompts, num_generations, greedy=greedy)
-        pending.work()
-        return pending.groups()
+        return self.start(prompts, num_generations, greedy=greedy).now()
 
     def start(
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
@@ -250,14 +248,11 @@ class EpisodeSampler:
         """Plays the episodes that can begin now. Returns for each its rollout, or why it can't begin."""
         episodes = [_Growing(prompt, g, self.begin(prompt, g)) for prompt, g in jobs]
         pieces = [self._play(episode, turns) for episode in episodes]
-        done = False
         try:
-            rollouts = sample_together(pieces, lambda: given_up() or self.stop(), turns)
-            done = True
-            return rollouts
-        finally:
-            if not done:  # what failed first is the reason to report
-                close_all([episode.other for episode in episodes])
+            return sample_together(pieces, lambda: given_up() or self.stop(), turns)
+        except BaseException:  # the reason to report, whatever closing the others raises
+            close_all([episode.other for episode in episodes])
+            raise
 
     def _play(self, episode: _Growing, turns: Turns) -> Waiting[Rollout | NoRoom]:
         """Plays one episode from its prompt to its end. Returns NoRoom where it can't begin now."""

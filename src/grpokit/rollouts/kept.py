@@ -31,11 +31,6 @@ class Block:
     layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values [b, K, C, D] of each layer
     columns: Tensor  # [b, C] bool: the columns that hold a token; they are in the order of the tokens
 
-    @property
-    def num_bytes(self) -> int:
-        """Returns the memory that it takes."""
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
-
 
 class TurnCache:
     """The blocks of the episodes that are under way.
@@ -77,7 +72,8 @@ class TurnCache:
         for here, key in enumerate(keys):
             block, there = places[key]
             rows.setdefault(id(block), []).append((here, there))
-        counts = torch.tensor([int(places[key][0].columns[places[key][1]].sum()) for key in keys])
+        held = {name: block.columns.sum(-1).tolist() for name, block in blocks.items()}
+        counts = torch.tensor([held[id(places[key][0])][places[key][1]] for key in keys])
         width, room = int(counts.max()), int((torch.tensor(lengths) - counts).max()) + 16
         first = blocks[next(iter(rows))]
         columns = torch.arange(width, device=first.columns.device) < counts.to(first.columns.device)[:, None]

@@ -50,6 +50,11 @@ class RolloutsPending:
         """See `Pending.give_up`."""
         self._given_up = True
 
+    def now(self) -> list[RolloutGroup]:
+        """Samples on this thread, and returns the rollouts. A collective."""
+        self.work()
+        return self.groups()
+
     def groups(self) -> list[RolloutGroup]:
         """See `Pending.groups`."""
         with self.world.together():

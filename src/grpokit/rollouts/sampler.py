@@ -23,6 +23,20 @@ class Request:
     source: str = ""  # the prompt's row, for messages
 
 
+def first_turns(prompts: Sequence[Prompt], num_generations: int, room: int) -> list[Request]:
+    """Requests a completion of one turn for each member of each prompt's group, in order.
+
+    Example:
+        >>> [(r.position, r.generation) for r in first_turns([Prompt(5, (1, 7), "7 =", {}, "a.jsonl:6")], 2, room=8)]
+        [(5, 0), (5, 1)]
+    """
+    return [
+        Request(prompt.ids, prompt.position, g, room, source=prompt.source)
+        for prompt in prompts
+        for g in range(num_generations)
+    ]
+
+
 class Turns(Protocol):
     """The turns that an engine samples, while its session lasts."""
 

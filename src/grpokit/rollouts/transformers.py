@@ -24,7 +24,7 @@ from .decode import Completing, decode
 from .kept import TurnCache
 from .pending import in_groups
 from .picking import Ended, KeyedSampling, TokenPicker
-from .sampler import Request, SamplingStopped
+from .sampler import Request, SamplingStopped, first_turns
 from .waves import Waves
 from .written import written_text
 
@@ -87,13 +87,8 @@ class TransformersSampler:
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
         """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
-        requests = [
-            Request(prompt.ids, prompt.position, g, self.max_length)
-            for prompt in prompts
-            for g in range(num_generations)
-        ]
         with self._session():
-            rollouts = self._complete(requests, greedy)
+            rollouts = self._complete(first_turns(prompts, num_generations, self.max_length), greedy)
         return in_groups(prompts, num_generations, rollouts)
 
     @contextmanager

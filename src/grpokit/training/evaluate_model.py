@@ -14,7 +14,7 @@ from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
-from .setup.data import PromptSource, load_prompts, make_rewards
+from .setup.data import PromptSource, columns_of, load_prompts, make_rewards
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
@@ -60,7 +60,7 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         tokenizer = check_tokens(policy, tokenizer, prompts)
         longest = longest_sequence(environments, config, policy, prompts.longest)
         check_model(policy, config.model, longest, config)
-        rewards = make_rewards(config, prompts.columns, parts.reward_funcs)
+        rewards = make_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
         rewards += () if environments is None else environments.rewards
         say(describe_rewards(rewards))
         # An environment's tasks follow from the seed, and must not be those that a run with this seed trains on.

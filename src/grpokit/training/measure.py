@@ -9,16 +9,14 @@ from contextlib import contextmanager
 import torch
 
 from ..parallel import ALONE, World
-from ..types import Metric, Metrics, RolloutGroup
+from ..types import Metric, Metrics, Rollout, RolloutGroup
 
 ENDINGS = ("done", "no_call", "turns", "length", "error")
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     """Lengths, cut-offs and entropy of a step's completions, and the turns of episodes."""
-    everything = [rollout for group in groups for rollout in group.rollouts]
-    # Dropped episodes are only in endings/error.
-    rollouts = [rollout for rollout in everything if not rollout.is_dropped] or everything
+    rollouts = undropped([rollout for group in groups for rollout in group.rollouts])
     lengths = torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.float64)
     entropies = torch.cat([r.entropies for r in rollouts])
     cut = torch.tensor([r.finish_reason == "length" for r in rollouts])
@@ -34,14 +32,18 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     } | episode_metrics(groups)
 
 
+def undropped(rollouts: list[Rollout]) -> list[Rollout]:
+    """Returns the rollouts without dropped episodes, which only endings/error counts; all of them if every one is dropped."""
+    return [rollout for rollout in rollouts if not rollout.is_dropped] or rollouts
+
+
 def episode_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     """Turns, calls and endings of a step's episodes; {} where completions have one turn."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.episode is not None]
-    episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
-    if not episodes:
+    everything = [rollout for group in groups for rollout in group.rollouts if rollout.episode is not None]
+    if not everything:
         return {}
-    endings = [e.ending for e in episodes]
-    rollouts = [rollout for rollout in rollouts if not rollout.is_dropped] or rollouts
+    endings = [rollout.episode.ending for rollout in everything if rollout.episode is not None]
+    rollouts = undropped(everything)
     episodes = [rollout.episode for rollout in rollouts if rollout.episode is not None]
     turns = torch.tensor([len(e.turns) for e in episodes], dtype=torch.float64)
     calls = [sum((e.calls or {}).values()) for e in episodes]

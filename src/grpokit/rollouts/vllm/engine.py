@@ -6,7 +6,7 @@ turn of a completion is requested as soon as it can be, with its own seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from ...policy.learn import Learning, score
 from ...policy.load import eos_token_ids
 from ...policy.policy import Policy
 from ...types import Sample
-from ..sampler import SamplingStopped
 
 PROBES, PROBE_TOKENS = 4, 16  # completions, and the most tokens of each, that both sides score after a sync
 
@@ -92,22 +91,8 @@ class Engine(Protocol):
         ...
 
 
-def complete(
-    engine: Engine, requests: Sequence[Request], stop: Callable[[], bool] = lambda: False
-) -> list[Completion]:
-    """Samples requests that are known from the beginning.
-
-    Args:
-        engine: the engine.
-        requests: this rank's requests.
-        stop: asked while they are under way.
-
-    Returns:
-        The completions, in order.
-
-    Raises:
-        SamplingStopped: `stop()` returned True.
-    """
+def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """Samples requests that are known from the beginning. Returns the completions in order."""
 
     def one(asking: Asking, request: Request) -> Waiting[Completion]:
         answer = asking.ask(request)
@@ -115,10 +100,7 @@ def complete(
         return answer.result()
 
     with engine.asking() as asking:
-        try:
-            return together([one(asking, r) for r in requests], stop, lambda _: asking.work())
-        except InterruptedError as stopped:
-            raise SamplingStopped("stopped while vLLM was sampling") from stopped
+        return together([one(asking, r) for r in requests], work=lambda _: asking.work())
 
 
 class WeightSync:

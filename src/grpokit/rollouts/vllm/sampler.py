@@ -13,7 +13,7 @@ from ...common.waiting import Waiting
 from ...types import Prompt, Rollout, RolloutGroup
 from ..pending import RolloutsPending, sample_together
 from ..sampler import Request as TurnRequest
-from ..sampler import Turns
+from ..sampler import Turns, first_turns
 from ..written import written_text
 from .engine import Asking, Completion, Request, WeightSync
 
@@ -51,20 +51,14 @@ class VLLMSampler:
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> list[RolloutGroup]:
         """See `Sampler.sample`. Raises SamplingStopped once `stop()` is True."""
-        pending = self.start(prompts, num_generations, greedy=greedy)
-        pending.work()
-        return pending.groups()
+        return self.start(prompts, num_generations, greedy=greedy).now()
 
     def start(
         self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
     ) -> RolloutsPending:
         """See `StartingSampler.start`."""
         session = self.turns(prompts, greedy=greedy)
-        requests = [
-            TurnRequest(prompt.ids, prompt.position, g, self.max_length, source=prompt.source)
-            for prompt in prompts
-            for g in range(num_generations)
-        ]
+        requests = first_turns(prompts, num_generations, self.max_length)
 
         def sample(given_up: Callable[[], bool]) -> list[Rollout]:
             with session as turns:

@@ -189,6 +189,25 @@ def make_rewards(
     )
 
 
+def columns_of(prompts: PromptSource, environments: Environments | None) -> set[str]:
+    """Returns what a reward may ask for by name: the columns, and what episodes have beside them.
+
+    Args:
+        prompts: the prompts.
+        environments: the tools and environments.
+
+    Raises:
+        ValueError: an environment needs a column that is missing, or a row names no environment.
+    """
+    columns = set(prompts.columns)
+    if environments is None:
+        return columns
+    environments.check_columns(columns)
+    if isinstance(prompts, Prompts):
+        environments.check_rows(prompts.in_order())
+    return columns | set(OF_EPISODES)
+
+
 @dataclass(frozen=True)
 class RunData:
     """The data of a run: its prompts, rewards and held-out prompts."""
@@ -226,13 +245,7 @@ def load_data(
         prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
     else:
         prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
-    columns = set(prompts.columns)
-    if environments is not None:
-        environments.check_columns(prompts.columns)
-        if isinstance(prompts, Prompts):
-            environments.check_rows(prompts.in_order())
-        columns |= set(OF_EPISODES)
-    rewards = make_rewards(config, columns, parts.reward_funcs)
+    rewards = make_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
     rewards += () if environments is None else environments.rewards
     if not rewards:
         raise ValueError(
@@ -249,7 +262,7 @@ def load_data(
         config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset, tools_of
     )
     try:  # an error now, not at the first evaluation
-        make_rewards(config, eval_prompts.columns, parts.reward_funcs)
+        make_rewards(config, columns_of(eval_prompts, environments), parts.reward_funcs)
     except ValueError as error:
         raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
     longest = max(prompts.longest, eval_prompts.longest)

@@ -20,9 +20,8 @@ from .parts import SamplerFactory, call_factory
 if TYPE_CHECKING:
     from ...rollouts.vllm.engine import Engine
 
-EVAL_SEED = (
-    1_000_003  # added to the seed: evaluation draws noise of its own, and an environment's tasks are others
-)
+# Added to the seed: evaluation draws its own noise, and an environment makes other tasks for it.
+EVAL_SEED = 1_000_003
 
 
 def make_sampler(

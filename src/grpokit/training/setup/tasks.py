@@ -45,9 +45,11 @@ def load_tasks(
             try:
                 tried += open_each([partial(Dialogue, setting, prompt, 0)])
             except EpisodeFailed as error:
+                if not environments.max_errors:
+                    raise
                 failed = error
-            if failed is not None and not (environments.max_errors and tried):
-                raise failed
+        if failed is not None and not tried:
+            raise failed
     finally:
         setting.workers.close()
     tasks.longest = max(len(dialogue.prompt_ids) for dialogue in tried)
