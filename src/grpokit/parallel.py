@@ -131,7 +131,7 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that fails on every rank or on none: if one rank raises, all raise FailedOnSomeRank. Blocks nest. A collective."""
+        """A block that fails on every rank or on none: if one raises, all raise FailedOnSomeRank. Blocks nest. A collective."""
         if self.size == 1:
             yield
             return
