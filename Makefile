@@ -1,5 +1,5 @@
 # make demo   a model learns to sort digits, in about a minute after set-up
-# make demo-agent   a model learns to ask a tool, in about a minute and a half after set-up
+# make demo-agent   a model learns to ask a tool, in about two minutes after set-up
 # make test   everything that is claimed, proven in some minutes
 # make test-all   the slow tests too: more ranks, more faults, every page of the guides, twice the random cases
 # make test-vllm  the tests that need a vLLM server, which they install
