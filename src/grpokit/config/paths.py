@@ -38,10 +38,15 @@ def expand_home(config: Config) -> Config:
 
 
 def _at_home(value: str) -> str:
+    name, place = _split_name(value)
+    return f"{name}={os.path.expanduser(place)}" if name else os.path.expanduser(place)
+
+
+def _split_name(value: str) -> tuple[str, str]:
+    """Returns the name and the place of `name=place`; "" and the value where it has no name, or is a path itself."""
     name, equals, place = value.partition("=")
-    if equals and name.isidentifier() and place.startswith("~"):
-        return f"{name}={os.path.expanduser(place)}"
-    return os.path.expanduser(value)
+    has_name = equals and name.isidentifier() and not os.path.exists(value)
+    return (name, place) if has_name else ("", value)
 
 
 def split_path(value: str) -> tuple[str, str]:
@@ -51,9 +56,8 @@ def split_path(value: str) -> tuple[str, str]:
         >>> split_path("file.py:name"), split_path("game=game.py:Game")
         (('file.py', ':name'), ('game.py', ':Game of game'))
     """
-    name, equals, place = value.partition("=")
-    own = f" of {name}" if equals and name.isidentifier() and not os.path.exists(value) else ""
-    place = place if own else value
+    name, place = _split_name(value)
+    own = f" of {name}" if name else ""
     path, colon, rest = place.rpartition(":")
     if os.path.exists(place) or not path:
         return place, own
