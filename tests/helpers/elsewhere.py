@@ -34,18 +34,18 @@ class Watch:
     before: list[Callable[[Elsewhere, bool], None]] = field(default_factory=list)
 
     def samplers(self, config, policy, tokenizer, stop, world, longest, own=None):
-        """In the place of `grpokit.training.setup.samplers.sampler_factory`: seed → a sampler whose engine is elsewhere."""
+        """In the place of `grpokit.training.setup.samplers.sampler_factory`: a sampler whose engine is elsewhere."""
         engine = Engine(self, config, policy, tokenizer, world)
-        return lambda seed: Elsewhere(engine, seed, stop)
+        return lambda seed, config: Elsewhere(engine, seed, config, stop)
 
 
 class Elsewhere:
     """See `StartingSampler`. All of a run's share one engine, as those of a server do."""
 
-    def __init__(self, engine: Engine, seed: int, stop: Callable[[], bool]) -> None:
+    def __init__(self, engine: Engine, seed: int, config: Any, stop: Callable[[], bool]) -> None:
         self.engine, self.stop = engine, stop
         self.given_up = False
-        self.inner = make_sampler(engine.config, engine.copy, engine.tokenizer, seed, self.stopped)
+        self.inner = make_sampler(config, engine.copy, engine.tokenizer, seed, self.stopped)
 
     def stopped(self) -> bool:
         return self.given_up or self.stop()

@@ -95,7 +95,11 @@ def _within(ids: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def collate(
-    samples: Sequence[Sample], layout: Layout, device: torch.device | str, whole: bool = False
+    samples: Sequence[Sample],
+    layout: Layout,
+    device: torch.device | str,
+    whole: bool = False,
+    compared: bool = True,
 ) -> MicroBatch:
     """Builds one forward.
 
@@ -104,6 +108,7 @@ def collate(
         layout: `padded`, `packed` or `shared`.
         device: where the tensors go.
         whole: whether `shared` has each completion's last token too, which predicts nothing, as the other layouts do.
+        compared: whether the sampler's log-probs may be compared with the policy's.
 
     Returns:
         The inputs, and the trainable tokens of all samples as flat lists [N].
@@ -130,6 +135,7 @@ def collate(
             raise ValueError(f"{name}: some samples of the micro-batch have them, and some have none")
         return torch.cat([nothing, *parts]).to(device)
 
+    sampler = [sample.sampler_logps for sample in samples]
     return MicroBatch(
         input_ids=inputs.input_ids.to(device),
         position_ids=None if inputs.position_ids is None else inputs.position_ids.to(device),
@@ -144,7 +150,7 @@ def collate(
         lengths=per_token(lengths.tolist(), torch.int64),
         advantages=per_token([sample.advantage for sample in samples], torch.float64),
         weights=per_token([sample.weight for sample in samples], torch.float64),
-        sampler_logps=torch.cat([nothing, *(sample.sampler_logps for sample in samples)]).to(device),
+        sampler_logps=torch.cat([nothing, *sampler]).to(device) if compared else None,
         old_logps=joined("old_logps"),
         ref_logps=joined("ref_logps"),
     )

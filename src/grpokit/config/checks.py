@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .options import ModelConfig, TrainConfig
 from .rules import Rule, at_least, has_data, has_model, is_adapter, is_given
+from .sampling_rules import sampling_rules
 from .train_rules import TRAIN_RULES
 
 MODEL_RULES = [
@@ -44,20 +45,14 @@ MODEL_RULES = [
         lambda c: len(c.reward_weights) in (0, len(c.reward_funcs)),
         "needs one weight for each of the reward functions: {c.reward_funcs}",
     ),
-    *at_least(1, "max_completion_length max_turns environment_workers"),
+    *at_least(1, "max_turns environment_workers"),
     *at_least(0, "max_turn_length tool_timeout max_tool_output max_environment_errors turn_cache_gib"),
     Rule(
         "max_environment_errors",
         lambda c: c.max_environment_errors == 0 or len(c.environment) > 0,
         "is for environments, and there is no --environment",
     ),
-    Rule(
-        "min_completion_length",
-        lambda c: 0 <= c.min_completion_length <= c.max_completion_length,
-        "must be between 0 and max_completion_length, {c.max_completion_length}",
-    ),
-    Rule("stop", lambda c: "" not in c.stop, "is in every completion; name a string, or leave it out", "''"),
-    Rule("temperature", lambda c: c.temperature > 0, "must be above 0 (evaluation adds greedy)"),
+    *sampling_rules(),
     *at_least(1, "rollout_batch_size"),
     Rule(
         "max_prompt_length",

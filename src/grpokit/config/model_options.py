@@ -126,6 +126,14 @@ class SamplingOptions:
     """Strings that end a completion, besides the model's end-of-sequence tokens; they stay in it."""
     temperature: float = sampling(1.0)
     """Sampling temperature. Log-probabilities everywhere are of this tempered distribution."""
+    top_p: float = sampling(1.0)
+    """Sample from the likeliest tokens whose probabilities add up to this (1: from all)."""
+    top_k: int = sampling(0)
+    """Sample from this many of the likeliest tokens (0: from all)."""
+    min_p: float = sampling(0.0)
+    """Sample from the tokens with at least this share of the likeliest token's probability (0: from all)."""
+    repetition_penalty: float = sampling(1.0)
+    """Above 1: tokens that the prompt or the completion already has become less likely."""
     seed: int = 42
     """Seed of the prompt order and of every sampled token."""
     rollout_batch_size: int = free(256)

@@ -178,6 +178,22 @@ class EvaluationOptions:
     """Most prompts of --eval_dataset to use."""
     eval_generations: int = free(4)
     """Sampled completions of each evaluation prompt; pass@k is reported for k = 1 and this many."""
+    eval_temperature: float | None = free(None)
+    """Temperature of the evaluation's sampled completions (default: --temperature)."""
+    eval_top_p: float | None = free(None)
+    """Top-p of the evaluation's completions (default: --top_p)."""
+    eval_top_k: int | None = free(None)
+    """Top-k of the evaluation's completions (default: --top_k)."""
+    eval_min_p: float | None = free(None)
+    """Min-p of the evaluation's completions (default: --min_p)."""
+    eval_repetition_penalty: float | None = free(None)
+    """Repetition penalty of the evaluation's completions (default: --repetition_penalty)."""
+    eval_max_completion_length: int | None = free(None)
+    """Longest completion in an evaluation, in tokens (default: --max_completion_length)."""
+    eval_min_completion_length: int | None = free(None)
+    """Shortest completion in an evaluation, in tokens (default: --min_completion_length)."""
+    eval_stop: tuple[str, ...] | None = free(None)
+    """Strings that end a completion in an evaluation (default: --stop)."""
 
 
 @dataclass(frozen=True)

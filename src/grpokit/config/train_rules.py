@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .rules import Rule, above_0, at_least, has_data, has_model, is_adapter, ranks
+from .sampling_rules import sampling_rules
 
 NUMBER_RULES = [
     Rule(
@@ -220,4 +221,5 @@ TRAIN_RULES = [
     *LOSS_RULES,
     *LAYOUT_RULES,
     *SAMPLER_RULES,
+    *sampling_rules("eval_"),
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..batch.collate import collate, split_by_sample
 from ..batch.cuts import Cut, Sharing, cut_samples
+from ..config.sampled import Sampled
 from ..losses import Loss, Stats
 from ..parallel import ALONE, World, reshard
 from ..types import (
@@ -63,6 +64,7 @@ class Learning:
     packed: bool = False  # the layout is `packed` instead of `padded`
     share: Sharing = "never"  # whether prompts are shared
     router: RouterLoss | None = None  # the router auxiliary loss
+    sampled: Sampled = "full"  # what the completions were drawn from
     skips_left: int = 0  # updates that may still be skipped because they were not finite
     world: World = ALONE
     pause: Callable[[], None] | None = None  # called between micro-batches on all ranks; may raise
@@ -81,7 +83,8 @@ def iter_micro_batches(cut: Cut, how: Learning, policy: Reference) -> Iterator[M
     for samples in cut.parts[how.world.rank]:
         if how.pause is not None:
             how.pause()
-        yield collate(samples, cut.layout, policy.device, whole=how.router is not None)
+        whole, compared = how.router is not None, how.sampled == "full"
+        yield collate(samples, cut.layout, policy.device, whole=whole, compared=compared)
 
 
 def samples_to_train(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:

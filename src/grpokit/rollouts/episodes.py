@@ -119,9 +119,13 @@ class _Growing:
         like = self.sampled[0].logps if self.sampled else torch.zeros(0)
         logps, entropies = like.new_zeros(count), like.new_full((count,), torch.nan)
         trainable = torch.zeros(count, dtype=torch.bool)
+        knows_full = bool(self.sampled) and self.sampled[0].full_logps is not None
+        full = like.new_full((count,), torch.nan) if knows_full else None
         for (begin, end), turn in zip(self.turns, self.sampled, strict=True):
             logps[begin:end], entropies[begin:end] = turn.logps, turn.entropies
             trainable[begin:end] = error is None
+            if full is not None and turn.full_logps is not None:
+                full[begin:end] = turn.full_logps
         other = self.other
         ending = str(other.ending) if error is None else "error"
         return Rollout(
@@ -132,6 +136,7 @@ class _Growing:
             finish_reason="length" if ending == "length" else "stop",
             policy_version=version,
             trainable=trainable,
+            full_logps=full,
             episode=Episode(
                 prompt_ids=tuple(other.prompt_ids) or self.prompt.ids,
                 messages=other.messages,

@@ -53,6 +53,12 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
         "text": ragged(texts, torch.uint8),
         "text_length": torch.tensor([len(text) for text in texts], dtype=torch.int64),
     }
+    if any(r.full_logps is not None for r in rollouts):
+        unknown = [
+            torch.full_like(r.logps, torch.nan) for r in rollouts
+        ]  # an episode without a turn has none
+        full = [u if r.full_logps is None else r.full_logps for r, u in zip(rollouts, unknown, strict=True)]
+        found["full_logps"] = ragged(full, torch.float32)
     if any(r.episode is not None for r in rollouts):
         episodes = [_bytes("" if r.episode is None else r.episode.to_json()) for r in rollouts]
         found["episode"] = ragged(episodes, torch.uint8)
@@ -69,7 +75,8 @@ def groups_from_tensors(
 ) -> list[RolloutGroup]:
     """Restores groups from tensors, as `groups_to_tensors` made them; `prompt_at` finds a prompt by its position."""
     lengths, sizes = tensors["length"].tolist(), tensors["size"].tolist()
-    per_token = {n: tensors[n].split(lengths) for n in ("completion_ids", "logps", "entropies", "trainable")}
+    names = ("completion_ids", "logps", "entropies", "trainable", "full_logps")
+    per_token = {name: tensors[name].split(lengths) for name in names if name in tensors}
     texts = tensors["text"].split(tensors["text_length"].tolist())
     episodes: list[Episode | None] = [None] * len(lengths)
     if "episode" in tensors:

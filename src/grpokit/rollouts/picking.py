@@ -1,6 +1,8 @@
-"""Picks one token at a time by keyed noise, and records its log-prob under the full distribution."""
+"""Picks one token at a time by keyed noise, and records its log-prob under the distribution that it was drawn from."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from ..common.noise import keyed_uniform
+from .shaping import FULL, Shaping, penalize, truncate
 
 # Replaces log-probs of −∞, where a model forbids a token. Its exp is 0 in float64, so 0·log 0 is 0.
 FLOOR = -1e4
@@ -21,7 +24,9 @@ class TokenPicker:
     """Picks the tokens of B completions, one position at a time, and records them.
 
     A completion ends with an `eos` token, or a token that completes a string which `strings` finds. `lengths` [B] is 0 until
-    then. `tokens`, `logps` and `entropies` are [T, B]; values after a completion's end are meaningless.
+    then. `tokens`, `logps`, `full_logps` and `entropies` are [T, B]; values after a completion's end are meaningless. `logps`
+    are those of the distribution that was sampled from, `full_logps` and `entropies` those of the full tempered one.
+    `full_logps` is None where the two are the same, and under a repetition penalty, where no share of one is the other.
 
     Args:
         prompts: [B] position of each completion's prompt in the data order; a key of the noise.
@@ -36,6 +41,8 @@ class TokenPicker:
         strings: finds stop strings.
         starts: [B] place of each completion's first token in its episode; a key of the noise (None: 0).
         rooms: [B] the most tokens of each completion (None: `max_length`).
+        shaping: the truncation and the penalty.
+        read: for each completion, the tokens that it continues; the penalty counts them.
     """
 
     def __init__(
@@ -53,6 +60,8 @@ class TokenPicker:
         strings: StopStringCriteria | None = None,
         starts: Tensor | None = None,
         rooms: Tensor | None = None,
+        shaping: Shaping = FULL,
+        read: Sequence[Sequence[int]] = (),
     ) -> None:
         # [B] each: the noise is keyed by them, the seed and the position
         self.prompts, self.generations = prompts, generations
@@ -65,6 +74,13 @@ class TokenPicker:
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self.logps = torch.zeros(shape, dtype=dtype, device=device)
         self.entropies = torch.zeros(shape, dtype=dtype, device=device)
+        self.shaping, self.read = shaping, read
+        bans = min_length > 0
+        differs = (bans or shaping.truncates) and not (shaping.penalizes or greedy)
+        self.full_logps = torch.zeros_like(self.logps) if differs else None
+        self.seen: Tensor | None = (
+            None  # [b, V] bool: the tokens that were read or written, where there is a penalty
+        )
         self.lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
         self.position = 0
         self.rows: Tensor | None = None  # [b] the unfinished completions; None: all of them
@@ -75,14 +91,22 @@ class TokenPicker:
         if ahead == 0:
             places = torch.arange(self.position, self.position + NOISE_AHEAD, device=logits.device)[:, None]
             self.noise = keyed_uniform(self.seed, self.prompts, self.generations, self.starts + places)
+        if self.shaping.penalizes and self.seen is None:
+            self.seen = seen_tokens(self.read, logits)
         size = max(1, CHUNK.get(logits.device.type, CHUNK_ELSEWHERE) // logits.shape[-1])
-        parts = zip(logits.split(size), self.noise[ahead].split(size), self.starts.split(size), strict=True)
-        picked = [self._pick(*part) for part in parts]
-        tokens, logps, entropies = (
+        picked = [
+            self._pick(logits[i : i + size], self.noise[ahead, i : i + size], slice(i, i + size))
+            for i in range(0, len(logits), size)
+        ]
+        tokens, logps, full, entropies = (
             picked[0] if len(picked) == 1 else map(torch.cat, zip(*picked, strict=True))
         )
         here = (self.position, slice(None) if self.rows is None else self.rows)
         self.tokens[here], self.logps[here], self.entropies[here] = tokens, logps, entropies
+        if self.full_logps is not None:
+            self.full_logps[here] = full
+        if self.seen is not None:
+            self.seen.scatter_(-1, tokens[:, None], True)
         self.position += 1
         ends = torch.isin(tokens, self.eos)
         if self.strings is not None:
@@ -106,19 +130,41 @@ class TokenPicker:
         self.prompts, self.generations = self.prompts[kept], self.generations[kept]
         self.starts, self.rooms = self.starts[kept], self.rooms[kept]
         self.noise = self.noise[:, kept]
+        self.seen = None if self.seen is None else self.seen[kept]
 
-    def _pick(self, logits: Tensor, uniform: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns tokens, log-probs and entropies [n] for some of the completions, which start at `starts` [n]."""
-        scaled = logits if self.temperature == 1 else logits / self.temperature
-        logps = scaled.log_softmax(-1).clamp_(min=FLOOR)
-        wide = logps.double()
+    def _pick(self, logits: Tensor, uniform: Tensor, some: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns tokens, log-probs, log-probs under the full distribution and entropies [n] of `some` completions."""
+        # A cut between nearly equal tokens is right in float64 only.
+        exact = logits.double() if self.shaping.changes else logits
+        full = (
+            (exact if self.temperature == 1 else exact / self.temperature).log_softmax(-1).clamp_(min=FLOOR)
+        )
+        wide = full.double()
         probs = wide.exp()
-        entropies = -torch.linalg.vecdot(probs, wide).to(logps.dtype)
+        entropies = -torch.linalg.vecdot(probs, wide)
+        if self.seen is not None:
+            penalized = penalize(exact, self.seen[some], self.shaping.repetition_penalty)
+            probs = (penalized / self.temperature).softmax(-1)
         if self.position < self.min_length:
-            short = starts + self.position < self.min_length
+            short = self.starts[some] + self.position < self.min_length
             probs[:, self.eos] = probs[:, self.eos].masked_fill(short[:, None], 0.0)
+        if self.shaping.truncates:
+            probs = truncate(probs, self.shaping)
         tokens = probs.argmax(-1) if self.greedy else inverse_cdf(probs, uniform)
-        return tokens, logps.gather(-1, tokens[:, None])[:, 0], entropies
+        of_full = full.gather(-1, tokens[:, None])[:, 0]
+        of_sampled = of_full
+        if not self.greedy and (self.shaping.changes or self.min_length > 0):
+            of_sampled = (probs.gather(-1, tokens[:, None])[:, 0] / probs.sum(-1)).log()
+        dtype = self.logps.dtype
+        return tokens, of_sampled.to(dtype), of_full.to(dtype), entropies.to(dtype)
+
+
+def seen_tokens(read: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
+    """Returns [b, V] bool: which tokens each of b sequences has. `logits` [b, V] gives the size and the device."""
+    seen = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, ids in zip(seen, read, strict=True):
+        row[torch.tensor(sorted({i for i in ids if i < logits.shape[-1]}), dtype=torch.int64)] = True
+    return seen.to(logits.device)
 
 
 class KeyedSampling(LogitsProcessor):

@@ -25,6 +25,7 @@ from .kept import TurnCache
 from .pending import in_groups
 from .picking import Ended, KeyedSampling, TokenPicker
 from .sampler import Request, SamplingStopped, first_turns
+from .shaping import FULL, Shaping
 from .waves import Waves
 from .written import written_text
 
@@ -50,6 +51,8 @@ class TransformersSampler:
         decode: "loop": the decode loop of this package; "generate": Hugging Face's; "auto": the loop if it supports the
             model. The tokens are the same.
         share_prefill: whether the loop runs a prompt once for all its completions.
+        shaping: truncation and penalty of the distribution that is sampled from.
+        temperature: divides the logits (None: the policy's own, which training uses).
         turn_cache: bytes of keys and values that episodes may keep from turn to turn; 0: none.
         stop: checked between batches, and now and then in the loop. Once it is True, `sample` raises SamplingStopped.
 
@@ -66,6 +69,8 @@ class TransformersSampler:
         max_completion_length: int,
         min_completion_length: int = 0,
         stop_strings: Sequence[str] = (),
+        shaping: Shaping = FULL,
+        temperature: float | None = None,
         rollout_batch_size: int = 256,
         decode: Literal["auto", "loop", "generate"] = "auto",
         share_prefill: bool = True,
@@ -74,6 +79,8 @@ class TransformersSampler:
     ) -> None:
         self.policy, self.tokenizer, self.seed = policy, tokenizer, seed
         self.max_length, self.min_length = max_completion_length, min_completion_length
+        self.shaping = shaping
+        self.temperature = policy.temperature if temperature is None else temperature
         self.batch_size = rollout_batch_size
         self.decode, self.share_prefill, self.stop = decode, share_prefill, stop
         self.turn_cache = turn_cache
@@ -150,7 +157,7 @@ class TransformersSampler:
             torch.tensor([r.generation for r in requests], device=device),
             max(r.room for r in requests),
             seed=self.seed,
-            temperature=policy.temperature,
+            temperature=self.temperature,
             greedy=greedy,
             eos=torch.tensor(self.eos_ids, device=device),
             min_length=self.min_length,
@@ -158,6 +165,8 @@ class TransformersSampler:
             strings=self.strings,
             starts=torch.tensor([r.start for r in requests], device=device),
             rooms=torch.tensor([r.room for r in requests], device=device),
+            shaping=self.shaping,
+            read=[r.ids for r in requests],
         )
         with torch.inference_mode(), policy.computing():
             run(requests, picker)
@@ -232,8 +241,10 @@ class TransformersSampler:
             model.generation_config = shipped
 
     def _rollouts(self, picker: TokenPicker) -> list[Rollout]:
-        tokens, logps, entropies = (
-            x[: picker.position].T.contiguous().cpu() for x in (picker.tokens, picker.logps, picker.entropies)
+        recorded = [picker.tokens, picker.logps, picker.entropies]
+        recorded += [] if picker.full_logps is None else [picker.full_logps]
+        tokens, logps, entropies, *full = (
+            x[: picker.position].T.contiguous().cpu() for x in recorded
         )  # [B, T]
         if not torch.isfinite(logps).all():
             raise ValueError(
@@ -254,6 +265,7 @@ class TransformersSampler:
                 finish_reason="stop" if stopped[i] else "length",
                 policy_version=self.policy.version,
                 trainable=torch.ones(n, dtype=torch.bool),
+                full_logps=full[0][i, :n].clone() if full else None,
             )
             for i, n in enumerate(lengths)
         ]

@@ -29,7 +29,14 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
         "completions/mean_terminated_length": Metric.mean(lengths[~cut]),
         "entropy": Metric.mean(entropies[~entropies.isnan()]),  # an environment's tokens have none
         "num_tokens": Metric.sum(lengths.sum() + prompts),
+        **kept_mass(rollouts),
     } | episode_metrics(groups)
+
+
+def kept_mass(rollouts: Sequence[Rollout]) -> Metrics:
+    """Measures the share of the full distribution that was sampled from, exp(full − μ); {} where no rollout knows it."""
+    known = [(r.full_logps - r.logps)[r.trainable] for r in rollouts if r.full_logps is not None]
+    return {"sampler/kept_mass": Metric.mean(torch.cat(known).double().exp())} if known else {}
 
 
 def undropped(rollouts: list[Rollout]) -> list[Rollout]:

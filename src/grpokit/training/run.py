@@ -16,6 +16,7 @@ from ..batch.advantages import Estimator
 from ..common.console import before_after, console, say
 from ..common.text import one_line
 from ..config.options import TrainConfig
+from ..config.sampled import sampled_from
 from ..config.yaml import to_yaml
 from ..losses import Loss
 from ..parallel import World
@@ -112,6 +113,7 @@ class Run:
             packed=self.layout.packed,
             share=self.layout.share,
             router=self.router,
+            sampled=sampled_from(c),
             skips_left=c.max_skipped_steps - self.state.skipped,
             world=self.world,
             pause=self.pause,

@@ -62,14 +62,16 @@ class Rollout:
     """
 
     completion_ids: Tensor  # [T] int64, with the end-of-sequence token
-    logps: Tensor  # [T] log-probs under the full tempered distribution, float32 or wider
-    entropies: Tensor  # [T] entropies of that distribution, in nats
+    logps: Tensor  # [T] log-probs under the distribution that was sampled from (μ), float32 or wider
+    entropies: Tensor  # [T] entropies of the full tempered distribution, in nats
     text: str  # the decoded completion with its special tokens, up to the end-of-sequence token
     finish_reason: Literal["stop", "length"]
     policy_version: int  # optimizer steps taken before the weights that sampled it
     trainable: Tensor  # [T] bool: False for tokens that must not be trained on
     # The turns, where there may be several; between them, logps are 0 and entropies NaN.
     episode: Episode | None = None
+    # [T] log-probs under the full tempered distribution; None where that was sampled from, or the engine doesn't tell.
+    full_logps: Tensor | None = None
 
     @property
     def is_dropped(self) -> bool:
@@ -205,7 +207,8 @@ class MicroBatch:
     lengths: Tensor  # [N] T_i of the token's sample
     advantages: Tensor  # [N]
     weights: Tensor  # [N]
-    sampler_logps: Tensor  # [N]
+    # [N]; None where they are of another distribution than `logps`, so that the two are not to be compared
+    sampler_logps: Tensor | None
     old_logps: Tensor | None  # [N]
     ref_logps: Tensor | None  # [N]
 

@@ -20,6 +20,7 @@ from ...policy.learn import Learning, score
 from ...policy.load import eos_token_ids
 from ...policy.policy import Policy
 from ...types import Sample
+from ..shaping import FULL, Shaping
 
 PROBES, PROBE_TOKENS = 4, 16  # completions, and the most tokens of each, that both sides score after a sync
 
@@ -36,6 +37,7 @@ class Request:
     stop_token_ids: tuple[int, ...]
     stop: tuple[str, ...]
     name: str  # for messages: the dataset's row and the number of the generation
+    shaping: Shaping = FULL
 
     def parameters(self) -> dict[str, Any]:
         """Returns the sampling parameters under vLLM's names."""
@@ -47,10 +49,10 @@ class Request:
             "stop_token_ids": list(self.stop_token_ids),
             "stop": list(self.stop),
             "include_stop_str_in_output": True,
-            "top_k": -1,
-            "top_p": 1.0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
+            "top_k": self.shaping.top_k or -1,
+            "top_p": self.shaping.top_p,
+            "min_p": self.shaping.min_p,
+            "repetition_penalty": self.shaping.repetition_penalty,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "logprobs": 0,  # only that of the sampled token

@@ -14,6 +14,7 @@ from ...types import Prompt, Rollout, RolloutGroup
 from ..pending import RolloutsPending, sample_together
 from ..sampler import Request as TurnRequest
 from ..sampler import Turns, first_turns
+from ..shaping import FULL, Shaping
 from ..written import written_text
 from .engine import Asking, Completion, Request, WeightSync
 
@@ -27,6 +28,8 @@ class VLLMSampler:
         max_completion_length: the most tokens of a completion.
         min_completion_length: tokens before which a completion does not end.
         stop_strings: strings that end a completion.
+        shaping: truncation and penalty of the distribution that is sampled from.
+        temperature: divides the logits (None: the policy's own, which training uses).
         stop: checked while sampling. Once it is True, `sample` raises SamplingStopped.
     """
 
@@ -38,11 +41,14 @@ class VLLMSampler:
         max_completion_length: int,
         min_completion_length: int = 0,
         stop_strings: Sequence[str] = (),
+        shaping: Shaping = FULL,
+        temperature: float | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.weights, self.seed, self.stop = weights, seed, stop
         self.max_length, self.min_length = max_completion_length, min_completion_length
-        self.stop_strings = tuple(stop_strings)
+        self.stop_strings, self.shaping = tuple(stop_strings), shaping
+        self.temperature = weights.policy.temperature if temperature is None else temperature
         self.probe_ids: tuple[int, ...] = ()
         # A copy, because a tokenizer serves one thread at a time, and turns may be sampled on another thread.
         self.tokenizer = copy.deepcopy(weights.tokenizer)
@@ -93,11 +99,12 @@ class VLLMSampler:
             prompt_ids=turn.ids,
             max_tokens=turn.room,
             min_tokens=min(max(0, self.min_length - turn.start), turn.room),
-            temperature=0.0 if greedy else self.weights.policy.temperature,
+            temperature=0.0 if greedy else self.temperature,
             seed=int(keyed_hash(*key)) & (2**31 - 1),
             stop_token_ids=self.weights.eos_ids,
             stop=self.stop_strings,
             name=f"{turn.source}, generation {turn.generation + 1}",
+            shaping=self.shaping,
         )
 
 

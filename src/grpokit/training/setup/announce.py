@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...common.console import say
 from ...config.options import TrainConfig
+from ...config.sampled import shaping_flags
 from ...config.yaml import to_yaml
 from ...losses import Loss
 from ...losses.lint import correction_note, notes
@@ -34,7 +35,14 @@ def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[s
     """The notes at a run's start: options that do nothing, and defaults that were chosen for the user."""
     updates = config.num_iterations * config.updates_per_step
     found = notes(loss, updates, sampler_is_trainer=config.sampler == "transformers")
-    found += filter(None, [correction_note(loss, config.async_depth, config.correction_mode)])
+    if flags := shaping_flags(config):
+        age = "; rollouts that are one step old are not corrected" if config.async_depth else ""
+        found.append(
+            f"{flags}: completions come from another distribution than the one that is trained, so sampler and trainer are "
+            f"not compared{age}"
+        )
+    else:
+        found += filter(None, [correction_note(loss, config.async_depth, config.correction_mode)])
     if config.eval_steps and config.dataset and not config.eval_dataset:
         found.append(f"--eval_steps {config.eval_steps} does nothing without --eval_dataset")
     if layout.shares_not is not None:

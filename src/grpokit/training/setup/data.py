@@ -8,6 +8,7 @@ from typing import Any
 
 from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
+from ...config.sampled import for_evaluation
 from ...data.memory import is_listed, memory_source
 from ...data.prompts import Prompts
 from ...data.rows import describe_dataset, named_row, read_rows
@@ -215,7 +216,8 @@ class RunData:
     prompts: PromptSource
     rewards: tuple[Reward, ...]
     held_out: list[Prompt]  # in the order of --eval_dataset
-    longest: int  # tokens of the longest prompt of both
+    longest: int  # tokens of the longest prompt to train on
+    longest_held_out: int  # tokens of the longest held-out prompt; 0: there is none
     environments: Environments | None  # the tools and environments, where there are any
 
 
@@ -256,14 +258,15 @@ def load_data(
         held_out: list[Prompt] = []
         if isinstance(prompts, EnvironmentTasks) and config.eval_steps:
             held_out = prompts.in_order(config.eval_samples)
-        return RunData(prompts, rewards, held_out, prompts.longest, environments)
+        longest = prompts.longest if held_out else 0
+        return RunData(prompts, rewards, held_out, prompts.longest, longest, environments)
     flag = "--eval_dataset"
     eval_prompts = load_prompts(
-        config, config.eval_dataset, flag, tokenizer, context, parts.eval_dataset, tools_of
+        for_evaluation(config), config.eval_dataset, flag, tokenizer, context, parts.eval_dataset, tools_of
     )
     try:  # an error now, not at the first evaluation
         make_rewards(config, columns_of(eval_prompts, environments), parts.reward_funcs)
     except ValueError as error:
         raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
-    longest = max(prompts.longest, eval_prompts.longest)
-    return RunData(prompts, rewards, eval_prompts.in_order(config.eval_samples), longest, environments)
+    held_out = eval_prompts.in_order(config.eval_samples)
+    return RunData(prompts, rewards, held_out, prompts.longest, eval_prompts.longest, environments)

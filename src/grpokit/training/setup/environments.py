@@ -249,24 +249,22 @@ def episode_sampler(
 
 def with_episodes(
     environments: Environments | None,
-    config: TrainConfig,
     policy: Policy,
     tokenizer: Any,
-    make_turns: Callable[[int], Any],
+    make_turns: Callable[[int, TrainConfig], Any],
     world: World = ALONE,
-) -> Callable[[int], Any]:
+) -> Callable[[int, TrainConfig], Any]:
     """Prepares the sampler of a run's episodes, where there are tools or environments.
 
     Args:
         environments: the tools and environments, or None: completions have one turn.
-        config: the configuration.
         policy: the model.
         tokenizer: its tokenizer.
-        make_turns: seed → the sampler of turns.
+        make_turns: (seed, configuration) → the sampler of turns.
         world: the ranks.
 
     Returns:
-        A function: seed → the sampler.
+        A function: (seed, configuration) → the sampler.
 
     Raises:
         ValueError: the engine can't continue a conversation.
@@ -275,8 +273,8 @@ def with_episodes(
         return make_turns
     many = environments
 
-    def make(seed: int) -> EpisodeSampler:
-        engine = make_turns(seed)
+    def make(seed: int, config: TrainConfig) -> EpisodeSampler:
+        engine = make_turns(seed, config)
         if not hasattr(engine, "turns"):
             raise ValueError(
                 f"--sampler {config.sampler}: tools and environments need an engine that continues turns, and "

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...config.options import TrainConfig
+from ...config.sampled import sampled_from, shaping_flags
 from ...losses import Loss, loss_options, make_loss
 from ...losses.family import COMMON_OPTIONS, follows_sampler
 from ...policy.lora import Lora
@@ -30,8 +31,8 @@ LOSS_OPTIONS = (
 def loss_from_config(config: TrainConfig) -> Loss:
     """The configured loss. Raises ValueError where an option is given that it does not use.
 
-    Rollouts that are a step old are corrected by token truncation, unless `correction_mode` is set, or the loss already
-    takes its ratio against the sampler.
+    Rollouts that are a step old are corrected by token truncation, unless `correction_mode` is set, the loss already takes its
+    ratio against the sampler, or the sampler's log-probs are of another distribution.
     """
     options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
     options["ratio_level"] = config.ratio_level or config.importance_sampling_level
@@ -42,7 +43,11 @@ def loss_from_config(config: TrainConfig) -> Loss:
     with _naming_flags():
         if config.correction_mode == "none":
             options["correction_mode"] = None
-        elif config.async_depth and not follows_sampler(config.loss_type, config.surrogate):
+        elif (
+            config.async_depth
+            and sampled_from(config) == "full"
+            and not follows_sampler(config.loss_type, config.surrogate)
+        ):
             options["correction_mode"] = config.correction_mode or "truncate"
         return make_loss(config.loss_type, **options, **kwargs)
 
@@ -59,6 +64,16 @@ def _naming_flags() -> Iterator[None]:
 def checked_loss(config: TrainConfig) -> Loss:
     """Makes the configured loss, and raises ValueError where another option does not go with it."""
     loss = loss_from_config(config)
+    if loss.needs_sampler and sampled_from(config) != "full":
+        needs = f"--loss_type {loss.name}" + (f" --surrogate {config.surrogate}" if config.surrogate else "")
+        if loss.correction is not None:
+            needs = f"--correction_mode {loss.correction.mode}"
+        elif loss.opsm_threshold is not None:
+            needs = f"--opsm_threshold {loss.opsm_threshold:g}"
+        raise ValueError(
+            f"{shaping_flags(config)}: completions then come from another distribution than the one that is trained, and "
+            f"{needs} compares the two; leave one of them out"
+        )
     if config.scale_rewards == "group" and loss.scale_rewards == "none":
         raise ValueError(
             f"--scale_rewards group: {loss.name} is the loss that leaves advantages unscaled; leave the flag out, or "

@@ -12,6 +12,7 @@ from ...parallel import World
 from ...policy.policy import Policy
 from ...rollouts.ahead import SampleAhead
 from ...rollouts.sampler import Sampler
+from ...rollouts.shaping import Shaping
 from ...rollouts.transformers import TransformersSampler
 from ...runs.directory import rollouts_differ
 from ...types import RolloutGroup
@@ -46,12 +47,19 @@ def make_sampler(
         max_completion_length=config.max_completion_length,
         min_completion_length=config.min_completion_length,
         stop_strings=config.stop,
+        shaping=shaping_of(config),
+        temperature=config.temperature,
         rollout_batch_size=config.rollout_batch_size,
         decode=config.decode,
         share_prefill=config.share_prefill,
         turn_cache=int(config.turn_cache_gib * 2**30),
         stop=stop,
     )
+
+
+def shaping_of(config: ModelConfig) -> Shaping:
+    """Returns how a configuration shapes the distribution that is sampled from."""
+    return Shaping(config.top_p, config.top_k, config.min_p, config.repetition_penalty)
 
 
 def sampler_factory(
@@ -62,7 +70,7 @@ def sampler_factory(
     world: World,
     longest: int,
     own: Sampler | SamplerFactory | None = None,
-) -> Callable[[int], Sampler]:
+) -> Callable[[int, TrainConfig], Sampler]:
     """Prepares the run's engine.
 
     Args:
@@ -75,15 +83,16 @@ def sampler_factory(
         own: a sampler of the user's, or a function that makes one.
 
     Returns:
-        A function: seed → a sampler of that engine, whose noise has that seed.
+        A function: (seed, configuration) → a sampler of that engine, whose noise has that seed. Lengths, stop strings,
+        temperature, truncation and penalty are the configuration's, which may be `for_evaluation`.
 
     Raises:
         ValueError: --sampler vllm finds no server, or no vLLM.
     """
     if own is not None and hasattr(own, "sample") and not isinstance(own, type):
-        return lambda seed: own  # pyright: ignore[reportReturnType]
+        return lambda seed, config: own  # pyright: ignore[reportReturnType]
     if own is not None:
-        return lambda seed: call_factory(
+        return lambda seed, config: call_factory(
             own,  # pyright: ignore[reportArgumentType]
             policy=policy,
             tokenizer=tokenizer,
@@ -91,18 +100,20 @@ def sampler_factory(
             seed=seed,
         )
     if config.sampler == "transformers":
-        return lambda seed: make_sampler(config, policy, tokenizer, seed, stop)
+        return lambda seed, config: make_sampler(config, policy, tokenizer, seed, stop)
     from ...rollouts.vllm.engine import WeightSync
     from ...rollouts.vllm.sampler import VLLMSampler
 
     engine = make_engine(config, policy, world, longest)
     weights = WeightSync(engine, policy, tokenizer, config.vllm_max_gap, config.max_completion_length, world)
-    return lambda seed: VLLMSampler(
+    return lambda seed, config: VLLMSampler(
         weights,
         seed=seed,
         max_completion_length=config.max_completion_length,
         min_completion_length=config.min_completion_length,
         stop_strings=config.stop,
+        shaping=shaping_of(config),
+        temperature=config.temperature,
         stop=stop,
     )
 

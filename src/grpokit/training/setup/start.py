@@ -10,6 +10,7 @@ from ...batch.advantages import has_signal
 from ...common.console import say
 from ...common.writing import write_text
 from ...config.options import TrainConfig
+from ...config.sampled import for_evaluation
 from ...config.yaml import to_yaml
 from ...parallel import ALONE, World
 from ...policy.layout import choose_layout
@@ -79,17 +80,22 @@ def start(
     tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
     data = load_data(config, tokenizer, context_of(policy), parts)
     longest = longest_sequence(data.environments, config, policy, data.longest, world)
+    if data.held_out:
+        evaluated = data.environments, for_evaluation(config), policy, data.longest_held_out
+        longest = max(longest, longest_sequence(*evaluated, world))
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
-    make_sampler = with_episodes(data.environments, config, policy, tokenizer, make_sampler, world)
+    make_sampler = with_episodes(data.environments, policy, tokenizer, make_sampler, world)
     optimizer = make_optimizer(policy, config, parts.optimizer)
     state = TrainState()
     if checkpoint:
         data.prompts.restore(read_record(checkpoint).get("data"))
         state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world)
-    rollouts = make_rollouts(config, make_sampler(config.seed), data.prompts, state, checkpoint, world)
-    eval_sampler = make_sampler(config.seed + EVAL_SEED)
+    rollouts = make_rollouts(
+        config, make_sampler(config.seed, config), data.prompts, state, checkpoint, world
+    )
+    eval_sampler = make_sampler(config.seed + EVAL_SEED, for_evaluation(config))
     run = Run(
         config=config,
         world=world,
