@@ -101,7 +101,8 @@ def test_rollouts_of_other_options_are_sampled_anew(engine, undisturbed, tmp_pat
 def test_every_option_that_decides_about_rollouts_is_listed():
     """Every option that says how a completion is sampled, so that none is forgotten here when one is added."""
     known = (
-        "sampler async_depth temperature stop max_completion_length min_completion_length num_generations "
+        "sampler async_depth temperature top_p top_k min_p repetition_penalty stop "
+        "max_completion_length min_completion_length num_generations "
         "tools environment max_turns max_turn_length tool_parser tool_timeout max_tool_output"
     )
     assert set(known.split()) == OF_ROLLOUTS

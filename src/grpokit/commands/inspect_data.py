@@ -64,11 +64,13 @@ def inspect_data(config: InspectConfig) -> bool:
 def _tokenized(
     config: InspectConfig, rows: Sequence[DatasetRow], bad: Sequence[str]
 ) -> tuple[list[Prompt], Any, tuple[str, ...]]:
+    from ..data.form import with_chat_template
     from ..policy.load import load_tokenizer
+    from ..training.setup.form import prompt_form
 
     if not any((Path(config.model) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"--model {config.model}: has no config.json; name a model's directory")
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = with_chat_template(load_tokenizer(config.model), config.chat_template)
     many = _environments(config, tokenizer) if config.tools or config.environment else None
     found = Prompts(
         rows,
@@ -76,8 +78,7 @@ def _tokenized(
         skip_bad_rows=True,
         skipped_rows=bad,
         flag=config.file,
-        system_prompt=config.system_prompt,
-        tools_of=None if many is None else many.tools_of,
+        form=prompt_form(_as_run(config), None if many is None else many.tools_of),
     )
     prompts = found.in_order()
     if many is not None:
@@ -95,9 +96,9 @@ def _environments(config: InspectConfig, tokenizer: Any) -> Environments:
 
 
 def _as_run(config: InspectConfig) -> ModelConfig:
-    return ModelConfig(
-        model=config.model, tools=config.tools, environment=config.environment, seed=config.seed
-    )
+    names = ("model", "tools", "environment", "seed", "system_prompt")
+    names += ("chat_template", "chat_template_kwargs", "generation_prefix")
+    return ModelConfig(**{name: getattr(config, name) for name in names})
 
 
 def _opened(

@@ -197,18 +197,32 @@ def _typed_turn() -> str | None:
 
 def _watch(config: PlayConfig, row: DatasetRow) -> None:
     """Has the model play. The episode is sampled as in training."""
+    from ..config.sampling_rules import sampling_rules
+    from ..data.form import with_chat_template
     from ..data.tokenizing import tokenize
     from ..policy.load import load_tokenizer
     from ..training.setup.environments import episode_sampler, find_environments
+    from ..training.setup.form import prompt_form
     from ..training.setup.models import load_configured, set_threads
     from ..training.setup.parts import Parts
     from ..training.setup.samplers import make_sampler
 
     names = ("environment", "tools", "model", "dataset", "seed", "tool_parser", "max_turns", "tool_timeout")
-    names += ("max_completion_length", "max_turn_length", "temperature", "trust_remote_code")
+    names += (
+        "max_completion_length",
+        "max_turn_length",
+        "trust_remote_code",
+        "temperature",
+        "top_p",
+        "top_k",
+    )
+    names += ("min_p", "repetition_penalty", "chat_template", "chat_template_kwargs", "generation_prefix")
     options = EvalConfig(**{name: getattr(config, name) for name in names})
     with waiting("loading the model"):
+        for rule in sampling_rules():
+            rule.check(options)
         tokenizer = load_tokenizer(options.model, options.trust_remote_code)
+        tokenizer = with_chat_template(tokenizer, options.chat_template)
         environments = find_environments(options, Parts(), tokenizer)
         if environments is None:
             raise ValueError("--environment, --tools: name what the model plays with")
@@ -216,7 +230,7 @@ def _watch(config: PlayConfig, row: DatasetRow) -> None:
             _check_columns(kind.check_columns, row)
         policy = load_configured(options.model, options)
         set_threads(options, policy)
-    prompt = tokenize(row, tokenizer, tools_of=environments.tools_of)
+    prompt = tokenize(row, tokenizer, prompt_form(options, environments.tools_of))
     turns = make_sampler(options, policy, tokenizer, options.seed)
     episodes = episode_sampler(environments, options, policy, tokenizer, turns)
 

@@ -35,6 +35,11 @@ MODEL_RULES = [
     ),
     Rule("dataset", lambda c: c.dataset == "" or has_data(c.dataset), "no such file or directory"),
     Rule(
+        "chat_template",
+        lambda c: c.chat_template == "" or Path(c.chat_template).is_file(),
+        "no such file; name one with a chat template in Jinja",
+    ),
+    Rule(
         "reward_funcs",
         lambda c: len(c.reward_funcs) > 0 or len(c.environment) > 0,
         "at least one is required; see --help",

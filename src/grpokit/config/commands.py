@@ -22,6 +22,12 @@ class InspectConfig:
     """Read only this many rows, the first ones (0: all)."""
     system_prompt: str = ""
     """System message before every chat prompt that doesn't have one."""
+    chat_template: str = ""
+    """File with a chat template to use in place of the model's own."""
+    chat_template_kwargs: tuple[str, ...] = ()
+    """Arguments for the chat template, as name=value: enable_thinking=false."""
+    generation_prefix: str = ""
+    """Text that begins every completion."""
     max_prompt_length: int | None = None
     """Also say which prompts are longer than this many tokens."""
     tools: tuple[str, ...] = ()
@@ -62,6 +68,20 @@ class PlayConfig:
     """--model: longest turn in tokens (0: what --max_completion_length leaves)."""
     temperature: float = 1.0
     """--model: sampling temperature."""
+    top_p: float = 1.0
+    """--model: the likeliest tokens whose probabilities add up to this (1: all)."""
+    top_k: int = 0
+    """--model: so many of the likeliest tokens (0: all)."""
+    min_p: float = 0.0
+    """--model: tokens with at least this share of the likeliest one's probability (0: all)."""
+    repetition_penalty: float = 1.0
+    """--model: above 1, tokens that the episode already has become less likely."""
+    chat_template: str = ""
+    """--model: file with a chat template to use in place of the model's own."""
+    chat_template_kwargs: tuple[str, ...] = ()
+    """--model: arguments for the chat template, as name=value: enable_thinking=false."""
+    generation_prefix: str = ""
+    """--model: text that begins every completion."""
     trust_remote_code: bool = False
     """--model: run code that the model's directory brings."""
 

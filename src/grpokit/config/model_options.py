@@ -59,6 +59,12 @@ class DataOptions:
     """Read only this many rows of --dataset, the first ones (0: all)."""
     system_prompt: str = ""
     """System message before every chat prompt that doesn't have one."""
+    chat_template: str = ""
+    """File with a chat template to use in place of the model's own. It is saved with the model."""
+    chat_template_kwargs: tuple[str, ...] = ()
+    """Arguments for the chat template, as name=value: enable_thinking=false. A row's own column goes before them."""
+    generation_prefix: str = ""
+    """Text that begins every completion. It is part of the prompt and not trained; rewards get it with the completion."""
     max_prompt_length: int | None = None
     """Longest prompt in tokens (default: what the model's context leaves for it)."""
     long_prompts: Literal["error", "truncate_left", "drop"] = "error"

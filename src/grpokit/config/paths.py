@@ -13,7 +13,7 @@ PATHS = frozenset(
     {
         *("config", "model", "ref_model", "dataset", "eval_dataset", "output_dir", "resume_from_checkpoint"),
         *("reward_funcs", "sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
-        *("tools", "environment", "tool_parser"),
+        *("tools", "environment", "tool_parser", "chat_template"),
         *("file", "run", "output", "output_file"),
     }
 )

@@ -11,10 +11,10 @@ import numpy as np
 
 from ..common.console import counting_if_slow
 from ..common.copies import own_copy
-from ..common.text import one_line
 from ..types import Prompt
+from .form import PLAIN, PromptForm
 from .rows import DatasetRow
-from .tokenizing import ToolsOf, require_template, tokenize_all
+from .tokenizing import require_template, tokenize_all
 
 LongPrompts = Literal["error", "truncate_left", "drop"]
 
@@ -92,9 +92,8 @@ class Prompts:
         skip_bad_rows: bool = False,
         skipped_rows: Sequence[str] = (),
         flag: str = "--dataset",
-        system_prompt: str = "",
         shuffle: bool = True,
-        tools_of: ToolsOf | None = None,
+        form: PromptForm = PLAIN,
     ) -> None:
         """Tokenize all `rows` (of `read_rows`) with a Hugging Face tokenizer.
 
@@ -104,18 +103,17 @@ class Prompts:
             skip_bad_rows: rows that the chat template refuses or that have no tokens join `skipped_rows`, which
                 are those that `read_rows` skipped.
             flag: the option that named the dataset, for messages.
-            system_prompt: put before every chat that doesn't begin with a system message of its own.
             shuffle: draw the rows of each epoch in a new random order; else in the order given.
-            tools_of: the tools that a row's prompt shows, where an episode may have several turns.
+            form: how prompts are written.
 
         Raises ValueError naming file:line for such a row, for a chat whose tokenizer has no chat template, and
         for a prompt over `max_prompt_length` if `long_prompts` is "error"; naming `flag` if no prompt is left; naming
-        --system_prompt if there is one and no chat.
+        --system_prompt or --chat_template_kwargs if there is one and no chat.
         """
         require_template(rows, tokenizer)
         prompts, bad = [], list(skipped_rows)
         with counting_if_slow(f"tokenizing {flag}", len(rows)) as progress:
-            for number, found in enumerate(tokenize_all(rows, tokenizer, system_prompt, tools_of), 1):
+            for number, found in enumerate(tokenize_all(rows, tokenizer, form), 1):
                 if not isinstance(found, ValueError):
                     prompts.append(found)
                 elif skip_bad_rows:
@@ -123,10 +121,10 @@ class Prompts:
                 else:
                     raise found
                 progress(number)
-        if system_prompt and all(isinstance(prompt.content, str) for prompt in prompts):
+        if form.of_chats and all(isinstance(prompt.content, str) for prompt in prompts):
             raise ValueError(
-                f"--system_prompt {one_line(system_prompt, 40)!r}: no prompt of {flag} is a chat, so nothing would have it; "
-                "put it into the prompts' text, or state them as `messages`"
+                f"{form.of_chats}: no prompt of {flag} is a chat, so nothing would have it; put it into the prompts' text, or "
+                "state them as `messages`"
             )
         limit = max_prompt_length or max((len(prompt.ids) for prompt in prompts), default=0)
         fitting = _fit(prompts, limit, long_prompts, limit_reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..types import Messages, Prompt
+from .form import PLAIN, PromptForm
 
 
 class EnvironmentTasks:
@@ -15,7 +16,7 @@ class EnvironmentTasks:
     Args:
         names: the values of the column `environment`, which take turns; ("",) for a single environment.
         longest: tokens of the longest prompt that is known.
-        system_prompt: put before every prompt.
+        form: how prompts are written.
 
     Example:
         >>> tasks = EnvironmentTasks(("calc", "game"), longest=20)
@@ -23,16 +24,18 @@ class EnvironmentTasks:
         [('task 2', {'environment': 'calc'}), ('task 3', {'environment': 'game'})]
     """
 
-    def __init__(self, names: Sequence[str], longest: int, system_prompt: str = "") -> None:
+    def __init__(self, names: Sequence[str], longest: int, form: PromptForm = PLAIN) -> None:
         self.names, self.longest = tuple(names), longest
         self.columns = set() if self.names == ("",) else {"environment"}
-        self._before: Messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        system, self._prefix = form.system_prompt, form.prefix
+        self._before: Messages = [{"role": "system", "content": system}] if system else []
 
     def at(self, position: int) -> Prompt:
         """Returns the task at `position`. It has no tokens before `reset`."""
         name = self.names[position % len(self.names)]
         columns = {"environment": name} if name else {}
-        return Prompt(position, (), [dict(m) for m in self._before], columns, f"task {position}")
+        content = [dict(message) for message in self._before]
+        return Prompt(position, (), content, columns, f"task {position}", self._prefix)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """Returns the `count` tasks from `position` on."""

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..common.text import one_line
 from ..types import Messages, Prompt
+from .form import PLAIN, PromptForm
 from .rows import DatasetRow
 
 BATCH = 1000  # rows that a fast tokenizer gets at once
 PROBES = ("a", "0", ".")  # texts that show what a tokenizer adds to any text
-ToolsOf = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
-"""The JSON schemas of the tools that a row's prompt shows, by the row's columns. Where there is one, every prompt is a chat."""
 
 
 def tokenize(
-    row: DatasetRow,
-    tokenizer: Any,
-    system_prompt: str = "",
-    before: list[int] | None = None,
-    tools_of: ToolsOf | None = None,
+    row: DatasetRow, tokenizer: Any, form: PromptForm = PLAIN, before: list[int] | None = None
 ) -> Prompt:
     """Turns one row into the prompt that the model sees.
 
@@ -29,9 +24,8 @@ def tokenize(
     Args:
         row: the row.
         tokenizer: the model's.
-        system_prompt: put before a chat that doesn't begin with a system message of its own.
+        form: how prompts are written.
         before: what `added_before` gives for the tokenizer, where it is known.
-        tools_of: the tools that the prompt shows, where an episode may have several turns.
 
     Returns:
         The prompt, at position 0.
@@ -39,16 +33,19 @@ def tokenize(
     Raises:
         ValueError: the chat template refuses the messages, or no token comes out. The message names file:line.
     """
-    content = _content(row, tokenizer, system_prompt, chat=tools_of is not None)
+    content = _content(row, tokenizer, form)
     if isinstance(content, str):
-        return _prompt(row, content, text_ids(tokenizer, content, before))
-    tools = tools_of(row.columns) if tools_of else []
-    ids = _apply_template(content, row.source, tokenizer, tokenize=True, tools=tools)
-    return _prompt(row, content, list(map(int, ids)))
+        return _prompt(row, content, text_ids(tokenizer, content + form.prefix, before), form)
+    if form.prefix:
+        text = _apply_template(content, row, tokenizer, form) + form.prefix
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        ids = _apply_template(content, row, tokenizer, form, tokenize=True)
+    return _prompt(row, content, list(map(int, ids)), form)
 
 
 def tokenize_all(
-    rows: Sequence[DatasetRow], tokenizer: Any, system_prompt: str = "", tools_of: ToolsOf | None = None
+    rows: Sequence[DatasetRow], tokenizer: Any, form: PromptForm = PLAIN
 ) -> Iterator[Prompt | ValueError]:
     """Yields the prompt of each row, or the error that `tokenize` raises for it.
 
@@ -57,8 +54,7 @@ def tokenize_all(
     Args:
         rows: the rows.
         tokenizer: the model's.
-        system_prompt: put before a chat that doesn't begin with a system message of its own.
-        tools_of: the tools that a prompt shows, where an episode may have several turns.
+        form: how prompts are written.
 
     Yields:
         The prompt of each row, in order, or its error.
@@ -68,10 +64,10 @@ def tokenize_all(
         some = rows[start : start + BATCH]
         try:
             takes = _takes_batches(tokenizer)
-            found = _batch(some, tokenizer, system_prompt, before, tools_of) if takes else None
+            found = _batch(some, tokenizer, form, before) if takes else None
         except Exception:  # noqa: BLE001 - tokenizing them one by one names the row
             found = None
-        yield from found or (_or_error(row, tokenizer, system_prompt, before, tools_of) for row in some)
+        yield from found or (_or_error(row, tokenizer, form, before) for row in some)
 
 
 def text_ids(tokenizer: Any, text: str, before: list[int] | None = None) -> list[int]:
@@ -117,19 +113,15 @@ def _takes_batches(tokenizer: Any) -> bool:
 
 
 def _batch(
-    rows: Sequence[DatasetRow],
-    tokenizer: Any,
-    system_prompt: str,
-    before: list[int],
-    tools_of: ToolsOf | None,
+    rows: Sequence[DatasetRow], tokenizer: Any, form: PromptForm, before: list[int]
 ) -> list[Prompt | ValueError]:
-    contents = [_content(row, tokenizer, system_prompt, chat=tools_of is not None) for row in rows]
+    contents = [_content(row, tokenizer, form) for row in rows]
     texts: list[str | ValueError] = []
     for row, content in zip(rows, contents, strict=True):
         try:
             is_text = isinstance(content, str)
-            tools = tools_of(row.columns) if tools_of else []
-            texts.append(content if is_text else _apply_template(content, row.source, tokenizer, tools=tools))
+            text = content if is_text else _apply_template(content, row, tokenizer, form)
+            texts.append(text + form.prefix)
         except ValueError as error:
             texts.append(error)
     good = [text for text in texts if isinstance(text, str)]
@@ -141,17 +133,16 @@ def _batch(
             if isinstance(text, ValueError):
                 raise text
             ids = next(encoded).ids  # a template renders its own BOS
-            found.append(_prompt(row, content, _begun(ids, before) if isinstance(content, str) else ids))
+            ids = _begun(ids, before) if isinstance(content, str) else ids
+            found.append(_prompt(row, content, ids, form))
         except ValueError as error:
             found.append(error)
     return found
 
 
-def _or_error(
-    row: DatasetRow, tokenizer: Any, system_prompt: str, before: list[int], tools_of: ToolsOf | None
-) -> Prompt | ValueError:
+def _or_error(row: DatasetRow, tokenizer: Any, form: PromptForm, before: list[int]) -> Prompt | ValueError:
     try:
-        return tokenize(row, tokenizer, system_prompt, before, tools_of)
+        return tokenize(row, tokenizer, form, before)
     except ValueError as error:
         return error
 
@@ -159,9 +150,9 @@ def _or_error(
 # --------------------------------------------------------------------------- one row
 
 
-def _content(row: DatasetRow, tokenizer: Any, system_prompt: str, chat: bool) -> str | Messages:
-    content = row.content
-    asks = row.statement == "question" or (chat and isinstance(content, str))
+def _content(row: DatasetRow, tokenizer: Any, form: PromptForm) -> str | Messages:
+    content, system_prompt = row.content, form.system_prompt
+    asks = row.statement == "question" or (form.tools_of is not None and isinstance(content, str))
     if asks and getattr(tokenizer, "chat_template", None):
         content = [{"role": "user", "content": content}]
     if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):
@@ -174,33 +165,32 @@ def _begun(ids: Sequence[int], before: list[int]) -> list[int]:
     return ids if ids[: len(before)] == before else before + ids
 
 
-def _prompt(row: DatasetRow, content: str | Messages, ids: Sequence[int]) -> Prompt:
+def _prompt(row: DatasetRow, content: str | Messages, ids: Sequence[int], form: PromptForm) -> Prompt:
     if len(ids) == 0:
         raise ValueError(f"{row.source}: the tokenizer makes no token of this prompt; expected at least one")
-    return Prompt(0, tuple(ids), content, row.columns, row.source)
+    return Prompt(0, tuple(ids), content, row.columns, row.source, form.prefix)
 
 
 def _apply_template(
-    messages: Messages,
-    source: str,
-    tokenizer: Any,
-    tokenize: bool = False,
-    tools: Sequence[dict[str, Any]] = (),
+    messages: Messages, row: DatasetRow, tokenizer: Any, form: PromptForm, tokenize: bool = False
 ) -> Any:
     """Returns a chat as text, or as token ids. The template adds the special tokens; a last assistant turn is left open."""
     prefill = messages[-1]["role"] == "assistant"
+    tools = form.tools_of(row.columns) if form.tools_of else []
+    kwargs = form.kwargs_of(row.columns, row.source)
     try:
         return tokenizer.apply_chat_template(
             messages,
-            tools=list(tools) or None,
+            tools=tools or None,
             tokenize=tokenize,
             add_generation_prompt=not prefill,
             continue_final_message=prefill,
             return_dict=False,  # transformers 5 returns a BatchEncoding otherwise
             tokenizer_kwargs={"verbose": False},
+            **kwargs,
         )
     except Exception as error:  # templates are programs of the model's authors, and raise what they like
         turns = ", ".join(message["role"] for message in messages)
         raise ValueError(
-            f"{source}: the chat template refuses these messages ({turns}): {one_line(error)}"
+            f"{row.source}: the chat template refuses these messages ({turns}): {one_line(error)}"
         ) from error

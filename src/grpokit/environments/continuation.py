@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,8 @@ class Continuation:
         tokenizer: the model's, with a chat template.
         eos_ids: the tokens that end a turn.
         tools: the JSON schemas of the tools, as the template gets them.
+        template_kwargs: other arguments for the template.
+        prefix: the beginning of every turn of the model, which is not sampled.
 
     Example: `Continuation(tokenizer, {2}).ids(2, [], [{"role": "user", "content": "and 3 + 4?"}])`
     """
@@ -47,6 +49,8 @@ class Continuation:
     tokenizer: Any
     eos_ids: Collection[int]
     tools: Sequence[dict[str, Any]] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
     asked: Messages = field(default_factory=lambda: QUESTION)  # what is made up before the turn
     tool_refusal: str = field(default="", init=False)  # why the template refuses messages of the role `tool`
 
@@ -72,6 +76,7 @@ class Continuation:
         ending = "" if end is None else self._text_of(end)
         text = self._between(ending, calls, following)
         pieces = self._cut_at_tokens_in_content(ending, calls, following, text)
+        pieces[-1] += self.prefix
         return self._encode(ending, pieces, end)
 
     def without_end(self, text: str) -> str:
@@ -81,7 +86,7 @@ class Continuation:
 
     def full_ids(self, messages: Messages) -> list[int]:
         """Returns the tokens of a whole conversation, up to where the model goes on."""
-        text = self.render(messages, goes_on=True)
+        text = self.render(messages, goes_on=True) + self.prefix
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     # ------------------------------------------------------------------- text
@@ -224,14 +229,14 @@ class Continuation:
         if not any(m["role"] == "tool" for m in following):
             # Some templates show the tools again with the last question, and the prompt has shown them.
             with contextlib.suppress(CannotContinue):  # others need tools
-                alone, whole = render_alike(self.tokenizer, both, ())
+                alone, whole = render_alike(self.tokenizer, both, (), self.template_kwargs)
                 return alone, whole
-        alone, whole = render_alike(self.tokenizer, both, self.tools)
+        alone, whole = render_alike(self.tokenizer, both, self.tools, self.template_kwargs)
         return alone, whole
 
     def render(self, messages: Messages, goes_on: bool) -> str:
         """Renders a conversation with the tools."""
-        return render_alike(self.tokenizer, [(messages, goes_on)], self.tools)[0]
+        return render_alike(self.tokenizer, [(messages, goes_on)], self.tools, self.template_kwargs)[0]
 
     def _endings(self, ending: str) -> list[str]:
         return [text for text in {ending, *map(self._text_of, self.eos_ids)} if text]

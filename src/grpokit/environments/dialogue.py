@@ -94,6 +94,7 @@ class Dialogue:
             The tokens that follow; none where the episode ends here (see `ending`).
         """
         self.turns += 1
+        text = self.setting.form.prefix + text
         turn = Turn(text)
         if self._tools:
             turn = self.setting.parser.parse(text, sum(self.calls.values()), self._read)
@@ -177,7 +178,11 @@ class Dialogue:
 
     def tokenize(self, is_as_read: bool) -> None:
         """Tokenizes the prompt. If `reset` returned None, reuses the tokens found when the data was read, if there are any."""
-        self._continuation = Continuation(self.setting.tokenizer, self.setting.eos_ids, self.schemas)
+        form = self.setting.form
+        kwargs = form.kwargs_of(self.prompt.columns, self.prompt.source)
+        self._continuation = Continuation(
+            self.setting.tokenizer, self.setting.eos_ids, self.schemas, kwargs, form.prefix
+        )
         if is_as_read and self.prompt.ids:
             self.prompt_ids = self.prompt.ids
             return

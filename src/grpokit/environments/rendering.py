@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,10 @@ def _in_shape(messages: Messages, shape: CallShape) -> Messages:
 
 
 def render_alike(
-    tokenizer: Any, conversations: Sequence[tuple[Messages, bool]], tools: Sequence[dict[str, Any]]
+    tokenizer: Any,
+    conversations: Sequence[tuple[Messages, bool]],
+    tools: Sequence[dict[str, Any]],
+    template_kwargs: Mapping[str, Any],
 ) -> list[str]:
     """Renders conversations in the first shape that the template takes for all of them.
 
@@ -65,6 +68,7 @@ def render_alike(
         tokenizer: the model's, with a chat template.
         conversations: pairs of messages, and whether to add the generation prompt.
         tools: the JSON schemas that are shown.
+        template_kwargs: other arguments for the template.
 
     Returns:
         The texts.
@@ -82,6 +86,7 @@ def render_alike(
                     tools=list(tools) or None,
                     tokenize=False,
                     add_generation_prompt=goes_on,
+                    **template_kwargs,
                 )
                 for messages, goes_on in conversations
             ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.form import PLAIN, PromptForm
 from .calls import TurnParser
 from .contract import EnvironmentKind
 from .tools import Tool
@@ -35,3 +36,4 @@ class Setting:
     eos_ids: frozenset[int]
     tools: Mapping[str, Tool]
     kinds: Mapping[str, EnvironmentKind]  # by the value of a row's column `environment`; "" for a single one
+    form: PromptForm = PLAIN  # how prompts are written

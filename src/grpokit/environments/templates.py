@@ -117,7 +117,8 @@ def _rewritten(
 
     def rendered(turn: dict[str, Any]) -> list[str]:
         conversations = [([*QUESTION, turn], False), ([*QUESTION, turn, *following], True)]
-        return render_alike(continuation.tokenizer, conversations, continuation.tools)
+        shown = continuation.tools, continuation.template_kwargs
+        return render_alike(continuation.tokenizer, conversations, *shown)
 
     turn: dict[str, Any] = {"role": "assistant", "content": TEXT_MARK}
     if calls:

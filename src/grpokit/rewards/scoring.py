@@ -122,9 +122,8 @@ def _completion(prompt: Prompt, rollout: Rollout) -> str | Messages:
     """Returns the completion as reward functions get it: text, or in a chat the messages that follow, as in TRL."""
     if rollout.episode is not None:
         return rollout.episode.messages  # each function gets a copy of its own
-    return (
-        rollout.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": rollout.text}]
-    )
+    text = prompt.prefix + rollout.text
+    return text if isinstance(prompt.content, str) else [{"role": "assistant", "content": text}]
 
 
 def _call_all(

@@ -15,7 +15,7 @@ from ..data.folders import find_files
 SOURCES = (
     *("model", "ref_model", "dataset", "reward_funcs"),
     *("sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
-    *("tools", "environment", "tool_parser"),
+    *("tools", "environment", "tool_parser", "chat_template"),
 )
 WHOLE = 64 << 20  # bytes; of a larger file, parts are read
 PARTS, PART = 64, 1 << 16

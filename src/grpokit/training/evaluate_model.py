@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..common.console import console, counting, figures_table, say, waiting
 from ..config.options import EvalConfig
+from ..data.form import with_chat_template
 from ..policy.load import load_tokenizer
 from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
@@ -47,6 +48,7 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         )
     with waiting("loading torch and the model"):
         tokenizer = parts.tokenizer or load_tokenizer(config.model, config.trust_remote_code)
+        tokenizer = with_chat_template(tokenizer, config.chat_template)
         policy = load_configured(config.model if parts.model is None else parts.model, config)
         set_threads(config, policy)
         environments = find_environments(config, parts, tokenizer)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
 from ...config.sampled import for_evaluation
+from ...data.form import ToolsOf
 from ...data.memory import is_listed, memory_source
 from ...data.prompts import Prompts
 from ...data.rows import describe_dataset, named_row, read_rows
 from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
 from ...data.tasks import EnvironmentTasks
-from ...data.tokenizing import ToolsOf, require_template, tokenize
+from ...data.tokenizing import require_template, tokenize
 from ...rewards import Reward, describe_rewards, load_rewards
 from ...rewards.scoring import OF_EPISODES
 from ...types import Prompt
 from .environments import Environments, find_environments
+from .form import prompt_form
 from .models import prompt_limit
 from .parts import Parts
 from .tasks import load_tasks
@@ -74,9 +76,8 @@ def load_prompts(
         skip_bad_rows=config.skip_bad_rows,
         skipped_rows=skipped,
         flag=flag,
-        system_prompt=config.system_prompt,
         shuffle=config.shuffle if isinstance(config, TrainConfig) else True,
-        tools_of=tools_of,
+        form=prompt_form(config, tools_of),
     )
     if prompts.skipped:
         say(f"{path}: skipped {prompts.skipped} bad rows, the first: {prompts.skipped_rows[0]}")
@@ -116,11 +117,13 @@ def load_stream(
             "bounds a prompt; set it"
         )
 
+    form = prompt_form(config, tools_of)
+
     def fit(values: Any, place: str) -> Prompt | None:
         try:
             row = named_row(values, place)
             require_template([row], tokenizer)
-            prompt = tokenize(row, tokenizer, config.system_prompt, tools_of=tools_of)
+            prompt = tokenize(row, tokenizer, form)
         except ValueError:
             if config.skip_bad_rows:
                 return None
@@ -128,7 +131,7 @@ def load_stream(
         if len(prompt.ids) <= longest:
             return prompt
         if config.long_prompts == "truncate_left":
-            return Prompt(0, prompt.ids[-longest:], prompt.content, prompt.columns, prompt.source)
+            return replace(prompt, ids=prompt.ids[-longest:])
         if config.long_prompts == "drop":
             return None
         raise ValueError(

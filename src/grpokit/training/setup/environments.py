@@ -11,7 +11,7 @@ from typing import Any
 from ...common.console import say
 from ...common.text import FROM_PYTHON, did_you_mean
 from ...config.options import ModelConfig, TrainConfig
-from ...data.tokenizing import ToolsOf
+from ...data.form import PromptForm, ToolsOf
 from ...environments.calls import TurnParser, find_parser
 from ...environments.continuation import CannotContinue, Continuation
 from ...environments.contract import EnvironmentKind, inspect_environment, kind_of, load_environments
@@ -28,6 +28,7 @@ from ...rollouts.dropped import ErrorBudget
 from ...rollouts.episodes import EpisodeSampler
 from ...rollouts.written import written_text
 from ...types import Prompt
+from .form import prompt_form
 from .models import context_of, prompt_limit
 from .parts import Parts
 
@@ -139,7 +140,8 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
                 )
     schemas += [schema for kind in kinds.values() for schema in kind.schemas]
     parser = find_parser(tokenizer, config.tool_parser, schemas)
-    _check_template(tokenizer, parser, schemas, any(kind.has_steps for kind in kinds.values()))
+    form = prompt_form(config)
+    _check_template(tokenizer, parser, schemas, any(kind.has_steps for kind in kinds.values()), form)
     names = ", ".join(schema["function"]["name"] for schema in schemas)
     if names:
         say(f"tools: {names}; calls are read as {parser.where}")
@@ -151,11 +153,16 @@ def find_environments(config: ModelConfig, parts: Parts, tokenizer: Any) -> Envi
 
 
 def _check_template(
-    tokenizer: Any, parser: TurnParser, schemas: Sequence[dict[str, Any]], has_steps: bool
+    tokenizer: Any,
+    parser: TurnParser,
+    schemas: Sequence[dict[str, Any]],
+    has_steps: bool,
+    form: PromptForm,
 ) -> None:
     """Checks the chat template and prints notes about it. Raises ValueError if messages can't follow a turn of the model."""
     eos = tokenizer.eos_token_id
-    continuation = Continuation(tokenizer, {eos} if eos is not None else set(), schemas)
+    ends = {eos} if eos is not None else set()
+    continuation = Continuation(tokenizer, ends, schemas, form.template_kwargs, form.prefix)
     try:
         for note in check_template(continuation, eos, parser, schemas, has_steps):
             say(f"note: {note}")
@@ -199,6 +206,7 @@ def make_setting(
         eos_ids=eos_ids,
         tools=environments.tools,
         kinds=environments.kinds,
+        form=prompt_form(config, environments.tools_of),
     )
 
 

@@ -12,6 +12,7 @@ from ...common.writing import write_text
 from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
 from ...config.yaml import to_yaml
+from ...data.form import with_chat_template
 from ...parallel import ALONE, World
 from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
@@ -78,6 +79,7 @@ def start(
     policy, reference = load_models(config, checkpoint, world, parts.model)
     set_threads(config, policy)
     tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
+    tokenizer = with_chat_template(tokenizer, config.chat_template)
     data = load_data(config, tokenizer, context_of(policy), parts)
     longest = longest_sequence(data.environments, config, policy, data.longest, world)
     if data.held_out:

@@ -12,6 +12,7 @@ from ...environments.dialogue import Dialogue
 from ...rollouts.episodes import open_each
 from ...types import EpisodeFailed
 from .environments import Environments, make_setting
+from .form import prompt_form
 
 TRIED = 8  # number of tasks whose prompts are measured at the start, if there is no dataset
 
@@ -36,7 +37,7 @@ def load_tasks(
     if not environments.kinds:
         raise ValueError("--dataset (missing): --tools have no prompts of their own, so name a dataset")
     names = tuple(environments.kinds)
-    tasks = EnvironmentTasks(names, 0, config.system_prompt)
+    tasks = EnvironmentTasks(names, 0, prompt_form(config))
     environments.check_columns(tasks.columns)
     setting = make_setting(environments, config, tokenizer, context, config.seed, frozenset())
     tried, failed = [], None
