@@ -64,13 +64,12 @@ def inspect_data(config: InspectConfig) -> bool:
 def _tokenized(
     config: InspectConfig, rows: Sequence[DatasetRow], bad: Sequence[str]
 ) -> tuple[list[Prompt], Any, tuple[str, ...]]:
-    from ..data.form import with_chat_template
-    from ..policy.load import load_tokenizer
-    from ..training.setup.form import prompt_form
+    from ..training.setup.form import find_tokenizer, prompt_form
+    from ..training.setup.parts import Parts
 
     if not any((Path(config.model) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"--model {config.model}: has no config.json; name a model's directory")
-    tokenizer = with_chat_template(load_tokenizer(config.model), config.chat_template)
+    tokenizer = find_tokenizer(_as_run(config), Parts(), config.model)
     many = _environments(config, tokenizer) if config.tools or config.environment else None
     found = Prompts(
         rows,

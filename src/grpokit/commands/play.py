@@ -198,11 +198,9 @@ def _typed_turn() -> str | None:
 def _watch(config: PlayConfig, row: DatasetRow) -> None:
     """Has the model play. The episode is sampled as in training."""
     from ..config.sampling_rules import sampling_rules
-    from ..data.form import with_chat_template
     from ..data.tokenizing import tokenize
-    from ..policy.load import load_tokenizer
     from ..training.setup.environments import episode_sampler, find_environments
-    from ..training.setup.form import prompt_form
+    from ..training.setup.form import find_tokenizer, prompt_form
     from ..training.setup.models import load_configured, set_threads
     from ..training.setup.parts import Parts
     from ..training.setup.samplers import make_sampler
@@ -221,8 +219,7 @@ def _watch(config: PlayConfig, row: DatasetRow) -> None:
     with waiting("loading the model"):
         for rule in sampling_rules():
             rule.check(options)
-        tokenizer = load_tokenizer(options.model, options.trust_remote_code)
-        tokenizer = with_chat_template(tokenizer, options.chat_template)
+        tokenizer = find_tokenizer(options, Parts(), options.model)
         environments = find_environments(options, Parts(), tokenizer)
         if environments is None:
             raise ValueError("--environment, --tools: name what the model plays with")

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from ..common.console import console, counting, figures_table, say, waiting
 from ..config.options import EvalConfig
-from ..data.form import with_chat_template
-from ..policy.load import load_tokenizer
 from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
 from .setup.data import PromptSource, columns_of, load_prompts, make_rewards
 from .setup.environments import episode_sampler, find_environments, longest_sequence
+from .setup.form import find_tokenizer
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
@@ -47,8 +46,7 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
             f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
         )
     with waiting("loading torch and the model"):
-        tokenizer = parts.tokenizer or load_tokenizer(config.model, config.trust_remote_code)
-        tokenizer = with_chat_template(tokenizer, config.chat_template)
+        tokenizer = find_tokenizer(config, parts, config.model)
         policy = load_configured(config.model if parts.model is None else parts.model, config)
         set_threads(config, policy)
         environments = find_environments(config, parts, tokenizer)

@@ -17,10 +17,12 @@ from ...data.sources import HELD_OUT, TRAINING, open_dataset
 from ...data.stream import PromptStream
 from ...data.tasks import EnvironmentTasks
 from ...data.tokenizing import require_template, tokenize
+from ...parallel import ALONE, World
+from ...policy.policy import Policy
 from ...rewards import Reward, describe_rewards, load_rewards
 from ...rewards.scoring import OF_EPISODES
 from ...types import Prompt
-from .environments import Environments, find_environments
+from .environments import Environments, find_environments, longest_sequence
 from .form import prompt_form
 from .models import prompt_limit
 from .parts import Parts
@@ -273,3 +275,22 @@ def load_data(
         raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
     held_out = eval_prompts.in_order(config.eval_samples)
     return RunData(prompts, rewards, held_out, prompts.longest, eval_prompts.longest, environments)
+
+
+def longest_row(data: RunData, config: TrainConfig, policy: Policy, world: World = ALONE) -> int:
+    """Returns the most tokens of a prompt and completion together, in training or evaluation. A collective.
+
+    Args:
+        data: the run's data.
+        config: its configuration.
+        policy: its model.
+        world: the ranks, which all get the same.
+
+    Returns:
+        The length that layouts, sampling and engines must be right for.
+    """
+    of = data.environments
+    longest = longest_sequence(of, config, policy, data.longest, world)
+    if not data.held_out:
+        return longest
+    return max(longest, longest_sequence(of, for_evaluation(config), policy, data.longest_held_out, world))

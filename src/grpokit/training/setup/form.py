@@ -1,9 +1,13 @@
-"""How the prompts of a configuration are written."""
+"""How the prompts of a configuration are written, and the tokenizer that writes them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...config.options import ModelConfig
-from ...data.form import PromptForm, ToolsOf, parse_template_kwargs
+from ...data.form import PromptForm, ToolsOf, parse_template_kwargs, with_chat_template
+from ...policy.load import load_tokenizer
+from .parts import Parts
 
 
 def prompt_form(config: ModelConfig, tools_of: ToolsOf | None = None) -> PromptForm:
@@ -14,3 +18,13 @@ def prompt_form(config: ModelConfig, tools_of: ToolsOf | None = None) -> PromptF
     """
     kwargs = parse_template_kwargs(config.chat_template_kwargs)
     return PromptForm(config.system_prompt, tools_of, kwargs, config.generation_prefix)
+
+
+def find_tokenizer(config: ModelConfig, parts: Parts, path: str) -> Any:
+    """Returns the tokenizer that was given, or that of the model at `path`, with the chat template of --chat_template.
+
+    Raises:
+        ValueError: the model has no tokenizer, or the template's file can't be read.
+    """
+    tokenizer = parts.tokenizer or load_tokenizer(path, config.trust_remote_code)
+    return with_chat_template(tokenizer, config.chat_template)

@@ -12,11 +12,9 @@ from ...common.writing import write_text
 from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
 from ...config.yaml import to_yaml
-from ...data.form import with_chat_template
 from ...parallel import ALONE, World
 from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
-from ...policy.load import load_tokenizer
 from ...policy.optimizer import make_optimizer
 from ...policy.probes import find_router_loss
 from ...rewards import Reward
@@ -40,8 +38,9 @@ from ..evaluation import HeldOut
 from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
-from .data import load_data
-from .environments import longest_sequence, with_episodes
+from .data import load_data, longest_row
+from .environments import with_episodes
+from .form import find_tokenizer
 from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
@@ -78,13 +77,9 @@ def start(
     checkpoint = open_directory(config, output, world)
     policy, reference = load_models(config, checkpoint, world, parts.model)
     set_threads(config, policy)
-    tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
-    tokenizer = with_chat_template(tokenizer, config.chat_template)
+    tokenizer = find_tokenizer(config, parts, str(checkpoint or config.model))
     data = load_data(config, tokenizer, context_of(policy), parts)
-    longest = longest_sequence(data.environments, config, policy, data.longest, world)
-    if data.held_out:
-        evaluated = data.environments, for_evaluation(config), policy, data.longest_held_out
-        longest = max(longest, longest_sequence(*evaluated, world))
+    longest = longest_row(data, config, policy, world)
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
