@@ -145,6 +145,12 @@ TRL_VALUES = [
         {"reward_funcs": ("accuracy", "rewards.mine:short")},
     ),
     ({"generation_kwargs": {"stop_strings": ["\n"]}}, {"stop": ("\n",)}),
+    ({"top_p": 0.9, "top_k": 20, "min_p": 0.05}, {"top_p": 0.9, "top_k": 20, "min_p": 0.05}),
+    ({"generation_kwargs": {"repetition_penalty": 1.1}}, {"repetition_penalty": 1.1}),
+    (
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": ("enable_thinking=false",)},
+    ),
     (
         {"gradient_accumulation_steps": 4, "steps_per_generation": 2},
         {"prompts_per_step": 4, "updates_per_step": 1},
@@ -292,7 +298,14 @@ def test_a_plugins_rewards_are_found(tmp_path):
     ("theirs", "words"),
     [
         (TRL | {"lr_scheduler_type": "inverse_sqrt"}, ("lr_scheduler_type", "inverse_sqrt", "left out")),
-        (TRL | {"top_p": 0.9}, ("top_p: 0.9", "left out")),
+        (TRL | {"num_beams": 4}, ("num_beams", "left out")),
+        (
+            TRL | {"use_vllm": True, "top_p": 0.9},
+            (
+                "vllm_importance_sampling_mode: top_p makes completions come from another distribution",
+                "left out",
+            ),
+        ),
         (TRL | {"sync_ref_model": True}, ("sync_ref_model: True has no counterpart",)),
         (TRL | {"optim": "adafactor"}, ("optim: 'adafactor'", "AdamW")),
         (TRL | {"beta": "much"}, ("beta: 'much' is no number",)),

@@ -25,6 +25,7 @@ RENAMED = {
     "vllm_server_timeout": "vllm_timeout",
     "max_length": "max_prompt_length",
     "stop_words": "stop",
+    "response_prefix": "generation_prefix",
 }
 
 MEMORY = "--micro_batch_tokens bounds the memory, and changes no result"

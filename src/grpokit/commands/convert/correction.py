@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .data import PLAIN_SAMPLING
 from .draft import Draft
 from .losses import NO_BOUND
 
@@ -56,6 +57,13 @@ def _swift_correction(draft: Draft, uses_vllm: bool) -> None:
 def _put_correction(
     draft: Draft, kind: str, level: str, low: float | None, high: float | None, sources: tuple[str, ...]
 ) -> None:
+    shaped = [name for name in PLAIN_SAMPLING if name in draft.ours]
+    if shaped:
+        draft.say(
+            f"{sources[0]}: {shaped[0]} makes completions come from another distribution than the one that is trained, so "
+            "nothing is corrected; left out"
+        )
+        return
     high = NO_BOUND if high is None else high
     draft.put("correction_mode", kind, *sources)
     draft.put("correction_level", level, *sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,10 @@ FORMATS = {
 }
 # Sampling that changes the distribution: their values that don't.
 PLAIN_SAMPLING = {
-    "top_p": (1.0,),
+    "top_p": (1.0, None),
     "top_k": (0, -1, None),
     "min_p": (0.0, None),
-    "repetition_penalty": (1.0,),
-    "num_beams": (1,),
+    "repetition_penalty": (1.0, None),
 }
 # Options of `generation_kwargs`, and where they go.
 GENERATION = {"stop_strings": "stop_words", "stop": "stop_words", "min_new_tokens": "min_completion_length"}
@@ -132,6 +132,10 @@ def convert_prompts(draft: Draft) -> None:
         text = _system(draft, str(system))
         if text is not None:
             draft.put("system_prompt", text, "system", "system_prompt")
+    prefix = draft.take("response_prefix")
+    if prefix:
+        draft.put("generation_prefix", str(prefix).replace("\\n", "\n"), "response_prefix")
+    _template(draft)
     longest = draft.take("max_prompt_length", draft.take("max_length"))
     if longest is not None:
         draft.put("max_prompt_length", longest, "max_prompt_length", "max_length")
@@ -152,6 +156,24 @@ def convert_prompts(draft: Draft) -> None:
     )
 
 
+def _template(draft: Draft) -> None:
+    """Converts the arguments of the chat template: TRL's dict, which may be text, and ms-swift's `enable_thinking`."""
+    given = draft.take("chat_template_kwargs", {})
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            draft.unsupported("chat_template_kwargs", given, "is no JSON")
+            return
+    kwargs = dict(given) if isinstance(given, dict) else {}
+    thinking = draft.take("enable_thinking")
+    if thinking is not None:
+        kwargs["enable_thinking"] = thinking
+    if kwargs:
+        items = [f"{name}={json.dumps(value)}" for name, value in kwargs.items()]
+        draft.put("chat_template_kwargs", items, "chat_template_kwargs", "enable_thinking")
+
+
 def _system(draft: Draft, text: str) -> str | None:
     """Returns the system message: the text of a .txt file, where ms-swift's `system` names one."""
     if draft.trainer != "swift":
@@ -166,7 +188,7 @@ def _system(draft: Draft, text: str) -> str | None:
 
 
 def convert_sampling(draft: Draft) -> None:
-    """Converts temperature, stop strings and what changes the sampled distribution, which has no counterpart."""
+    """Converts temperature, stop strings, truncation and penalty."""
     more = draft.take("generation_kwargs", {})
     for name, value in (more if isinstance(more, dict) else {}).items():
         draft.left.setdefault(GENERATION.get(str(name), str(name)), value)
@@ -174,9 +196,9 @@ def convert_sampling(draft: Draft) -> None:
         if name in draft.left:
             value = draft.take(name)
             if value not in plain:
-                draft.say(
-                    f"{name}: {value!r} has no counterpart: completions are of the whole distribution; left out"
-                )
+                draft.put(name, value, name, "generation_kwargs")
+    if draft.take("num_beams", 1) not in (1, None):
+        draft.say("num_beams: has no counterpart: completions are sampled; left out")
     stops = listed(draft.take("stop_words"))
     if stops:
         draft.put("stop", stops, "stop_words", "generation_kwargs")

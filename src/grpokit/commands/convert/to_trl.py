@@ -13,6 +13,7 @@ from typing import Any
 from ...config.foreign_defaults import TRL_DEFAULTS
 from ...config.options import TrainConfig
 from ...config.yaml import with_options
+from ...data.form import parse_template_kwargs
 from ...data.sources import is_hub_name, split_in
 from .data import TRL_REWARDS, listed
 from .draft import shown
@@ -33,7 +34,7 @@ SAME = (
     *("output_dir", "trust_remote_code", "reward_weights", "max_completion_length", "temperature", "seed"),
     *("num_generations", "num_iterations", "beta", "entropy_coef", "top_entropy_quantile", "learning_rate"),
     *("lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
-    "router_aux_loss_coef",
+    *("router_aux_loss_coef", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("mask_truncated_completions", "gradient_checkpointing", "project", "run_name", "delta", "load_in_4bit"),
 )
 # What changes no result there, or has no meaning there.
@@ -68,7 +69,7 @@ TAKEN = {
         "vllm_timeout",
         "vllm_gpu_memory_utilization",
     ),
-    *("optim", "stop", "min_completion_length"),
+    *("optim", "stop", "min_completion_length", "chat_template_kwargs"),
 }
 
 
@@ -159,6 +160,8 @@ def _model_and_data(config: TrainConfig, theirs: dict[str, Any], say: Say) -> No
     rewards = [_reward(word, say) for word in config.reward_funcs]
     if rewards:
         theirs["reward_funcs"] = rewards
+    if config.chat_template_kwargs:
+        theirs["chat_template_kwargs"] = parse_template_kwargs(config.chat_template_kwargs)
     if config.system_prompt:
         say("system_prompt: has no counterpart in `trl grpo`; put it in the rows")
     extra = {
