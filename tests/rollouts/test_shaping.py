@@ -12,34 +12,13 @@ from grpokit.rollouts.picking import TokenPicker
 from grpokit.rollouts.shaping import FULL, Shaping, truncate
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.types import Prompt
+from helpers.shaped import reference
 from helpers.tiny import make_model_dir
 
 EOS = [7, 8]
 KINDS = [
     Shaping(*each) for each in itertools.product((1.0, 0.9, 0.4), (0, 1, 5, 60), (0.0, 0.1), (1.0, 1.3, 0.8))
 ]
-
-
-def reference(logits, temperature, shaping, seen=(), banned=()):
-    """Log-probs [V] of the sampled distribution in float64, token by token, in vLLM's order; −inf outside its support."""
-    x = [float(v) for v in logits.double()]
-    for token in banned:
-        x[token] = -torch.inf
-    for token in set(seen):
-        penalty = shaping.repetition_penalty
-        x[token] = x[token] / penalty if x[token] > 0 else x[token] * penalty
-    p = (torch.tensor(x).double() / temperature).softmax(-1).tolist()
-    most = max(p)
-    p = [v if v >= shaping.min_p * most else 0.0 for v in p]
-    if shaping.top_k:
-        edge = sorted(p, reverse=True)[min(shaping.top_k, len(p)) - 1]
-        p = [v if v >= edge else 0.0 for v in p]
-    total, mass, kept = sum(p), 0.0, [0.0] * len(p)
-    for token in sorted(range(len(p)), key=lambda t: -p[t]):
-        if shaping.top_p < 1 and mass >= shaping.top_p * total:
-            break
-        kept[token], mass = p[token], mass + p[token]
-    return (torch.tensor(kept).double() / sum(kept)).log()
 
 
 def test_the_recorded_log_probs_and_the_support_are_those_of_a_float64_reference():
@@ -63,7 +42,7 @@ def test_the_recorded_log_probs_and_the_support_are_those_of_a_float64_reference
         )
         seen = [list(row) for row in read]
         for place in range(40):
-            want = [reference(x, 0.7, shaping, s, EOS * bans) for x, s in zip(logits, seen, strict=True)]
+            want = [reference(x, 0.7, shaping, s, EOS * bans)[0] for x, s in zip(logits, seen, strict=True)]
             tokens = picker.pick(logits)
             for b, token in enumerate(tokens.tolist()):
                 assert float(picker.logps[place, b]) == pytest.approx(float(want[b][token]), abs=1e-5)
@@ -82,7 +61,7 @@ def test_the_support_is_exact_also_where_logits_nearly_tie(shaping):
     for spread in (1e-6, 1.0, 8.0):
         logits = 20 + spread * torch.randn(3, 60, generator=generator)
         found = truncate(logits.double().softmax(-1), shaping) > 0
-        want = torch.stack([reference(row, 1.0, shaping) for row in logits]).isfinite()
+        want = torch.stack([reference(row, 1.0, shaping)[0] for row in logits]).isfinite()
         assert torch.equal(found, want)
 
 
@@ -127,5 +106,5 @@ def test_loop_and_generate_sample_the_same_tokens_from_the_same_distribution(dir
             for t, token in enumerate(rollout.completion_ids.tolist()):
                 place = len(group.prompt.ids) + t
                 banned = sampler.eos_ids if t < 4 else ()
-                want = reference(logits[place - 1], 1.4, shaping, ids[:place], banned)
+                want, _ = reference(logits[place - 1], 1.4, shaping, ids[:place], banned)
                 assert float(rollout.logps[t]) == pytest.approx(float(want[token]), abs=1e-9)

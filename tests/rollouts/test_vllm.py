@@ -18,8 +18,10 @@ from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
 from grpokit.policy.learn import Learning, score
 from grpokit.rollouts.pending import RolloutsPending
+from grpokit.rollouts.shaping import Shaping
 from grpokit.rollouts.step_rollouts import StepRollouts
 from grpokit.rollouts.trial import log_probs_alone
+from grpokit.rollouts.vllm.sampler import VLLMSampler
 from grpokit.rollouts.vllm.server import Server
 from grpokit.training.run import Run
 from grpokit.types import Sample
@@ -28,6 +30,7 @@ from helpers.launch import ENVIRONMENT, torchrun
 from helpers.places import REWARDS
 from helpers.running import start
 from helpers.running import train as loop
+from helpers.shaped import reference
 from helpers.vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
 
 
@@ -70,6 +73,45 @@ def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(t
         assert int(rollout.completion_ids[-1]) in run.rollouts.sampler.weights.eos_ids
         assert "<|" not in rollout.text
     run.close()
+
+
+SHAPES = [Shaping(top_p=0.8), Shaping(top_k=7), Shaping(min_p=0.05), Shaping(0.9, 20, 0.02, 1.2)]
+
+
+@needs_vllm
+def test_the_server_samples_from_the_same_part_of_the_distribution(task, server, tmp_path):
+    """The log-prob of each token says how much mass its support has; a token outside it would be −inf here."""
+    config = config_for(task, tmp_path / "run", server.url, top_p=0.8, correction_mode=None, max_steps=1)
+    run = start(config)
+    prompts, checked = run.prompts.take(0, 4), 0
+    for shaping in SHAPES:
+        weights = run.rollouts.sampler.weights
+        sampler = VLLMSampler(
+            weights,
+            seed=1,
+            max_completion_length=12,
+            min_completion_length=3,
+            shaping=shaping,
+            temperature=1.3,
+        )
+        for group in sampler.sample(prompts, 4):
+            for rollout in group.rollouts:
+                ids = [*group.prompt.ids, *rollout.completion_ids.tolist()]
+                with torch.no_grad(), run.policy.computing():
+                    logits = run.policy.model(input_ids=torch.tensor([ids])).logits[0]
+                for t, token in enumerate(rollout.completion_ids.tolist()):
+                    place = len(group.prompt.ids) + t
+                    banned = weights.eos_ids if t < 3 else ()
+                    want, clear = reference(logits[place - 1], 1.3, shaping, ids[:place], banned)
+                    if clear > 1e-5:  # no cumulated probability is near top_p's cut
+                        assert float(rollout.logps[t]) == pytest.approx(float(want[token]), abs=5e-5)
+                        checked += 1
+    assert checked > 300
+    loop(run)
+    run.close()
+    (row,) = metrics_of(tmp_path / "run")
+    assert "sampler_kl" not in row
+    assert "loss" not in row or 0.75 < row["sampler/kept_mass"] < 1
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ CASES = {
         "loss_type": "clip_cov",
         "loss_kwargs": ("cov_low=-1e9", "cov_high=1e9", "cov_ratio=0.3"),
     },
+    "a part of the distribution": {"top_p": 0.8, "top_k": 9, "min_p": 0.01, "min_completion_length": 2},
     "rejected tokens": {
         "loss_type": "grpo",
         "correction_mode": "mask",

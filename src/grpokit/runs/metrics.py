@@ -77,6 +77,9 @@ METRICS: dict[str, Declared] = {
     "sampler/logp_diff_mean": Declared("mean", "mean |old − sampler| of the log-probs"),
     "sampler/logp_diff_max": Declared("max", "largest |old − sampler|"),
     "sampler/chi2": Declared("mean", "χ² divergence, mean of c² − 1 with c = old/sampler"),
+    "sampler/kept_mass": Declared(
+        "mean", "share of the full distribution that top_p, top_k, min_p and bans have kept, per token"
+    ),
     "sampler/ess": Declared("derived", "effective sample size of the weights c, as a share of the tokens"),
     "sampler/truncated": Declared("mean", "share of tokens whose weight c was cut to the cap"),
     "sampler/staleness": Declared(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...common.console import say
 from ...config.options import ModelConfig
 from ...data.form import PromptForm, ToolsOf, parse_template_kwargs, with_chat_template
 from ...policy.load import load_tokenizer
@@ -27,4 +28,10 @@ def find_tokenizer(config: ModelConfig, parts: Parts, path: str) -> Any:
         ValueError: the model has no tokenizer, or the template's file can't be read.
     """
     tokenizer = parts.tokenizer or load_tokenizer(path, config.trust_remote_code)
-    return with_chat_template(tokenizer, config.chat_template)
+    tokenizer = with_chat_template(tokenizer, config.chat_template)
+    for name in parse_template_kwargs(config.chat_template_kwargs):
+        if name not in str(tokenizer.chat_template):
+            say(
+                f"note: --chat_template_kwargs {name}: the chat template does not read it, so it does nothing"
+            )
+    return tokenizer
