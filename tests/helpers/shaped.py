@@ -16,7 +16,7 @@ def reference(logits, temperature, shaping, seen=(), banned=()):
     for token in set(seen):
         penalty = shaping.repetition_penalty
         x[token] = x[token] / penalty if x[token] > 0 else x[token] * penalty
-    p = (torch.tensor(x).double() / temperature).softmax(-1).tolist()
+    p = (torch.tensor(x, dtype=torch.float64) / temperature).softmax(-1).tolist()
     most = max(p)
     p = [v if v >= shaping.min_p * most else 0.0 for v in p]
     if shaping.top_k:
@@ -28,4 +28,4 @@ def reference(logits, temperature, shaping, seen=(), banned=()):
             break
         clear = min(clear, abs(mass / total + p[token] / total - shaping.top_p)) if shaping.top_p < 1 else 1.0
         kept[token], mass = p[token], mass + p[token]
-    return (torch.tensor(kept).double() / sum(kept)).log(), clear
+    return (torch.tensor(kept, dtype=torch.float64) / sum(kept)).log(), clear
