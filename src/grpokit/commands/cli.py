@@ -172,11 +172,20 @@ def _fail_among_ranks(error: Exception, world: World) -> int:
 
 def evaluate(config: EvalConfig) -> int:
     """`grpokit eval`."""
-    check_model_config(config)
+    if config.models and config.model:
+        raise ValueError(
+            f"--models {' '.join(config.models)}: goes in place of --model; leave one of them out"
+        )
+    if not config.models:
+        check_model_config(config)
+    from ..training.compare_models import compare_models
     from ..training.evaluate_model import evaluate_model
 
     _quiet()
-    evaluate_model(config)
+    if config.models:
+        compare_models(config)
+    else:
+        evaluate_model(config)
     return 0
 
 

@@ -258,6 +258,18 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str
     return table
 
 
+def comparison_table(figures: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Several evaluations: a row for each model, by name."""
+    table = Table(title=title, title_justify="left")
+    names = [name for name in next(iter(figures.values())) if not name.endswith(INTERVAL)]
+    table.add_column("model", overflow="fold")
+    for name in names:
+        table.add_column(_eval_name(name), justify="right")
+    for model, own in figures.items():
+        table.add_row(model, *(_with_interval(own, name) for name in names))
+    return table
+
+
 def _with_interval(figures: Mapping[str, Any], name: str) -> str:
     """`0.602 ± 0.047` where the half width of its 95 % confidence interval is known."""
     half = figures.get(name + INTERVAL)

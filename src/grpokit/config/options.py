@@ -81,9 +81,11 @@ class PlanConfig(TrainConfig):
 class EvalConfig(ModelConfig):
     """Evaluate a model: pass@1 greedy and sampled, and pass@k."""
 
+    models: tuple[str, ...] = ()
+    """Several models to compare in one table, in place of --model. A run's directory stands for its checkpoints and models."""
     num_generations: int = 8
     """Sampled completions of each prompt (n of the pass@k estimator)."""
     pass_at_k: tuple[int, ...] = ()
-    """Values of k to report (default: 1 and --num_generations)."""
+    """Values of k to report, for maj@k too (default: 1 and --num_generations)."""
     output_file: str = ""
     """Also write the figures to this JSON file."""

@@ -11,7 +11,16 @@ Config = TypeVar("Config")
 # Options whose value is a path, or may begin with one (`file.py:name`, `folder:configuration`).
 PATHS = frozenset(
     {
-        *("config", "model", "ref_model", "dataset", "eval_dataset", "output_dir", "resume_from_checkpoint"),
+        *(
+            "config",
+            "model",
+            "models",
+            "ref_model",
+            "dataset",
+            "eval_dataset",
+            "output_dir",
+            "resume_from_checkpoint",
+        ),
         *("reward_funcs", "sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
         *("tools", "environment", "tool_parser", "chat_template"),
         *("file", "run", "output", "output_file"),

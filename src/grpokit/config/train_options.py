@@ -178,6 +178,8 @@ class EvaluationOptions:
     """Most prompts of --eval_dataset to use."""
     eval_generations: int = free(4)
     """Sampled completions of each evaluation prompt; pass@k is reported for k = 1 and this many."""
+    early_stop: str = optimizer("")
+    """METRIC:PATIENCE: end the run once so many evaluations in a row were no better, such as eval/reward:3."""
     eval_temperature: float | None = free(None)
     """Temperature of the evaluation's sampled completions (default: --temperature)."""
     eval_top_p: float | None = free(None)

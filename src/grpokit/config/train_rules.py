@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .early_stop import is_early_stop
 from .rules import Rule, above_0, at_least, has_data, has_model, is_adapter, ranks
 from .sampling_rules import sampling_rules
 
@@ -10,6 +11,16 @@ NUMBER_RULES = [
         "eval_dataset",
         lambda c: c.eval_dataset == "" or has_data(c.eval_dataset),
         "no such file or directory",
+    ),
+    Rule(
+        "early_stop",
+        lambda c: c.early_stop == "" or is_early_stop(c.early_stop),
+        "expected METRIC:PATIENCE, such as eval/reward:3 (end after three evaluations that are no better)",
+    ),
+    Rule(
+        "early_stop",
+        lambda c: c.early_stop == "" or c.eval_steps > 0,
+        "needs evaluations during the run; set --eval_steps",
     ),
     Rule("output_dir", lambda c: bool(c.output_dir), "is required", "(missing)"),
     *at_least(

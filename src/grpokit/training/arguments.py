@@ -138,11 +138,16 @@ def gather_evaluation(
         The configuration and the objects.
     """
     config = with_options(EvalConfig(), options)
+    if isinstance(model, list | tuple):
+        if not model or not all(isinstance(one, str | Path) for one in model):
+            raise ValueError("model: expected a directory, org/name of the Hub, or a list of them to compare")
+        config, model = dataclasses.replace(config, models=tuple(map(str, model))), None
     config, loaded = _take_model(config, model, processing_class)
     config, functions = _take_rewards(config, reward_funcs)
     config, rows = _take_rows(config, "dataset", "dataset", dataset)
     config = expand_home(config)
-    check_model_config(config, from_python=True)
+    if not config.models:  # each of several is checked before any is loaded
+        check_model_config(config, from_python=True)
     return config, Parts(model=loaded, tokenizer=processing_class, train_dataset=rows, reward_funcs=functions)
 
 

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.console import console, counting, figures_table, say, waiting
 from ..config.options import EvalConfig
 from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .setup.data import PromptSource, columns_of, load_prompts, make_rewards
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.form import find_tokenizer
@@ -38,6 +39,28 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
     Raises:
         ValueError: naming the option that cannot work.
     """
+    figures = measure_model(config, parts).figures
+    where = config.dataset or config.environment[0]
+    console.print(figures_table(figures, f"{config.model} on {where}"))
+    write_figures(config.output_file, figures)
+    return figures
+
+
+def write_figures(file: str, figures: Any) -> None:
+    """Writes figures, or figures by model, to a JSON file; NaN becomes null. An empty name writes nothing."""
+    if not file:
+        return
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(each) for name, each in value.items()}
+        return value if math.isfinite(value) else None
+
+    Path(file).write_text(json.dumps(finite(figures), indent=2) + "\n", encoding="utf-8")
+
+
+def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
+    """Loads a model and evaluates it; see `evaluate_model`."""
     parts = parts or Parts()
     n = config.num_generations
     wanted = config.pass_at_k or tuple(sorted({1, n}))
@@ -75,13 +98,4 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
 
     chosen = prompts.in_order(config.max_samples or (0 if config.dataset else TASKS))
     with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
-        figures = evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
-    console.print(
-        figures_table(
-            figures, f"{config.model} on {len(chosen)} prompts of {config.dataset or config.environment[0]}"
-        )
-    )
-    if config.output_file:
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        Path(config.output_file).write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
-    return figures
+        return evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)

@@ -12,11 +12,20 @@ from ..parallel import World
 from ..rollouts import Sampler
 from ..rollouts.step_rollouts import sample_share
 from ..types import Prompt, RolloutGroup
+from .voting import estimate_maj_at_k, vote_of
 
 # (prompts, how many completions of each, greedy) → their groups, scored
 Complete = Callable[[Sequence[Prompt], int, bool], list[RolloutGroup]]
 
 PASS = 1.0  # a completion passes where the first reward function gives it at least this
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation has found. Example: `Evaluation({"eval/pass@1": 0.5}, by_prompt=[0.25, 0.75])`"""
+
+    figures: dict[str, float]
+    by_prompt: list[float]  # the share of each prompt's sampled completions that passed; NaN where none could
 
 
 def evaluate(
@@ -27,15 +36,15 @@ def evaluate(
     pass_at_k: Sequence[int],
     batch_prompts: int = 32,
     progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, float]:
-    """Computes `eval/pass@1_greedy`, `eval/pass@k` for each k, `eval/reward` and `eval/mean_length` over `prompts`.
+) -> Evaluation:
+    """Computes `eval/pass@1_greedy`, `eval/pass@k` and `eval/maj@k` for each k, `eval/reward` and `eval/mean_length`.
 
     `eval/pass@1_ci95` is half the width of pass@1's 95 % confidence interval: 1.96 standard errors of the mean over
     prompts (samples of one prompt are not independent; arXiv 2411.00640).
 
     A completion passes where the *first* reward function gives it at least 1. pass@k is the unbiased estimator of
     Chen et al. (arXiv 2107.03374, eq. 1) from `num_generations` samples; prompts where that function does not
-    apply are left out.
+    apply are left out. maj@k is the chance that the most common answer of k samples is right (see `voting.py`).
 
     Args:
         complete: (prompts, completions of each, greedy) → their scored groups.
@@ -46,9 +55,11 @@ def evaluate(
         progress: called with the number of prompts that are done.
 
     Returns:
-        The figures by name; NaN where there was nothing to measure.
+        The figures by name, NaN where there was nothing to measure, and the share that passed of each prompt.
     """
     passed: list[list[bool]] = []  # by prompt, sampled
+    votes: list[list[str]] = []  # the answers of these completions
+    by_prompt: list[float] = []
     greedy: list[bool] = []
     reward: list[float] = []
     lengths: list[int] = []
@@ -57,6 +68,8 @@ def evaluate(
         for group in complete(part, num_generations, False):
             verdict = _passes(group)
             passed += [verdict] if verdict else []
+            votes += [_votes(group)] if verdict else []
+            by_prompt.append(sum(verdict) / len(verdict) if verdict else math.nan)
             reward += [
                 r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
             ]
@@ -69,11 +82,17 @@ def evaluate(
         figures[f"eval/pass@{k}"] = _mean(
             [estimate_pass_at_k(len(p), sum(p), k) for p in passed if len(p) >= k]
         )
-    shares = [sum(p) / len(p) for p in passed]
-    figures["eval/pass@1_ci95"] = (
-        1.96 * statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else float("nan")
-    )
-    return figures | {"eval/reward": _mean(reward), "eval/mean_length": _mean(lengths)}
+        if k > 1:
+            pairs = [(p, v) for p, v in zip(passed, votes, strict=True) if len(p) >= k]
+            figures[f"eval/maj@{k}"] = _mean([estimate_maj_at_k(p, v, k) for p, v in pairs])
+    figures["eval/pass@1_ci95"] = half_width([share for share in by_prompt if not math.isnan(share)])
+    figures |= {"eval/reward": _mean(reward), "eval/mean_length": _mean(lengths)}
+    return Evaluation(figures, by_prompt)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Returns half the width of the 95 % confidence interval of a mean over prompts; NaN for fewer than two."""
+    return 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def estimate_pass_at_k(n: int, c: int, k: int) -> float:
@@ -87,6 +106,12 @@ def _passes(group: RolloutGroup) -> list[bool]:
     assert group.rewards is not None  # scored
     first = group.rewards[:, 0]
     return [bool(value >= PASS) for value in first if not value.isnan()]
+
+
+def _votes(group: RolloutGroup) -> list[str]:
+    assert group.rewards is not None  # scored
+    pairs = zip(group.rewards[:, 0], group.rollouts, strict=True)
+    return [vote_of(rollout.text) for value, rollout in pairs if not value.isnan()]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -133,5 +158,5 @@ class HeldOut:
                 num_generations=self.num_generations,
                 pass_at_k=sorted({1, self.num_generations}),
                 progress=progress,
-            )
+            ).figures
         return {name: value for name, value in figures.items() if math.isfinite(value)}

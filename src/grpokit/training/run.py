@@ -38,6 +38,7 @@ from ..runs.metrics import values
 from ..runs.recorder import Recorder
 from ..types import Metrics, Prompt, RolloutGroup
 from .callbacks import Callbacks
+from .early_stop import has_stalled
 from .evaluation import HeldOut
 from .measure import Clock
 from .rescue import end_stuck, rescue
@@ -121,8 +122,11 @@ class Run:
         )
 
     def remaining_steps(self) -> Iterator[int]:
-        """The steps that are still to be done, counted from 0. A dataset that is read once may end them early."""
+        """The steps that are still to be done, counted from 0. --early_stop or a dataset that is read once may end them."""
         for step in range(self.state.step, self.config.max_steps):
+            if has_stalled(self.config.early_stop, self.recorder.evaluations):
+                say(f"--early_stop {self.config.early_stop}: ends the run after {step} steps")
+                return
             if not self.rollouts.has_prompts(step):
                 say(
                     f"note: train_dataset ended after {step} steps, before the {self.config.max_steps} of max_steps"

@@ -317,25 +317,27 @@ def train(
 
 def evaluate(
     model: Any, reward_funcs: Any, dataset: Any, *, processing_class: Any = None, **options: Any
-) -> dict[str, float]:
-    """Evaluates a model: pass@1 greedy and sampled, pass@k, and the mean reward, as `grpokit eval` does.
+) -> dict[str, Any]:
+    """Evaluates a model: pass@1 greedy and sampled, pass@k, maj@k and the mean reward, as `grpokit eval` does.
 
     Args:
-        model: a directory, a model of the Hub, or a loaded PreTrainedModel.
+        model: a directory, a model of the Hub, or a loaded PreTrainedModel; or a list of directories to compare.
         reward_funcs: as for `GRPOTrainer`; a completion passes where the first gives it at least 1.
         dataset: the prompts: a path, a dataset of the Hub, or rows in memory.
         processing_class: the tokenizer of a loaded model.
         **options: options of `grpokit eval`: num_generations, pass_at_k, temperature, ...
 
     Returns:
-        The figures by name: `eval/pass@1_greedy`, `eval/pass@1`, `eval/reward`, ...
+        The figures by name: `eval/pass@1_greedy`, `eval/pass@1`, `eval/reward`, ...; for a list, these of each model by its
+        directory, with the paired difference to the first.
 
     Raises:
         ValueError: an argument cannot work.
     """
     from .arguments import gather_evaluation
+    from .compare_models import compare_models
     from .evaluate_model import evaluate_model
 
     with argument_errors({}):
         config, parts = gather_evaluation(model, reward_funcs, dataset, processing_class, options)
-        return evaluate_model(config, parts)
+        return compare_models(config, parts) if config.models else evaluate_model(config, parts)

@@ -1,0 +1,126 @@
+"""Majority votes, early stopping, and several models in one table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+
+import grpokit
+from grpokit.commands.cli import main
+from grpokit.config.checks import check_train_config
+from grpokit.config.yaml import to_yaml
+from grpokit.training.compare_models import DIFFERENCE, expand_runs
+from grpokit.training.early_stop import has_stalled
+from grpokit.training.voting import estimate_maj_at_k, majority, vote_of
+from helpers.launch import rows
+from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
+
+
+@pytest.mark.parametrize(
+    ("text", "vote"),
+    [
+        (r"\boxed{1} and then \boxed{ 2 + x }", "2+x"),
+        ("from 3,000 to 4.5", "4.5"),
+        ("1,250 in all.", "1250"),
+        ("minus: -7", "-7"),
+        (" none ", "none"),
+    ],
+)
+def test_a_vote_is_the_last_box_else_the_last_number_else_the_text(text, vote):
+    assert vote_of(text) == vote
+
+
+def test_a_majority_is_right_if_the_right_answer_is_most_common_and_ties_are_broken_by_lot():
+    assert majority([True, True, False, False], ["2", "two", "3", "4"]) == 1
+    assert majority([True, False, False], ["2", "3", "3"]) == 0
+    assert majority([True, False, False], ["2", "3", "4"]) == pytest.approx(1 / 3)
+    assert majority([False], ["3"]) == 0
+
+
+def test_maj_at_k_is_the_mean_over_all_subsets():
+    passed = [True, False, False, True, False]
+    votes = ["7", "8", "8", "7.0", "9"]
+    for k in range(1, 6):
+        subsets = list(itertools.combinations(range(5), k))
+        want = sum(majority([passed[i] for i in s], [votes[i] for i in s]) for s in subsets) / len(subsets)
+        assert estimate_maj_at_k(passed, votes, k) == pytest.approx(want)
+    assert estimate_maj_at_k(passed, votes, 1) == pytest.approx(2 / 5)  # pass@1
+    assert estimate_maj_at_k([True] * 10 + [False] * 20, ["1"] * 10 + ["2"] * 20, 10) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="maj@6"):
+        estimate_maj_at_k(passed, votes, 6)
+
+
+def test_a_run_has_stalled_once_its_last_evaluations_were_no_better():
+    seen = [{"eval/reward": value} for value in (0.1, 0.5, 0.4, 0.5, 0.3)]
+    assert [has_stalled("eval/reward:3", seen[:n]) for n in range(6)] == [False] * 5 + [True]
+    assert not has_stalled("eval/reward:4", seen)
+    assert not has_stalled("", seen)
+    with pytest.raises(
+        ValueError, match=r"--early_stop eval/pass@3:1: .* have no figure eval/pass@3; they have"
+    ):
+        has_stalled("eval/pass@3:1", seen)
+
+
+@pytest.mark.parametrize("setting", ["eval/reward", "eval/reward:0", ":3", "eval/reward:many"])
+def test_an_early_stop_of_another_form_is_refused(tmp_path, setting):
+    with pytest.raises(ValueError, match=f"--early_stop {setting}: expected METRIC:PATIENCE"):
+        check_train_config(tiny_config(tmp_path, early_stop=setting, eval_steps=1))
+    with pytest.raises(ValueError, match="needs evaluations"):
+        check_train_config(tiny_config(tmp_path, early_stop="eval/reward:2"))
+
+
+def test_a_run_ends_early_and_a_resumed_one_ends_there_too(tmp_path, capsys):
+    """Without a learning rate, no evaluation is better than the first: two after it are the patience."""
+    held_out = str(write_rows(tmp_path / "eval.jsonl", ROWS[:2]))
+    config = tiny_config(
+        tmp_path, eval_dataset=held_out, eval_steps=1, early_stop="reward:2", learning_rate=0.0, save_steps=1
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    command = ["train", "--config", str(tmp_path / "run.yaml"), "--max_steps", "5"]
+    assert main(command) == 0
+    assert "--early_stop reward:2: ends the run after 2 steps" in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path / "run", "metrics.jsonl")] == [1, 2]
+    evaluations = rows(tmp_path / "run", "evaluations.jsonl")
+    assert 0 <= evaluations[0]["eval/maj@4"] <= 1
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    assert main([*command, "--resume_from_checkpoint", checkpoint]) == 0
+    assert "ends the run after 2 steps" in capsys.readouterr().out
+    assert rows(tmp_path / "run", "evaluations.jsonl") == evaluations
+
+
+def test_models_are_compared_on_the_same_prompts(tmp_path, capsys):
+    one, two = (str(make_model_dir(tmp_path / name, seed=seed)) for name, seed in (("one", 0), ("two", 1)))
+    data, file = str(write_rows(tmp_path / "eval.jsonl", ROWS)), tmp_path / "found.json"
+    reward = f"{tmp_path}/reward.py:begins"
+    (tmp_path / "reward.py").write_text(
+        "def begins(completions):\n    return [float(c[:1] in '02468') for c in completions]\n"
+    )
+    options = ["--reward_funcs", reward, "--num_generations", "4", "--max_completion_length", "6"]
+    command = ["eval", "--dataset", data, *options, "--dtype", "float64", "--output_file", str(file)]
+    assert main([*command, "--models", one, two, two]) == 2
+    assert "is named twice" in capsys.readouterr().err
+    assert main([*command, "--models", one, two]) == 0
+    said = capsys.readouterr().out
+    assert "2 models on" in said
+    found = json.loads(file.read_text())
+    assert list(found) == [one, two]
+    assert found[one][DIFFERENCE] == 0
+    gap = found[two]["eval/pass@1"] - found[one]["eval/pass@1"]
+    assert found[two][DIFFERENCE] == pytest.approx(gap)
+    assert 0 < found[two][f"{DIFFERENCE}_ci95"] < math.inf
+    from_python = grpokit.evaluate(
+        [one, two], reward, data, num_generations=4, max_completion_length=6, dtype="float64"
+    )
+    assert from_python == found
+
+
+def test_a_runs_directory_stands_for_its_models(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-2", "best", "final"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "config.json").write_text("{}")
+    names = [path.rpartition("/")[2] for path in expand_runs([str(tmp_path / "run")])]
+    assert names == ["checkpoint-2", "checkpoint-10", "best", "final"]
+    assert expand_runs([str(tmp_path / "none")]) == [str(tmp_path / "none")]
