@@ -161,7 +161,7 @@ def _or_error(
 
 def _content(row: DatasetRow, tokenizer: Any, system_prompt: str, chat: bool) -> str | Messages:
     content = row.content
-    asks = row.statement == "question" or (chat and isinstance(content, str))
+    asks = (row.asks or chat) and isinstance(content, str)
     if asks and getattr(tokenizer, "chat_template", None):
         content = [{"role": "user", "content": content}]
     if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):

@@ -14,11 +14,12 @@ from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import evaluate
-from .setup.data import PromptSource, columns_of, load_prompts, make_rewards
+from .setup.data import columns_of, make_rewards
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
+from .setup.prompts import PromptSource, load_datasets, load_prompts
 from .setup.samplers import EVAL_SEED, make_sampler
 from .setup.tasks import load_tasks
 
@@ -54,9 +55,10 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         context = context_of(policy)
         if environments is not None and not config.dataset:
             prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
+        elif (rows := parts.train_dataset) is not None:
+            prompts = load_prompts(config, config.dataset[0], "--dataset", tokenizer, context, rows, tools_of)
         else:
-            rows = parts.train_dataset
-            prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows, tools_of)
+            prompts = load_datasets(config, tokenizer, context, tools_of)
         tokenizer = check_tokens(policy, tokenizer, prompts)
         longest = longest_sequence(environments, config, policy, prompts.longest)
         check_model(policy, config.model, longest, config)
@@ -73,12 +75,14 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
     def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
         return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)
 
-    chosen = prompts.in_order(config.max_samples or (0 if config.dataset else TASKS))
+    # A dataset has been cut to --max_samples already.
+    chosen = prompts.in_order(0 if config.dataset else config.max_samples or TASKS)
     with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
         figures = evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
     console.print(
         figures_table(
-            figures, f"{config.model} on {len(chosen)} prompts of {config.dataset or config.environment[0]}"
+            figures,
+            f"{config.model} on {len(chosen)} prompts of {' '.join(config.dataset) or config.environment[0]}",
         )
     )
     if config.output_file:

@@ -48,6 +48,7 @@ class Prompt:
     content: str | Messages  # what reward functions get as `prompts`: a text, or the messages of a chat
     columns: Mapping[str, Any]  # every other column of the dataset's row, by name
     source: str  # "file:line", for error messages
+    dataset: str = ""  # the name of its dataset, where there are several
 
 
 @dataclass(frozen=True, eq=False)

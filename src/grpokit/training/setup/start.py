@@ -43,6 +43,7 @@ from .environments import longest_sequence, with_episodes
 from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
+from .order import check_length, with_order
 from .parts import Parts, find_estimator, find_filter, find_sampler
 from .samplers import EVAL_SEED, make_sample_ahead, sampler_factory
 
@@ -78,6 +79,7 @@ def start(
     set_threads(config, policy)
     tokenizer = parts.tokenizer or load_tokenizer(str(checkpoint or config.model), config.trust_remote_code)
     data = load_data(config, tokenizer, context_of(policy), parts)
+    config, data = with_order(config, data, parts, world)
     longest = longest_sequence(data.environments, config, policy, data.longest, world)
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
@@ -88,6 +90,7 @@ def start(
     if checkpoint:
         data.prompts.restore(read_record(checkpoint).get("data"))
         state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world)
+        check_length(config, state)
     rollouts = make_rollouts(config, make_sampler(config.seed), data.prompts, state, checkpoint, world)
     eval_sampler = make_sampler(config.seed + EVAL_SEED)
     run = Run(
