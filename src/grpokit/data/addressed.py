@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,8 +60,9 @@ class LineRows:
     def __init__(self, path: Path, flag: str) -> None:
         self.path, self.flag = path, flag
         try:
-            self._file = path.open("rb", buffering=0)
-            self._starts, doubtful = line_starts(self._file.fileno())
+            self._file = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+            self._starts, doubtful = line_starts(self._file)
         except OSError as error:
             raise ValueError(f"{flag} {path}: {error.strerror}; {EXPECTED_JSON_LINES}") from error
         blank = [line for line in doubtful.tolist() if not self._line(line).strip()]
@@ -77,7 +79,7 @@ class LineRows:
     def _line(self, line: int) -> bytes:
         start, end = self._starts[line : line + 2].tolist()
         try:
-            return os.pread(self._file.fileno(), end - start, start)
+            return os.pread(self._file, end - start, start)
         except OSError as error:
             raise ValueError(f"{self.flag} {self.path}:{line + 1}: {error.strerror}") from error
 

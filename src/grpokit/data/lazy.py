@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..common.noise import keyed_hash
 from ..types import Prompt
 from .addressed import AddressedRows
@@ -94,9 +96,9 @@ class LazyPrompts:
 
     def check_ids(self, rows: int) -> None:
         """Raises ValueError for a prompt with a token that a model of so many rows lacks, now or when it is read."""
+        self._vocabulary = rows
         for prompt in self._checked:
             check_ids(prompt, rows)
-        self._vocabulary = rows
 
     def checked(self) -> list[Prompt]:
         """Returns the prompts that were read at the start. The position of each is its row's number."""
@@ -130,7 +132,7 @@ class LazyPrompts:
 
 def rows_to_check(count: int, seed: int) -> list[int]:
     """Returns the numbers of the rows that are read at the start: the first ones, and some that are drawn."""
-    drawn = (
-        int(keyed_hash(seed, CHECK, attempt)) % count for attempt in range(CHECKED if count > CHECKED else 0)
-    )
-    return sorted({*range(min(CHECKED, count)), *drawn})
+    if count <= CHECKED:
+        return list(range(count))
+    drawn = keyed_hash(seed, CHECK, torch.arange(CHECKED)) % count
+    return sorted({*range(CHECKED), *drawn.tolist()})

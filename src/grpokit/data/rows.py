@@ -153,20 +153,20 @@ def parse_row(values: Any, source: str, prompt_column: str = "") -> DatasetRow:
         expected = f"{EXPECTED_ROW}, or `{prompt_column}`" if prompt_column else EXPECTED_ROW
         raise ValueError(f"no prompt; {expected}, found {', '.join(map(repr, values)) or 'none'}")
     written: Any = values.pop(statement)
-    content = written if statement == "question" else _from_json(written)
+    is_chosen = statement == prompt_column
+    is_turns = statement == "messages" and not is_chosen
+    is_text = statement == "question" and not is_chosen
+    content = written if is_text else _from_json(written)
     columns = _columns(values)
-    asks = statement in ("question", prompt_column)
-    is_turns = statement == "messages" and prompt_column != "messages"
-    if is_turns or (statement != "question" and isinstance(content, list)):
+    if is_turns or (isinstance(content, list) and not is_text):
         content = _checked_messages(statement, content)
         if is_turns:
             content, columns = _split_reference(content, columns)
     elif not isinstance(content, str) or not content.strip():
         expected = EXPECTED_IN.get(statement, EXPECTED_IN["prompt"])
         raise ValueError(f"`{statement}` is {_show(content)}; expected {expected}")
-    return DatasetRow(
-        content, columns, source, statement, asks, isinstance(written, str) and content is not written
-    )
+    as_json = isinstance(written, str) and not isinstance(content, str)
+    return DatasetRow(content, columns, source, statement, is_chosen or is_text, as_json)
 
 
 def _from_json(content: Any) -> Any:

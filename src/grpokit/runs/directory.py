@@ -210,7 +210,7 @@ def _changes(config: TrainConfig, checkpoint: Path) -> dict[str, str]:
         return {}
     known = read_record(checkpoint).get("sources", {})
     return {
-        name: f"{name}: {old} → {new}"
+        name: f"{name}: {_shown(old)} → {_shown(new)}"
         for name, old, new in _differing(before, config)
         if name not in FREE and not (name in SOURCES and has_moved(old, new, known))
     }
