@@ -31,11 +31,15 @@ MORE = [
 ]
 
 ORDER = """
+import os
+
+
 class Order:
     '''Draws by a state that every call and every reward moves, so that nothing can be asked twice or forgotten.'''
 
     def __init__(self, rows, seed):
         self.rows, self.state, self.log = rows, seed, []
+        self.broken = globals().get("__file__", "") + ".broken"
 
     def move(self, number):
         self.state = (self.state * 1103515245 + int(number) + 12345) % 2**31
@@ -48,6 +52,8 @@ class Order:
     def observe(self, step, rows, rewards):
         assert len(rows) == len(rewards)
         self.log.append(["observe", step, len(rows)])
+        if step == 1 and os.path.exists(self.broken):
+            raise RuntimeError("broken")
         for row, reward in zip(rows, rewards):
             self.move(row + (0 if reward is None else round(reward * 1e6)))
 
@@ -138,7 +144,7 @@ def ordered(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("ordered")
     (directory / "order.py").write_text(ORDER)
     own = {"sampler_order": f"{directory}/order.py:Order", "max_resample_times": 1, "num_iterations": 1}
-    config = tiny_config(directory, num_train_epochs=1.25, max_steps=100, **own)
+    config = tiny_config(directory, num_train_epochs=1.25, max_steps=100, save_steps=1, **own)
     (directory / "run.yaml").write_text(to_yaml(config))
     assert main(["train", "--config", f"{directory}/run.yaml", "--output_dir", f"{directory}/whole"]) == 0
     assert len(rows(directory / "whole", "metrics.jsonl")) == 3  # 1.25 × 8 prompts in steps of 4
@@ -160,6 +166,28 @@ def test_an_order_of_ones_own_is_resumed_to_the_byte(ordered, tmp_path, monkeypa
     monkeypatch.undo()
     assert main([*command, "--resume_from_checkpoint", "auto"]) == 0
     same_bytes(run, ordered / "whole")
+
+
+def test_an_error_of_an_order_loses_nothing_and_leaves_no_trace(ordered, tmp_path, capsys):
+    """`observe` fails after it has changed the state: the step is sampled again from the state where it began."""
+    command = ["train", "--config", f"{ordered}/run.yaml", "--output_dir", str(tmp_path / "run")]
+    command += ["--save_steps", "3"]
+    broken = ordered / "order.py.broken"
+    broken.touch()
+    assert main(command) == 2
+    broken.unlink()
+    said = capsys.readouterr().err
+    assert (
+        f"--sampler_order {ordered}/order.py:Order: observe() raised RuntimeError: broken ({ordered}/order.py:"
+        in said
+    )
+    assert main([*command, "--resume_from_checkpoint", "auto"]) == 0
+    same_bytes(tmp_path / "run", ordered / "whole")
+    states = [
+        json.loads((path / "trainer" / "state.json").read_text())["data"]["state"]
+        for path in (checkpoints(tmp_path / "run")[-1], checkpoints(ordered / "whole")[-1])
+    ]
+    assert states[0] == states[1]
 
 
 def test_an_order_of_ones_own_is_the_same_on_ranks_and_from_python(ordered, tmp_path):
