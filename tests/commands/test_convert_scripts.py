@@ -187,7 +187,7 @@ def test_a_converted_script_trains(tmp_path):
     assert main(["convert-config", str(tmp_path / "run.sh"), "--output", str(tmp_path / "run.yaml")]) == 0
     flags = [
         "--dataset",
-        config.dataset,
+        *config.dataset,
         "--reward_funcs",
         *config.reward_funcs,
         "--max_steps",

@@ -73,6 +73,17 @@ VALUES = [
     ),
     ({"dtype": "float32"}, {"bf16": False}),
     ({"dataset": "a.jsonl"}, {"datasets": [{"path": "json", "data_files": "a.jsonl", "split": "train"}]}),
+    (
+        {"dataset": ["math=a.jsonl:0.7", "code=org/data:main:0.3"], "num_train_epochs": 2},
+        {
+            "datasets": [
+                {"path": "json", "data_files": "a.jsonl", "split": "train"},
+                {"path": "org/data", "name": "main", "split": "train"},
+            ],
+            "num_train_epochs": 2.0,
+            "max_steps": None,
+        },
+    ),
     ({"dataset": "org/data:main"}, {"dataset_name": "org/data", "dataset_config": "main"}),
     ({"model": "org/model@v2"}, {"model_name_or_path": "org/model", "model_revision": "v2"}),
     ({"reward_funcs": ["mine.py:f", "pkg.mod:g"]}, {"reward_funcs": ["mine.f", "pkg.mod.g"]}),

@@ -126,8 +126,13 @@ TRL_VALUES = [
     ({"use_peft": True}, {"lora_r": 16, "lora_alpha": 32.0, "lora_target_modules": ("q_proj", "v_proj")}),
     ({"model_init_kwargs": {"attn_implementation": "eager"}}, {"attn_implementation": "eager"}),
     ({"model_revision": "v2"}, {"model": "org/model@v2"}),
-    ({"dataset_name": "org/data", "dataset_config": "main"}, {"dataset": "org/data:main"}),
-    ({"datasets": [{"path": "json", "data_files": "d.jsonl"}]}, {"dataset": "d.jsonl"}),
+    ({"dataset_name": "org/data", "dataset_config": "main"}, {"dataset": ("org/data:main",)}),
+    ({"datasets": [{"path": "json", "data_files": "d.jsonl"}]}, {"dataset": ("d.jsonl",)}),
+    ({"datasets": [{"path": "org/a", "name": "x"}, {"path": "org/b"}]}, {"dataset": ("org/a:x", "org/b")}),
+    (
+        {"datasets": [{"path": "json", "data_files": ["a/d.jsonl", "b/d.jsonl"]}]},
+        {"dataset": ("d1=a/d.jsonl", "d2=b/d.jsonl")},
+    ),
     (
         {"dataset_name": "org/data", "eval_strategy": "steps", "eval_steps": 20, "dataset_test_split": "dev"},
         {"eval_dataset": "org/data", "eval_split": "dev", "eval_steps": 20},
@@ -244,8 +249,9 @@ SWIFT_VALUES = [
     ({"response_length": 77, "max_new_tokens": 99}, {"max_completion_length": 77}),  # its order
     ({"truncation_strategy": "delete"}, {"long_prompts": "drop"}),
     ({}, {"long_prompts": "truncate_left"}),
-    ({"dataset": "org/data#1000"}, {"dataset": "org/data", "max_samples": 1000}),
-    ({"dataset": ["HF::org/data:main#5"]}, {"dataset": "org/data:main", "max_samples": 5}),
+    ({"dataset": "org/data#1000"}, {"dataset": ("org/data",), "max_samples": 1000}),
+    ({"lazy_tokenize": True}, {"lazy_tokenize": "always"}),
+    ({"dataset": ["HF::org/data:main#5"]}, {"dataset": ("org/data:main",), "max_samples": 5}),
     ({"attn_impl": "flash_attn"}, {"attn_implementation": "flash_attention_2"}),
     (
         {
@@ -363,5 +369,5 @@ def test_epochs_become_steps_where_the_rows_are_here(tmp_path):
 
 
 def test_epochs_of_rows_elsewhere_are_named():
-    said = converted(TRL | {"dataset_name": "org/data", "num_train_epochs": 2})[1]
-    assert has(said, "num_train_epochs: 2 epochs", "set --max_steps to 2 × rows / 1")
+    config, _ = converted(TRL | {"dataset_name": "org/data", "num_train_epochs": 2})
+    assert (config.num_train_epochs, config.max_steps) == (2.0, 100)

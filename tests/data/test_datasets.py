@@ -229,7 +229,7 @@ def test_a_system_prompt_comes_before_chats_that_have_none():
     rows = [
         DatasetRow([user("a")], {}, "t:1", "messages"),
         DatasetRow([system, user("a")], {}, "t:2", "messages"),
-        DatasetRow("a", {}, "t:3", "question"),
+        DatasetRow("a", {}, "t:3", "question", asks=True),
         DatasetRow("a", {}, "t:4", "prompt"),
     ]
     prompts = Prompts(rows, CHAT, system_prompt="be brief").in_order()

@@ -118,7 +118,7 @@ def test_a_prefill_is_left_open():
 
 
 def test_a_question_is_a_chat_only_with_a_template():
-    row = DatasetRow("hi", {}, "t.jsonl:1", "question")
+    row = DatasetRow("hi", {}, "t.jsonl:1", "question", asks=True)
     (chat,) = Prompts([row], CHAT).in_order()
     (text,) = Prompts([row], PLAIN).in_order()
     assert (text_of(chat, CHAT), chat.content) == ("<user>hi\n<assistant>", [user("hi")])

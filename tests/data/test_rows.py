@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import pytest
 
-from grpokit.data.rows import read_rows
-from helpers.chats import assistant, user
+from grpokit.config.options import TrainConfig
+from grpokit.data.rows import parse_row, read_rows
+from grpokit.training.setup.prompts import load_prompts
+from helpers.chats import PLAIN, assistant, user
 from helpers.refusals import refuses
+from helpers.tiny import write_rows
 
 
 def test_a_text_row_with_its_columns(write):
@@ -200,3 +204,45 @@ def test_a_damaged_gzip_is_refused_whole(write, tmp_path, damage, skip):
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(data)
     refuses(lambda: read_rows(path, skip_bad_rows=skip), f"--dataset {path}: truncated or damaged gzip")
+
+
+# --------------------------------------------------------------------------- --prompt_column, and chats as JSON
+
+CHAT = [{"role": "user", "content": "hi"}]
+WRITTEN = json.dumps(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("values", "column", "content", "columns", "asks"),
+    [
+        ({"problem": "2+2", "prompt": "p"}, "problem", "2+2", {"prompt": "p"}, True),
+        ({"problem": None, "prompt": "p"}, "problem", "p", {}, False),
+        ({"prompt": "p"}, "prompt", "p", {}, True),
+        ({"problem": CHAT}, "problem", CHAT, {}, False),
+        ({"problem": WRITTEN}, "problem", CHAT, {}, False),
+        ({"prompt": WRITTEN, "answer": "a"}, "", CHAT, {"answer": "a"}, False),
+        ({"question": WRITTEN}, "", WRITTEN, {}, True),
+        ({"prompt": "[1, 2]"}, "", "[1, 2]", {}, False),
+        ({"prompt": '[{"role": 1'}, "", '[{"role": 1', {}, False),
+        (
+            {"messages": json.dumps([*CHAT, {"role": "assistant", "content": "ho"}])},
+            "",
+            CHAT,
+            {"solution": "ho"},
+            False,
+        ),
+    ],
+)
+def test_the_column_that_states_the_prompt(values, column, content, columns, asks):
+    row = parse_row(values, "t.jsonl:1", column)
+    assert (row.content, row.columns) == (content, columns)
+    assert (row.asks and isinstance(row.content, str)) == asks
+    assert row.as_json == (isinstance(values[row.statement], str) and not isinstance(content, str))
+
+
+def test_a_prompt_column_that_no_row_has_is_refused(tmp_path):
+    path = str(write_rows(tmp_path / "t.jsonl", [{"prompt": "a", "problem": "b"}]))
+    for lazily in ("always", "never"):
+        config = TrainConfig(prompt_column="problm", lazy_tokenize=lazily, max_prompt_length=9)
+        said = f"--prompt_column problm: no row of {path} has it (did you mean 'problem'?); there are problem, prompt"
+        refuses(lambda config=config: load_prompts(config, path, "--dataset", PLAIN, None), said)

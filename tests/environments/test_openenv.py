@@ -235,7 +235,7 @@ def test_a_run_trains_and_logs_the_servers_reward(tmp_path, urls):
         environment=(f"bird=openenv:{urls['worlds']}/parrot", f"sums=openenv:{urls['worlds']}/sums"),
         log_completions=4,
     )
-    Path(config.dataset).write_text(columns + "\n")
+    Path(config.dataset[0]).write_text(columns + "\n")
     run = start(config)
     train(run)
     run.close()

@@ -173,10 +173,10 @@ def test_evaluations_give_rewards_what_training_gives_and_check_the_columns_firs
     )
     reward = f"{tmp_path / 'own.py'}:own"
     config = config_of(tmp_path, reward_funcs=(reward,), max_steps=1, eval_samples=2)
-    run = start(dataclasses.replace(config, eval_dataset=config.dataset))
+    run = start(dataclasses.replace(config, eval_dataset=config.dataset[0]))
     train(run)
     run.close()
-    common = ["eval", "--model", str(tmp_path / "model"), "--dataset", config.dataset]
+    common = ["eval", "--model", str(tmp_path / "model"), "--dataset", *config.dataset]
     common += ["--max_completion_length", "30", "--num_generations", "1", "--max_samples", "2"]
     assert main([*common, "--environment", f"{WORLDS}:Echo", "--reward_funcs", reward]) == 0
     (tmp_path / "w.py").write_text(BEGINNERS["a column that isn't there"][0])

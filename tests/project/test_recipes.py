@@ -58,7 +58,8 @@ def test_a_recipe_is_what_train_takes(path, tiny):
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, value in written.items():
         parsed = getattr(config, name)
-        assert (list(parsed) if isinstance(parsed, tuple) else parsed) == value, name
+        listed = [value] if isinstance(parsed, tuple) and not isinstance(value, list) else value
+        assert (list(parsed) if isinstance(parsed, tuple) else parsed) == listed, name
     changed = {**tiny, "eval_dataset": tiny["dataset"] if config.eval_dataset else ""}
     check_train_config(dataclasses.replace(config, **changed))
     loss = loss_from_config(config)

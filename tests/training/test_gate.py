@@ -164,7 +164,7 @@ def test_eval_refuses_what_training_refuses(tmp_path, capsys):
         "--model",
         config.model,
         "--dataset",
-        config.dataset,
+        *config.dataset,
         "--reward_funcs",
         *config.reward_funcs,
     ]

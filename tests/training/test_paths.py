@@ -37,7 +37,11 @@ def test_every_option_that_is_a_path_takes_a_tilde(monkeypatch):
     code = ["sampler", "advantage_estimator", "group_filter", "optim"]
     flags = [f"--{name}=~/x" for name in paths] + [f"--{name}=~/x.py:f" for name in code]
     config = parse(["train", *flags, "--reward_funcs", "~/r.py:f", "exact_match"])
-    assert [getattr(config, name) for name in paths] == ["/home/me/x"] * len(paths)
+    given = [
+        " ".join(value) if isinstance(value := getattr(config, name), tuple) else value for name in paths
+    ]
+    assert given == ["/home/me/x"] * len(paths)
+    assert parse(["train", "--dataset", "~/a", "b=~/x:0.5"]).dataset == ("/home/me/a", "b=/home/me/x:0.5")
     assert [getattr(config, name) for name in code] == ["/home/me/x.py:f"] * len(code)
     assert config.reward_funcs == ("/home/me/r.py:f", "exact_match")
     assert parse(["report", "~/run"]).run == "/home/me/run"

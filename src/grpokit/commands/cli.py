@@ -27,6 +27,7 @@ from ..config.commands import (
     ReportConfig,
     TaskConfig,
 )
+from ..config.data_rules import with_one_length
 from ..config.options import EvalConfig, PlanConfig, TrainConfig
 from ..config.paths import expand_home
 from ..config.yaml import load_yaml
@@ -91,8 +92,10 @@ def parse(arguments: Sequence[str]) -> Any:
     if command in COMMANDS:
         cls = COMMANDS[command]
         path = os.path.expanduser(value_of("--config", rest))
-        if path and command in ("train", "eval", "plan"):
-            how["default"] = dataclasses.replace(load_yaml(cls, path), config=path)
+        if command in ("train", "eval", "plan"):
+            default = dataclasses.replace(load_yaml(cls, path), config=path) if path else cls()
+            given = [word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")]
+            how["default"] = with_one_length(default, given)
         return expand_home(tyro.cli(cls, prog=f"grpokit {command}", args=rest, **how))
     if command and not command.startswith("-"):
         raise ValueError(

@@ -38,7 +38,9 @@ def inspect_data(config: InspectConfig) -> bool:
         ValueError: there is no such data or model, or no row can be used. The message names the option.
     """
     source = open_dataset(config.file, "inspect-data", config.dataset_split)
-    rows, bad = read_rows(source, skip_bad_rows=True, limit=config.max_samples)
+    rows, bad = read_rows(
+        source, skip_bad_rows=True, limit=config.max_samples, prompt_column=config.prompt_column
+    )
     say(describe_dataset(source, rows))
     if not config.model and (config.tools or config.environment):
         raise ValueError("--tools, --environment: need --model DIR, whose chat template shows them")

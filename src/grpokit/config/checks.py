@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .data_rules import DATASET_RULES, ORDER_RULES, check_datasets
 from .options import ModelConfig, TrainConfig
-from .rules import Rule, at_least, has_data, has_model, is_adapter, is_given
+from .rules import Rule, at_least, has_model, is_adapter, is_given
 from .sampling_rules import sampling_rules
 from .train_rules import TRAIN_RULES
 
@@ -27,13 +28,7 @@ MODEL_RULES = [
         "is a run's directory; its trained model is {c.model}/final",
     ),
     Rule("model", lambda c: has_model(c.model) or is_adapter(c.model), "has no config.json"),
-    Rule(
-        "dataset",
-        lambda c: c.dataset != "" or len(c.environment) > 0,
-        "is required, unless an --environment makes the prompts; see --help",
-        "(missing)",
-    ),
-    Rule("dataset", lambda c: c.dataset == "" or has_data(c.dataset), "no such file or directory"),
+    *DATASET_RULES,
     Rule(
         "chat_template",
         lambda c: c.chat_template == "" or Path(c.chat_template).is_file(),
@@ -68,7 +63,10 @@ MODEL_RULES = [
 ]
 
 # Options whose value may be an object that was given from Python.
-OBJECTS = ("model", "dataset", "eval_dataset", "sampler", "advantage_estimator", "group_filter", "optim")
+OBJECTS = (
+    *("model", "eval_dataset", "sampler", "advantage_estimator", "group_filter", "optim", "sampler_order"),
+)
+LISTS = ("dataset", "reward_funcs")  # likewise, for each of their values
 
 
 def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
@@ -78,7 +76,8 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     raises: only the script that passed the object can start that run.
     """
     values = [(flag, getattr(config, flag, "")) for flag in OBJECTS]
-    for flag, value in [*values, *(("reward_funcs", name) for name in config.reward_funcs)]:
+    values += [(flag, value) for flag in LISTS for value in getattr(config, flag)]
+    for flag, value in values:
         if is_given(value) and not from_python:
             raise ValueError(
                 f"--{flag} {value}: was given from Python as an object, so that only the same script can give it again; "
@@ -87,6 +86,7 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     for rule in MODEL_RULES:
         if rule.flag != "model" or not config.model or not resumes_without_model(config, from_python):
             rule.check(config)
+    check_datasets(config.dataset, trains=isinstance(config, TrainConfig))
 
 
 def resumes_without_model(config: ModelConfig, from_python: bool = False) -> bool:
@@ -108,5 +108,5 @@ def resumes_without_model(config: ModelConfig, from_python: bool = False) -> boo
 def check_train_config(config: TrainConfig, from_python: bool = False) -> None:
     """Raises ValueError naming the first option that cannot work; see `check_model_config`."""
     check_model_config(config, from_python)
-    for rule in TRAIN_RULES:
+    for rule in (*TRAIN_RULES, *ORDER_RULES):
         rule.check(config)

@@ -20,6 +20,8 @@ class InspectConfig:
     """Split of a folder or a Hub dataset (default: train, or the only one)."""
     max_samples: int = 0
     """Read only this many rows, the first ones (0: all)."""
+    prompt_column: str = ""
+    """Column that states the prompt, as for `grpokit train`."""
     system_prompt: str = ""
     """System message before every chat prompt that doesn't have one."""
     chat_template: str = ""

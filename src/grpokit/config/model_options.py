@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 from .resume import free, sampling, steering
@@ -50,13 +51,16 @@ class LoraOptions:
 class DataOptions:
     """The data."""
 
-    dataset: str = ""
+    dataset: tuple[str, ...] = ()
     """Prompts: a .jsonl(.gz), .json, .parquet, .arrow or .csv file, a folder[:config] of them (also of save_to_disk),
-    or org/name[:config] of the Hub."""
+    or org/name[:config] of the Hub. Several are mixed: [name=]path[:weight] (default: in proportion to their rows)."""
     dataset_split: str = ""
     """Split of a folder or a Hub dataset (default: train, for eval test; or the only one)."""
     max_samples: int = 0
-    """Read only this many rows of --dataset, the first ones (0: all)."""
+    """Read only this many rows of each --dataset, the first ones (0: all)."""
+    prompt_column: str = ""
+    """Column that states the prompt: text is a user's message where the tokenizer has a chat template, a list is a chat
+    (default: prompt, messages or question, whichever is there)."""
     system_prompt: str = ""
     """System message before every chat prompt that doesn't have one."""
     chat_template: str = ""
@@ -71,6 +75,11 @@ class DataOptions:
     """What to do with a prompt longer than --max_prompt_length."""
     skip_bad_rows: bool = free(False)
     """Skip malformed rows of the dataset and say how many, instead of stopping at the first."""
+
+    def __post_init__(self) -> None:
+        """Takes one dataset as it is, in the place of a tuple of one: `TrainConfig(dataset="train.jsonl")`."""
+        if isinstance(self.dataset, str | PurePath):
+            object.__setattr__(self, "dataset", (str(self.dataset),) if str(self.dataset) else ())
 
 
 @dataclass(frozen=True)

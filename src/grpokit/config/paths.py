@@ -6,6 +6,8 @@ import dataclasses
 import os
 from typing import Any, TypeVar
 
+from ..data.names import split_name, split_weight
+
 Config = TypeVar("Config")
 
 # Options whose value is a path, or may begin with one (`file.py:name`, `folder:configuration`).
@@ -22,7 +24,7 @@ PATHS = frozenset(
             "resume_from_checkpoint",
         ),
         *("reward_funcs", "sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
-        *("tools", "environment", "tool_parser", "chat_template"),
+        *("tools", "environment", "tool_parser", "chat_template", "sampler_order"),
         *("file", "run", "output", "output_file"),
     }
 )
@@ -47,15 +49,8 @@ def expand_home(config: Config) -> Config:
 
 
 def _at_home(value: str) -> str:
-    name, place = _split_name(value)
+    name, place = split_name(value)
     return f"{name}={os.path.expanduser(place)}" if name else os.path.expanduser(place)
-
-
-def _split_name(value: str) -> tuple[str, str]:
-    """Returns the name and the place of `name=place`; "" and the value where it has no name, or is a path itself."""
-    name, equals, place = value.partition("=")
-    has_name = equals and name.isidentifier() and not os.path.exists(value)
-    return (name, place) if has_name else ("", value)
 
 
 def split_path(value: str) -> tuple[str, str]:
@@ -65,8 +60,9 @@ def split_path(value: str) -> tuple[str, str]:
         >>> split_path("file.py:name"), split_path("game=game.py:Game")
         (('file.py', ':name'), ('game.py', ':Game of game'))
     """
-    name, place = _split_name(value)
-    own = f" of {name}" if name else ""
+    name, place = split_name(value)
+    place, weight = split_weight(place)
+    own = (f":{weight}" if weight else "") + (f" of {name}" if name else "")
     path, colon, rest = place.rpartition(":")
     if os.path.exists(place) or not path:
         return place, own

@@ -97,6 +97,11 @@ class BatchOptions:
     """Completions sampled for each prompt."""
     shuffle: bool = True
     """Draw the training prompts in a new random order for each epoch; off: in the order of the data."""
+    sampler_order: str = ""
+    """file.py:function of your own that says which rows a step takes: a curriculum, whose state is in the checkpoint."""
+    lazy_tokenize: Literal["auto", "always", "never"] = "auto"
+    """Read and tokenize rows of --dataset when a step needs them, instead of all at the start. auto: over 50 MB or 100,000
+    rows, where rows can be read one by one."""
     max_resample_times: int = 0
     """Dynamic sampling: groups without any advantage make way for further prompts, up to this many times a step."""
     group_filter: str = steering("")
@@ -149,6 +154,8 @@ class OptimizerOptions:
     """Gradients are scaled down to this norm (0: never)."""
     max_steps: int = optimizer(100)
     """Steps to train, resumed ones included."""
+    num_train_epochs: float = optimizer(0.0)
+    """Instead of --max_steps: train for as many steps as take this many times the dataset's rows (0: --max_steps says it)."""
     max_skipped_steps: int = free(0)
     """Skip up to this many updates of the run whose loss or gradient is NaN or infinite; the next one stops it."""
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from ..common.text import did_you_mean
+from .data_rules import with_one_length
 from .foreign import FOREIGN
 
 PLAIN = (str, int, float, PurePath)  # what an option of text may be written as
@@ -71,6 +72,7 @@ def with_options(config: Any, options: Mapping[str, Any], where: str = "") -> An
             else did_you_mean(key, names)
         )
         raise ValueError(f"{where}unknown option {key!r}{fix}")
+    config = with_one_length(config, (key for key, value in options.items() if value))
     return dataclasses.replace(
         config, **{key: _coerce(value, hints[key], f"{where}{key}") for key, value in options.items()}
     )
@@ -114,6 +116,8 @@ def to_yaml(config: Any, only_changed: bool = False) -> str:
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     values.pop("config", None)  # everything of that file is in here
+    if values.get("num_train_epochs"):
+        values.pop("max_steps")  # it follows from the data
     if only_changed:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         values = {name: value for name, value in values.items() if getattr(config, name) != defaults[name]}

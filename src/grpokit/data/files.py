@@ -46,7 +46,7 @@ def file_rows(path: Path, flag: str) -> Iterator[RawRow]:
         return _arrow_rows(path, flag)
     if kind in ("CSV", "TSV"):
         return _csv_rows(path, flag, "," if kind == "CSV" else "\t")
-    if kind == "JSON" and _begins_with(b"[", path, flag):
+    if kind == "JSON" and begins_with(b"[", path, flag):
         return _numbered(path, json_array(path, flag))
     return _json_lines_rows(path, flag)
 
@@ -69,7 +69,8 @@ def or_error(read: Callable[[Any], Any], value: Any) -> Any:
         return error
 
 
-def _begins_with(mark: bytes, path: Path, flag: str) -> bool:
+def begins_with(mark: bytes, path: Path, flag: str) -> bool:
+    """Tells whether the first text of a file, behind white space, is `mark`."""
     texts = (line.removeprefix(b"\xef\xbb\xbf").strip() for _, line in json_lines(path, flag))
     return next((text.startswith(mark) for text in texts if text), False)
 
@@ -161,6 +162,11 @@ def plain(value: Any) -> Any:
             return None
         raise ValueError(f"{value} is not a number that JSON has; expected a finite one or null")
     return value
+
+
+def plain_row(row: Any) -> Any:
+    """Returns a row in memory as `plain` has it. What is no mapping is returned as it is, and refused as a row later."""
+    return plain(dict(row)) if hasattr(row, "keys") else row
 
 
 def import_package(module: str, flag: str, name: str, why: str) -> Any:

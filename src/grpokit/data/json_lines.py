@@ -34,6 +34,15 @@ def json_lines(path: str | os.PathLike[str], flag: str) -> Iterator[tuple[int, b
         raise ValueError(f"{flag} {path}: {error.strerror}; {EXPECTED_JSON_LINES}") from error
 
 
+def is_gzipped(path: str | os.PathLike[str]) -> bool:
+    """Tells whether a file is gzipped, by its content, whatever its name. One that can't be opened is not."""
+    try:
+        with open(path, "rb") as raw:
+            return raw.read(2) == b"\x1f\x8b"
+    except OSError:  # reading it says so, and names the option
+        return False
+
+
 def json_array(path: str | os.PathLike[str], flag: str) -> Iterator[tuple[int, Any]]:
     """Yields (line number, value) of each element of a file that is one JSON array.
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..common.text import FROM_PYTHON
-from .files import RawRow, plain
+from .addressed import ItemRows
+from .files import RawRow, or_error, plain_row
 from .sources import Source
 
 DIGEST_ROWS = 1000  # rows that the digest of a list looks at
@@ -48,15 +49,15 @@ def memory_source(rows: Iterable[Any], argument: str) -> Source:
         for number, row in enumerate(rows):
             yield read_raw(row, f"{argument}[{number}]")
 
-    return Source(f"({type(rows).__name__})", argument, "in memory", "", (), numbered)
+    def addressed() -> ItemRows:
+        return ItemRows(rows, (argument + "[{}]").format)  # pyright: ignore[reportArgumentType]
+
+    return Source(f"({type(rows).__name__})", argument, "in memory", "", (), numbered, addressed)
 
 
 def read_raw(row: Any, place: str) -> RawRow:
     """One row with its place; a ValueError in place of its values says what is wrong with it."""
-    try:
-        return place, plain(dict(row)) if hasattr(row, "keys") else row
-    except ValueError as error:
-        return place, error
+    return place, or_error(plain_row, row)
 
 
 def describe_rows(rows: Any) -> str:

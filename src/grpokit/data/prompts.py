@@ -52,6 +52,19 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+def row_at(position: int, count: int, seed: int, shuffle: bool) -> int:
+    """Returns the row at a position of the endless order: every row once per epoch, each epoch shuffled anew.
+
+    Args:
+        position: the position, from 0.
+        count: the number of rows.
+        seed: the seed of the order.
+        shuffle: whether epochs are shuffled; else they are in the order of the data.
+    """
+    epoch, place = divmod(position, count)
+    return int(_epoch_order(count, seed, epoch)[place]) if shuffle else place
+
+
 def own_prompt(prompt: Prompt) -> Prompt:
     """Returns the prompt with copies of its content and columns, which may be edited."""
     return replace(prompt, content=own_copy(prompt.content), columns=own_copy(prompt.columns))
@@ -152,10 +165,16 @@ class Prompts:
 
     def at(self, position: int) -> Prompt:
         """The prompt at `position` ≥ 0 of the endless order; its epoch is `position // len(self)`."""
-        epoch, place = divmod(position, len(self))
-        row = _epoch_order(len(self), self.seed, epoch)[place] if self.shuffle else place
+        return self.by_row(row_at(position, len(self), self.seed, self.shuffle), position)
+
+    def by_row(self, row: int, position: int) -> Prompt:
+        """The prompt of a row, for a position. Rows that were left out are not counted."""
         # What users edit in a step (a filter, a sampler, a callback) does not come back in the next epoch.
         return replace(own_prompt(self._prompts[row]), position=position)
+
+    def checked(self) -> list[Prompt]:
+        """The prompts that were read at the start: all of them."""
+        return self.in_order()
 
     def check_ids(self, rows: int) -> None:
         """Raises ValueError for the first prompt with a token that a model of so many rows lacks."""

@@ -2,13 +2,17 @@
 
 A row states its prompt in the first of these columns that isn't null; every other column goes to the rewards:
 
+* the one that --prompt_column names: text is one user message if the tokenizer has a chat template, plain text
+  otherwise; a list of messages is a chat, as in `prompt`.
+
 * `prompt`: text, tokenized as it stands; or a list of messages, as in TRL and verl. Messages that end with an
   assistant turn are a prefill: the completion continues that turn.
 * `messages`: a chat, as in ms-swift. A last assistant turn is the reference answer: it's left out of the prompt,
   and its text becomes the column `solution` unless the row has one.
 * `question`: text; one user message if the tokenizer has a chat template, plain text otherwise.
 
-verl's `reward_model.ground_truth` becomes the column `ground_truth` unless the row has one.
+A list of messages may be written as JSON, in a column of text. verl's `reward_model.ground_truth` becomes the column
+`ground_truth` unless the row has one.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ class DatasetRow:
     content: str | Messages
     columns: Mapping[str, Any]  # every other column
     source: str  # "file:line"
-    statement: str  # the column that stated the prompt: one of STATEMENTS
+    statement: str  # the column that stated the prompt: --prompt_column, or one of STATEMENTS
+    asks: bool = False  # whether its text is a user's message where the tokenizer has a chat template
+    as_json: bool = False  # whether its messages were written as JSON
 
 
 def read_rows(
@@ -51,6 +57,7 @@ def read_rows(
     flag: str = "--dataset",
     *,
     limit: int = 0,
+    prompt_column: str = "",
 ) -> tuple[list[DatasetRow], list[str]]:
     """The rows of a dataset, and what was wrong with the rows that were skipped.
 
@@ -59,6 +66,7 @@ def read_rows(
         skip_bad_rows: leave malformed rows out, instead of stopping at the first.
         flag: the option that named the dataset, for messages.
         limit: read this many valid rows, and no further; 0: all.
+        prompt_column: the column that states the prompt, before the usual ones.
 
     Raises ValueError: `FILE:LINE: ...` at the first malformed row unless `skip_bad_rows`; naming `flag` for a
     file that can't be read to its end (also with `skip_bad_rows`) or that has no valid row.
@@ -68,7 +76,7 @@ def read_rows(
     with counting_if_slow(f"reading {source.flag} {source.name}", limit or None) as progress:
         for place, values in source.rows():
             try:
-                rows.append(parse_row(values, place))
+                rows.append(parse_row(values, place, prompt_column))
             except ValueError as error:
                 if not skip_bad_rows:
                     fix = "or leave such rows out with --skip_bad_rows"
@@ -84,8 +92,14 @@ def read_rows(
     return rows, skipped
 
 
-def describe_dataset(source: Source, rows: Sequence[DatasetRow]) -> str:
-    """What was found and how it is read, in one line for the start of the run."""
+def describe_dataset(source: Source, rows: Sequence[DatasetRow], lazily: int = 0) -> str:
+    """What was found and how it is read, in one line for the start of the run.
+
+    Args:
+        source: the dataset.
+        rows: its rows; of a dataset that is read lazily, those that were read at the start.
+        lazily: the number of all rows, where they are read when a step needs them.
+    """
     split = f", split {source.split}" if source.split else ""
     shapes = Counter(map(_shape, rows))
     shown = "; ".join(
@@ -95,18 +109,22 @@ def describe_dataset(source: Source, rows: Sequence[DatasetRow]) -> str:
     left_out = (
         f"; not read, as no split is in their names: {', '.join(source.left_out)}" if source.left_out else ""
     )
-    return f"{source.flag} {source.name}: {len(rows):,} rows ({source.kind}{split}); {shown}; columns: {columns}{left_out}"
+    unread = f"; read when a step needs them: only {len(rows):,} rows are checked yet" if lazily else ""
+    return (
+        f"{source.flag} {source.name}: {lazily or len(rows):,} rows ({source.kind}{split}); {shown}; columns: {columns}"
+        f"{left_out}{unread}"
+    )
 
 
 def _shape(row: DatasetRow) -> str:
-    kind = "text" if isinstance(row.content, str) else "a chat"
+    kind = "text" if isinstance(row.content, str) else "a chat" + ", written as JSON" * row.as_json
     if _is_verl(row.columns):
         return f"verl's shape, `{row.statement}` is {kind}, reward_model.ground_truth is `ground_truth`"
+    if row.asks and isinstance(row.content, str):
+        return f"`{row.statement}`, a user's message where the tokenizer has a chat template"
     if row.statement == "messages":
-        return "`messages`, as in ms-swift"
-    if row.statement == "question":
-        return "`question`, a user's message where the tokenizer has a chat template"
-    return f"`prompt` is {kind}, as in TRL"
+        return "`messages`, as in ms-swift" + ", written as JSON" * row.as_json
+    return f"`{row.statement}` is {kind}" + ", as in TRL" * (row.statement == "prompt")
 
 
 def _is_verl(columns: Mapping[str, Any]) -> bool:
@@ -114,33 +132,53 @@ def _is_verl(columns: Mapping[str, Any]) -> bool:
     return isinstance(judged, Mapping) and "ground_truth" in judged
 
 
-def named_row(values: Any, place: str) -> DatasetRow:
+def named_row(values: Any, place: str, prompt_column: str = "") -> DatasetRow:
     """Reads one row, and names its place in an error."""
     try:
-        return parse_row(values, place)
+        return parse_row(values, place, prompt_column)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
 
-def parse_row(values: Any, source: str) -> DatasetRow:
+def parse_row(values: Any, source: str, prompt_column: str = "") -> DatasetRow:
     """Reads the prompt and the columns of one row. Raises ValueError saying what is wrong; the caller adds file:line."""
     if isinstance(values, ValueError):
         raise values
     if not isinstance(values, dict):
         raise ValueError(f"the row is {_show(values)}; {EXPECTED_ROW}")
-    values = {name: value for name, value in values.items() if value is not None or name not in STATEMENTS}
-    statement = next((name for name in STATEMENTS if name in values), None)
+    named = (prompt_column, *STATEMENTS) if prompt_column else STATEMENTS
+    values = {name: value for name, value in values.items() if value is not None or name not in named}
+    statement = next((name for name in named if name in values), None)
     if statement is None:
-        raise ValueError(f"no prompt; {EXPECTED_ROW}, found {', '.join(map(repr, values)) or 'none'}")
-    content: Any = values.pop(statement)
+        expected = f"{EXPECTED_ROW}, or `{prompt_column}`" if prompt_column else EXPECTED_ROW
+        raise ValueError(f"no prompt; {expected}, found {', '.join(map(repr, values)) or 'none'}")
+    written: Any = values.pop(statement)
+    is_chosen = statement == prompt_column
+    is_turns = statement == "messages" and not is_chosen
+    is_text = statement == "question" and not is_chosen
+    content = written if is_text else _from_json(written)
     columns = _columns(values)
-    if statement == "messages" or (statement == "prompt" and isinstance(content, list)):
+    if is_turns or (isinstance(content, list) and not is_text):
         content = _checked_messages(statement, content)
-        if statement == "messages":
+        if is_turns:
             content, columns = _split_reference(content, columns)
     elif not isinstance(content, str) or not content.strip():
-        raise ValueError(f"`{statement}` is {_show(content)}; expected {EXPECTED_IN[statement]}")
-    return DatasetRow(content, columns, source, statement)
+        expected = EXPECTED_IN.get(statement, EXPECTED_IN["prompt"])
+        raise ValueError(f"`{statement}` is {_show(content)}; expected {expected}")
+    as_json = isinstance(written, str) and not isinstance(content, str)
+    return DatasetRow(content, columns, source, statement, is_chosen or is_text, as_json)
+
+
+def _from_json(content: Any) -> Any:
+    """Returns the messages that a text holds as JSON; anything else as it is."""
+    if not (isinstance(content, str) and content.lstrip()[:1] == "[" and content.rstrip()[-1:] == "]"):
+        return content
+    try:
+        found = json.loads(content)
+    except ValueError:  # a text that begins with a bracket
+        return content
+    is_chat = isinstance(found, list) and all(isinstance(item, dict) and "role" in item for item in found)
+    return found if found and is_chat else content
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:

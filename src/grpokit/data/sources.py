@@ -20,11 +20,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common.hub import dataset_cache
 from ..common.text import did_you_mean, one_line
 from .files import KINDS, RawRow, file_rows, import_package, kind_of, or_error, plain, suffix_of
 from .folders import find_files, split_in
+
+if TYPE_CHECKING:
+    from .addressed import AddressedRows
 
 TRAINING = ("train",)
 HELD_OUT = ("test", "validation")  # the splits to evaluate on, where there are several
@@ -46,6 +50,8 @@ class Source:
     split: str  # "" where nothing names one
     left_out: tuple[str, ...]  # files of its folder that belong to no split
     rows: Callable[[], Iterator[RawRow]]
+    addressed: Callable[[], AddressedRows] | None = None  # the rows by their number, where that is possible
+    files: tuple[Path, ...] = ()  # the files that hold them
 
 
 def is_hub_name(name: str) -> bool:
@@ -97,7 +103,8 @@ def open_dataset(
         raise ValueError(
             f"{wanted.split_flag} {split}: {flag} {name} is one file; leave the split out, or name the folder"
         )
-    return Source(name, flag, kind_of(path), own, (), partial(file_rows, path, flag))
+    rows = partial(file_rows, path, flag)
+    return Source(name, flag, kind_of(path), own, (), rows, _addressed([path], flag), (path,))
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,17 @@ def _in_folder(folder: Path, config: str, wanted: _Wanted) -> Source:
 
     kind = kinds[0] if len(chosen) == 1 else f"{len(chosen)} files of {''.join(kinds) or 'Arrow'}"
     kind = "saved by datasets" if found.saved else kind
-    return Source(wanted.name, wanted.flag, kind, split, found.left_out, rows)
+    addressed = _addressed(chosen, wanted.flag)
+    return Source(wanted.name, wanted.flag, kind, split, found.left_out, rows, addressed, tuple(chosen))
+
+
+def _addressed(files: Sequence[Path], flag: str) -> Callable[[], AddressedRows] | None:
+    """Returns what opens the rows of files by their number; None where one of them can only be read from its beginning."""
+    from .addressed import JoinedRows, addressed_file, is_addressable  # with numpy, which is slow to import
+
+    if not all(file.is_file() and is_addressable(file, flag) for file in files):
+        return None
+    return lambda: JoinedRows([addressed_file(file, flag) for file in files])
 
 
 # --------------------------------------------------------------------------- the Hub
@@ -169,4 +186,9 @@ def _on_hub(wanted: _Wanted) -> Source:
         for number, row in enumerate(data, 1):
             yield f"{wanted.name} {split}:{number}", or_error(plain, row)
 
-    return Source(wanted.name, wanted.flag, "the Hub", split, (), rows)
+    def addressed() -> AddressedRows:
+        from .addressed import ItemRows
+
+        return ItemRows(data, lambda number: f"{wanted.name} {split}:{number + 1}")
+
+    return Source(wanted.name, wanted.flag, "the Hub", split, (), rows, addressed)

@@ -81,6 +81,10 @@ class PromptStream:
         self.reaches(position)
         return own_prompt(self.prompts[position])
 
+    def checked(self) -> list[Prompt]:
+        """The prompts to look at before the first step: none, as rows are read when a step needs them."""
+        return []
+
     def check_ids(self, rows: int) -> None:
         """Raises ValueError for a prompt with a token that a model of so many rows lacks, now or when it is read."""
         for prompt in self.prompts.values():

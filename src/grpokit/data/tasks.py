@@ -49,6 +49,10 @@ class EnvironmentTasks:
         """Tells whether there is a task at `position`: there always is."""
         return True
 
+    def checked(self) -> list[Prompt]:
+        """Returns no prompt: there is none to look at before `reset`."""
+        return []
+
     def check_ids(self, rows: int) -> None:
         """Nothing to check before `reset`."""
 

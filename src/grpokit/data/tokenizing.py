@@ -152,7 +152,7 @@ def _or_error(row: DatasetRow, tokenizer: Any, form: PromptForm, before: list[in
 
 def _content(row: DatasetRow, tokenizer: Any, form: PromptForm) -> str | Messages:
     content, system_prompt = row.content, form.system_prompt
-    asks = row.statement == "question" or (form.tools_of is not None and isinstance(content, str))
+    asks = (row.asks or form.tools_of is not None) and isinstance(content, str)
     if asks and getattr(tokenizer, "chat_template", None):
         content = [{"role": "user", "content": content}]
     if system_prompt and not isinstance(content, str) and content[0]["role"] not in ("system", "developer"):

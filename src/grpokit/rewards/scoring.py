@@ -80,7 +80,8 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
     * `reward`: their mean; `reward_std`: the mean over groups of the group's unbiased standard deviation
       (groups with at least two rewards);
     * `frac_reward_zero_std`: the share of groups (with a reward) whose rewards are all equal;
-    * `rewards/<name>/mean`, `rewards/<name>/std`: over the completions to which that function applies.
+    * `rewards/<name>/mean`, `rewards/<name>/std`: over the completions to which that function applies;
+    * `reward/<dataset>/mean`: where there are several datasets, the mean over the completions of each.
     """
     totals = [_present(group.reward) for group in groups]
     spread = [_std(values) for values in totals if len(values) > 1]
@@ -94,6 +95,9 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
         values = _joined([_present(g.rewards[:, column]) for g in groups if g.rewards is not None])
         metrics[f"rewards/{reward.name}/mean"] = Metric.mean(values)
         metrics[f"rewards/{reward.name}/std"] = Metric.derived("std", values)
+    for name in sorted({group.prompt.dataset for group in groups} - {""}):
+        own = [values for group, values in zip(groups, totals, strict=True) if group.prompt.dataset == name]
+        metrics[f"reward/{name}/mean"] = Metric.mean(_joined(own))
     return metrics
 
 

@@ -90,6 +90,18 @@ class StepRollouts:
     max_resample_times: int
     max_steps: int
     budget: ErrorBudget = field(default_factory=ErrorBudget)  # counts the run's dropped episodes
+    # (the step under way, the state of the data where it began): a step that is sampled again begins there.
+    began: tuple[int, dict[str, Any] | None] | None = None
+
+    def begin_step(self, step: int) -> None:
+        """Notes where the data stands before step `step`, counted from 0. All ranks call it."""
+        self.began = step, self.prompts.data_state(self._first(step))
+
+    def observe(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """Tells an order of the user's own the mean rewards of a step's groups. All ranks call it."""
+        tell = getattr(self.prompts, "observe", None)
+        if tell is not None:
+            tell(step, {group.prompt.position: _mean_reward(group) for group in groups})
 
     def sample(self, prompts: Sequence[Prompt], step: int, phase: Phase) -> list[RolloutGroup]:
         """Samples this rank's share of the prompts of step `step`, counted from 0."""
@@ -141,8 +153,13 @@ class StepRollouts:
         """Tells whether the data reaches to the end of step `step`, counted from 0."""
         return self.prompts.reaches(self._first(step + 1) - 1)
 
-    def data_state(self, step: int) -> dict[str, Any] | None:
-        """Returns the data position to checkpoint, so that step `step` gets the same prompts after a resume."""
+    def data_state(self, step: int, within: bool = False) -> dict[str, Any] | None:
+        """Returns the state of the data to checkpoint, so that step `step` gets the same prompts after a resume.
+
+        `within`: the step is sampled and scored, and goes on; else it is sampled again, where it has begun.
+        """
+        if self.began is not None and self.began[0] == step and not within:
+            return self.began[1]
         return self.prompts.data_state(self._first(step))
 
     def _first(self, step: int) -> int:
@@ -152,3 +169,10 @@ class StepRollouts:
         """Stops sampling that is in progress."""
         if self.ahead is not None:
             self.ahead.close()
+
+
+def _mean_reward(group: RolloutGroup) -> float | None:
+    """Returns the mean over the completions to which a reward applies, or None."""
+    assert group.reward is not None  # the step is scored
+    rewards = group.reward[~group.reward.isnan()]
+    return float(rewards.mean()) if len(rewards) else None

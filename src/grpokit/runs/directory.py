@@ -182,7 +182,7 @@ def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
     """
     record = read_record(checkpoint)
     within, under_way = "unfinished" in record, record["step"] + 1
-    if within and config.max_steps < under_way:
+    if within and config.max_steps < under_way and not config.num_train_epochs:
         raise ValueError(
             f"--max_steps {config.max_steps}: {checkpoint} was saved within step {under_way}; use {under_way} or more"
         )
@@ -210,7 +210,7 @@ def _changes(config: TrainConfig, checkpoint: Path) -> dict[str, str]:
         return {}
     known = read_record(checkpoint).get("sources", {})
     return {
-        name: f"{name}: {old} → {new}"
+        name: f"{name}: {_shown(old)} → {_shown(new)}"
         for name, old, new in _differing(before, config)
         if name not in FREE and not (name in SOURCES and has_moved(old, new, known))
     }

@@ -10,12 +10,13 @@ from ..common.text import FROM_PYTHON
 from ..config.options import TrainConfig
 from ..config.paths import resolved, split_path
 from ..data.folders import find_files
+from ..data.names import split_name, split_weight
 
 # Options by which a run reads something of its own.
 SOURCES = (
     *("model", "ref_model", "dataset", "reward_funcs"),
     *("sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
-    *("tools", "environment", "tool_parser", "chat_template"),
+    *("tools", "environment", "tool_parser", "chat_template", "sampler_order"),
 )
 WHOLE = 64 << 20  # bytes; of a larger file, parts are read
 PARTS, PART = 64, 1 << 16
@@ -42,11 +43,11 @@ def digest(value: str) -> str:
 
     Names of folders above it, and dates, don't matter. Of files over 64 MiB, their size and 64 parts are read.
     """
-    place, rest = split_path(value)
+    place, config = split_path(split_weight(split_name(value)[1])[0])
     path = Path(place)
     summary = hashlib.sha256()
     try:
-        files = [path] if path.is_file() else _content(path, rest)
+        files = [path] if path.is_file() else _content(path, config)
         for file in files:
             name = "" if file == path else file.relative_to(path).as_posix()
             summary.update(f"{name}\0{file.stat().st_size}\0".encode())

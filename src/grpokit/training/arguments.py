@@ -18,7 +18,7 @@ from ..config.yaml import with_options
 from ..data.memory import check_rows, describe_rows, is_listed
 from ..policy.lora import options_of_peft
 from .callbacks import check_callbacks
-from .setup.parts import Parts, check_sampler, find_estimator, find_filter
+from .setup.parts import Parts, check_sampler, find_estimator, find_filter, find_order
 
 Config = TypeVar("Config", bound=ModelConfig)
 
@@ -95,6 +95,7 @@ def gather_arguments(
     config, estimator = _take_object(config, "advantage_estimator", given["advantage_estimator"])
     config, group_filter = _take_object(config, "group_filter", given["group_filter"])
     config, optimizer = _take_object(config, "optim", given["optimizer"])
+    config, order = _take_object(config, "sampler_order", given["sampler_order"])
     config, tools = _take_tools(config, given["tools"])
     config = _take_environments(config, given["environment_factory"])
     config = expand_home(config)
@@ -107,6 +108,7 @@ def gather_arguments(
         sampler=None if sampler is None else check_sampler(sampler),
         advantage_estimator=estimator,
         group_filter=group_filter,
+        sampler_order=order,
         optimizer=optimizer,
         callbacks=tuple(given["callbacks"]),
         tools=tools,
@@ -114,6 +116,7 @@ def gather_arguments(
     )
     find_estimator(config, parts)  # raises where it can't be called as it must be
     find_filter(config, parts)
+    find_order(config, parts)
     if optimizer is not None and not callable(optimizer) and model is None:
         raise ValueError(
             "optimizer: an optimizer that is made already needs a loaded model, whose parameters it has; pass a function "
@@ -191,6 +194,9 @@ def _take_rows(config: Config, option: str, argument: str, rows: Any) -> tuple[C
         return config, None
     if isinstance(rows, str | Path):
         return dataclasses.replace(config, **{option: str(rows)}), None
+    are_paths = isinstance(rows, list | tuple) and all(isinstance(item, str | Path) for item in rows)
+    if option == "dataset" and rows and are_paths:  # several datasets
+        return dataclasses.replace(config, dataset=tuple(map(str, rows))), None
     check_rows(rows, argument)
     return dataclasses.replace(config, **{option: describe_rows(rows)}), rows
 

@@ -14,12 +14,13 @@ from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import Evaluation, evaluate
-from .setup.data import PromptSource, columns_of, load_prompts, make_rewards
+from .setup.data import columns_of, make_rewards
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.form import find_tokenizer
 from .setup.gate import check_model, check_tokens
 from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
+from .setup.prompts import PromptSource, load_datasets, load_prompts
 from .setup.samplers import EVAL_SEED, make_sampler
 from .setup.tasks import load_tasks
 
@@ -77,9 +78,10 @@ def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
         context = context_of(policy)
         if environments is not None and not config.dataset:
             prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
+        elif (rows := parts.train_dataset) is not None:
+            prompts = load_prompts(config, config.dataset[0], "--dataset", tokenizer, context, rows, tools_of)
         else:
-            rows = parts.train_dataset
-            prompts = load_prompts(config, config.dataset, "--dataset", tokenizer, context, rows, tools_of)
+            prompts = load_datasets(config, tokenizer, context, tools_of)
         tokenizer = check_tokens(policy, tokenizer, prompts)
         longest = longest_sequence(environments, config, policy, prompts.longest)
         check_model(policy, config.model, longest, config)
@@ -96,6 +98,7 @@ def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
     def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
         return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)
 
-    chosen = prompts.in_order(config.max_samples or (0 if config.dataset else TASKS))
+    # A dataset has been cut to --max_samples already.
+    chosen = prompts.in_order(0 if config.dataset else config.max_samples or TASKS)
     with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
         return evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)

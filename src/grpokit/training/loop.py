@@ -53,8 +53,8 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
         with clock("reward"):
             chosen.add(run.score(groups, prompts))
     groups = add_advantages(chosen.groups, run.estimator, run.scale_rewards, run.reward_weights)
-    if config.mask_truncated_completions:
-        groups = mask_truncated(groups)
+    groups = mask_truncated(groups) if config.mask_truncated_completions else groups
     updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)  # fixes every weight
     metrics = chosen.metrics | run.rollouts.staleness(groups, run.policy.version)
+    run.rollouts.observe(step, chosen.kept + chosen.refused)
     return StepProgress(updates, groups, metrics=metrics)

@@ -132,6 +132,7 @@ class Run:
                     f"note: train_dataset ended after {step} steps, before the {self.config.max_steps} of max_steps"
                 )
                 return
+            self.rollouts.begin_step(step)
             yield step
 
     def step_groups(self, step: int) -> StepGroups:
@@ -253,7 +254,7 @@ class Run:
             self.state,
             unfinished=progress,
             ahead=ahead,
-            data=self.rollouts.data_state(self.state.step),
+            data=self.rollouts.data_state(self.state.step, within=progress is not None),
             # A step that is not yet under way is sampled again.
             dropped=self.state.dropped if progress is None else self.rollouts.budget.dropped,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..batch.advantages import Estimator
 from ..common.console import waiting
 from ..config.checks import check_train_config
 from ..config.options import TrainConfig
+from ..data.ordered import SamplerOrder
 from ..parallel import World, joined_world
 from ..policy.export import save_model
 from ..policy.learn import StepProgress
@@ -42,8 +43,8 @@ class GRPOTrainer:
         reward_funcs: functions `f(completions, **columns)`, names of built-in rewards, "file.py:function", directories of
             reward models, or a list of these.
         args: a configuration to begin with; the other arguments win over it.
-        train_dataset: a path, org/name of the Hub, a list of dicts, a `datasets.Dataset`, or an iterable of rows, which
-            is read as training needs it, in its own order.
+        train_dataset: a path, org/name of the Hub, a list of these, a list of dicts, a `datasets.Dataset`, or an iterable
+            of rows, which is read as training needs it, in its own order.
         eval_dataset: held-out rows, given in the same ways.
         processing_class: the tokenizer of a loaded model.
         peft_config: peft's LoraConfig, where grpokit can honour it exactly.
@@ -51,6 +52,7 @@ class GRPOTrainer:
         sampler: "transformers", "vllm", an object with `sample` and `sync`, or a function that makes one.
         advantage_estimator: a name, or a function `f(rewards)` or `f(rewards, rollouts)`.
         group_filter: a function `f(group)` that says whether a scored group is trained on.
+        sampler_order: a curriculum: an object with `take(step, count)`, or a function `f(num_rows, seed)` that makes one.
         optimizer: a function `f(named_parameters, learning_rate)` that makes an optimizer, or an optimizer over the
             parameters of a loaded model.
         tools: functions that the model may call, with type hints and a docstring, or "file.py:function".
@@ -82,6 +84,7 @@ class GRPOTrainer:
         sampler: str | Sampler | SamplerFactory | None = None,
         advantage_estimator: str | Estimator | None = None,
         group_filter: str | GroupFilter | None = None,
+        sampler_order: str | SamplerOrder | Callable[[int, int], SamplerOrder] | None = None,
         optimizer: MakeOptimizer | torch.optim.Optimizer | None = None,
         tools: Sequence[Any] | None = None,
         environment_factory: Any = None,
@@ -99,6 +102,7 @@ class GRPOTrainer:
                 "sampler": sampler,
                 "advantage_estimator": advantage_estimator,
                 "group_filter": group_filter,
+                "sampler_order": sampler_order,
                 "optimizer": optimizer,
                 "tools": [] if tools is None else tools,
                 "environment_factory": environment_factory,

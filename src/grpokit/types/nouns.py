@@ -49,6 +49,7 @@ class Prompt:
     columns: Mapping[str, Any]  # every other column of the dataset's row, by name
     source: str  # "file:line", for error messages
     prefix: str = ""  # the end of the prompt that rewards and logs get as the beginning of its completions
+    dataset: str = ""  # the name of its dataset, where there are several
 
 
 @dataclass(frozen=True, eq=False)

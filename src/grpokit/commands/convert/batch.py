@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...config.foreign import COUNTED, IN_OPTIMIZER_STEPS
-from .draft import Draft
+from ...data.names import read_name
+from .draft import Draft, listed
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,10 @@ def _length(draft: Draft, pace: Pace, epoch: int | None, rows: int | None) -> fl
         draft.put("max_steps", steps)
         return most
     if not epoch:
-        why = (
-            "the number of rows isn't known here"
-            if epoch is None
-            else f"{rows} rows are less than one step of {pace.prompts} prompts"
-        )
-        draft.say(
-            f"num_train_epochs: {epochs:g} epochs, and {why}; set --max_steps to "
-            f"{epochs:g} × rows / {pace.prompts} (100 is grpokit's default)"
-        )
+        draft.put("num_train_epochs", epochs)
+        draft.defaulted.discard("num_train_epochs")  # always written
+        if epoch is not None:
+            draft.say(f"num_train_epochs: {rows} rows are less than one step of {pace.prompts} prompts")
         return None
     total = math.ceil(epochs * epoch)
     steps = max(1, round(total / pace.per_step))
@@ -155,9 +151,13 @@ def _intervals(draft: Draft, epoch: int | None) -> None:
 
 def _rows(draft: Draft) -> int | None:
     """Counts the rows of the dataset where it is on this machine. Never asks the Hub."""
-    name = draft.ours.get("dataset")
-    if not isinstance(name, str) or not name:
-        return None
+    names = listed(draft.ours.get("dataset"))
+    counts = [_rows_of(draft, read_name(name).place) for name in names]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(names) else None
+
+
+def _rows_of(draft: Draft, name: str) -> int | None:
     from ...data.sources import is_hub_name, open_dataset
 
     path = name if Path(name).exists() else str(draft.folder / name)

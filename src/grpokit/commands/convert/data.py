@@ -9,6 +9,7 @@ from typing import Any
 
 from ...common.text import BUILT_IN_REWARDS
 from ...config.foreign_defaults import DEFAULTS
+from ...data.names import read_name
 from ...data.sources import is_hub_name
 from .draft import Draft, listed, shown
 
@@ -42,17 +43,22 @@ def convert_data(draft: Draft) -> None:
         _mixture(draft, word)
     found = listed(draft.take("dataset_name", draft.take("dataset")))
     config, split = draft.take("dataset_config"), draft.take("dataset_train_split")
-    if found:
-        name = _one_dataset(draft, str(found[0]), "dataset")
-        if config is not None and is_hub_name(name):
-            name = f"{name}:{config}"
-        draft.put("dataset", name, "dataset_name", "dataset", "datasets", "dataset_mixture")
-        if split is not None and not Path(name).is_file():
+    names = [_one_dataset(draft, str(each), "dataset") for each in found]
+    if config is not None:
+        names = [f"{name}:{config}" if is_hub_name(name) else name for name in names]
+    if names:
+        value = names[0] if len(names) == 1 else _named_apart(names)
+        draft.put("dataset", value, "dataset_name", "dataset", "datasets", "dataset_mixture")
+        if split is not None and not all(Path(name).is_file() for name in names):
             draft.put("dataset_split", split, "dataset_train_split", "datasets")
-    if len(found) > 1:
+    if len(names) > 1:
         draft.say(
-            f"dataset: one dataset at a time; {found[0]} is taken, {', '.join(map(str, found[1:]))} left out"
+            f"dataset: {len(names)} datasets are drawn from in proportion to their rows here; {draft.name} takes each row once "
+            "an epoch"
         )
+    lazy = draft.take("lazy_tokenize")
+    if lazy is not None:
+        draft.put("lazy_tokenize", "always" if str(lazy).lower() == "true" else "auto")
     shuffles = [
         draft.take_flag(name, True)
         for name in ("shuffle_dataset", "dataset_shuffle", "train_dataloader_shuffle")
@@ -64,27 +70,37 @@ def convert_data(draft: Draft) -> None:
     _evaluation(draft)
 
 
+def _named_apart(names: list[str]) -> list[str]:
+    """Returns several datasets, with names of their own where two would have the same."""
+    own = [read_name(name).name for name in names]
+    if len(set(own)) == len(own):
+        return names
+    return [f"d{number}={name}" for number, name in enumerate(names, 1)]
+
+
 def _mixture(draft: Draft, word: str) -> None:
-    """Takes the first of a mixture of datasets."""
+    """Takes the datasets of a mixture."""
     mixture = draft.take(word)
     parts = mixture.get("datasets", []) if isinstance(mixture, dict) else listed(mixture)
     parts = [part for part in parts if isinstance(part, dict)]
     if not parts:
         return
-    first = parts[0]
-    name, files = first.get("path", first.get("id")), first.get("data_files")
-    if name in READERS and files:
-        name = listed(files)[0]
-    draft.left |= {"dataset_name": name}
-    for theirs, key in (
-        ("dataset_config", "name"),
-        ("dataset_config", "config"),
-        ("dataset_train_split", "split"),
-    ):
-        if first.get(key) is not None:
-            draft.left[theirs] = first[key]
-    if len(parts) > 1 or first.get("fraction") or first.get("weight"):
-        draft.say(f"{word}: one whole dataset at a time; {name} is taken")
+    names: list[str] = []
+    for part in parts:
+        name, files, config = part.get("path", part.get("id")), part.get("data_files"), part.get("name")
+        config = config or part.get("config")
+        if name in READERS and files:
+            names += listed(files)
+        else:
+            names.append(f"{name}:{config}" if config and is_hub_name(str(name)) else name)
+    draft.left["dataset_name"] = names
+    splits = {part["split"] for part in parts if part.get("split") is not None}
+    if len(splits) > 1:
+        draft.say(f"{word}: one split for all datasets here; {', '.join(sorted(splits))} are left out")
+    elif splits:
+        (draft.left["dataset_train_split"],) = splits
+    if any(part.get("fraction") or part.get("weight") for part in parts):
+        draft.say(f"{word}: fractions of datasets are left out; whole ones are taken")
 
 
 def _one_dataset(draft: Draft, text: str, flag: str) -> str:

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ...config.foreign_defaults import TRL_DEFAULTS
 from ...config.options import TrainConfig
 from ...config.yaml import with_options
 from ...data.form import parse_template_kwargs
-from ...data.sources import is_hub_name, split_in
 from .data import TRL_REWARDS, listed
+from .datasets_to_trl import name_datasets
 from .draft import shown
 from .losses import NO_BOUND, VESPO
-
-READERS = {".parquet": "parquet", ".csv": "csv"}
 
 # What carries over under another name.
 RENAMED = {
@@ -42,7 +39,7 @@ NOT_NEEDED = {
     *("config", "num_threads", "skip_bad_rows", "reward_timeout", "rollout_batch_size", "decode"),
     *("share_prefill", "vllm_max_gap", "vllm_sync", "micro_batch_tokens", "packing", "share_prompts"),
     *("drop_dead_rows", "shard_size", "ddp_timeout", "record_batches", "log_completions", "save_dtype"),
-    *("lora_save", "max_skipped_steps", "eval_samples"),
+    *("lora_save", "max_skipped_steps", "eval_samples", "lazy_tokenize"),
 }
 # Options of a loss's part, which only say something beside their loss.
 TAKEN = {
@@ -50,6 +47,7 @@ TAKEN = {
     *("epsilon", "epsilon_high", "tau_pos", "tau_neg", "sapo_gain", "kl_estimator", "kl_gradient"),
     *("advantage_estimator", "scale_rewards", "correction_mode", "correction_level", "correction_cap"),
     *("correction_low", "correction_high", "prompts_per_step", "updates_per_step", "max_steps"),
+    "num_train_epochs",
     *("warmup_steps", "save_steps", "eval_steps", "logging_steps", "save_total_limit", "report_to", "model"),
     *(
         "dataset",
@@ -151,8 +149,8 @@ def _model_and_data(config: TrainConfig, theirs: dict[str, Any], say: Say) -> No
         theirs["model_name_or_path"] = name
     if at:
         theirs["model_revision"] = revision
-    _dataset(config.dataset, config.dataset_split, theirs)
-    if config.eval_dataset and config.eval_dataset != config.dataset:
+    theirs |= name_datasets(config.dataset, config.dataset_split, say)
+    if config.eval_dataset and (config.eval_dataset,) != config.dataset:
         say("eval_dataset, eval_steps: `trl grpo` evaluates on a split of the training data; left out")
         theirs.pop("eval_steps", None)
     elif config.eval_dataset:
@@ -176,22 +174,6 @@ def _model_and_data(config: TrainConfig, theirs: dict[str, Any], say: Say) -> No
         }
     if extra:
         theirs["generation_kwargs"] = extra
-
-
-def _dataset(name: str, split: str, theirs: dict[str, Any]) -> None:
-    """Names the data: a file needs the reader of its kind, which `datasets:` gives it."""
-    if not name:
-        return
-    if Path(name).is_file() or not (is_hub_name(name) or Path(name).exists()):
-        reader = READERS.get(Path(name).suffix, "json")
-        theirs["datasets"] = [{"path": reader, "data_files": name, "split": "train"}]
-        return
-    org, _, config = name.partition(":")
-    theirs["dataset_name"] = org
-    if config:
-        theirs["dataset_config"] = config
-    if (split or split_in(name)) not in ("", "train"):
-        theirs["dataset_train_split"] = split
 
 
 def _reward(word: str, say: Say) -> str:
@@ -299,7 +281,10 @@ def _batch(config: TrainConfig, processes: int, theirs: dict[str, Any], say: Say
         "steps_per_generation": accumulation * config.updates_per_step,
     }
     per_step = config.updates_per_step * config.num_iterations
-    theirs["max_steps"] = config.max_steps * per_step
+    if config.num_train_epochs:
+        theirs["num_train_epochs"] = config.num_train_epochs
+    else:
+        theirs["max_steps"] = config.max_steps * per_step
     for name in ("warmup_steps", "eval_steps"):
         if getattr(config, name):
             theirs[name] = getattr(config, name) * per_step

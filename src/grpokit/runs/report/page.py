@@ -48,13 +48,18 @@ def _header(run: RunData) -> str:
     """Shows the run's name, its model, dataset and loss."""
     config = run.config
     facts = [
-        *(str(config[name]) for name in ("loss_type", "model", "dataset") if config.get(name)),
+        *(str(config[name]) for name in ("loss_type", "model") if config.get(name)),
+        *_datasets(config.get("dataset")),
         *_batch(config.get("prompts_per_step"), config.get("num_generations")),
     ]
     return (
         f'<header><p class="eyebrow">grpokit run</p><h1>{escape(run.name)}</h1>'
         f'<p class="facts">{" · ".join(map(escape, facts))}</p></header>'
     )
+
+
+def _datasets(value: Any) -> list[str]:
+    return [str(item) for item in (value if isinstance(value, list) else [value]) if item]
 
 
 def _batch(prompts: Any, generations: Any) -> list[str]:

@@ -84,8 +84,14 @@ def batch_plan(config: TrainConfig, ranks: int = 1) -> str:
     return (
         f"plan: {_count(p, 'prompt')} × {g} = {p * g} completions a step, {_count(u, 'update')} of "
         f"{p * g // u} completions × {_count(n, 'iteration')}, {_ranks(config, ranks)}, "
-        f"≤ {config.micro_batch_tokens:,} tokens a micro-batch, {_count(config.max_steps, 'step')}"
+        f"≤ {config.micro_batch_tokens:,} tokens a micro-batch, {_length(config)}"
     )
+
+
+def _length(config: TrainConfig) -> str:
+    if config.num_train_epochs:
+        return f"{config.num_train_epochs:g} epochs"
+    return _count(config.max_steps, "step")
 
 
 def _ranks(config: TrainConfig, ranks: int) -> str:

@@ -25,7 +25,7 @@ from ...policy.policy import Policy
 from ...policy.reference import Reference
 from ...policy.twin import reach
 from ...types import Prompt
-from .data import PromptSource
+from .prompts import PromptSource
 from .ways import BEYOND, WITHIN, CannotCompute, Found, full_trial, short_trial, try_all, try_twin
 
 

@@ -13,6 +13,7 @@ from ...batch.advantages import ESTIMATORS, Estimator
 from ...common.imports import load_object, raised_in
 from ...common.text import FROM_PYTHON, did_you_mean, one_line
 from ...config.options import TrainConfig
+from ...data.ordered import SamplerOrder
 from ...data.prompts import own_prompt
 from ...policy.optimizer import MakeOptimizer
 from ...rollouts import Sampler
@@ -45,6 +46,7 @@ class Parts:
     sampler: Sampler | SamplerFactory | None = None
     advantage_estimator: Estimator | None = None
     group_filter: GroupFilter | None = None
+    sampler_order: Any = None  # an object with take(step, count), or what makes one
     optimizer: MakeOptimizer | torch.optim.Optimizer | None = None
     callbacks: tuple[Any, ...] = ()
     tools: tuple[Any, ...] = ()  # functions that the model may call
@@ -125,6 +127,23 @@ def find_filter(config: TrainConfig, parts: Parts) -> GroupFilter | None:
         check_function(own, "--group_filter", "f(group) that returns True or False", 1)
         return _NamedFilter(own)
     return own
+
+
+def find_order(config: TrainConfig, parts: Parts) -> Callable[[int, int], SamplerOrder] | None:
+    """What makes the order of --sampler_order from the number of rows and the seed; None without one."""
+    own = parts.sampler_order
+    if own is None and is_own(config.sampler_order):
+        own = load_object(config.sampler_order, "--sampler_order")
+    if own is None:
+        return None
+    if callable(getattr(own, "take", None)) and not isinstance(own, type):
+        return lambda rows, seed: own
+    if not callable(own):
+        raise ValueError(
+            f"--sampler_order: a {type(own).__name__}; expected a function f(num_rows, seed) that returns an object with "
+            "take(step, count), or such an object"
+        )
+    return own  # pyright: ignore[reportReturnType]
 
 
 def own_group(group: RolloutGroup) -> RolloutGroup:

@@ -44,6 +44,7 @@ from .form import find_tokenizer
 from .gate import check_run_models, check_tokens
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
+from .order import check_length, with_order
 from .parts import Parts, find_estimator, find_filter, find_sampler
 from .samplers import EVAL_SEED, make_sample_ahead, sampler_factory
 
@@ -79,6 +80,7 @@ def start(
     set_threads(config, policy)
     tokenizer = find_tokenizer(config, parts, str(checkpoint or config.model))
     data = load_data(config, tokenizer, context_of(policy), parts)
+    config, data = with_order(config, data, parts, world)
     longest = longest_row(data, config, policy, world)
     tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
     check_run_models(config, policy, reference, tokenizer, longest, world)
@@ -89,6 +91,7 @@ def start(
     if checkpoint:
         data.prompts.restore(read_record(checkpoint).get("data"))
         state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world)
+        check_length(config, state)
     rollouts = make_rollouts(
         config, make_sampler(config.seed, config), data.prompts, state, checkpoint, world
     )
