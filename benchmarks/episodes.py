@@ -155,7 +155,7 @@ def ours(args: argparse.Namespace, model: Path, tool: Callable[..., Any], folder
     rows = [{"prompt": conversation(n)[:1]} for n in range(prompts)]
     config = TrainConfig(
         model=str(model),
-        dataset="python:rows",
+        dataset=("python:rows",),
         reward_funcs=("length",),
         tools=("python:lookup",),
         output_dir=str(folder / "ours"),

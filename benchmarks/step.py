@@ -83,7 +83,7 @@ def train_ours(args: argparse.Namespace, turns: Turns) -> None:
 
     config = TrainConfig(
         model=args.model,
-        dataset=str(args.folder / "prompts.jsonl"),
+        dataset=(str(args.folder / "prompts.jsonl"),),
         output_dir=str(args.folder / "ours"),
         reward_funcs=(f"{__file__}:spread",),
         loss_type=args.loss_type,

@@ -90,9 +90,9 @@ def _mixture(draft: Draft, word: str) -> None:
         name, files, config = part.get("path", part.get("id")), part.get("data_files"), part.get("name")
         config = config or part.get("config")
         if name in READERS and files:
-            names += listed(files)
-        else:
-            names.append(f"{name}:{config}" if config and is_hub_name(str(name)) else name)
+            names += map(str, listed(files))
+        elif name:
+            names.append(f"{name}:{config}" if config and is_hub_name(str(name)) else str(name))
     draft.left["dataset_name"] = names
     splits = {part["split"] for part in parts if part.get("split") is not None}
     if len(splits) > 1:
