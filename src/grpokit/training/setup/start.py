@@ -16,6 +16,7 @@ from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
 from ...policy.load import load_tokenizer
 from ...policy.optimizer import make_optimizer
+from ...policy.policy import Policy
 from ...policy.probes import find_router_loss
 from ...rewards import Reward
 from ...rollouts import Sampler
@@ -87,7 +88,8 @@ def start(
     state = TrainState()
     if checkpoint:
         data.prompts.restore(read_record(checkpoint).get("data"))
-        state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world)
+        moving = reference if config.sync_ref_model and isinstance(reference, Policy) else None
+        state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world, moving)
     rollouts = make_rollouts(config, make_sampler(config.seed), data.prompts, state, checkpoint, world)
     eval_sampler = make_sampler(config.seed + EVAL_SEED)
     run = Run(
