@@ -17,8 +17,8 @@ import torch
 
 import grpokit.runs.report
 import grpokit.training.setup.start
-from grpokit.config.options import TrainConfig
 from grpokit.common.shards import full
+from grpokit.config.options import TrainConfig
 from grpokit.parallel import ALONE, World
 from grpokit.policy.load import load_policy
 from grpokit.rollouts.sampler import SamplingStopped
