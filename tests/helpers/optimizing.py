@@ -1,18 +1,21 @@
-"""Among ranks, or alone: runs with the options of docs/en/optimizing.md, and each once more from its second step.
+"""Among ranks: runs with the options of docs/en/optimizing.md, and each once more from its second step.
 
-python -m helpers.optimizing DIR LAYOUT CUT JOB...      LAYOUT: the directory's name; CUT: of helpers.ranks; JOB: of JOBS
+torchrun --nproc-per-node 2 -m helpers.optimizing DIR LAYOUT CUT JOB...
+
+LAYOUT is the directory's name, CUT one of helpers.ranks, JOB one of JOBS.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 import grpokit.runs.report
-from grpokit.parallel import end_process, joined_world
+from grpokit.parallel import ALONE, World, end_process, joined_world
 from helpers.ranks import CUTS
 from helpers.running import start, train
 from helpers.tiny import tiny_config
@@ -57,25 +60,38 @@ JOBS: dict[str, dict] = {
 }
 
 
+SHORT = {
+    "max_steps": 3,
+    "save_steps": 1,
+    "prompts_per_step": 2,
+    "num_iterations": 1,
+    "log_completions": 2,
+}
+RESUMED_ON_RANKS = ("whole", "8bit")  # the other jobs' state is sharded as AdamW's
+
+
+def run_jobs(directory: Path, layout: str, cut: str, jobs: Iterable[str], world: World = ALONE) -> None:
+    """Leaves a run JOB in the layout's directory for each job, and where it matters one JOB-resumed."""
+    for job in jobs:
+        output = directory / layout / job
+        settings = JOBS[job] | CUTS[cut] | SHORT
+        settings["micro_batch_tokens"] = 120 if "micro_batch_tokens" in settings else 8192
+        starts = {output: ""}
+        if world.size == 1 or job in RESUMED_ON_RANKS:
+            starts[directory / layout / f"{job}-resumed"] = str(output / "checkpoint-2")
+        for name, resumed in starts.items():
+            config = tiny_config(directory, **settings, output_dir=str(name), resume_from_checkpoint=resumed)
+            run = start(config, world)
+            train(run)
+            run.close()
+
+
 def main(directory: Path, layout: str, cut: str, jobs: list[str]) -> None:
     torch.set_num_threads(1)
     logging.disable()
     grpokit.runs.report.write_report = lambda *_, **__: "no report"
     with joined_world(timeout=120) as world:
-        for job in jobs:
-            output = directory / layout / job
-            settings = JOBS[job] | CUTS[cut] | {"max_steps": 4, "log_completions": 2, "save_steps": 2}
-            settings["micro_batch_tokens"] = 120 if "micro_batch_tokens" in settings else 8192
-            for name, resumed in (
-                (output, ""),
-                (directory / layout / f"{job}-resumed", output / "checkpoint-2"),
-            ):
-                config = tiny_config(
-                    directory, **settings, output_dir=str(name), resume_from_checkpoint=str(resumed)
-                )
-                run = start(config, world)
-                train(run)
-                run.close()
+        run_jobs(directory, layout, cut, jobs, world)
 
 
 if __name__ == "__main__":

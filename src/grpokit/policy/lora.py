@@ -131,13 +131,6 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
                 f"--lora_target_modules {named}: {name} is an embedding, the head, or no plain linear layer; name others, of "
                 f"{plain}"
             )
-    for place in saved_modules(model):
-        inside = [layer for layer in places if f"{layer}.".startswith(f"{place}.")]
-        if inside:
-            raise ValueError(
-                f"--lora_modules_to_save {' '.join(lora.whole_modules)}: {inside[0]} has an adapter; name it in one of this "
-                "flag and --lora_target_modules"
-            )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(trained)
