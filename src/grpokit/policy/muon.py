@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..common.shards import full
 from ..parallel import like
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from Keller Jordan's Muon
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic's, from Keller Jordan's Muon
 STEPS = 5
 EPSILON = 1e-7  # the smallest norm that is divided by
 
@@ -69,12 +69,14 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, momentum, rate = self.state[parameter], group["momentum"], group["lr"]
+        assert parameter.grad is not None
+        gradient, state = parameter.grad, self.state[parameter]
+        momentum, rate = group["momentum"], group["lr"]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
-        buffer.lerp_(parameter.grad, 1 - momentum)  # pyright: ignore[reportArgumentType] - it has one
-        direction = orthogonalise(full(parameter.grad.lerp(buffer, momentum)))  # pyright: ignore[reportOptionalMemberAccess]
+        buffer.lerp_(gradient, 1 - momentum)
+        direction = orthogonalise(full(gradient.lerp(buffer, momentum)))
         parameter.mul_(1 - rate * group["weight_decay"])
         scale = 0.2 * math.sqrt(max(parameter.shape))
         parameter.add_(like(parameter, direction.to(parameter.dtype)), alpha=-rate * scale)

@@ -30,7 +30,7 @@ def learning_rate(config: TrainConfig, step: int, peak: float | None = None) -> 
     if name == "constant":
         return peak * 1.0
     if step < warm:
-        rise = {"warmup_stable_decay": stable_warmup, "cosine_warmup_with_min_lr": cosine_warmup}.get(name)
+        rise = {"warmup_stable_decay": _stable_warmup, "cosine_warmup_with_min_lr": _cosine_warmup}.get(name)
         return peak * (step + 1) / (warm + 1) if rise is None else peak * rise(step, warm, floor, options)
     end = max(1, config.max_steps - warm)
     factor = FACTORS[name](step - warm, end, warm, options)
@@ -41,19 +41,19 @@ def _cosine(done: float, cycles: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * cycles * 2.0 * done))
 
 
-def cosine_with_restarts(step: int, end: int, warm: int, options: dict[str, Any]) -> float:
+def _cosine_with_restarts(step: int, end: int, warm: int, options: dict[str, Any]) -> float:
     """Falls as half a cosine, `num_cycles` times, from the peak each time."""
     done = step / end
     return 0.0 if done >= 1 else _cosine((options["num_cycles"] * done) % 1.0, 0.5)
 
 
-def inverse_sqrt(step: int, end: int, warm: int, options: dict[str, Any]) -> float:
+def _inverse_sqrt(step: int, end: int, warm: int, options: dict[str, Any]) -> float:
     """1/√(1 + step/timescale), as transformers writes it: √timescale / √(step + timescale)."""
     timescale = options["timescale"] or warm or 10_000
     return 1 / math.sqrt((step + timescale) / timescale)
 
 
-def warmup_stable_decay(step: int, end: int, warm: int, options: dict[str, Any]) -> float:
+def _warmup_stable_decay(step: int, end: int, warm: int, options: dict[str, Any]) -> float:
     """Stays at the peak, then falls over the last `num_decay_steps` (MiniCPM, arXiv 2404.06395)."""
     decay = options["num_decay_steps"]
     stable = end - decay if options["num_stable_steps"] is None else options["num_stable_steps"]
@@ -61,15 +61,15 @@ def warmup_stable_decay(step: int, end: int, warm: int, options: dict[str, Any])
         return 1.0
     if step >= stable + decay:
         return 0.0
-    return fall((step - stable) / max(1, decay), options["decay_type"], options["num_cycles"])
+    return _fall((step - stable) / max(1, decay), options["decay_type"], options["num_cycles"])
 
 
-def fall(done: float, shape: str, cycles: float = 0.5) -> float:
+def _fall(done: float, shape: str, cycles: float = 0.5) -> float:
     """Falls from 1 to 0 in one of the shapes of `warmup_stable_decay`."""
     return {"linear": 1 - done, "cosine": _cosine(done, cycles), "1-sqrt": 1 - math.sqrt(done)}[shape]
 
 
-def stable_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) -> float:
+def _stable_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) -> float:
     """Rises from the floor in the shape of `warmup_type`.
 
     Args:
@@ -86,12 +86,12 @@ def stable_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) -
     factor = (
         1 - math.sqrt(1 - done)
         if options["warmup_type"] == "1-sqrt"
-        else 1 - fall(done, options["warmup_type"])
+        else 1 - _fall(done, options["warmup_type"])
     )
     return factor * (1 - floor) + floor
 
 
-def cosine_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) -> float:
+def _cosine_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) -> float:
     """Rises to the peak in the last step of warm-up, as in transformers; from `warmup_lr_rate` where it is given.
 
     Args:
@@ -120,7 +120,7 @@ FACTORS: dict[str, Any] = {
     "cosine_warmup_with_min_lr": lambda step, end, warm, options: _cosine(
         (step + 1) / end, options["num_cycles"]
     ),
-    "cosine_with_restarts": cosine_with_restarts,
-    "inverse_sqrt": inverse_sqrt,
-    "warmup_stable_decay": warmup_stable_decay,
+    "cosine_with_restarts": _cosine_with_restarts,
+    "inverse_sqrt": _inverse_sqrt,
+    "warmup_stable_decay": _warmup_stable_decay,
 }

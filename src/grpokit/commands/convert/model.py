@@ -207,12 +207,12 @@ def _schedule(draft: Draft, per_step: int) -> None:
     if not isinstance(details, dict) or "" in details:
         draft.unsupported("lr_scheduler_kwargs", details, "is no dict of options")
         return
-    if "min_lr" in details:
-        draft.put("min_lr", float(details.pop("min_lr")), "lr_scheduler_kwargs")
-    counted = {
-        name: max(1, round(value / per_step)) if name.endswith("_steps") and value else value
-        for name, value in details.items()
-    }
+    counted: dict[str, Any] = dict(details)
+    if isinstance(counted.get("min_lr"), int | float):
+        draft.put("min_lr", counted.pop("min_lr"), "lr_scheduler_kwargs")
+    for name, value in details.items():
+        if name.endswith("_steps") and isinstance(value, int | float):
+            counted[name] = max(1, round(value / per_step))
     if counted:
         draft.put("lr_scheduler_kwargs", [f"{name}={value}" for name, value in counted.items()])
     for name in counted:
