@@ -51,9 +51,10 @@ def warmup_of(config: Any) -> int:
 def schedule_options(config: Any) -> dict[str, Any]:
     """The options of the configured schedule: its defaults, under those of --lr_scheduler_kwargs.
 
-    Raises ValueError naming an option that the schedule doesn't have, or a value that it can't take.
+    Raises ValueError naming a schedule that there isn't, an option that it doesn't have, or a value that it can't take.
     """
     name = config.lr_scheduler_type
+    _check_name(name)
     known = SCHEDULES[name]
     found = dict(known)
     for item in config.lr_scheduler_kwargs:
@@ -89,16 +90,6 @@ def floor_of(config: Any, options: dict[str, Any] | None = None) -> float:
 def check_schedule(config: Any) -> None:
     """Raises ValueError naming the first option of the schedule that cannot work."""
     name = config.lr_scheduler_type
-    if name in NO_FUNCTIONS:
-        raise ValueError(
-            f"--lr_scheduler_type {name}: {NO_FUNCTIONS[name]}, and a rate here depends on the step alone, so that it can "
-            "be resumed and is the same on every rank; use linear or cosine"
-        )
-    if name not in SCHEDULES:
-        raise ValueError(
-            f"--lr_scheduler_type {name}: there is no such schedule{did_you_mean(name, SCHEDULES)}; there are "
-            f"{', '.join(SCHEDULES)}"
-        )
     options = schedule_options(config)
     if not 0 <= config.warmup_ratio < 1:
         raise ValueError(f"--warmup_ratio {config.warmup_ratio:g}: must be at least 0 and below 1")
@@ -122,6 +113,20 @@ def check_schedule(config: Any) -> None:
         raise ValueError(
             f"--lr_scheduler_type {name}: over how many steps does it fall? Add --lr_scheduler_kwargs num_decay_steps="
             f"{max(1, config.max_steps // 10)}"
+        )
+
+
+def _check_name(name: str) -> None:
+    """Raises ValueError unless there is a schedule of this name."""
+    if name in NO_FUNCTIONS:
+        raise ValueError(
+            f"--lr_scheduler_type {name}: {NO_FUNCTIONS[name]}, and a rate here depends on the step alone, so that it can "
+            "be resumed and is the same on every rank; use linear or cosine"
+        )
+    if name not in SCHEDULES:
+        raise ValueError(
+            f"--lr_scheduler_type {name}: there is no such schedule{did_you_mean(name, SCHEDULES)}; there are "
+            f"{', '.join(SCHEDULES)}"
         )
 
 
