@@ -263,7 +263,8 @@ def shard(
 ) -> None:
     """Shards a policy's parameters over the ranks by FSDP2: a group per layer, and the root's for the rest.
 
-    Gradients are summed, never averaged, because they belong to shares of one loss.
+    Gradients are summed, never averaged, because they belong to shares of one loss. Weights in 4 bits, which are no numbers
+    to shard, stay whole on every rank.
 
     Args:
         policy: the module to shard, in place.
@@ -287,10 +288,11 @@ def shard(
     # before. Inputs are not cast. The root's embedding and head keep the master dtype: log-probs need it.
     low = None if compute == master else compute
     halved = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=master, cast_forward_inputs=False)
+    ignored = {p for p in policy.parameters() if not p.is_floating_point()}
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=halved)
+        fully_shard(layer, mesh=mesh, mp_policy=halved, ignored_params=ignored)
     whole = MixedPrecisionPolicy(reduce_dtype=master, cast_forward_inputs=False)
-    fully_shard(policy, mesh=mesh, mp_policy=whole)
+    fully_shard(policy, mesh=mesh, mp_policy=whole, ignored_params=ignored)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -327,11 +329,6 @@ def unsharded(policy: nn.Module) -> Iterator[None]:
         for part in parts:
             part.set_reshard_after_forward(part is not policy, recurse=False)
         reshard(policy)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """Gathers the whole of a sharded tensor, a collective. Returns any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:

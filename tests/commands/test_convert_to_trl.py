@@ -91,6 +91,15 @@ VALUES = [
         {"updates_per_step": 2, "num_iterations": 2, "max_steps": 10, "save_steps": 5, "warmup_steps": 1},
         {"max_steps": 40, "save_steps": 20, "warmup_steps": 4, "logging_steps": 4, "steps_per_generation": 8},
     ),
+    (
+        {"optim": "adamw_8bit", "lr_scheduler_type": "cosine_with_min_lr", "min_lr": 1e-7},
+        {"optim": "adamw_bnb_8bit", "lr_scheduler_kwargs": {"min_lr": 1e-7}},
+    ),
+    ({"warmup_ratio": 0.1, "max_steps": 40, "num_iterations": 2}, {"warmup_steps": 8}),
+    (
+        {"lora_r": 8, "use_dora": True, "lora_modules_to_save": ["lm_head"]},
+        {"use_dora": True, "lora_modules_to_save": ["lm_head"], "use_rslora": None},
+    ),
 ]
 
 
@@ -145,6 +154,8 @@ def test_every_option_is_carried_over_or_named():
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1},
         {"use_vllm": True},
         {"steps_per_generation": 4, "num_iterations": 2, "use_peft": True},
+        {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 64, "num_iterations": 2},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 8}},
     ],
     ids=str,
 )

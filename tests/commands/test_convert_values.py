@@ -67,10 +67,38 @@ def test_an_open_r1_recipe_is_trls():
         }
     )
     assert (config.lora_r, config.loss_type, config.sampler) == (0, "dapo", "transformers")
-    assert (config.lr_scheduler_type, config.warmup_steps) == ("cosine", 10)
+    assert (config.lr_scheduler_type, config.warmup_ratio) == ("cosine_with_min_lr", 0.1)
+    assert config.lr_scheduler_kwargs == ("min_lr_rate=0.1",)
     assert (config.dtype, config.max_prompt_length, config.long_prompts) == ("bfloat16", 512, "truncate_left")
-    assert has(said, "lr_scheduler_type: cosine_with_min_lr", "cosine")
     assert has(said, "save_strategy: 'epoch'")
+
+
+def test_options_of_the_optimizer_carry_over():
+    theirs = {
+        "optim": "paged_adamw_8bit",
+        "beta": 0.1,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 64,
+        "num_iterations": 2,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": 20, "decay_type": "1-sqrt"},
+    }
+    config, said = converted(TRL | theirs)
+    assert (config.optim, config.sync_ref_model, config.ref_model_sync_steps) == ("adamw_8bit", True, 32)
+    assert config.lr_scheduler_kwargs == ("num_decay_steps=10", "decay_type=1-sqrt")
+    assert has(said, "paged_adamw_8bit", "not paged")
+    adapter = {"use_peft": True, "use_rslora": True, "lora_modules_to_save": ["lm_head"]}
+    config, _ = converted(TRL | adapter)
+    assert (config.use_rslora, config.use_dora, config.lora_modules_to_save) == (True, False, ("lm_head",))
+    swift = {
+        "kl_in_reward": True,
+        "beta": 0.1,
+        "optimizer": "muon",
+        "freeze_parameters": ["model.embed_tokens"],
+    }
+    config, _ = converted(SWIFT | swift)
+    assert (config.kl_in_reward, config.beta, config.optim) == (True, 0.1, "muon")
+    assert config.freeze_parameters == (r"^model\.embed_tokens",)
 
 
 def test_whose_it_is_may_be_said():
@@ -303,7 +331,10 @@ def test_a_plugins_rewards_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "words"),
     [
-        (TRL | {"lr_scheduler_type": "inverse_sqrt"}, ("lr_scheduler_type", "inverse_sqrt", "left out")),
+        (
+            TRL | {"lr_scheduler_type": "reduce_lr_on_plateau"},
+            ("lr_scheduler_type", "evaluations", "left out"),
+        ),
         (TRL | {"num_beams": 4}, ("num_beams", "left out")),
         (
             TRL | {"use_vllm": True, "top_p": 0.9},
@@ -312,10 +343,10 @@ def test_a_plugins_rewards_are_found(tmp_path):
                 "left out",
             ),
         ),
-        (TRL | {"sync_ref_model": True}, ("sync_ref_model: True has no counterpart",)),
-        (TRL | {"optim": "adafactor"}, ("optim: 'adafactor'", "AdamW")),
+        (TRL | {"sync_ref_model": True}, ("sync_ref_model: does nothing without beta",)),
+        (TRL | {"optim": "adafactor"}, ("optim: 'adafactor'", "muon")),
         (TRL | {"beta": "much"}, ("beta: 'much' is no number",)),
-        (SWIFT | {"kl_in_reward": True}, ("kl_in_reward", "a term of the loss here")),
+        (SWIFT | {"freeze_parameters_ratio": 0.5}, ("freeze_parameters_ratio: 0.5",)),
         (SWIFT | {"multi_turn_scheduler": "x"}, ("multi_turn_scheduler: 'x' has no counterpart",)),
         (SWIFT | {"truncation_strategy": "right"}, ("truncation_strategy: 'right'",)),
         (SWIFT | {"split_dataset_ratio": 0.1}, ("split_dataset_ratio: 0.1",)),
@@ -361,7 +392,7 @@ def test_epochs_become_steps_where_the_rows_are_here(tmp_path):
     assert (config.prompts_per_step, config.max_steps) == (2, 15)  # three epochs are the default
     assert has(said, "max_steps: 3 epochs of 10 rows are 15 steps of 2 prompts")
     config, _ = converted(theirs | {"num_train_epochs": 1, "warmup_ratio": 0.2, "save_strategy": "epoch"})
-    assert (config.max_steps, config.warmup_steps, config.save_steps) == (5, 1, 5)
+    assert (config.max_steps, config.warmup_ratio, config.save_steps) == (5, 0.2, 5)
     config, _ = converted(SWIFT | {"dataset": f"{rows}", "num_train_epochs": 2}, processes=8)
     assert config.max_steps == 20
     config, _ = converted(SWIFT | {"dataset": "org/data#40", "num_train_epochs": 1}, processes=16)

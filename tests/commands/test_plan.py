@@ -14,6 +14,8 @@ from grpokit.commands.plan.estimate import ALWAYS, again
 from grpokit.commands.plan.footprint import sizes_of
 from grpokit.commands.plan.tables import remedies
 from grpokit.config.options import PlanConfig
+from grpokit.policy.optimizer import make_optimizer
+from grpokit.policy.policy import Policy
 from helpers.places import ROOT
 from helpers.plans import LLAMA, QWEN, SMALL, build, plan_of, write_config
 
@@ -49,6 +51,45 @@ def test_tied_weights_count_once(tmp_path):
     with torch.device("meta"):
         sizes = [sizes_of(build(config)).numel for config in (tied, untied)]
     assert sizes[1] - sizes[0] == SMALL["vocab_size"] * SMALL["hidden_size"]
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon", "adamw_8bit"])
+def test_the_optimizers_state_is_what_it_holds_after_a_step(tmp_path, optim):
+    sizes = SMALL | {"hidden_size": 64, "intermediate_size": 80, "vocab_size": 100}
+    model = write_config(tmp_path, {"model_type": "qwen3", **sizes})
+    plan = plan_of(model, optim=optim, dtype="float32", max_completion_length=8, prompt_tokens=8)
+    [planned] = [part.bytes for part in plan.memory if "moment" in part.name and part.phase == ALWAYS]
+    policy = Policy(build({"model_type": "qwen3", **sizes}), 1.0, torch.float32, torch.float32)
+    optimizer = make_optimizer(policy, plan.config)
+    for parameter in policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    # AdamW's count of steps is a tensor too, and a last block may not be full.
+    assert planned == pytest.approx(sum(value.nbytes for value in held if value.ndim), rel=0.002)
+
+
+def test_weights_in_4_bits_are_whole_on_every_rank_and_frozen_ones_have_no_gradient(tmp_path):
+    model = write_config(tmp_path, {"model_type": "qwen3", **SMALL})
+    flags = {"max_completion_length": 8, "prompt_tokens": 8, "dtype": "float32"}
+    adapter = flags | {"lora_r": 2, "lora_save": "adapter", "load_in_4bit": True}
+    packed = [
+        part.bytes
+        for ranks in (1, 4)
+        for part in plan_of(model, ranks=ranks, **adapter).memory
+        if "4 bits" in part.name
+    ]
+    layer = 36 * 36 + 2 * 12 * 36 + 36 * 36 + 3 * 36 * 50  # q, k and v, o, and the MLP
+    assert packed == pytest.approx([0.516 * 3 * layer] * 2, rel=1e-3)
+    frozen = plan_of(model, freeze_parameters=(".*",), trainable_parameters=("lm_head",), **flags)
+    parts = {part.name: part.bytes for part in frozen.memory}
+    assert (parts["gradients"], parts["AdamW's two moments"]) == (4 * 22 * 36, 8 * 22 * 36)
+    assert parts["parameters"] == 4 * frozen.sizes.numel
 
 
 def test_more_ranks_less_memory_and_replicas_more(tmp_path):

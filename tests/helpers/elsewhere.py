@@ -17,8 +17,9 @@ import torch
 
 import grpokit.runs.report
 import grpokit.training.setup.start
+from grpokit.common.shards import full
 from grpokit.config.options import TrainConfig
-from grpokit.parallel import ALONE, World, full
+from grpokit.parallel import ALONE, World
 from grpokit.policy.load import load_policy
 from grpokit.rollouts.sampler import SamplingStopped
 from grpokit.training.setup.samplers import make_sampler

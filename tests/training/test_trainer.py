@@ -456,9 +456,13 @@ def test_a_loaded_model_and_an_optimizer_object_resume(settings, tmp_path, save_
 
 def test_pefts_configuration_means_the_same_as_the_flags(settings, tmp_path):
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    more = {"use_rslora": True, "use_dora": True, "modules_to_save": ["lm_head"]}
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **more
+    )
     GRPOTrainer(**settings, peft_config=config).train()
     flags = {"lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
+    flags |= {"use_rslora": True, "use_dora": True, "lora_modules_to_save": ["lm_head"]}
     GRPOTrainer(**settings | flags | {"output_dir": str(tmp_path / "flags")}).train()
     assert final_weights(tmp_path / "run") == final_weights(tmp_path / "flags")
 
@@ -521,7 +525,7 @@ MISTAKES = [
     ({"advantage_estimator": lambda: 0}, "advantage_estimator: the function takes ()"),
     ({"advantage_estimator": "median"}, "advantage_estimator median: is not one of group"),
     ({"group_filter": 3}, "group_filter: a int; expected a function"),
-    ({"optimizer": "sgd"}, "optimizer sgd: expected adamw, or file.py:function"),
+    ({"optimizer": "sgd"}, "optimizer sgd: expected adamw, muon, adamw_8bit, or file.py:function"),
     ({"reward_funcs": [ranks, ranks]}, "reward_funcs: two functions are called ranks"),
     ({"reward_funcs": ["exact_match"], "reward_weights": [1, 2]}, "reward functions: exact_match"),
     ({"tokenizer": object()}, "tokenizer: this argument is called processing_class"),
@@ -561,7 +565,8 @@ def test_mistakes_that_show_later_name_the_argument_too(settings, change, messag
 
 
 @pytest.mark.parametrize(
-    "field", [{"lora_dropout": 0.1}, {"use_rslora": True}, {"use_dora": True}, {"target_modules": "q_.*"}]
+    "field",
+    [{"lora_dropout": 0.1}, {"rank_pattern": {"q_proj": 8}}, {"bias": "all"}, {"target_modules": "q_.*"}],
 )
 def test_what_pefts_configuration_asks_for_beyond_us_is_refused(settings, field):
     peft = pytest.importorskip("peft")

@@ -8,6 +8,7 @@ from .data_rules import DATASET_RULES, ORDER_RULES, check_datasets
 from .options import ModelConfig, TrainConfig
 from .rules import Rule, at_least, has_model, is_adapter, is_given
 from .sampling_rules import sampling_rules
+from .schedule import check_schedule
 from .train_rules import TRAIN_RULES
 
 MODEL_RULES = [
@@ -110,3 +111,4 @@ def check_train_config(config: TrainConfig, from_python: bool = False) -> None:
     check_model_config(config, from_python)
     for rule in (*TRAIN_RULES, *ORDER_RULES):
         rule.check(config)
+    check_schedule(config)

@@ -97,6 +97,7 @@ NOT_NEEDED = {
 TRL_ONLY = {
     *("model_name_or_path", "model_init_kwargs", "dataset_name", "dataset_config", "dataset_train_split"),
     *("dataset_test_split", "datasets", "dataset_mixture", "use_peft", "lora_r", "lora_target_modules"),
+    "lora_modules_to_save",
     *(
         "mask_truncated_completions",
         "sapo_temperature_pos",
@@ -126,7 +127,8 @@ SWIFT_ONLY = {
     *("fipo_clip_range", "fipo_clip_high_only", "fipo_safety_threshold", "max_new_tokens", "response_length"),
     *("truncation_strategy", "multi_turn_scheduler", "sleep_level", "offload_model", "offload_optimizer"),
     *("move_model_batches", "log_entropy", "model_type", "max_resample_times", "reward_model"),
-    *("reward_model_plugin", "padding_free", "packing", "max_length"),
+    *("reward_model_plugin", "padding_free", "packing", "max_length", "freeze_parameters_regex"),
+    *("modules_to_save", "trainable_parameters_regex"),
 }
 
 COUNTED = (
@@ -136,7 +138,14 @@ COUNTED = (
     "generation_batch_size",
 )
 
-IN_OPTIMIZER_STEPS = ("max_steps", "save_steps", "eval_steps", "warmup_steps", "logging_steps")
+IN_OPTIMIZER_STEPS = (
+    "max_steps",
+    "save_steps",
+    "eval_steps",
+    "warmup_steps",
+    "logging_steps",
+    "ref_model_sync_steps",
+)
 
 # All of theirs that this knows, for whoever writes one of them into a configuration of ours.
 FOREIGN = (

@@ -41,10 +41,16 @@ class LoraOptions:
     """The adapter's part is multiplied by lora_alpha / lora_r."""
     lora_target_modules: tuple[str, ...] = ("all-linear",)
     """Modules that get an adapter, by the ends of their names (q_proj v_proj ...); all-linear: all but the head."""
+    use_rslora: bool = False
+    """Multiply the adapter's part by lora_alpha / sqrt(lora_r) instead."""
+    use_dora: bool = False
+    """Train the length of each row of the adapted weights by itself too (DoRA)."""
+    lora_modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the adapter, by the ends of their names (lm_head, embed_tokens)."""
     lora_save: Literal["merged", "adapter"] = free("merged")
     """Form of the model in checkpoints, final/ and best/: with the adapter merged into its weights, or the adapter alone."""
     load_in_4bit: bool = False
-    """Keep the frozen weights in 4 bits (QLoRA, by bitsandbytes). With --lora_r and --lora_save adapter, on one rank."""
+    """Keep the frozen weights in 4 bits (QLoRA, by bitsandbytes). With --lora_r and --lora_save adapter. Every rank has all."""
 
 
 @dataclass(frozen=True)

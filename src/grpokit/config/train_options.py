@@ -47,6 +47,14 @@ class LossOptions:
     kl_gradient: Literal["own", "k2", "ratio"] | None = steering(None)
     """Gradient of the KL penalty. own: the estimator's. k2: k2's (unbiased on-policy). ratio: the estimator times the
     importance ratio (unbiased off-policy)."""
+    kl_in_reward: bool = steering(False)
+    """Subtract beta times the KL to the reference from each completion's reward, instead of adding a term to the loss."""
+    sync_ref_model: bool = False
+    """Move the reference towards the policy every --ref_model_sync_steps steps."""
+    ref_model_mixup_alpha: float = steering(0.6)
+    """--sync_ref_model: the reference becomes alpha * policy + (1 - alpha) * reference."""
+    ref_model_sync_steps: int = steering(512)
+    """--sync_ref_model: steps from one move of the reference to the next."""
     entropy_coef: float | None = steering(None)
     """Coefficient of an entropy bonus."""
     top_entropy_quantile: float | None = steering(None)
@@ -133,15 +141,27 @@ class OptimizerOptions:
     """The optimizer."""
 
     optim: str = "adamw"
-    """The optimizer: adamw, or file.py:function of your own, f(named_parameters, learning_rate)."""
+    """The optimizer: adamw, muon, adamw_8bit (moments in 8 bits), or file.py:function of your own, f(named_parameters,
+    learning_rate)."""
     learning_rate: float = optimizer(1e-06)
-    """Peak learning rate of AdamW."""
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = optimizer(
-        "constant_with_warmup"
-    )
-    """Learning rate after warm-up: constant, or decayed to 0 at --max_steps."""
+    """Peak learning rate."""
+    lr_scheduler_type: str = optimizer("constant_with_warmup")
+    """Learning rate after warm-up, by transformers' names: constant, constant_with_warmup, linear, cosine,
+    cosine_with_restarts, polynomial, inverse_sqrt, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay."""
+    lr_scheduler_kwargs: tuple[str, ...] = optimizer(())
+    """Options of the schedule as name=value, such as num_cycles=2 or num_decay_steps=20."""
+    min_lr: float = optimizer(0.0)
+    """The learning rate at which a schedule that falls ends."""
     warmup_steps: int = optimizer(0)
     """Steps over which the learning rate rises linearly from 0."""
+    warmup_ratio: float = optimizer(0.0)
+    """The same as a share of --max_steps. Give one of the two."""
+    muon_momentum: float = optimizer(0.95)
+    """--optim muon: decay rate of the momentum of its matrices."""
+    freeze_parameters: tuple[str, ...] = ()
+    """Regular expressions: parameters whose name has a match are not trained."""
+    trainable_parameters: tuple[str, ...] = ()
+    """Regular expressions: parameters that are trained although --freeze_parameters matches them."""
     adam_beta1: float = optimizer(0.9)
     """First AdamW decay rate."""
     adam_beta2: float = optimizer(0.999)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .early_stop import is_early_stop
-from .rules import Rule, above_0, at_least, has_data, has_model, is_adapter, ranks
+from .lora_rules import LORA_RULES
+from .optimizer_rules import OPTIMIZER_RULES
+from .rules import Rule, above_0, at_least, has_data, has_model, ranks
 from .sampling_rules import sampling_rules
 
 NUMBER_RULES = [
@@ -31,7 +33,7 @@ NUMBER_RULES = [
     *at_least(
         0,
         "save_steps eval_steps warmup_steps log_completions record_batches save_total_limit max_skipped_steps shard_size "
-        "max_resample_times beta weight_decay max_grad_norm learning_rate adam_epsilon",
+        "max_resample_times beta weight_decay max_grad_norm learning_rate adam_epsilon min_lr",
     ),
     Rule(
         "router_aux_loss_coef",
@@ -41,64 +43,6 @@ NUMBER_RULES = [
     Rule("adam_beta1", lambda c: 0 <= c.adam_beta1 < 1, "must be at least 0 and below 1"),
     Rule("adam_beta2", lambda c: 0 <= c.adam_beta2 < 1, "must be at least 0 and below 1"),
     *above_0("ddp_timeout vllm_timeout vllm_max_gap"),
-]
-
-LORA_RULES = [
-    Rule("lora_r", lambda c: c.lora_r >= 0, "must be 0 (no adapter) or more; 16 is usual"),
-    Rule("lora_alpha", lambda c: c.lora_alpha > 0, "must be above 0; twice --lora_r is usual"),
-    Rule(
-        "lora_target_modules",
-        lambda c: len(c.lora_target_modules) > 0,
-        "name some modules, or all-linear",
-        "(empty)",
-    ),
-    Rule(
-        "lora_target_modules",
-        lambda c: "all-linear" not in c.lora_target_modules or len(c.lora_target_modules) == 1,
-        "all-linear cannot be combined with other names",
-    ),
-    Rule(
-        "lora_save",
-        lambda c: c.lora_save == "merged" or c.lora_r > 0,
-        "there is no adapter to save with --lora_r 0; set --lora_r (16 is usual) or leave it out",
-    ),
-    Rule(
-        "model",
-        lambda c: (
-            not is_adapter(c.model) or c.lora_r == 0 or (c.lora_save == "merged" and c.vllm_sync != "adapter")
-        ),
-        "is itself an adapter, so a new adapter would have no base model on disk; use --lora_save merged and not "
-        "--vllm_sync adapter, or train from a merged model",
-    ),
-    Rule(
-        "load_in_4bit",
-        lambda c: not c.load_in_4bit or c.lora_r > 0,
-        "weights of 4 bits cannot be trained; add --lora_r (16 is usual)",
-    ),
-    Rule(
-        "load_in_4bit",
-        lambda c: not c.load_in_4bit or c.lora_save == "adapter",
-        "an adapter is not merged into 4 bits; add --lora_save adapter",
-    ),
-    Rule(
-        "load_in_4bit",
-        lambda c: not c.load_in_4bit or c.dtype != "float64",
-        "goes with float32 or bfloat16, not with --dtype float64",
-    ),
-    Rule(
-        "load_in_4bit",
-        lambda c: not c.load_in_4bit or ranks() == 1,
-        "weights of 4 bits cannot be sharded; run on one rank",
-    ),
-    Rule(
-        "load_in_4bit",
-        lambda c: (
-            not c.load_in_4bit
-            or c.sampler != "vllm"
-            or (c.vllm_mode == "server" and c.vllm_sync == "adapter")
-        ),
-        "vLLM can be given the adapter alone; add --vllm_sync adapter",
-    ),
 ]
 
 BATCH_RULES = [
@@ -149,7 +93,6 @@ LOSS_RULES = [
     ),
     Rule("ref_model", lambda c: not c.ref_model or has_model(c.ref_model), "has no config.json"),
     Rule("group_filter", lambda c: not c.group_filter or ":" in c.group_filter, "expected file.py:function"),
-    Rule("optim", lambda c: c.optim == "adamw" or ":" in c.optim, "expected adamw, or file.py:function"),
 ]
 
 LAYOUT_RULES = [
@@ -228,6 +171,7 @@ SAMPLER_RULES = [
 TRAIN_RULES = [
     *NUMBER_RULES,
     *LORA_RULES,
+    *OPTIMIZER_RULES,
     *BATCH_RULES,
     *LOSS_RULES,
     *LAYOUT_RULES,

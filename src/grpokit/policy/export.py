@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..common.console import quiet_transformers
-from ..parallel import ALONE, World, full
+from ..common.shards import full
+from ..parallel import ALONE, World
 from .lora import merge_adapter, write_adapter
 from .policy import DTYPES, Policy
 

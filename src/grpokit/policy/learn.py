@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..batch.collate import loss_batch, split_by_sample
+from ..common.shards import full
 from ..losses import Loss, Stats, UpdateStats
 from ..losses.ratio import clamp_log_ratio
-from ..parallel import World, full
+from ..parallel import World
 from ..types import (
     ExpertUse,
     Metric,
@@ -125,7 +126,7 @@ def prepare(
         updates = [
             drop_rejected(u, found, loss, how.world.size) for u, found in zip(updates, old, strict=True)
         ]
-    if reference is not None:
+    if reference is not None and loss.beta:
         updates = [fill_logps(u, "ref_logps", score(reference, u.samples, how)) for u in updates]
     updates[1:] = [
         fill_logps(u, "old_logps", score(policy, samples_to_score(u, loss, how), how)) for u in updates[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..common.hub import model_directory
 from ..common.text import first_line
 from ..parallel import ALONE, World, shard
 from .architecture import layers
+from .freeze import freeze
 from .lora import Lora, attach, base_of, merge_into, quantization_options
 from .lora_targets import choose_modules
 from .policy import Policy, resolve_dtype
@@ -38,6 +39,7 @@ def load_policy(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     lora: Lora | None = None,
+    frozen: tuple[Sequence[str], Sequence[str]] = ((), ()),
     probe: bool = True,
     flag: str = "--model",
     saves: bool = False,
@@ -57,6 +59,7 @@ def load_policy(
         attn_implementation: attention of transformers (None: the model's).
         trust_remote_code: run Python code that comes with the model.
         lora: the adapter to train in place of all weights.
+        frozen: patterns of parameters that aren't trained, and of those that are all the same; see `freeze`.
         probe: compare the model's logits with those of grpokit's head.
         flag: the option that named the model, for messages.
         saves: whether the whole model will be saved, so that half of one is refused.
@@ -92,15 +95,21 @@ def load_policy(
         again = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), policy.computing())}
         model.gradient_checkpointing_enable(again)
         policy.recomputed = tuple(m for m in model.modules() if getattr(m, "gradient_checkpointing", False))
+    freeze(model, *frozen)  # before sharding, which notes what is trained
     _place_parameters(policy, lora, device, world, shard_size)
-    said = world.gather_json(probe_layouts(policy))  # If one rank can't compute a layout, no rank uses it.
-    policy.packs = all(packs for packs, _ in said)
-    policy.shares_not = next((why for _, why in said if why is not None), None)
-    if gradient_checkpointing:  # each computation of a layer would append to the cache
-        policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
+    _note_layouts(policy, world)
     if probe:
         probe_head(policy, path, flag)
     return policy
+
+
+def _note_layouts(policy: Policy, world: World) -> None:
+    """Notes whether samples may be packed, and why prompts can't be shared."""
+    said = world.gather_json(probe_layouts(policy))  # If one rank can't compute a layout, no rank uses it.
+    policy.packs = all(packs for packs, _ in said)
+    policy.shares_not = next((why for _, why in said if why is not None), None)
+    if policy.recomputed:  # each computation of a layer would append to the cache
+        policy.shares_not = "with --gradient_checkpointing, layers are computed again in the backward"
 
 
 def _place_parameters(

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..common.hub import is_hub_model
-from ..common.text import one_line
+from ..common.text import did_you_mean, one_line
 
 NAME = "default"  # peft's name for a model's only adapter
 DESCRIPTION = "adapter_config.json"  # marks the directory of an adapter
@@ -41,10 +41,13 @@ class Lora:
     quantized: bool = False  # the frozen weights are in 4 bits: QLoRA (arXiv 2305.14314)
     # The modules that all-linear stands for, where some linear layers can't have an adapter; empty: peft's own choice.
     chosen: tuple[str, ...] = ()
+    rank_stabilized: bool = False  # the product is multiplied by alpha / √r (rsLoRA, arXiv 2312.03732)
+    dora: bool = False  # the lengths of the rows are trained by themselves (DoRA, arXiv 2402.09353)
+    whole_modules: tuple[str, ...] = ()  # modules of which a copy is trained whole
 
     def config(self) -> Any:
         """Returns peft's config. It has no dropout, because log-probs must be repeatable."""
-        _require_peft("--lora_r")
+        require_peft("--lora_r")
         from peft import LoraConfig
 
         targets = self.chosen or self.target_modules
@@ -52,6 +55,9 @@ class Lora:
             r=self.r,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] - a float works too
             target_modules=targets[0] if targets == ("all-linear",) else list(targets),
+            use_rslora=self.rank_stabilized,
+            use_dora=self.dora,
+            modules_to_save=list(self.whole_modules) or None,
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
@@ -65,7 +71,7 @@ def read_as_experts(model: Any, names: set[str]) -> set[str]:
     In some mixtures of experts, peft takes `gate_proj` for such a part. An adapter on a plain layer of that name, such as a
     shared expert's, could be trained, but peft could not load it again.
     """
-    _require_peft("--lora_r")
+    require_peft("--lora_r")
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -84,8 +90,10 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
         trained: dtype of the adapter's parameters.
 
     Raises:
-        ValueError: --lora_target_modules names no module, or one that is not a plain linear layer (an embedding, the head).
+        ValueError: --lora_target_modules names no module, or one that is not a plain linear layer (an embedding, the head);
+            or --lora_modules_to_save names none, or one that can't be trained by itself.
     """
+    _check_whole_modules(model, lora)
     config = lora.config()
     from peft import inject_adapter_in_model
 
@@ -128,6 +136,24 @@ def attach(model: Any, lora: Lora, frozen: torch.dtype, trained: torch.dtype) ->
             parameter.data = parameter.data.to(trained)
 
 
+def _check_whole_modules(model: Any, lora: Lora) -> None:
+    """Raises ValueError where a module of --lora_modules_to_save is missing, or tied to another one."""
+    named, flag = dict(model.named_modules()), f"--lora_modules_to_save {' '.join(lora.whole_modules)}"
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    for target in lora.whole_modules:
+        found = [module for name, module in named.items() if f".{name}".endswith(f".{target}")]
+        if not found:
+            raise ValueError(
+                f"{flag}: {type(model).__name__} has no module {target}{did_you_mean(target, named)}; lm_head and embed_tokens "
+                "are usual"
+            )
+        if head.weight is embedding.weight and any(module in (head, embedding) for module in found):
+            raise ValueError(
+                f"{flag}: the head and the embedding of {type(model).__name__} are one tensor, which a copy would untie; leave "
+                f"{target} out"
+            )
+
+
 def _linear(quantized: bool) -> tuple[type, ...]:
     """Returns peft's classes of linear layers with an adapter."""
     from peft.tuners.lora import Linear
@@ -163,10 +189,15 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
+def saved_modules(model: nn.Module) -> dict[str, Any]:
+    """Returns the modules of which a copy is trained whole, by name: peft's wrappers of the first module and its copy."""
+    return {name: module for name, module in model.named_modules() if "modules_to_save" in module._modules}
+
+
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Switches the adapter off: the model is the one that the run began with."""
-    layers = adapted_layers(model).values()
+    layers = [*adapted_layers(model).values(), *saved_modules(model).values()]
     # peft's enable_adapters would also clear requires_grad, which FSDP2 has copied already.
     for layer in layers:
         layer._disable_adapters = True
@@ -182,7 +213,8 @@ def merge_adapter(
 ) -> Iterator[tuple[str, Tensor]]:
     """Merges the adapter of a state dict into the weights: W + (alpha / r)·B·A under W's own name, one tensor at a time.
 
-    The sum is computed in float32, or in W's dtype if it is wider. The model's own weights do not change.
+    The sum is computed in float32, or in W's dtype if it is wider. With DoRA, each of its rows then gets its trained length.
+    A module that was trained whole takes the first one's place. The model's own weights do not change.
 
     Args:
         weights: a state dict with the adapter.
@@ -191,7 +223,10 @@ def merge_adapter(
     """
     layers = adapted_layers(model)
     for name, tensor in weights.items():
-        if ".lora_" in name:
+        copied = ".original_module." in name
+        if ".lora_" in name or (
+            copied and name.replace(".original_module.", f".modules_to_save.{NAME}.") in weights
+        ):
             continue
         weight = whole(tensor)
         place, _, kind = name.rpartition(".base_layer.")
@@ -200,8 +235,23 @@ def merge_adapter(
             a, b = (whole(weights[f"{place}.lora_{half}.{NAME}.weight"]).to(wide) for half in "AB")
             product = layers[place].scaling[NAME] * (b @ a)
             # GPT-2 stores its weights transposed.
-            weight = weight.to(wide) + (product.T if layers[place].fan_in_fan_out else product)
-        yield name.replace(".base_layer.", "."), weight
+            turned = layers[place].fan_in_fan_out
+            weight = (weight.T if turned else weight).to(wide) + product
+            lengths = weights.get(f"{place}.lora_magnitude_vector.{NAME}.weight")
+            if lengths is not None:
+                weight = (whole(lengths).to(wide) / torch.linalg.norm(weight, dim=1))[:, None] * weight
+            weight = weight.T if turned else weight
+        yield own_name(name), weight
+
+
+def own_name(name: str) -> str:
+    """Returns the name that a tensor has without the adapter.
+
+    Example:
+        >>> own_name("lm_head.modules_to_save.default.weight")
+        'lm_head.weight'
+    """
+    return name.replace(".base_layer.", ".").replace(f".modules_to_save.{NAME}.", ".")
 
 
 def write_adapter(directory: Path, weights: dict[str, Tensor], lora: Lora, dtype: torch.dtype) -> None:
@@ -214,12 +264,19 @@ def write_adapter(directory: Path, weights: dict[str, Tensor], lora: Lora, dtype
         dtype: the dtype to write.
     """
     mine = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.to(dtype).contiguous()
+        f"base_model.model.{_peft_name(name)}": tensor.to(dtype).contiguous()
         for name, tensor in weights.items()
-        if ".lora_" in name
+        if ".lora_" in name or ".modules_to_save." in name
     }
     save_file(mine, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     lora.config().save_pretrained(directory)
+
+
+def _peft_name(name: str) -> str:
+    """Returns the name of a trained tensor in peft's files."""
+    if ".lora_magnitude_vector." in name:
+        return name.removesuffix(f".{NAME}.weight")
+    return own_name(name).replace(f".{NAME}.", ".")
 
 
 def base_of(path: str, flag: str = "--model") -> str | None:
@@ -251,7 +308,7 @@ def merge_into(model: Any, path: str, flag: str = "--model") -> Any:
     Raises:
         ValueError: the adapter's tensors are not those that its config describes.
     """
-    _require_peft(f"{flag} {path}")
+    require_peft(f"{flag} {path}")
     from peft import PeftModel
     from peft.utils import load_peft_weights
 
@@ -271,50 +328,11 @@ def merge_into(model: Any, path: str, flag: str = "--model") -> Any:
     return adapted.merge_and_unload().requires_grad_(True)  # peft has frozen it
 
 
-def _require_peft(wanted_by: str) -> None:
+def require_peft(wanted_by: str) -> None:
+    """Raises ValueError, naming what needs it, where peft is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise ValueError(
             f"{wanted_by}: needs peft, which is not installed; pip install grpokit[peft]"
         ) from error
-
-
-def options_of_peft(config: Any) -> dict[str, Any]:
-    """The options of TrainConfig that mean the same as a LoraConfig of peft.
-
-    Raises ValueError naming the first field that grpokit cannot honour exactly: dropout, rsLoRA, DoRA, other modules to
-    save, ranks of their own for some modules, and so on.
-    """
-    _require_peft("peft_config")
-    from peft import LoraConfig
-
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"peft_config: a {type(config).__name__}; grpokit trains peft.LoraConfig alone")
-    if config.r < 1:
-        raise ValueError(f"peft_config: r {config.r} must be at least 1; 16 is usual")
-    targets = config.target_modules
-    if targets is None or (isinstance(targets, str) and targets != "all-linear"):
-        raise ValueError(
-            f"peft_config: target_modules {targets!r}; expected a list of module names, or 'all-linear'"
-        )
-    plain = LoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=targets)
-    free = {
-        "r",
-        "lora_alpha",
-        "target_modules",
-        "task_type",
-        "fan_in_fan_out",
-        "base_model_name_or_path",
-        "revision",
-    }
-    free |= {"inference_mode", "peft_type", "peft_version", "auto_mapping"}
-    for name, usual in vars(plain).items():
-        if name not in free and not name.startswith("_") and getattr(config, name) != usual:
-            raise ValueError(
-                f"peft_config: {name} {getattr(config, name)!r} cannot be honoured exactly; leave it at {usual!r}"
-            )
-    if config.task_type not in (None, "CAUSAL_LM"):
-        raise ValueError(f"peft_config: task_type {config.task_type}; expected CAUSAL_LM")
-    names = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
-    return {"lora_r": config.r, "lora_alpha": float(config.lora_alpha), "lora_target_modules": names}

@@ -1,10 +1,9 @@
-"""The optimizer and its learning rate, a pure function of the step: no scheduler has a state to resume."""
+"""Makes the optimizer over the parameters that are trained, and sets its learning rate."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,10 @@ from ..common.imports import load_object
 from ..common.text import one_line
 from ..config.options import TrainConfig
 from ..types import Metric
+from .eight_bit import AdamW8bit
+from .muon import Muon, hidden_matrices
 from .policy import Policy
+from .schedules import learning_rate
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], float], torch.optim.Optimizer]
 """An optimizer of one's own, as `optimizer=` and `--optim file.py:fn` take it.
@@ -31,7 +33,7 @@ Example:
 def make_optimizer(
     policy: Policy, config: TrainConfig, own: MakeOptimizer | torch.optim.Optimizer | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that are trained: AdamW, or one of the user's own.
+    """The optimizer over the parameters that are trained: --optim's, or one of the user's own.
 
     Raises ValueError where `own` makes something else than an optimizer over exactly these parameters.
     """
@@ -39,17 +41,7 @@ def make_optimizer(
     if own is None and ":" in config.optim:
         own = load_object(config.optim, "--optim")
     if own is None:
-        decays = decayed_names(policy.model)
-        groups = [
-            {"params": [p for name, p in named if (name in decays) == decay], "weight_decay": rate}
-            for decay, rate in ((True, config.weight_decay), (False, 0.0))
-        ]
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-        )
+        optimizer = _own_optimizer(policy.model, named, config)
     elif isinstance(own, torch.optim.Optimizer):
         optimizer = own
     else:
@@ -59,6 +51,34 @@ def make_optimizer(
         group.setdefault("initial_lr", group["lr"])
     return optimizer
 
+
+def _own_optimizer(
+    model: Any, named: Sequence[tuple[str, nn.Parameter]], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """Makes adamw, muon or adamw_8bit, with groups of parameters that decay and of those that don't."""
+    decays = decayed_names(model)
+
+    def groups(names: Iterable[str]) -> list[dict[str, Any]]:
+        wanted = set(names)
+        found = [
+            {"params": [p for n, p in named if n in wanted and (n in decays) == decay], "weight_decay": rate}
+            for decay, rate in ((True, config.weight_decay), (False, 0.0))
+        ]
+        return [group for group in found if group["params"]]
+
+    names = {name for name, _ in named}
+    rate, betas, eps = config.learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+    if config.optim == "adamw_8bit":
+        return AdamW8bit(groups(names), rate, betas, eps)
+    if config.optim == "muon":
+        matrices = hidden_matrices(model) & names
+        momentum = config.muon_momentum
+        return Muon(groups(matrices), groups(names - matrices), rate, momentum, betas=betas, eps=eps)
+    return torch.optim.AdamW(groups(names), lr=rate, betas=betas, eps=eps)
+
+
+# The optimizers that are made here: their groups' numbers are options, which follow the configuration.
+OWN = (torch.optim.AdamW, Muon, AdamW8bit)
 
 # The names that transformers' Trainer leaves out.
 UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
@@ -122,25 +142,6 @@ def _check_parameters(
             f"{len(given - wanted)} others; give it all of named_parameters, and no others (on several ranks the "
             "parameters are shards: pass a function that makes the optimizer, not an optimizer)"
         )
-
-
-def learning_rate(config: TrainConfig, step: int, peak: float | None = None) -> float:
-    """The learning rate of step `step`, counted from 0: linear warm-up, then constant or decayed to 0 at max_steps.
-
-    `peak` is the rate after warm-up (None: --learning_rate).
-    """
-    peak = config.learning_rate if peak is None else peak
-    warm, end = config.warmup_steps, config.max_steps
-    if step < warm and config.lr_scheduler_type != "constant":
-        return peak * (step + 1) / (warm + 1)
-    progress = (step - warm) / max(1, end - warm)
-    factor = {
-        "constant": 1.0,
-        "constant_with_warmup": 1.0,
-        "linear": 1 - progress,
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-    }[config.lr_scheduler_type]
-    return peak * factor
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> dict[str, Metric]:

@@ -1,4 +1,4 @@
-"""The reference of a KL penalty: a separate model, or the policy with its adapter switched off."""
+"""The reference of a KL penalty: a separate model, which may move, or the policy with its adapter switched off."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ class AdapterOff(nn.Module):
 
 
 Reference = Policy | AdapterOff
+
+
+@torch.no_grad()
+def move_reference(reference: Policy, policy: Policy, alpha: float) -> None:
+    """Moves the reference towards the policy: ref ← alpha·policy + (1 − alpha)·ref (TR-DPO, arXiv 2404.09656).
+
+    Elementwise, so each rank moves its own shards.
+    """
+    theirs = dict(policy.model.named_parameters())
+    for name, parameter in reference.model.named_parameters():
+        parameter.mul_(1 - alpha).add_(theirs[name], alpha=alpha)

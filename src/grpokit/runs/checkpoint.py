@@ -7,6 +7,7 @@
         trainer/optimizer.safetensors  AdamW's moments, by parameter name
         trainer/parameters.safetensors trained parameters that the model files don't hold to the bit: see exact.py
         trainer/buffers.safetensors    the model's buffers, likewise
+        trainer/reference.safetensors  the reference, where it moves (--sync_ref_model)
         trainer/random.safetensors     the random state of numpy and torch on each rank (a reward function may use it)
         trainer/step.safetensors       within a step: its rollouts, their log-probs, and how far it has come
         trainer/ahead.safetensors      between two steps: the rollouts that were sampled ahead for the next one
@@ -29,20 +30,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from ..parallel import ALONE, World, like
+from ..parallel import ALONE, World
 from ..policy.export import SaveFormat, atomically, gather_to_main, gather_weights, write_model
 from ..policy.learn import StepProgress
 from ..policy.policy import Policy
 from ..rollouts.gather import groups_from_tensors, groups_to_tensors
 from ..types import Metric, Prompt, RolloutGroup
-from .exact import restore_exact, write_exact
+from .exact import restore_exact, restore_parameters, unique, write_exact
+from .optimizer_state import gather_optimizer, restore_optimizer
 from .random_state import RandomState, random_state_now, random_states, restore_random_state
 from .tensors import add_prefix, strip_prefix, updates_from_tensors, updates_to_tensors
 
 FORMAT = 2  # version of the trainer directory; raised when its contents change
-AHEAD = "ahead.safetensors"
+AHEAD, REFERENCE = "ahead.safetensors", "reference.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     save_format: SaveFormat,
     *,
+    reference: Policy | None = None,
     config: str = "",
     world: World = ALONE,
     random_state: RandomState | None = None,
@@ -85,6 +87,7 @@ def save_checkpoint(
         state: how far the run has come.
         policy, tokenizer, optimizer: what is saved.
         save_format: how the model is saved.
+        reference: the reference, where its weights move during the run.
         config: the run's options, as YAML.
         world: the ranks.
         random_state: this rank's random state; None: the current one.
@@ -93,8 +96,10 @@ def save_checkpoint(
         OSError: it cannot be written (FailedOnSomeRank among several ranks). Nothing has changed then.
     """
     weights = gather_weights(policy, save_format, world)
-    tensors, numbers = _optimizer_state(policy, optimizer)
-    moments = gather_to_main(tensors, world)
+    moments, numbers = gather_optimizer(policy, optimizer, world)
+    references = (
+        {} if reference is None else gather_to_main(reference.model.state_dict(keep_vars=True), world)
+    )
     noise, pythons = random_states(world, random_state or random_state_now())
 
     def write(directory: Path) -> None:
@@ -103,6 +108,8 @@ def save_checkpoint(
         trainer.mkdir()
         write_exact(directory, policy, weights)
         save_file(moments, trainer / "optimizer.safetensors")
+        if references:
+            save_file(unique(references), trainer / REFERENCE)
         save_file(noise, trainer / "random.safetensors")
         (trainer / "config.yaml").write_text(config, encoding="utf-8")
         record = {
@@ -115,8 +122,7 @@ def save_checkpoint(
             "random": pythons,
             "data": state.data,
             "sources": dict(state.sources),
-            "optimizer": numbers,
-            "optimizer_groups": _group_numbers(optimizer),
+            **numbers,
         }
         if state.unfinished is not None:
             record["unfinished"] = _write_progress(trainer / "step.safetensors", state.unfinished)
@@ -144,6 +150,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     prompt_at: Callable[[int], Prompt],
     world: World = ALONE,
+    reference: Policy | None = None,
 ) -> TrainState:
     """Restores optimizer, full-precision parameters, random state and a step's rollouts. The model is loaded already.
 
@@ -152,6 +159,7 @@ def load_checkpoint(
         policy, optimizer: what is restored, in place.
         prompt_at: returns the prompt at a position of the data order.
         world: the ranks.
+        reference: the reference, where its weights move during the run; restored in place.
 
     Returns:
         How far the run had come.
@@ -165,6 +173,9 @@ def load_checkpoint(
         tensors = load_file(trainer / "optimizer.safetensors")
         noise = load_file(trainer / "random.safetensors")
         restore_exact(path, policy, complete="exact" in record)
+        restore_optimizer(tensors, record, policy, optimizer, world)
+        if reference is not None:
+            restore_parameters([trainer / REFERENCE], reference)
         unfinished = None
         if "unfinished" in record:
             unfinished = _read_progress(trainer / "step.safetensors", record["unfinished"], prompt_at)
@@ -173,18 +184,6 @@ def load_checkpoint(
             ahead = groups_from_tensors(load_file(trainer / AHEAD), prompt_at)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"--resume_from_checkpoint {path}: cannot be resumed from: {error}") from error
-    slots: dict[str, dict[str, Any]] = {}
-    for key, value in (tensors | record.get("optimizer", {})).items():
-        slot, name = key.split("/", 1)
-        slots.setdefault(name, {})[slot] = value
-    for name, parameter in policy.model.named_parameters():
-        if name in slots:
-            optimizer.state[parameter] = {
-                slot: like(parameter, value) if _is_like(parameter, slot, value) else value
-                for slot, value in slots[name].items()
-            }
-    for group, saved in zip(optimizer.param_groups, record.get("optimizer_groups", []), strict=False):
-        group |= saved
     policy.version = record["policy_version"]
     restore_random_state(record["random"], noise, world.rank)
     return TrainState(
@@ -248,48 +247,6 @@ def prune(output_dir: Path, limit: int, written: Path | None = None) -> None:
         for path in found[:-limit]:
             if path != written:
                 shutil.rmtree(path)
-
-
-def _optimizer_state(
-    policy: Policy, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The optimizer's state by `slot/parameter`: its tensors, and the plain numbers of an optimizer of one's own.
-
-    Raises ValueError where a slot holds anything else, since nothing is pickled.
-    """
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, float] = {}
-    for name, parameter in policy.model.named_parameters():
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{slot}/{name}"] = value
-            elif isinstance(value, int | float):
-                numbers[f"{slot}/{name}"] = value
-            elif value is not None:
-                raise ValueError(
-                    f"--optim: {type(optimizer).__name__} keeps a {type(value).__name__} as {slot!r}; a checkpoint can "
-                    "hold tensors and numbers"
-                )
-    return tensors, numbers
-
-
-def _group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """The numbers that an optimizer of one's own keeps with its parameter groups, such as Prodigy's `d`.
-
-    AdamW's are its options, which follow the configuration.
-    """
-    if type(optimizer) is torch.optim.AdamW:
-        return []
-    scheduled = ("lr", "initial_lr")
-    return [
-        {name: v for name, v in group.items() if isinstance(v, int | float) and name not in scheduled}
-        for group in optimizer.param_groups
-    ]
-
-
-def _is_like(parameter: Tensor, slot: str, value: Any) -> bool:
-    """Tells whether a slot of an optimizer's state has the parameter's shape, and is sharded as it is."""
-    return isinstance(value, Tensor) and slot != "step" and value.shape == parameter.shape
 
 
 def _write_progress(file: Path, progress: StepProgress) -> dict[str, Any]:

@@ -187,10 +187,11 @@ def changed_options(config: TrainConfig, checkpoint: Path) -> list[str]:
             f"--max_steps {config.max_steps}: {checkpoint} was saved within step {under_way}; use {under_way} or more"
         )
     changes = _changes(config, checkpoint)
-    allowed = OF_OPTIMIZER if within else STEERING
+    # A reference that moves is in the checkpoint.
+    allowed = OF_OPTIMIZER if within else STEERING - ({"ref_model"} if config.sync_ref_model else set())
     for name, change in changes.items():
         if name not in allowed:
-            when = " within a step" if name in STEERING else ""
+            when = " within a step" if within and name in STEERING else ""
             raise ValueError(
                 f"--{change}: cannot change{when} on resume from {checkpoint}; put it back, or start a new run "
                 f"with --model {checkpoint}"

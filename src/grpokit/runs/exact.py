@@ -3,7 +3,8 @@
 A directory may hold weights in a narrower dtype or under other names, and `from_pretrained` recomputes buffers and
 changes rows. So a checkpoint stores separately the tensors that its model files don't hold bit for bit:
 
-    trainer/parameters.safetensors   trained parameters that the model files lack, or hold with different values
+    trainer/parameters.safetensors   parameters that the model files lack, or hold with different values
+                                     (with an adapter, the trained ones alone, and all of them)
     trainer/buffers.safetensors      all floating-point buffers: rotary frequencies, scales, biases of routers
 """
 
@@ -33,7 +34,7 @@ def write_exact(directory: Path, policy: Policy, weights: dict[str, Tensor]) -> 
         policy: the policy.
         weights: its whole parameters by name, as `gather_weights` returns them.
     """
-    trained = [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    trained = [name for name, p in policy.model.named_parameters() if _is_kept(policy, p)]
     with _open_files(sorted(directory.glob("*.safetensors"))) as held:
         kept = {
             name: weights[name].contiguous()
@@ -68,10 +69,7 @@ def restore_exact(checkpoint: Path, policy: Policy, complete: bool = True) -> No
     files = [checkpoint / "trainer" / PARAMETERS]
     if policy.lora is None:
         files = [*sorted(checkpoint.glob("*.safetensors")), *files]
-    with _open_files(file for file in files if file.is_file()) as held:
-        for name, parameter in policy.model.named_parameters():
-            if parameter.requires_grad and (complete or name in held):
-                parameter.copy_(like(parameter, held[name].get_tensor(name)))
+    restore_parameters([file for file in files if file.is_file()], policy, complete)
     buffers = checkpoint / "trainer" / BUFFERS
     with _open_files([buffers] if buffers.is_file() else []) as held:
         for name, buffer in list(policy.model.named_buffers()):
@@ -79,6 +77,31 @@ def restore_exact(checkpoint: Path, policy: Policy, complete: bool = True) -> No
                 module, _, own_name = name.rpartition(".")
                 value = held[name].get_tensor(name).to(buffer.device)
                 policy.model.get_submodule(module)._buffers[own_name] = value
+
+
+@torch.no_grad()
+def restore_parameters(files: Iterable[Path], policy: Policy, complete: bool = True) -> None:
+    """Gives the parameters that a checkpoint keeps the values of safetensors files; later files win.
+
+    Raises KeyError where `complete` and one is missing.
+    """
+    with _open_files(files) as held:
+        for name, parameter in policy.model.named_parameters():
+            if _is_kept(policy, parameter) and (complete or name in held):
+                parameter.copy_(like(parameter, held[name].get_tensor(name)))
+
+
+def _is_kept(policy: Policy, parameter: Tensor) -> bool:
+    """Tells whether a checkpoint keeps a parameter: those beside an adapter are always loaded from --model."""
+    return policy.lora is None or parameter.requires_grad
+
+
+def unique(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns each tensor under the first of its names, since a safetensors file has no ties."""
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    return {name: tensors[name] for name in first.values()}
 
 
 @contextmanager

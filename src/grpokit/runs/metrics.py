@@ -19,6 +19,9 @@ class Declared(NamedTuple):
 # Names follow TRL's where it has the metric, so that dashboards carry over. `<name>` is a reward function's name.
 METRICS: dict[str, Declared] = {
     "reward": Declared("mean", "weighted sum of the reward functions, mean over completions that have one"),
+    "reward/kl": Declared(
+        "mean", "the part of the reward that is the KL penalty, −β·Σ(old − ref) (--kl_in_reward)"
+    ),
     "reward_std": Declared("mean", "standard deviation of the reward within a group, mean over groups"),
     "frac_reward_zero_std": Declared(
         "mean", "share of groups whose rewards are all equal: they teach nothing"

@@ -16,7 +16,7 @@ from ..config.options import EvalConfig, ModelConfig, TrainConfig
 from ..config.paths import expand_home
 from ..config.yaml import with_options
 from ..data.memory import check_rows, describe_rows, is_listed
-from ..policy.lora import options_of_peft
+from ..policy.peft_config import options_of_peft
 from .callbacks import check_callbacks
 from .setup.parts import Parts, check_sampler, find_estimator, find_filter, find_order
 

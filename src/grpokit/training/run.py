@@ -25,7 +25,7 @@ from ..policy.layout import LayoutChoice
 from ..policy.learn import Learning, Offender, StepProgress
 from ..policy.learn import score as score_samples
 from ..policy.policy import Policy
-from ..policy.reference import Reference
+from ..policy.reference import Reference, move_reference
 from ..policy.router import RouterLoss
 from ..rewards import Reward, score
 from ..rollouts.gather import gather_groups
@@ -40,6 +40,7 @@ from ..types import Metrics, Prompt, RolloutGroup
 from .callbacks import Callbacks
 from .early_stop import has_stalled
 from .evaluation import HeldOut
+from .kl_reward import kl_metrics, subtract_kl
 from .measure import Clock
 from .rescue import end_stuck, rescue
 from .setup.announce import StepNotes
@@ -95,6 +96,12 @@ class Run:
     def reward_weights(self) -> list[float]:
         """One weight for each reward function."""
         return [reward.weight for reward in self.rewards]
+
+    @property
+    def moving_reference(self) -> Policy | None:
+        """The reference, where it moves with the policy (--sync_ref_model): a checkpoint then holds it."""
+        moves = self.config.sync_ref_model and isinstance(self.reference, Policy)
+        return self.reference if moves else None  # pyright: ignore[reportReturnType]
 
     @property
     def save_format(self) -> SaveFormat:
@@ -161,6 +168,18 @@ class Run:
         at = {prompt.position: prompt for prompt in prompts}
         return gather_groups(scored, at.__getitem__, self.world)
 
+    def score_step(self, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """As `score`, for groups to train on: with --kl_in_reward, less the KL to the reference."""
+        scored, c = self.score(groups, prompts), self.config
+        if not c.kl_in_reward or self.reference is None:
+            return scored
+        return subtract_kl(scored, self.policy, self.reference, self.learning, c.beta)
+
+    def sampling_metrics(self, chosen: StepGroups, groups: Sequence[RolloutGroup]) -> Metrics:
+        """What is measured of a step's groups before it is learned from."""
+        stale = self.rollouts.staleness(groups, self.policy.version)
+        return chosen.metrics | stale | kl_metrics(groups, self.config.beta)
+
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluates after `step` steps, keeps the best model, and writes the figures down. {} without --eval_dataset."""
         if self.held_out is None:
@@ -199,6 +218,9 @@ class Run:
             row |= self.evaluate(step)
         with self.world.together():
             self.recorder.write_step(step, row, groups)
+        moving = self.moving_reference
+        if moving is not None and step % config.ref_model_sync_steps == 0:
+            move_reference(moving, self.policy, config.ref_model_mixup_alpha)
         skipped = self.state.skipped + progress.skipped
         self.state = replace(self.state, step=step, skipped=skipped, dropped=self.rollouts.budget.dropped)
         self.random_state = random_state_now()
@@ -266,6 +288,7 @@ class Run:
             self.tokenizer,
             self.optimizer,
             self.save_format,
+            reference=self.moving_reference,
             config=to_yaml(self.config),
             world=self.world,
             # A stop while a step samples discards its rewards. They are computed again, from the same random state.

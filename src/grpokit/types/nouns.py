@@ -107,6 +107,7 @@ class RolloutGroup:
     rewards: Tensor | None = None  # [G, F] float64; NaN where a function does not apply
     reward: Tensor | None = None  # [G] float64, the weighted sum; NaN where no function applies
     advantages: Tensor | None = None  # [G] float64; exactly 0 for a group without signal
+    kl: Tensor | None = None  # [G] float64, Σ_t (old − ref), where it is part of the reward (--kl_in_reward)
 
 
 # --------------------------------------------------------------------------- what the update trains on

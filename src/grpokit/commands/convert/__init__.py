@@ -63,7 +63,7 @@ def convert(
     convert_sampling(draft)
     convert_rewards(draft)
     convert_loss(draft)
-    convert_optimizer(draft, convert_adapter(draft))
+    convert_optimizer(draft, convert_adapter(draft), pace.per_step)
     convert_engine(draft)
     convert_steps(draft, pace)
     convert_logging(draft)

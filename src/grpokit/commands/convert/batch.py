@@ -78,9 +78,7 @@ def convert_steps(draft: Draft, pace: Pace) -> None:
     epoch = None if rows is None else rows // pace.prompts * pace.per_step  # optimizer steps of an epoch
     total = _length(draft, pace, epoch, rows)
     _intervals(draft, epoch)
-    share = draft.take_number("warmup_ratio")
-    if share:
-        draft.left["warmup_steps"] = share
+    _share_of_warmup(draft)
     for name in IN_OPTIMIZER_STEPS[1:]:
         value = draft.take_number(name)
         if value is None:
@@ -93,13 +91,24 @@ def convert_steps(draft: Draft, pace: Pace) -> None:
             draft.unsupported(name, value, "is no number of steps")
             continue
         steps = max(1, round(value / pace.per_step)) if value > 0 else 0
-        draft.put(name, steps, name, "warmup_ratio" if name == "warmup_steps" else name)
+        draft.put(name, steps, name)
         if name == "warmup_steps" and steps:
             draft.say(
                 f"warmup_steps: the first learning rate is 1/{steps + 1} of the peak here, and 0 in {draft.name}"
             )
         if pace.per_step > 1 and value > 0:
             draft.say(f"{name}: {value:g} optimizer steps are {steps} steps of {pace.per_step}")
+
+
+def _share_of_warmup(draft: Draft) -> None:
+    """Sets warmup_ratio. In newer versions of transformers, warmup_steps below 1 is such a share."""
+    share = draft.take_number("warmup_ratio")
+    steps = draft.left.get("warmup_steps")
+    if isinstance(steps, int | float) and 0 < steps < 1:
+        share = draft.take_number("warmup_steps")
+    if share:
+        draft.take("warmup_steps")
+        draft.put("warmup_ratio", share, "warmup_ratio", "warmup_steps")
 
 
 def _of_the_run(draft: Draft, name: str, share: float, total: float | None) -> int | None:

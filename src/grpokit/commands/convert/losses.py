@@ -228,7 +228,10 @@ def _kl(draft: Draft, level: Any) -> None:
     reference = draft.take("ref_model")
     draft.put("beta", beta)
     if not beta:
+        if draft.take_flag("sync_ref_model"):
+            draft.say("sync_ref_model: does nothing without beta, there either; left out")
         return
+    _moving_reference(draft)
     if reference is not None:
         draft.put("ref_model", reference)
     if draft.trainer == "trl" and by_ratio:
@@ -236,7 +239,18 @@ def _kl(draft: Draft, level: Any) -> None:
         if level != "token":
             draft.say("kl_gradient: times the ratio of a token here, of the sequence in TRL")
     if draft.trainer == "swift" and in_reward and draft.ours.get("advantage_estimator") != "gdpo":
-        draft.say("kl_in_reward: has no counterpart; the KL penalty is a term of the loss here")
+        draft.put("kl_in_reward", True, "kl_in_reward", "advantage_estimator")
+
+
+def _moving_reference(draft: Draft) -> None:
+    """Converts a reference that follows the policy. Its steps are counted by `convert_steps`."""
+    moves, alpha = draft.take_flag("sync_ref_model"), draft.take_number("ref_model_mixup_alpha", 0.6)
+    if not moves:
+        draft.take("ref_model_sync_steps")
+        return
+    draft.put("sync_ref_model", True)
+    draft.put("ref_model_mixup_alpha", alpha)
+    draft.left.setdefault("ref_model_sync_steps", 512)
 
 
 def _masks(draft: Draft, loss: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from ...common.hub import is_hub_model
 from ...config.foreign_defaults import SWIFT_LEARNING_RATE
+from ...config.schedule import NO_FUNCTIONS, SCHEDULES
 from .correction import convert_correction
 from .draft import Draft, listed, shown
 
@@ -13,12 +16,6 @@ ATTENTION = {
     "flash_attn": "flash_attention_2",
     "flash_attention": "flash_attention_2",
     "flash_attention_2": "flash_attention_2",
-}
-SCHEDULES = {
-    "cosine_with_min_lr": "cosine",
-    "cosine_warmup_with_min_lr": "cosine",
-    "cosine_with_restarts": "cosine",
-    "polynomial": "linear",
 }
 PEFT_TARGETS = ["q_proj", "v_proj"]  # peft's own choice for Llama, Qwen, Mistral and Gemma
 
@@ -87,6 +84,8 @@ def convert_adapter(draft: Draft) -> bool:
     names = ("lora_rank", "lora_r", "target_modules", "lora_target_modules", "lora_alpha", "lora_dropout")
     rank, short, modules, targets, alpha, dropout = (draft.take(name) for name in names)
     four_bits = draft.take_flag("load_in_4bit")
+    more = {name: draft.take_flag(name) for name in ("use_rslora", "use_dora")}
+    whole = listed(draft.take("modules_to_save" if swift else "lora_modules_to_save"))
     if not uses:
         if draft.given & set(names):
             draft.say(
@@ -105,6 +104,10 @@ def convert_adapter(draft: Draft) -> bool:
         draft.say(
             "lora_target_modules: q_proj and v_proj, which peft takes for most models where TRL's file names none"
         )
+    for name in filter(more.get, more):
+        draft.put(name, True)
+    if whole:
+        draft.put("lora_modules_to_save", whole, "modules_to_save", "lora_modules_to_save")
     if dropout != 0:
         draft.say("lora_dropout: not needed: dropout is always off (0.05 is their default)")
     if four_bits:
@@ -155,15 +158,9 @@ def _server(draft: Draft, urls: list[Any], hosts: list[Any], ports: list[Any]) -
         draft.say(f"vllm_url: one server at a time; {servers[0]} is taken, {', '.join(servers[1:])} left out")
 
 
-def convert_optimizer(draft: Draft, has_adapter: bool) -> None:
-    """Converts AdamW's numbers and the schedule of the learning rate."""
-    kind = draft.take("optim")
-    if kind is not None and not str(kind).startswith("adamw"):
-        draft.unsupported("optim", kind, "has no counterpart: the optimizer is AdamW")
-    elif kind is not None:
-        draft.say(
-            f"optim: not needed: the optimizer is AdamW{' in full precision' if '8bit' in str(kind) else ''}"
-        )
+def convert_optimizer(draft: Draft, has_adapter: bool, per_step: int = 1) -> None:
+    """Converts the optimizer, its numbers, its schedule, and what it trains. `per_step`: their optimizer steps in one step."""
+    _kind(draft)
     rate = draft.take_number("learning_rate")
     if rate is None:
         rate = SWIFT_LEARNING_RATE["lora" if has_adapter else "full"]
@@ -172,13 +169,63 @@ def convert_optimizer(draft: Draft, has_adapter: bool) -> None:
     draft.put("weight_decay", decay)
     if decay:
         draft.say(f"weight_decay: of biases and norms too here; {draft.name} leaves them out")
-    schedule, details = str(draft.take("lr_scheduler_type")), draft.take("lr_scheduler_kwargs")
-    if schedule in SCHEDULES:
-        ours = SCHEDULES[schedule]
-        draft.say(
-            f"lr_scheduler_type: {schedule} has no counterpart; {ours}, which falls to 0, is the nearest"
-        )
-        schedule = ours
+    _schedule(draft, per_step)
+    _frozen(draft)
+
+
+def _kind(draft: Draft) -> None:
+    """Converts the name of the optimizer. ms-swift has muon under another option."""
+    kind = str(draft.take("optim", "adamw_torch"))
+    if draft.trainer == "swift" and draft.left.get("optimizer") == "muon":
+        kind = str(draft.take("optimizer"))
+    if "8bit" in kind and "adamw" in kind:
+        draft.put("optim", "adamw_8bit", "optim")
+        if "paged" in kind:
+            draft.say(f"optim: {kind}: the moments are in 8 bits here, and not paged")
+    elif kind == "muon":
+        draft.put("optim", "muon", "optim", "optimizer")
+        draft.say("optim: muon's step is scaled to AdamW's here, so that a learning rate for AdamW is right")
+    elif not kind.startswith("adamw"):
+        draft.unsupported("optim", kind, "has no counterpart: there are adamw, adamw_8bit and muon")
+    elif "optim" in draft.given:
+        draft.say("optim: not needed: the optimizer is AdamW")
+
+
+def _schedule(draft: Draft, per_step: int) -> None:
+    """Converts the schedule and its options, of which those in steps are in optimizer steps there."""
+    schedule, details = draft.take_word("lr_scheduler_type"), draft.take("lr_scheduler_kwargs", {})
+    if schedule not in SCHEDULES:
+        why = NO_FUNCTIONS.get(schedule, "has no counterpart")
+        draft.unsupported("lr_scheduler_type", schedule, f"{why}; constant_with_warmup is taken")
+        return
     draft.put("lr_scheduler_type", schedule)
-    if details:
-        draft.unsupported("lr_scheduler_kwargs", details)
+    if isinstance(details, str):
+        try:
+            details = json.loads(details)
+        except ValueError:
+            details = {"": details}
+    if not isinstance(details, dict) or "" in details:
+        draft.unsupported("lr_scheduler_kwargs", details, "is no dict of options")
+        return
+    counted: dict[str, Any] = dict(details)
+    if isinstance(counted.get("min_lr"), int | float):
+        draft.put("min_lr", counted.pop("min_lr"), "lr_scheduler_kwargs")
+    for name, value in details.items():
+        if name.endswith("_steps") and isinstance(value, int | float):
+            counted[name] = max(1, round(value / per_step))
+    if counted:
+        draft.put("lr_scheduler_kwargs", [f"{name}={value}" for name, value in counted.items()])
+    for name in counted:
+        if name.endswith("_steps") and per_step > 1:
+            draft.say(f"{name}: {details[name]} optimizer steps are {counted[name]} steps of {per_step}")
+
+
+def _frozen(draft: Draft) -> None:
+    """Converts ms-swift's frozen parameters: prefixes of names, or regular expressions."""
+    if draft.trainer != "swift":
+        return
+    for name in ("freeze_parameters", "trainable_parameters"):
+        prefixes, pattern = listed(draft.take(name)), draft.take(f"{name}_regex")
+        patterns = [f"^{re.escape(str(prefix))}" for prefix in prefixes] + ([str(pattern)] if pattern else [])
+        if patterns:
+            draft.put(name, patterns, name, f"{name}_regex")

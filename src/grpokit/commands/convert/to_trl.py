@@ -6,7 +6,7 @@ What is TRL's default is written out where it is not grpokit's, so that the file
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ...config.foreign_defaults import TRL_DEFAULTS
@@ -17,6 +17,7 @@ from .data import TRL_REWARDS, listed
 from .datasets_to_trl import name_datasets
 from .draft import shown
 from .losses import NO_BOUND, VESPO
+from .to_trl_training import Say, write_batch, write_optimizer
 
 # What carries over under another name.
 RENAMED = {
@@ -32,6 +33,7 @@ SAME = (
     *("num_generations", "num_iterations", "beta", "entropy_coef", "top_entropy_quantile", "learning_rate"),
     *("lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
     *("router_aux_loss_coef", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("sync_ref_model", "ref_model_mixup_alpha"),
     *("mask_truncated_completions", "gradient_checkpointing", "project", "run_name", "delta", "load_in_4bit"),
 )
 # What changes no result there, or has no meaning there.
@@ -67,7 +69,8 @@ TAKEN = {
         "vllm_timeout",
         "vllm_gpu_memory_utilization",
     ),
-    *("optim", "stop", "min_completion_length", "chat_template_kwargs"),
+    *("optim", "stop", "min_completion_length", "warmup_ratio", "lr_scheduler_kwargs", "min_lr"),
+    *("use_rslora", "use_dora", "lora_modules_to_save", "ref_model_sync_steps", "chat_template_kwargs"),
 }
 
 
@@ -102,7 +105,6 @@ BY_REDUCTION = {
     "sequence_sum": "luspo",
     "rank_token_mean": "bnpo",
 }
-Say = Callable[[str], None]
 
 
 def convert_to_trl(
@@ -128,7 +130,8 @@ def convert_to_trl(
     _model_and_data(config, theirs, said.append)
     _loss(config, theirs, said.append)
     _correction(config, theirs, said.append)
-    _batch(config, processes, theirs, said.append)
+    write_batch(config, processes, theirs, said.append)
+    write_optimizer(config, theirs, said.append)
     _engine(config, theirs, said.append)
     for name in (*SAME, *RENAMED):
         value, default = getattr(config, name), TRL_DEFAULTS.get(RENAMED.get(name, name))
@@ -263,45 +266,6 @@ def _correction(config: TrainConfig, theirs: dict[str, Any], say: Say) -> None:
         theirs[f"{word}clip_max"] = 5.0 if config.correction_high is None else config.correction_high
 
 
-def _batch(config: TrainConfig, processes: int, theirs: dict[str, Any], say: Say) -> None:
-    """Writes the batch in devices and accumulation, and every length in optimizer steps."""
-    batch = config.prompts_per_step * config.num_generations
-    update = batch // config.updates_per_step
-    if batch % config.updates_per_step or update % processes:
-        raise ValueError(
-            f"--num_processes {processes}: expected a divisor of the {update} completions of an optimizer step "
-            f"({config.prompts_per_step} prompts × {config.num_generations} / {config.updates_per_step} updates)"
-        )
-    share = update // processes
-    device = max(size for size in range(1, min(share, config.num_generations) + 1) if share % size == 0)
-    accumulation = share // device
-    theirs |= {
-        "per_device_train_batch_size": device,
-        "gradient_accumulation_steps": accumulation,
-        "steps_per_generation": accumulation * config.updates_per_step,
-    }
-    per_step = config.updates_per_step * config.num_iterations
-    if config.num_train_epochs:
-        theirs["num_train_epochs"] = config.num_train_epochs
-    else:
-        theirs["max_steps"] = config.max_steps * per_step
-    for name in ("warmup_steps", "eval_steps"):
-        if getattr(config, name):
-            theirs[name] = getattr(config, name) * per_step
-    theirs["logging_steps"] = config.logging_steps * per_step
-    theirs |= (
-        {"save_strategy": "steps", "save_steps": config.save_steps * per_step}
-        if config.save_steps
-        else {"save_strategy": "no"}
-    )
-    if config.save_total_limit:
-        theirs["save_total_limit"] = config.save_total_limit
-    say(
-        f"per_device_train_batch_size: {device} for {processes} process{'es' if processes > 1 else ''}; TRL's memory "
-        "follows from it, and its product with gradient_accumulation_steps must stay"
-    )
-
-
 def _engine(config: TrainConfig, theirs: dict[str, Any], say: Say) -> None:
     """Writes the dtype, the adapter, vLLM and the trackers."""
     if config.dtype == "float64":
@@ -318,6 +282,9 @@ def _engine(config: TrainConfig, theirs: dict[str, Any], say: Say) -> None:
             "lora_dropout": 0.0,
         }
         theirs["lora_target_modules"] = list(config.lora_target_modules)
+        theirs |= {name: True for name in ("use_rslora", "use_dora") if getattr(config, name)}
+        if config.lora_modules_to_save:
+            theirs["lora_modules_to_save"] = list(config.lora_modules_to_save)
     if config.sampler == "vllm":
         theirs |= {"use_vllm": True, "vllm_mode": config.vllm_mode}
         if config.vllm_mode == "server":
@@ -328,6 +295,4 @@ def _engine(config: TrainConfig, theirs: dict[str, Any], say: Say) -> None:
             theirs["vllm_gpu_memory_utilization"] = config.vllm_gpu_memory_utilization
     elif config.sampler != "transformers":
         say(f"sampler: {config.sampler} has no counterpart in TRL; its own is used")
-    if ":" in config.optim:
-        say(f"optim: {config.optim} has no counterpart in `trl grpo`; AdamW trains")
     theirs["report_to"] = listed(config.report_to) or "none"

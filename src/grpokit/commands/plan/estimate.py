@@ -13,12 +13,14 @@ from ...config.options import PlanConfig
 from ...config.rules import has_model
 from ...logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
 from ...losses import Loss
+from ...policy.freeze import freeze
 from ...policy.lora import attach
 from ...policy.lora_targets import choose_modules
 from ...policy.policy import DTYPES, resolve_dtype
 from ...policy.probes import router_coefficient
 from ...training.setup.loss import lora_from_config, loss_from_config
-from .footprint import Activations, Group, Sizes, activations_of, sizes_of
+from .footprint import Activations, Sizes, Types, activations_of, sizes_of
+from .held import matrices, optimizer_state, optimizer_step, without_4_bits
 
 # Bytes per completion and vocabulary entry while a token is picked: logits and log-probs in float32, probs and their
 # cumulative sum in float64.
@@ -47,22 +49,6 @@ class Part:
     phase: str
     name: str
     bytes: float
-
-
-@dataclass(frozen=True)
-class Types:
-    """The run's three dtypes: `compute` (forward passes, frozen weights), `master` (trained weights, optimizer state), `saved`
-    (checkpoints).
-    """
-
-    compute: torch.dtype
-    master: torch.dtype
-    saved: torch.dtype
-
-    def bytes(self, part: Group | Sizes, ranks: int = 1) -> int:
-        """Returns the bytes that one of `ranks` ranks stores of some parameters."""
-        trained = part.trained.shard(ranks)
-        return (part.shard(ranks) - trained) * self.compute.itemsize + trained * self.master.itemsize
 
 
 @dataclass(frozen=True)
@@ -183,11 +169,13 @@ def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
     lora = lora_from_config(config)
     if lora is not None:
         attach(model, choose_modules(model, lora)[0], frozen=compute, trained=master)
+    freeze(model, config.freeze_parameters, config.trainable_parameters)
     config = replace(config, router_aux_loss_coef=router_coefficient(model, config.router_aux_loss_coef))
     activations = activations_of(model, *fullest(config), compute, master)
+    types = Types(compute, master, stored, frozen=master if lora is None else compute)
     sizes = sizes_of(model)
     other = sizes if reference is None else sizes_of(reference)
-    return _plan(config, sizes, other, activations, Types(compute, master, stored))
+    return _plan(config, sizes, other, activations, types)
 
 
 def batch_of(config: PlanConfig, length: int) -> Batch:
@@ -213,10 +201,12 @@ def again(plan: Plan, **changes: Any) -> Plan:
 
 def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activations, types: Types) -> Plan:
     batch = batch_of(config, prompt_tokens(config) + completion_tokens(config))
+    held, packed = without_4_bits(config, sizes)
     parts = (
-        *_state(config, sizes, reference, types),
-        *_sampling(config, sizes, activations, types),
-        *_learning(config, sizes, activations, types),
+        Part(ALWAYS, "weights in 4 bits, whole on every rank", packed),
+        *_state(config, held, reference, types),
+        *_sampling(config, held, activations, types),
+        *_learning(config, held, activations, types),
     )
     return Plan(
         config=config,
@@ -226,7 +216,7 @@ def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activ
         types=types,
         batch=batch,
         memory=tuple(part for part in parts if part.bytes),
-        traffic=_traffic(config, sizes, reference, batch, types, loss_from_config(config)),
+        traffic=_traffic(config, held, reference, batch, types, loss_from_config(config)),
         host=_host(config, sizes, types),
     )
 
@@ -250,9 +240,9 @@ def _state(config: PlanConfig, sizes: Sizes, reference: Sizes, types: Types) -> 
     loaded = config.beta and (config.ref_model or not config.lora_r)
     yield Part(ALWAYS, "parameters", types.bytes(sizes, ranks))
     yield Part(ALWAYS, "gradients", shard * size)
-    yield Part(ALWAYS, "AdamW's two moments", 2 * shard * size)
+    yield Part(ALWAYS, *optimizer_state(config, sizes.trained, ranks, size))
     yield Part(ALWAYS, "reference", reference.shard(ranks) * size if loaded else 0)
-    yield Part(STEPPING, "square roots of the second moments", shard * size)
+    yield Part(STEPPING, *optimizer_step(config, sizes.trained, ranks, size))
 
 
 def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types: Types) -> Iterator[Part]:
@@ -318,6 +308,7 @@ def _traffic(
     updates, passes = config.updates_per_step, config.updates_per_step * config.num_iterations
     forwards = batch.micro_batches * passes
     scorings = updates - 1 + (updates if loss.rejected_tokens == "drop" else 0)
+    scorings += updates if config.kl_in_reward else 0
     scorings += passes if loss.needs_stats or config.router_aux_loss_coef else 0
 
     def gathered(part: Sizes, layers: int, roots: int) -> float:
@@ -325,8 +316,10 @@ def _traffic(
         return (ranks - 1) * (layers * inside + roots * types.bytes(part.root, ranks))
 
     shard = sizes.trained.shard(ranks) * size
+    muon = matrices(sizes.trained).shard(ranks) * size if config.optim == "muon" else 0.0
     of_step = config.prompts_per_step * config.num_generations * completion_tokens(config)
     logps = updates - 1 + bool(config.num_iterations > 1) + (updates if config.beta else 0)
+    logps += updates if config.kl_in_reward else 0
     logps += updates if loss.rejected_tokens == "drop" else 0
     statistics = config.num_iterations * STATISTICS_BYTES if loss.needs_stats else 0
     data = of_step * (ROLLOUT_BYTES + statistics + size * logps / updates)
@@ -339,5 +332,6 @@ def _traffic(
         if config.beta
         else 0.0,
         "gather weights to sample": gathered(sizes, 1, 1),
+        "gather matrices to orthogonalise": muon * passes * (ranks - 1),
         "the step's data": data * (config.ranks - 1) / config.ranks,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,16 +34,21 @@ class Group:
     @property
     def trained(self) -> Group:
         """The trained ones."""
-        return Group(tuple(itertools.compress(self.shapes, self.learns)), tuple(filter(None, self.learns)))
+        return self.select(lambda _, learns: learns)
+
+    def select(self, wanted: Callable[[tuple[int, ...], bool], bool]) -> Group:
+        """Returns those for whose shape, and whether they are trained, `wanted` holds."""
+        chosen = [one for one in zip(self.shapes, self.learns, strict=True) if wanted(*one)]
+        return Group(tuple(shape for shape, _ in chosen), tuple(learns for _, learns in chosen))
 
     @property
     def numel(self) -> int:
         """The number of parameters."""
-        return sum(_numel(shape) for shape in self.shapes)
+        return sum(numel(shape) for shape in self.shapes)
 
     def shard(self, ranks: int) -> int:
         """Returns the parameters of one rank's shard. The rows of each are divided evenly, and padded if necessary."""
-        return sum(-(-shape[0] // ranks) * _numel(shape[1:]) if shape else 1 for shape in self.shapes)
+        return sum(-(-shape[0] // ranks) * numel(shape[1:]) if shape else 1 for shape in self.shapes)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,13 @@ class Sizes:
     @property
     def trained(self) -> Sizes:
         """The trained parameters: all of them, or an adapter's."""
-        return replace(self, root=self.root.trained, layers=tuple(layer.trained for layer in self.layers))
+        return self.select(lambda _, learns: learns)
+
+    def select(self, wanted: Callable[[tuple[int, ...], bool], bool]) -> Sizes:
+        """Returns those for whose shape, and whether they are trained, `wanted` holds."""
+        return replace(
+            self, root=self.root.select(wanted), layers=tuple(layer.select(wanted) for layer in self.layers)
+        )
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -79,6 +89,23 @@ class Sizes:
     def shard(self, ranks: int) -> int:
         """Returns the parameters that one of `ranks` ranks stores, padding included."""
         return sum(group.shard(ranks) for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Types:
+    """The run's dtypes: `compute` (forward passes), `master` (trained weights, optimizer state), `saved` (checkpoints), and
+    `frozen` (weights beside an adapter are in the compute dtype, other frozen ones in the master dtype).
+    """
+
+    compute: torch.dtype
+    master: torch.dtype
+    saved: torch.dtype
+    frozen: torch.dtype
+
+    def bytes(self, part: Group | Sizes, ranks: int = 1) -> int:
+        """Returns the bytes that one of `ranks` ranks stores of some parameters."""
+        trained = part.trained.shard(ranks)
+        return (part.shard(ranks) - trained) * self.frozen.itemsize + trained * self.master.itemsize
 
 
 @dataclass(frozen=True)
@@ -268,5 +295,6 @@ def _from_formula(model: Any, rows: int, length: int, compute: torch.dtype, fail
     )
 
 
-def _numel(shape: Sequence[int]) -> int:
+def numel(shape: Sequence[int]) -> int:
+    """Returns the number of elements of a tensor of this shape."""
     return torch.Size(shape).numel()

@@ -39,6 +39,8 @@ def loss_from_config(config: TrainConfig) -> Loss:
     with _naming_flags():
         if "max_completion_length" in loss_options(config.loss_type, config.reduction):
             options["max_completion_length"] = config.max_completion_length
+    if config.kl_in_reward:  # beta is the reward's
+        options["beta"] = 0.0
     kwargs = _loss_kwargs(config, options)
     with _naming_flags():
         if config.correction_mode == "none":
@@ -93,6 +95,9 @@ def lora_from_config(config: TrainConfig, base: str | None = None) -> Lora | Non
         config.model if base is None else base,
         config.seed,
         config.load_in_4bit,
+        rank_stabilized=config.use_rslora,
+        dora=config.use_dora,
+        whole_modules=config.lora_modules_to_save,
     )
 
 

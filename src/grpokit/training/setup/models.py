@@ -12,7 +12,7 @@ from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
 from ...parallel import ALONE, World, default_device
 from ...policy.load import compile_layers, load_policy
-from ...policy.lora import Lora, adapted_layers
+from ...policy.lora import Lora, adapted_layers, saved_modules
 from ...policy.policy import Policy
 from ...policy.reference import AdapterOff, Reference
 from .loss import lora_from_config
@@ -53,6 +53,7 @@ def load_configured(
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
         lora=lora,
+        frozen=(training.freeze_parameters, training.trainable_parameters) if trains else ((), ()),
         flag=flag,
         saves=trains and training.lora_save == "merged",
     )
@@ -85,14 +86,7 @@ def load_models(
     # A model from Python is trained in place: `load_checkpoint` gives it the checkpoint's weights.
     source = str(checkpoint) if checkpoint and lora is None and model is None else initial
     policy = load_configured(source, config, world, lora, trains=True)
-    if lora is not None:
-        trained, total = (
-            sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (False, True)
-        )
-        say(
-            f"LoRA: {len(adapted_layers(policy.model))} modules have an adapter of rank {lora.r}; {trained:,} of {total:,} "
-            f"parameters are trained ({trained / total:.2%})"
-        )
+    announce_trained(policy)
     if not config.beta:
         return policy, None
     if lora is not None and not config.ref_model:
@@ -101,7 +95,23 @@ def load_models(
         config.ref_model or untrained, config, world, flag="--ref_model" if config.ref_model else "--model"
     ).requires_grad_(False)
     check_reference(policy, reference, config.ref_model or config.model)
+    if config.sync_ref_model:
+        check_moving(policy, reference, config.ref_model or config.model)
     return policy, reference
+
+
+def announce_trained(policy: Policy) -> None:
+    """Says how many parameters are trained, where it isn't all of them."""
+    trained, total = (
+        sum(p.numel() for p in policy.parameters() if p.requires_grad or every) for every in (False, True)
+    )
+    share = f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})"
+    if policy.lora is not None:
+        modules, whole = len(adapted_layers(policy.model)), len(saved_modules(policy.model))
+        also = f", {whole} {'is' if whole == 1 else 'are'} trained whole" if whole else ""
+        say(f"LoRA: {modules} modules have an adapter of rank {policy.lora.r}{also}; {share}")
+    elif trained < total:
+        say(f"frozen: {share}")
 
 
 def check_reference(policy: Policy, reference: Policy, path: str) -> None:
@@ -114,6 +124,17 @@ def check_reference(policy: Policy, reference: Policy, path: str) -> None:
     own, theirs = context_of(policy), context_of(reference)
     if own is not None and theirs is not None and theirs < own:
         raise ValueError(f"--ref_model {path}: has a context of {theirs} tokens, less than --model's {own}")
+
+
+def check_moving(policy: Policy, reference: Policy, path: str) -> None:
+    """Raises ValueError where the reference has other parameters than the policy, so that it can't move towards it."""
+    ours, theirs = ({n: tuple(p.shape) for n, p in m.model.named_parameters()} for m in (policy, reference))
+    other = next((name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)), None)
+    if other is not None:
+        raise ValueError(
+            f"--sync_ref_model True: {other} is {ours.get(other, 'missing')} in the policy and {theirs.get(other, 'missing')} in "
+            f"the reference {path}; use a reference of the same architecture"
+        )
 
 
 def context_of(policy: Policy) -> int | None:

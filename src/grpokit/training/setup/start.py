@@ -16,6 +16,7 @@ from ...parallel import ALONE, World
 from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
 from ...policy.optimizer import make_optimizer
+from ...policy.policy import Policy
 from ...policy.probes import find_router_loss
 from ...rewards import Reward
 from ...rollouts import Sampler
@@ -90,7 +91,8 @@ def start(
     state = TrainState()
     if checkpoint:
         data.prompts.restore(read_record(checkpoint).get("data"))
-        state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world)
+        moving = reference if config.sync_ref_model and isinstance(reference, Policy) else None
+        state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world, moving)
         check_length(config, state)
     rollouts = make_rollouts(
         config, make_sampler(config.seed, config), data.prompts, state, checkpoint, world

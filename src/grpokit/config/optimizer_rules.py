@@ -1,0 +1,84 @@
+"""The rules of the optimizer's options, of what is trained, and of the reference."""
+
+from __future__ import annotations
+
+import re
+
+from .rules import Rule
+
+OPTIMIZERS = ("adamw", "muon", "adamw_8bit")
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return text != ""
+
+
+OPTIMIZER_RULES = [
+    Rule(
+        "optim",
+        lambda c: c.optim in OPTIMIZERS or ":" in c.optim,
+        "expected adamw, muon, adamw_8bit, or file.py:function",
+    ),
+    Rule(
+        "optim",
+        lambda c: c.optim != "adamw_8bit" or c.dtype != "float64",
+        "computes in float32; use --dtype float32 or bfloat16, or --optim adamw",
+    ),
+    Rule("muon_momentum", lambda c: 0 <= c.muon_momentum < 1, "must be at least 0 and below 1"),
+    *(
+        Rule(
+            flag,
+            lambda c, flag=flag: all(map(_is_pattern, getattr(c, flag))),
+            "is no regular expression; a name such as embed_tokens is one",
+        )
+        for flag in ("freeze_parameters", "trainable_parameters")
+    ),
+    Rule(
+        "freeze_parameters",
+        lambda c: not c.freeze_parameters or c.lora_r == 0,
+        "an adapter is trained alone; leave out this flag or --lora_r",
+    ),
+    Rule(
+        "trainable_parameters",
+        lambda c: not c.trainable_parameters or len(c.freeze_parameters) > 0,
+        "every parameter is trained; add --freeze_parameters ('.*': all others)",
+    ),
+    Rule(
+        "kl_in_reward",
+        lambda c: not c.kl_in_reward or c.beta > 0,
+        "is multiplied by --beta, which is 0; set --beta (0.04 is usual)",
+    ),
+    *(
+        Rule(
+            flag,
+            lambda c, flag=flag: not c.kl_in_reward or getattr(c, flag) is None,
+            "is for a KL term in the loss, which --kl_in_reward replaces; leave one of them out",
+        )
+        for flag in ("kl_estimator", "kl_gradient")
+    ),
+    Rule(
+        "kl_in_reward",
+        lambda c: not c.kl_in_reward or c.advantage_estimator != "gdpo",
+        "gdpo normalises each reward function by itself, and the KL is none; use --advantage_estimator group",
+    ),
+    Rule(
+        "sync_ref_model",
+        lambda c: not c.sync_ref_model or c.beta > 0,
+        "there is no reference with --beta 0; set --beta (0.04 is usual)",
+    ),
+    Rule(
+        "sync_ref_model",
+        lambda c: not c.sync_ref_model or c.lora_r == 0,
+        "with an adapter, the policy's weights are never those of a whole reference; leave out this flag or --lora_r",
+    ),
+    Rule(
+        "ref_model_mixup_alpha",
+        lambda c: 0 < c.ref_model_mixup_alpha <= 1,
+        "must be above 0 and at most 1",
+    ),
+    Rule("ref_model_sync_steps", lambda c: c.ref_model_sync_steps >= 1, "must be at least 1"),
+]
