@@ -52,7 +52,7 @@ MISTAKES = [
     (["--advantage_estimator", "rloo", "--scale_rewards", "batch"], ["--scale_rewards batch", "rloo"]),
     (["--ref_model", "somewhere"], ["--ref_model somewhere", "--beta"]),
     (["--temperature", "0"], ["--temperature 0", "above 0"]),
-    (["--min_completion_length", "9"], ["--min_completion_length 9", "max_completion_length, 6"]),
+    (["--min_completion_length", "9"], ["--min_completion_length 9", "--max_completion_length 6"]),
     (["--max_completion_length", "64"], ["--max_completion_length 64", "context is 64"]),
     (["--reward_funcs", "exact_macth"], ["exact_macth", "exact_match"]),
     (["--reward_funcs", "nowhere.py:f"], ["nowhere.py"]),

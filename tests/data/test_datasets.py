@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from grpokit.data.form import PromptForm
 from grpokit.data.prompts import Prompts
 from grpokit.data.rows import DatasetRow, read_rows
 from helpers.chats import CHAT, PLAIN, assistant, rows_of, text_of, user
@@ -232,7 +233,7 @@ def test_a_system_prompt_comes_before_chats_that_have_none():
         DatasetRow("a", {}, "t:3", "question", asks=True),
         DatasetRow("a", {}, "t:4", "prompt"),
     ]
-    prompts = Prompts(rows, CHAT, system_prompt="be brief").in_order()
+    prompts = Prompts(rows, CHAT, form=PromptForm(system_prompt="be brief")).in_order()
     ours = "<system>be brief\n<user>a\n<assistant>"
     assert [text_of(prompt, CHAT) for prompt in prompts] == [
         ours,
@@ -245,6 +246,6 @@ def test_a_system_prompt_comes_before_chats_that_have_none():
 
 def test_a_system_prompt_that_nothing_would_have_is_refused():
     refuses(
-        lambda: Prompts(rows_of("a"), PLAIN, system_prompt="be brief"),
+        lambda: Prompts(rows_of("a"), PLAIN, form=PromptForm(system_prompt="be brief")),
         "--system_prompt 'be brief': no prompt of --dataset is a chat",
     )

@@ -298,7 +298,10 @@ def test_the_picker_against_its_definition(vocabulary, dtype, monkeypatch):
         want = inverse_cdf(allowed, keyed_uniform(3, rows, rows % 3, position))
         assert tokens.tolist() == want.tolist()
         assert picker.tokens[position, rows].tolist() == want.tolist()
-        assert torch.equal(picker.logps[position, rows], logps.gather(-1, want[:, None])[:, 0])
+        of_full = logps.gather(-1, want[:, None])[:, 0]
+        assert torch.equal(picker.full_logps[position, rows], of_full)
+        of_allowed = (allowed.gather(-1, want[:, None])[:, 0] / allowed.sum(-1)).log().to(dtype)
+        assert torch.equal(picker.logps[position, rows], of_full if position >= 1 else of_allowed)
         torch.testing.assert_close(
             picker.entropies[position, rows], entropies.to(dtype), rtol=1e-12, atol=1e-12
         )

@@ -16,7 +16,7 @@ import tyro
 
 from ..common.terminal import toughen_output, write_error
 from ..common.text import did_you_mean, value_of
-from ..config.checks import check_model_config, check_train_config
+from ..config.checks import check_train_config
 from ..config.commands import (
     CompareConfig,
     ConvertConfig,
@@ -175,20 +175,11 @@ def _fail_among_ranks(error: Exception, world: World) -> int:
 
 def evaluate(config: EvalConfig) -> int:
     """`grpokit eval`."""
-    if config.models and config.model:
-        raise ValueError(
-            f"--models {' '.join(config.models)}: goes in place of --model; leave one of them out"
-        )
-    if not config.models:
-        check_model_config(config)
-    from ..training.compare_models import compare_models
-    from ..training.evaluate_model import evaluate_model
+    from .evaluate import check, evaluate
 
+    check(config)
     _quiet()
-    if config.models:
-        compare_models(config)
-    else:
-        evaluate_model(config)
+    evaluate(config)
     return 0
 
 

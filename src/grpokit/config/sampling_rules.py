@@ -22,7 +22,7 @@ def sampling_rules(prefix: str = "") -> list[Rule]:
         return 0 <= own.min_completion_length <= own.max_completion_length
 
     most = (
-        "the longest completion, {c.max_completion_length}"
+        "--max_completion_length {c.max_completion_length}"
         if not prefix
         else "the longest completion of an evaluation"
     )

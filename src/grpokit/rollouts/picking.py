@@ -145,16 +145,17 @@ class TokenPicker:
         if self.seen is not None:
             penalized = penalize(exact, self.seen[some], self.shaping.repetition_penalty)
             probs = (penalized / self.temperature).softmax(-1)
+        short = self.starts[some] + self.position < self.min_length
         if self.position < self.min_length:
-            short = self.starts[some] + self.position < self.min_length
             probs[:, self.eos] = probs[:, self.eos].masked_fill(short[:, None], 0.0)
         if self.shaping.truncates:
             probs = truncate(probs, self.shaping)
         tokens = probs.argmax(-1) if self.greedy else inverse_cdf(probs, uniform)
         of_full = full.gather(-1, tokens[:, None])[:, 0]
         of_sampled = of_full
-        if not self.greedy and (self.shaping.changes or self.min_length > 0):
-            of_sampled = (probs.gather(-1, tokens[:, None])[:, 0] / probs.sum(-1)).log()
+        if not self.greedy and (self.shaping.changes or self.position < self.min_length):
+            of_rest = (probs.gather(-1, tokens[:, None])[:, 0] / probs.sum(-1)).log()
+            of_sampled = torch.where(short | self.shaping.changes, of_rest, of_full.double())
         dtype = self.logps.dtype
         return tokens, of_sampled.to(dtype), of_full.to(dtype), entropies.to(dtype)
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch.optim import Optimizer
+
 from ...batch.advantages import has_signal
 from ...common.console import say
 from ...common.writing import write_text
@@ -18,6 +20,7 @@ from ...policy.learn import StepProgress
 from ...policy.optimizer import make_optimizer
 from ...policy.policy import Policy
 from ...policy.probes import find_router_loss
+from ...policy.reference import Reference
 from ...rewards import Reward
 from ...rollouts import Sampler
 from ...rollouts.dropped import ErrorBudget
@@ -47,6 +50,7 @@ from .loss import checked_loss
 from .models import context_of, load_models, set_threads
 from .order import check_length, with_order
 from .parts import Parts, find_estimator, find_filter, find_sampler
+from .prompts import PromptSource
 from .samplers import EVAL_SEED, make_sample_ahead, sampler_factory
 
 
@@ -88,12 +92,7 @@ def start(
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
     make_sampler = with_episodes(data.environments, policy, tokenizer, make_sampler, world)
     optimizer = make_optimizer(policy, config, parts.optimizer)
-    state = TrainState()
-    if checkpoint:
-        data.prompts.restore(read_record(checkpoint).get("data"))
-        moving = reference if config.sync_ref_model and isinstance(reference, Policy) else None
-        state = load_checkpoint(checkpoint, policy, optimizer, data.prompts.at, world, moving)
-        check_length(config, state)
+    state = restore(config, checkpoint, policy, reference, optimizer, data.prompts, world)
     rollouts = make_rollouts(
         config, make_sampler(config.seed, config), data.prompts, state, checkpoint, world
     )
@@ -129,6 +128,38 @@ def start(
     if own_sampler is not None:
         rollouts.sampler.sync()  # a resumed run's weights are not the model directory's
     return run, state.unfinished
+
+
+def restore(
+    config: TrainConfig,
+    checkpoint: Path | None,
+    policy: Policy,
+    reference: Reference | None,
+    optimizer: Optimizer,
+    prompts: PromptSource,
+    world: World,
+) -> TrainState:
+    """Restores what a checkpoint holds, and returns how far the run had come; the beginning without a checkpoint.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: the checkpoint, or None.
+        policy: the model.
+        reference: the reference model; restored only if it moves.
+        optimizer: the optimizer.
+        prompts: the prompt order.
+        world: the ranks.
+
+    Returns:
+        The state.
+    """
+    if checkpoint is None:
+        return TrainState()
+    prompts.restore(read_record(checkpoint).get("data"))
+    moving = reference if config.sync_ref_model and isinstance(reference, Policy) else None
+    state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world, moving)
+    check_length(config, state)
+    return state
 
 
 def make_rollouts(
