@@ -55,7 +55,7 @@ def test_evaluation_has_other_tasks_than_training(tmp_path):
     run = start(owned(tmp_path, eval_steps=1, eval_samples=6))
     training, held_out = (
         [g.rollouts[0].episode.prompt_ids for g in sampler.sample(run.prompts.take(0, 6), 1)]
-        for sampler in (run.rollouts.sampler, run.held_out.sampler)
+        for sampler in (run.rollouts.sampler, run.held_out[0].sampler)
     )
     run.close()
     assert training != held_out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -124,3 +125,64 @@ def test_a_runs_directory_stands_for_its_models(tmp_path):
     names = [path.rpartition("/")[2] for path in expand_runs([str(tmp_path / "run")])]
     assert names == ["checkpoint-2", "checkpoint-10", "best", "final"]
     assert expand_runs([str(tmp_path / "none")]) == [str(tmp_path / "none")]
+
+
+EVEN_AND_THREE = """
+def even(completions):
+    return [float(c[:1] in tuple("02468")) for c in completions]
+
+
+def three(completions):
+    return [float(c[:1] == "3") for c in completions]
+"""
+
+
+def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
+    """From the command line and from Python, where a set may be rows in memory."""
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text(EVEN_AND_THREE)
+    one, two = write_rows(tmp_path / "one.jsonl", ROWS[:3]), write_rows(tmp_path / "two.jsonl", ROWS[3:5])
+    config = tiny_config(
+        tmp_path,
+        reward_funcs=(f"{rewards}:even",),
+        eval_dataset=(f"math={one}", f"code={two}"),
+        eval_reward_funcs=(f"code={rewards}:three",),
+        eval_steps=1,
+        max_steps=1,
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    first, last = rows(tmp_path / "run", "evaluations.jsonl")
+    for row in (first, last):
+        both = row["eval/math/reward"], row["eval/code/reward"]
+        assert row["eval/reward"] == pytest.approx(sum(both) / 2)
+        assert row["eval/code/reward"] == row["eval/code/pass@1"]
+        assert "eval/pass@1" not in row
+    assert "math, pass@1" in (tmp_path / "run" / "report.html").read_text()
+    alone = grpokit.evaluate(
+        config.model, f"{rewards}:even", str(one), num_generations=4, max_completion_length=6, dtype="float64"
+    )
+    assert set(alone) - {"eval/pass@1"} <= {n.replace("math/", "") for n in first} | {"eval/pass@1_ci95"}
+    trainer = grpokit.GRPOTrainer(
+        config.model,
+        f"{rewards}:even",
+        train_dataset=config.dataset[0],
+        eval_dataset={"math": ROWS[:3], "code": str(two)},
+        eval_reward_funcs=[f"code={rewards}:three"],
+        output_dir=str(tmp_path / "again"),
+        max_completion_length=6,
+        dtype="float64",
+        num_threads=1,
+    )
+    assert trainer.evaluate() == {name: value for name, value in first.items() if name != "step"}
+    for wrong, message in (
+        ({"eval_reward_funcs": ("art=even",)}, "there is no set 'art'; there are math, code"),
+        ({"eval_dataset": (str(one), str(one))}, "two datasets are named 'one'"),
+        ({"eval_dataset": (f"{one}:0.5",)}, "leave the weight out"),
+        ({"eval_dataset": (), "eval_steps": 0}, "there is no --eval_dataset"),
+    ):
+        (tmp_path / "wrong.yaml").write_text(
+            to_yaml(replace(config, output_dir=str(tmp_path / "w"), **wrong))
+        )
+        assert main(["train", "--config", str(tmp_path / "wrong.yaml")]) == 2
+        assert message in capsys.readouterr().err

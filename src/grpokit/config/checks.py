@@ -64,10 +64,8 @@ MODEL_RULES = [
 ]
 
 # Options whose value may be an object that was given from Python.
-OBJECTS = (
-    *("model", "eval_dataset", "sampler", "advantage_estimator", "group_filter", "optim", "sampler_order"),
-)
-LISTS = ("dataset", "reward_funcs")  # likewise, for each of their values
+OBJECTS = (*("model", "sampler", "advantage_estimator", "group_filter", "optim", "sampler_order"),)
+LISTS = ("dataset", "eval_dataset", "reward_funcs")  # likewise, for each of their values
 
 
 def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
@@ -77,7 +75,7 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     raises: only the script that passed the object can start that run.
     """
     values = [(flag, getattr(config, flag, "")) for flag in OBJECTS]
-    values += [(flag, value) for flag in LISTS for value in getattr(config, flag)]
+    values += [(flag, value) for flag in LISTS for value in getattr(config, flag, ())]
     for flag, value in values:
         if is_given(value) and not from_python:
             raise ValueError(
@@ -109,6 +107,7 @@ def resumes_without_model(config: ModelConfig, from_python: bool = False) -> boo
 def check_train_config(config: TrainConfig, from_python: bool = False) -> None:
     """Raises ValueError naming the first option that cannot work; see `check_model_config`."""
     check_model_config(config, from_python)
+    check_datasets(config.eval_dataset, trains=False, flag="--eval_dataset")
     for rule in (*TRAIN_RULES, *ORDER_RULES):
         rule.check(config)
     check_schedule(config)

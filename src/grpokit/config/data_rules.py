@@ -22,27 +22,24 @@ DATASET_RULES = [
 ]
 
 
-def check_datasets(values: Iterable[str], trains: bool) -> None:
-    """Raises ValueError for a value of --dataset that cannot work.
+def check_datasets(values: Iterable[str], trains: bool, flag: str = "--dataset") -> None:
+    """Raises ValueError for a value of --dataset or --eval_dataset that cannot work.
 
     Args:
-        values: the values of --dataset.
+        values: the values of the option.
         trains: whether they are trained on, so that weights mean something.
+        flag: the option.
     """
     values = tuple(values)
     if len(values) == 1 and is_given(values[0]):
         return
-    for part in read_names(values):
+    for part in read_names(values, flag):
         if is_given(part.value):
-            raise ValueError(
-                f"--dataset {part.value}: rows in memory are one dataset; give files for several"
-            )
+            raise ValueError(f"{flag} {part.value}: rows in memory are one dataset; give files for several")
         if not has_data(part.place):
-            raise ValueError(f"--dataset {part.value}: no such file or directory")
+            raise ValueError(f"{flag} {part.value}: no such file or directory")
         if part.weight is not None and not trains:
-            raise ValueError(
-                f"--dataset {part.value}: evaluation takes every prompt once; leave the weight out"
-            )
+            raise ValueError(f"{flag} {part.value}: evaluation takes every prompt once; leave the weight out")
 
 
 def with_one_length(config: Config, given: Iterable[str]) -> Config:

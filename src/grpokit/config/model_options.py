@@ -84,8 +84,10 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Takes one dataset as it is, in the place of a tuple of one: `TrainConfig(dataset="train.jsonl")`."""
-        if isinstance(self.dataset, str | PurePath):
-            object.__setattr__(self, "dataset", (str(self.dataset),) if str(self.dataset) else ())
+        for name in ("dataset", "eval_dataset"):
+            value = getattr(self, name, ())
+            if isinstance(value, str | PurePath):
+                object.__setattr__(self, name, (str(value),) if str(value) else ())
 
 
 @dataclass(frozen=True)

@@ -195,8 +195,8 @@ class RankOptions:
 class EvaluationOptions:
     """Evaluation on held-out prompts."""
 
-    eval_dataset: str = free("")
-    """Held-out prompts: evaluated before step 0, every --eval_steps and at the end."""
+    eval_dataset: tuple[str, ...] = free(())
+    """Held-out prompts: evaluated before step 0, every --eval_steps and at the end. Several sets have names: math=a.jsonl."""
     eval_split: str = free("")
     """Split of --eval_dataset (default: test, or validation, or the only one)."""
     eval_steps: int = free(0)
@@ -207,6 +207,8 @@ class EvaluationOptions:
     """Sampled completions of each evaluation prompt; pass@k is reported for k = 1 and this many."""
     early_stop: str = optimizer("")
     """METRIC:PATIENCE: end the run once so many evaluations in a row were no better, such as eval/reward:3."""
+    eval_reward_funcs: tuple[str, ...] = free(())
+    """Rewards of the evaluation; name=reward for one of several sets (default: --reward_funcs)."""
     eval_temperature: float | None = free(None)
     """Temperature of the evaluation's sampled completions (default: --temperature)."""
     eval_top_p: float | None = free(None)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from .early_stop import is_early_stop
 from .lora_rules import LORA_RULES
 from .optimizer_rules import OPTIMIZER_RULES
-from .rules import Rule, above_0, at_least, has_data, has_model, ranks
+from .rules import Rule, above_0, at_least, has_model, ranks
 from .sampling_rules import sampling_rules
 
 NUMBER_RULES = [
     Rule(
-        "eval_dataset",
-        lambda c: c.eval_dataset == "" or has_data(c.eval_dataset),
-        "no such file or directory",
+        "eval_reward_funcs",
+        lambda c: not c.eval_reward_funcs or len(c.eval_dataset) > 0,
+        "is for evaluation, and there is no --eval_dataset",
     ),
     Rule(
         "early_stop",

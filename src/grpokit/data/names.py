@@ -65,8 +65,8 @@ def read_name(value: str) -> NamedDataset:
     return NamedDataset(value, own or place, place, number)
 
 
-def read_names(values: Sequence[str]) -> list[NamedDataset]:
-    """Reads all values of --dataset.
+def read_names(values: Sequence[str], flag: str = "--dataset") -> list[NamedDataset]:
+    """Reads all values of --dataset, or of another option, `flag`.
 
     Raises:
         ValueError: two have one name, or some have a weight and others none, or a weight is not above 0.
@@ -74,17 +74,17 @@ def read_names(values: Sequence[str]) -> list[NamedDataset]:
     found = [read_name(value) for value in values]
     for part in found:
         if part.weight is not None and not 0 < part.weight < math.inf:
-            raise ValueError(f"--dataset {part.value}: the weight must be above 0")
+            raise ValueError(f"{flag} {part.value}: the weight must be above 0")
     without = [part for part in found if part.weight is None]
     if without and len(without) < len(found):
         raise ValueError(
-            f"--dataset {without[0].value}: has no weight, and others have one; give each a weight (path:0.5), or none"
+            f"{flag} {without[0].value}: has no weight, and others have one; give each a weight (path:0.5), or none"
         )
     name, count = Counter(part.name for part in found).most_common(1)[0] if found else ("", 0)
     if count > 1:
         again = [part for part in found if part.name == name]
         raise ValueError(
-            f"--dataset {again[1].value}: two datasets are named {name!r}; name them: first={again[0].value} "
+            f"{flag} {again[1].value}: two datasets are named {name!r}; name them: first={again[0].value} "
             f"second={again[1].value}"
         )
     return found

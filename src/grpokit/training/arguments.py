@@ -194,9 +194,16 @@ def _take_rows(config: Config, option: str, argument: str, rows: Any) -> tuple[C
         return config, None
     if isinstance(rows, str | Path):
         return dataclasses.replace(config, **{option: str(rows)}), None
+    if option == "eval_dataset" and isinstance(rows, dict):  # several sets, by name
+        for name, each in rows.items():
+            if not isinstance(each, str | Path):
+                check_rows(each, f"{argument}[{name!r}]")
+        values = {n: e if isinstance(e, str | Path) else describe_rows(e) for n, e in rows.items()}
+        named = tuple(f"{name}={value}" for name, value in values.items())
+        return dataclasses.replace(config, **{option: named}), rows
     are_paths = isinstance(rows, list | tuple) and all(isinstance(item, str | Path) for item in rows)
-    if option == "dataset" and rows and are_paths:  # several datasets
-        return dataclasses.replace(config, dataset=tuple(map(str, rows))), None
+    if rows and are_paths:  # several datasets
+        return dataclasses.replace(config, **{option: tuple(map(str, rows))}), None
     check_rows(rows, argument)
     return dataclasses.replace(config, **{option: describe_rows(rows)}), rows
 

@@ -14,7 +14,6 @@ from ..rewards import describe_rewards, score
 from ..rollouts import Sampler
 from ..types import Prompt, RolloutGroup
 from .evaluation import Evaluation, evaluate
-from .setup.data import columns_of, make_rewards
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.form import find_tokenizer
 from .setup.gate import check_model, check_tokens
@@ -22,6 +21,7 @@ from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
 from .setup.prompts import PromptSource, load_datasets, load_prompts
 from .setup.samplers import EVAL_SEED, make_sampler
+from .setup.scoring import columns_of, make_rewards
 from .setup.tasks import load_tasks
 
 TASKS = 100  # tasks to evaluate on, where an environment owns its data and --max_samples doesn't say how many

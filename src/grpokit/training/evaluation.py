@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..common.console import counting
 from ..parallel import World
+from ..rewards import Reward
 from ..rollouts import Sampler
 from ..rollouts.step_rollouts import sample_share
 from ..types import Prompt, RolloutGroup
@@ -16,6 +17,9 @@ from .voting import estimate_maj_at_k, vote_of
 
 # (prompts, how many completions of each, greedy) → their groups, scored
 Complete = Callable[[Sequence[Prompt], int, bool], list[RolloutGroup]]
+
+Score = Callable[[Sequence[RolloutGroup], Sequence[Prompt], tuple[Reward, ...] | None], list[RolloutGroup]]
+"""(this rank's groups, the prompts, the rewards) → the scored groups of all ranks, in the order of the prompts."""
 
 PASS = 1.0  # a completion passes where the first reward function gives it at least this
 
@@ -120,15 +124,17 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out prompts of a run, and the sampler for them, with a separate seed."""
+    """A set of held-out prompts, its rewards, and the sampler for it, with a separate seed."""
 
+    name: str  # "" for a single set without a name
     prompts: Sequence[Prompt]
+    rewards: tuple[Reward, ...]
     sampler: Sampler
     num_generations: int
 
     def evaluate(
         self,
-        score: Callable[[Sequence[RolloutGroup], Sequence[Prompt]], list[RolloutGroup]],
+        score: Score,
         step: int,
         world: World,
         pause: Callable[[], None],
@@ -136,22 +142,23 @@ class HeldOut:
         """Evaluates the current weights, on all ranks.
 
         Args:
-            score: rewards this rank's groups and gathers those of all ranks.
+            score: see `Score`.
             step: steps done, for the progress bar.
             world: the ranks.
             pause: called where the run may stop.
 
         Returns:
-            The figures of `evaluate` that are finite.
+            The figures of `evaluate` that are finite; `eval/NAME/...` of a set with a name.
         """
 
         def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
             budget = getattr(self.sampler, "budget", None)  # the evaluation's own
             groups = sample_share(self.sampler, prompts, count, world, pause, greedy=greedy, budget=budget)
-            return score(groups, prompts)
+            return score(groups, prompts, self.rewards)
 
         self.sampler.sync()
-        with counting(f"evaluation at step {step}", len(self.prompts)) as progress:
+        of = f" of {self.name}" if self.name else ""
+        with counting(f"evaluation{of} at step {step}", len(self.prompts)) as progress:
             figures = evaluate(
                 complete,
                 self.prompts,
@@ -159,4 +166,31 @@ class HeldOut:
                 pass_at_k=sorted({1, self.num_generations}),
                 progress=progress,
             ).figures
-        return {name: value for name, value in figures.items() if math.isfinite(value)}
+        prefix = f"eval/{self.name}/" if self.name else "eval/"
+        return {
+            prefix + name.removeprefix("eval/"): value
+            for name, value in figures.items()
+            if math.isfinite(value)
+        }
+
+
+def evaluate_sets(
+    sets: Sequence[HeldOut], score: Score, step: int, world: World, pause: Callable[[], None]
+) -> dict[str, float]:
+    """Evaluates each set, on all ranks. With names, `eval/reward` is the mean of the sets' rewards.
+
+    Args:
+        sets: the sets.
+        score: see `Score`.
+        step: steps done, for the progress bar.
+        world: the ranks.
+        pause: called where the run may stop.
+
+    Returns:
+        The figures of all sets.
+    """
+    figures: dict[str, float] = {}
+    for one in sets:
+        figures |= one.evaluate(score, step, world, pause)
+    rewards = [figures[name] for one in sets if (name := f"eval/{one.name}/reward") in figures]
+    return {"eval/reward": _mean(rewards), **figures} if rewards else figures

@@ -39,7 +39,7 @@ from ..runs.recorder import Recorder
 from ..types import Metrics, Prompt, RolloutGroup
 from .callbacks import Callbacks
 from .early_stop import has_stalled
-from .evaluation import HeldOut
+from .evaluation import HeldOut, evaluate_sets
 from .kl_reward import kl_metrics, subtract_kl
 from .measure import Clock
 from .rescue import end_stuck, rescue
@@ -69,7 +69,7 @@ class Run:
     prompts: PromptOrder
     rewards: tuple[Reward, ...]
     rollouts: StepRollouts
-    held_out: HeldOut | None
+    held_out: tuple[HeldOut, ...]
     optimizer: torch.optim.Optimizer
     estimator: str | Estimator
     scale_rewards: str
@@ -156,15 +156,20 @@ class Run:
         """
         self.stop.raise_if_set(self.world)
 
-    def score(self, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+    def score(
+        self,
+        groups: Sequence[RolloutGroup],
+        prompts: Sequence[Prompt],
+        rewards: tuple[Reward, ...] | None = None,
+    ) -> list[RolloutGroup]:
         """Rewards this rank's groups and returns the groups of all ranks, in the order of `prompts`.
 
-        An error in a reward function is raised on every rank, so that what was trained can still be saved together.
+        `rewards` are an evaluation's own (None: those of training). An error in a reward function is raised on every rank, so
+        that what was trained can still be saved together.
         """
         with self.world.together():
-            scored = score(
-                groups, self.rewards, self.config.reward_timeout, lambda error: end_stuck(self, error)
-            )
+            limit, functions = self.config.reward_timeout, self.rewards if rewards is None else rewards
+            scored = score(groups, functions, limit, lambda error: end_stuck(self, error))
         at = {prompt.position: prompt for prompt in prompts}
         return gather_groups(scored, at.__getitem__, self.world)
 
@@ -182,9 +187,9 @@ class Run:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluates after `step` steps, keeps the best model, and writes the figures down. {} without --eval_dataset."""
-        if self.held_out is None:
+        if not self.held_out:
             return {}
-        figures = self.held_out.evaluate(self.score, step, self.world, self.pause)
+        figures = evaluate_sets(self.held_out, self.score, step, self.world, self.pause)
         earlier = [row.get("eval/reward", -math.inf) for row in self.recorder.evaluations]
         if figures.get("eval/reward", -math.inf) > max(earlier, default=math.inf):
             record = json.dumps({"step": step, "eval/reward": figures["eval/reward"]}) + "\n"
@@ -306,9 +311,7 @@ class Run:
     def finish(self) -> None:
         """Writes final/ and the report, and says where everything is."""
         final, evaluations = self.output / "final", self.recorder.evaluations
-        if (
-            self.held_out is not None and evaluations[-1]["step"] != self.state.step
-        ):  # a callback ended it early
+        if self.held_out and evaluations[-1]["step"] != self.state.step:  # a callback ended it early
             self.evaluate(self.state.step)
         save_model(final, self.policy, self.tokenizer, self.save_format, self.world)
         if self.world.is_main:
@@ -319,7 +322,9 @@ class Run:
                 )
             page = self._write_report()
             if len(evaluations) > 1:
-                console.print(before_after(evaluations[0], evaluations[-1], self.config.eval_dataset))
+                console.print(
+                    before_after(evaluations[0], evaluations[-1], " ".join(self.config.eval_dataset))
+                )
             say(f"model: {final}\nreport: {page}")
         self.callbacks.call("on_train_end", self.state.step, final)
 

@@ -153,7 +153,7 @@ class GRPOTrainer:
     def evaluate(self) -> dict[str, float]:
         """Evaluates the present weights on `eval_dataset` and returns the figures, such as `eval/pass@1`."""
         run = self._started()
-        if run.held_out is None:
+        if not run.held_out:
             raise ValueError("eval_dataset: there is none to evaluate on; give one to GRPOTrainer")
         with self._guarded():
             return run.evaluate(run.state.step)

@@ -153,7 +153,7 @@ def _model_and_data(config: TrainConfig, theirs: dict[str, Any], say: Say) -> No
     if at:
         theirs["model_revision"] = revision
     theirs |= name_datasets(config.dataset, config.dataset_split, say)
-    if config.eval_dataset and (config.eval_dataset,) != config.dataset:
+    if config.eval_dataset and config.eval_dataset != config.dataset:
         say("eval_dataset, eval_steps: `trl grpo` evaluates on a split of the training data; left out")
         theirs.pop("eval_steps", None)
     elif config.eval_dataset:

@@ -108,7 +108,8 @@ def check_plan_config(config: PlanConfig) -> None:
     if has_model(config.model):  # a plan needs neither data nor rewards
         needless = {
             "dataset": config.model,
-            "eval_dataset": "",
+            "eval_dataset": (),
+            "eval_reward_funcs": (),
             "reward_funcs": ("any",),
             "reward_weights": (),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -200,7 +201,7 @@ def panels_of(run: RunData) -> list[Panel]:
 
 def _shows(panel: Panel, run: RunData) -> bool:
     if panel.kind == "evaluation":  # a single evaluation needs no plot
-        return any(len(run.evaluation(line.metric)[0]) > 1 for line in panel.lines)
+        return any(len(run.evaluation(line.metric)[0]) > 1 for line in evaluation_lines(panel, run))
     if panel.kind in ("lengths", "times"):
         return run.has(panel.lines[0].metric)
     return any(run.has(line.metric) for line in panel.lines)
@@ -218,3 +219,27 @@ def describe(panel: Panel, run: RunData) -> str:
                 f"between {min(values):.4g} and {max(values):.4g}"
             )
     return f"{panel.title} against the step. " + "; ".join(parts) + "."
+
+
+def evaluation_lines(panel: Panel, run: RunData) -> list[Line]:
+    """Returns the lines of the evaluations: greedy, sampled, and pass@k for the largest k > 1; of named sets, pass@1 of each."""
+    names = {name for row in run.evaluations for name in row}
+    sets = set_names(names)
+    if sets:
+        colours = zip(sets, (BLUE, RED, GREEN, PINK, AMBER, GREY), strict=False)
+        return [Line(f"eval/{name}/pass@1", f"{name}, pass@1", colour) for name, colour in colours]
+    ks = sorted(int(n.removeprefix("eval/pass@")) for n in names if re.fullmatch(r"eval/pass@\d+", n))
+    many = [k for k in ks[::-1] if k > 1]
+    extra = [Line(f"eval/pass@{k}", f"pass@{k}", c) for k, c in zip(many, (GREEN, PINK), strict=False)]
+    return [line for line in (*panel.lines, *extra) if line.metric in names]
+
+
+def set_names(names: Iterable[str]) -> list[str]:
+    """Returns the names of the evaluation sets that have a pass@1 among the figures.
+
+    Example:
+        >>> set_names(["eval/reward", "eval/math/pass@1", "eval/code/pass@1"])
+        ['code', 'math']
+    """
+    found = (re.fullmatch(r"eval/(.+)/pass@1", name) for name in names)
+    return sorted(match[1] for match in found if match)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from .data import Row, RunData, is_number
-from .panels import Line, Panel, describe
+from .panels import Line, Panel, describe, evaluation_lines
 from .series import Floats, smooth, thin, trend_window
 from .svg import AMBER, BLUE, GREEN, GREY, INK, PINK, RED, STYLE, figure_svg
 
@@ -130,15 +129,9 @@ def _draw_times(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
 
 
 def _draw_evaluation(figure: Figure, panel: Panel, run: RunData) -> list[Key]:
-    """Draws accuracy at each evaluation: greedy, sampled, and pass@k for the largest k > 1."""
+    """Draws accuracy at each evaluation; see `evaluation_lines`."""
     axes = figure.subplots()
-    names = {name for row in run.evaluations for name in row}
-    ks = sorted(
-        int(name.removeprefix("eval/pass@")) for name in names if re.fullmatch(r"eval/pass@\d+", name)
-    )
-    many = [k for k in ks[::-1] if k > 1]
-    extra = [Line(f"eval/pass@{k}", f"pass@{k}", c) for k, c in zip(many, (GREEN, PINK), strict=False)]
-    shown = [line for line in (*panel.lines, *extra) if run.evaluation(line.metric)[0]]
+    shown = [line for line in evaluation_lines(panel, run) if run.evaluation(line.metric)[0]]
     for line in shown:
         steps, values = run.evaluation(line.metric)
         style = "o-" if len(steps) <= 40 else "-"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .data import RunData
 from .markup import decimal, escape, percent, seconds
+from .panels import set_names
 
 
 class Card(NamedTuple):
@@ -61,6 +62,7 @@ def _evaluations(run: RunData) -> list[Card]:
         "eval/pass@1": "pass@1, sampled",
         "eval/pass@1_greedy": "pass@1, greedy",
         **{n: n.removeprefix("eval/") for n in many},
+        **{f"eval/{name}/pass@1": f"{name}, pass@1" for name in set_names(names)},
     }
     wanted = [name for name in titles if name in names]
     shown: list[tuple[str, str, Callable[[float], str]]] = [(name, titles[name], percent) for name in wanted]

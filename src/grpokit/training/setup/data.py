@@ -2,66 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...common.console import say
-from ...config.options import ModelConfig, TrainConfig
+from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
-from ...data.mixture import MixedPrompts
-from ...data.names import has_source_column, read_name
 from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
-from ...rewards import Reward, describe_rewards, load_rewards
-from ...rewards.scoring import OF_EPISODES
-from ...types import Prompt
+from ...rewards import Reward, describe_rewards
 from .environments import Environments, find_environments, longest_sequence
+from .held_out import HeldOutSet, load_held_out
 from .parts import Parts
-from .prompts import PromptSource, load_prompts, load_training_prompts
+from .prompts import PromptSource, load_training_prompts
+from .scoring import columns_of, make_rewards
 from .tasks import load_tasks
-
-
-def make_rewards(
-    config: ModelConfig,
-    columns: Collection[str],
-    functions: Mapping[str, Callable[..., Any]] | None = None,
-) -> tuple[Reward, ...]:
-    """Makes the rewards of a configuration, checked against the dataset's columns.
-
-    `functions` are objects from Python, by the names that --reward_funcs has for them.
-    """
-    return load_rewards(
-        config.reward_funcs,
-        config.reward_weights,
-        answer_column=config.answer_column,
-        format_pattern=config.format_pattern,
-        max_completion_length=config.max_completion_length,
-        soft_cache_length=config.soft_cache_length,
-        repetition_n_grams=config.repetition_n_grams,
-        repetition_max_penalty=config.repetition_max_penalty,
-        columns=columns,
-        functions=functions or {},
-    )
-
-
-def columns_of(prompts: PromptSource, environments: Environments | None) -> set[str]:
-    """Returns what a reward may ask for by name: the columns, and what episodes have beside them.
-
-    Args:
-        prompts: the prompts.
-        environments: the tools and environments.
-
-    Raises:
-        ValueError: an environment needs a column that is missing, or a row names no environment.
-    """
-    columns = set(prompts.columns)
-    if environments is None:
-        return columns
-    environments.check_columns(columns)
-    environments.check_rows(prompts.checked())
-    return columns | set(OF_EPISODES)
 
 
 @dataclass(frozen=True)
@@ -70,9 +26,8 @@ class RunData:
 
     prompts: PromptSource
     rewards: tuple[Reward, ...]
-    held_out: list[Prompt]  # in the order of --eval_dataset
+    held_out: list[HeldOutSet]  # the sets of --eval_dataset
     longest: int  # tokens of the longest prompt to train on
-    longest_held_out: int  # tokens of the longest held-out prompt; 0: there is none
     environments: Environments | None  # the tools and environments, where there are any
 
 
@@ -109,24 +64,11 @@ def load_data(
             "--reward_funcs (missing): the environment has no get_reward and no step, so name a reward"
         )
     say(describe_rewards(rewards))
-    if not config.eval_dataset:
-        held_out: list[Prompt] = []
-        if isinstance(prompts, EnvironmentTasks) and config.eval_steps:
-            held_out = prompts.in_order(config.eval_samples)
-        longest = prompts.longest if held_out else 0
-        return RunData(prompts, rewards, held_out, prompts.longest, longest, environments)
-    flag = "--eval_dataset"
-    eval_prompts: PromptSource = load_prompts(
-        for_evaluation(config), config.eval_dataset, flag, tokenizer, context, parts.eval_dataset, tools_of
-    )
-    if has_source_column(config.dataset):  # rewards may ask for it
-        eval_prompts = MixedPrompts({read_name(config.eval_dataset).name: eval_prompts})
-    try:  # an error now, not at the first evaluation
-        make_rewards(config, columns_of(eval_prompts, environments), parts.reward_funcs)
-    except ValueError as error:
-        raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
-    held_out = eval_prompts.in_order(config.eval_samples)
-    return RunData(prompts, rewards, held_out, prompts.longest, eval_prompts.longest, environments)
+    held_out = load_held_out(config, tokenizer, context, parts, environments, rewards)
+    if isinstance(prompts, EnvironmentTasks) and config.eval_steps and not held_out:
+        tasks = prompts.in_order(config.eval_samples)
+        held_out = [HeldOutSet("", tasks, rewards, prompts.longest)]
+    return RunData(prompts, rewards, held_out, prompts.longest, environments)
 
 
 def longest_row(data: RunData, config: TrainConfig, policy: Policy, world: World = ALONE) -> int:
@@ -143,6 +85,6 @@ def longest_row(data: RunData, config: TrainConfig, policy: Policy, world: World
     """
     of = data.environments
     longest = longest_sequence(of, config, policy, data.longest, world)
-    if not data.held_out:
-        return longest
-    return max(longest, longest_sequence(of, for_evaluation(config), policy, data.longest_held_out, world))
+    evaluates = for_evaluation(config)
+    held_out = [longest_sequence(of, evaluates, policy, each.longest, world) for each in data.held_out]
+    return max([longest, *held_out])

@@ -38,7 +38,6 @@ from ...runs.recorder import Recorder
 from ...runs.sources import digests
 from ...runs.trackers import Tracker, start_trackers
 from ..callbacks import Callbacks
-from ..evaluation import HeldOut
 from ..run import Run
 from ..signals import StopRequest
 from .announce import StepNotes
@@ -46,6 +45,7 @@ from .data import load_data, longest_row
 from .environments import with_episodes
 from .form import find_tokenizer
 from .gate import check_run_models, check_tokens
+from .held_out import with_sampler
 from .loss import checked_loss
 from .models import context_of, load_models, set_threads
 from .order import check_length, with_order
@@ -87,7 +87,9 @@ def start(
     data = load_data(config, tokenizer, context_of(policy), parts)
     config, data = with_order(config, data, parts, world)
     longest = longest_row(data, config, policy, world)
-    tokenizer = check_tokens(policy, tokenizer, data.prompts, data.held_out)
+    tokenizer = check_tokens(
+        policy, tokenizer, data.prompts, [p for each in data.held_out for p in each.prompts]
+    )
     check_run_models(config, policy, reference, tokenizer, longest, world)
     make_sampler = sampler_factory(config, policy, tokenizer, stop.is_set, world, longest, own_sampler)
     make_sampler = with_episodes(data.environments, policy, tokenizer, make_sampler, world)
@@ -107,7 +109,7 @@ def start(
         prompts=data.prompts,
         rewards=data.rewards,
         rollouts=rollouts,
-        held_out=HeldOut(data.held_out, eval_sampler, config.eval_generations) if data.held_out else None,
+        held_out=with_sampler(data.held_out, eval_sampler, config.eval_generations),
         optimizer=optimizer,
         estimator=estimator,
         scale_rewards=config.scale_rewards or loss.scale_rewards,
