@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python benchmarks/decode.py --runs 3
 	$(BIN)/python benchmarks/dead_rows.py --rounds 3
 	$(BIN)/python benchmarks/scaling.py --rounds 3
+	$(BIN)/python benchmarks/episodes.py --episodes 16 --delays 0 --rounds 1
 
 # Read from the code's own imports: nothing is imported.
 walls:
