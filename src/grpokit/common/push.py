@@ -44,7 +44,7 @@ def check_push(name: str, private: bool = False, revision: str = "") -> None:
         refused = error.response is not None and error.response.status_code in (401, 403, 404)
         why = doing if refused else f"the Hub refused it: {reason_of(error)}"
     except Exception as error:  # noqa: BLE001 - the HTTP library has errors of its own
-        why = f"the Hub can't be reached: {reason_of(error)}; leave --push_to_hub out to train without it"
+        why = f"the Hub can't be reached ({type(error).__name__}: {reason_of(error)}); leave it out to train without it"
     else:
         return
     raise ValueError(f"--push_to_hub {name}: {why}")

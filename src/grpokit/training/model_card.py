@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..common import VERSION
 from ..common.console import say
 from ..common.hub import is_hub_model
-from ..common.text import one_line
+from ..common.text import FROM_PYTHON, one_line
 from ..config.options import TrainConfig
 from ..config.paths import public_name
 from ..data.mixture import MixedPrompts
@@ -82,7 +83,11 @@ def _data_of(run: Run) -> tuple[tuple[str, int | None], ...]:
     parts = rows.parts if isinstance(rows, MixedPrompts) else (rows,)
     counts = [len(part) if hasattr(part, "__len__") else None for part in parts]
     values = run.config.dataset or run.config.environment
-    return tuple(zip(map(public_name, values), counts + [None] * (len(values) - len(counts)), strict=True))
+    found: list[tuple[str, int | None]] = []
+    for value, count in itertools.zip_longest(values, counts[: len(values)]):
+        is_given = value.startswith(FROM_PYTHON)  # its name has the number of its rows
+        found.append((public_name(value).removeprefix(FROM_PYTHON), None if is_given else count))
+    return tuple(found)
 
 
 def hub_datasets(config: TrainConfig) -> tuple[str, ...]:

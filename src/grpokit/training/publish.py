@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common.console import say, waiting
+from ..common.console import say
 from ..common.hub import is_hub_model
 from ..common.push import check_push, push_command, push_folder, reason_of
 from ..config.options import TrainConfig
@@ -35,8 +35,8 @@ def publish(run: Run) -> None:
         return
     by_hand = f"the model is in {final}; upload it with\n  {push_command(final, name, revision)}"
     try:
-        with waiting(f"uploading {final} to {name}"):
-            address = push_folder(final, name, revision, f"grpokit: model after {run.state.step} steps")
+        say(f"uploading {final} to {name}")
+        address = push_folder(final, name, revision, f"grpokit: model after {run.state.step} steps")
     except KeyboardInterrupt:
         say(f"warning: --push_to_hub {name}: stopped by Ctrl-C; {by_hand}")
         raise
