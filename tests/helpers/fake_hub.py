@@ -71,7 +71,7 @@ class FakeHub:
             }
         assert what == "commit"
         if self.refuses_commits:
-            return 403, {"error": f"Forbidden: your quota is used up ({TOKEN})"}
+            return 403, {"error": "Forbidden: your quota is used up"}
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "header":

@@ -12,7 +12,7 @@ import yaml
 import grpokit
 import grpokit.runs.report
 from grpokit.commands.cli import main
-from grpokit.common.push import check_push
+from grpokit.common.push import check_push, reason_of
 from grpokit.config.checks import check_train_config
 from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import to_yaml
@@ -202,9 +202,21 @@ def test_a_hub_out_of_reach_is_said_at_the_start(hub, monkeypatch):
 
 
 def test_only_the_main_rank_uploads(hub, tmp_path):
-    config = TrainConfig(push_to_hub="me/new")
-    publish(SimpleNamespace(config=config, output=tmp_path, world=World(1, 2)))
-    assert hub.requests == []
+    config, state = TrainConfig(push_to_hub="me/new"), SimpleNamespace(step=1)
+    check_push("me/new")
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "config.json").write_text("{}")
+    for rank, commits in ((1, 0), (0, 1)):
+        publish(SimpleNamespace(config=config, output=tmp_path, world=World(rank, 2), state=state))
+        assert len(hub.commits) == commits
+
+
+def test_a_reason_never_has_the_token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert (
+        reason_of(ValueError(f"Illegal header value b'Bearer {TOKEN}'"))
+        == "Illegal header value b'Bearer ***'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,11 @@ def publish(run: Run) -> None:
     name, revision, final = run.config.push_to_hub, run.config.hub_revision, run.output / "final"
     if not name or not run.world.is_main:
         return
+    message = f"grpokit: model after {run.state.step} steps"
     by_hand = f"the model is in {final}; upload it with\n  {push_command(final, name, revision)}"
     try:
         say(f"uploading {final} to {name}")
-        address = push_folder(final, name, revision, f"grpokit: model after {run.state.step} steps")
+        address = push_folder(final, name, revision, message)
     except KeyboardInterrupt:
         say(f"warning: --push_to_hub {name}: stopped by Ctrl-C; {by_hand}")
         raise
