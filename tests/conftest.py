@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items):
 # --------------------------------------------------------------------------- reports
 
 write_report = grpokit.runs.report.write_report
+reward_curve = grpokit.runs.report.reward_curve
 
 
 def write_report_without_pixels(*arguments, **options):
@@ -44,9 +45,10 @@ def write_report_without_pixels(*arguments, **options):
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_reports():
-    """Runs in this process end with the quick report; see the marker `full_report`."""
+    """Runs in this process end with the quick report, and a card without its curve; see the marker `full_report`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpokit.runs.report, "write_report", write_report_without_pixels)
+        patch.setattr(grpokit.runs.report, "reward_curve", lambda steps, evaluations: "<svg></svg>\n")
         yield
 
 
@@ -58,4 +60,5 @@ def _full_report(request, _quick_reports):
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpokit.runs.report, "write_report", write_report)
+        patch.setattr(grpokit.runs.report, "reward_curve", reward_curve)
         yield

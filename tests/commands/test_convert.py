@@ -178,6 +178,22 @@ def test_counts_and_steps_are_converted():
     assert convert({"save_steps": 0.1, "max_steps": 200})[0]["save_steps"] == 20
 
 
+def test_the_upload_to_the_hub_is_converted():
+    theirs = {"push_to_hub": True, "hub_model_id": "me/demo", "hub_private_repo": True, "hub_revision": "v2"}
+    ours, said = convert({**TRL, **theirs, "hub_strategy": "every_save", "hub_token": "hf_x"}, processes=4)
+    assert [ours[n] for n in ("push_to_hub", "hub_private_repo", "hub_revision")] == ["me/demo", True, "v2"]
+    assert "hub_strategy: not needed: --push_to_hub uploads final/, at the end" in said
+    assert not any("hf_x" in sentence for sentence in said)
+    ours, said = convert({**TRL, "push_to_hub": True, "hub_model_id": "demo"}, processes=4)
+    assert "push_to_hub" not in ours
+    assert any("push_to_hub: demo: here it is the repository's whole name, ORG/NAME" in note for note in said)
+    assert (
+        "push_to_hub" not in convert({**TRL, "push_to_hub": False, "hub_model_id": "me/demo"}, processes=4)[0]
+    )
+    _, said = convert({"rlhf_type": "grpo", "model": "DIR", "push_to_hub": True, "hub_model_id": "me/demo"})
+    assert "push_to_hub: goes to the Hub of Hugging Face, not to ModelScope" in said
+
+
 def test_every_name_leads_somewhere():
     fields = TrainConfig.__dataclass_fields__
     assert all(name in fields for name in RENAMED.values())

@@ -95,6 +95,16 @@ VALUES = [
         {"optim": "adamw_8bit", "lr_scheduler_type": "cosine_with_min_lr", "min_lr": 1e-7},
         {"optim": "adamw_bnb_8bit", "lr_scheduler_kwargs": {"min_lr": 1e-7}},
     ),
+    (
+        {"push_to_hub": "me/demo", "hub_private_repo": True, "hub_revision": "v2"},
+        {
+            "push_to_hub": True,
+            "hub_model_id": "me/demo",
+            "hub_strategy": "end",
+            "hub_private_repo": True,
+            "hub_revision": "v2",
+        },
+    ),
     ({"warmup_ratio": 0.1, "max_steps": 40, "num_iterations": 2}, {"warmup_steps": 8}),
     (
         {"lora_r": 8, "use_dora": True, "lora_modules_to_save": ["lm_head"]},
@@ -155,6 +165,7 @@ def test_every_option_is_carried_over_or_named():
         {"use_vllm": True},
         {"steps_per_generation": 4, "num_iterations": 2, "use_peft": True},
         {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 64, "num_iterations": 2},
+        {"push_to_hub": True, "hub_model_id": "me/demo", "hub_private_repo": True},
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 8}},
     ],
     ids=str,

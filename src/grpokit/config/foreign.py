@@ -66,9 +66,9 @@ NOT_NEEDED = {
     "rlhf_type": "it is GRPO",
     "do_train": "it trains",
     "do_eval": "--eval_dataset decides",
-    "push_to_hub": "the model is in final/",
-    "hub_model_id": "the model is in final/",
-    "hub_strategy": "the model is in final/",
+    "hub_strategy": "--push_to_hub uploads final/, at the end",
+    "hub_always_push": "--push_to_hub uploads final/, at the end",
+    "hub_token": "the token is HF_TOKEN's, or that of `hf auth login`",
     "overwrite_output_dir": "an --output_dir that holds a run is never overwritten",
     "save_only_model": CHECKPOINTS,
     "save_safetensors": CHECKPOINTS,
@@ -154,5 +154,5 @@ FOREIGN = (
     | set(COUNTED)
     | TRL_ONLY
     | SWIFT_ONLY
-    | {"num_train_epochs", "use_vllm", "use_peft", "bf16", "fp16", "warmup_ratio"}
+    | {"hub_model_id", "num_train_epochs", "use_vllm", "use_peft", "bf16", "fp16", "warmup_ratio"}
 )

@@ -24,6 +24,7 @@ from .train_options import (
     CheckpointOptions,
     CorrectionOptions,
     EvaluationOptions,
+    HubOptions,
     LoggingOptions,
     LossOptions,
     OptimizerOptions,
@@ -40,6 +41,7 @@ class ModelConfig(SamplingOptions, EpisodeOptions, RewardOptions, DataOptions, M
 
 @dataclass(frozen=True)
 class TrainConfig(
+    HubOptions,
     CheckpointOptions,
     LoggingOptions,
     EvaluationOptions,

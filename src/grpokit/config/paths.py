@@ -1,11 +1,14 @@
-"""Options that are paths: `~` is the home directory, and two spellings of one path are the same."""
+"""Options that are paths: `~` is the home directory, two spellings of one path are the same, and others see its name only."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import Any, TypeVar
 
+from ..common.hub import is_hub_model
+from ..common.text import FROM_PYTHON
 from ..data.names import split_name, split_weight
 
 Config = TypeVar("Config")
@@ -67,6 +70,31 @@ def split_path(value: str) -> tuple[str, str]:
     if os.path.exists(place) or not path:
         return place, own
     return path, f"{colon}{rest}{own}"
+
+
+def public_name(value: str) -> str:
+    """Returns an option's value without the folders and servers of this machine: what may be published.
+
+    A name of the Hub stays whole. A model that a run left in final/ or best/ has the run's name.
+
+    Example:
+        >>> public_name("math=/home/me/math.jsonl:0.7"), public_name("/srv/runs/demo/final"), public_name("org/data:main")
+        ('math=math.jsonl:0.7', 'demo', 'org/data:main')
+        >>> public_name("~/rewards.py:exact"), public_name("openenv:http://10.0.0.2:8000")
+        ('rewards.py:exact', 'openenv')
+    """
+    if value.startswith(FROM_PYTHON):
+        return FROM_PYTHON + public_name(value.removeprefix(FROM_PYTHON))
+    name, place = split_name(value)
+    if "://" in place:
+        place = place.partition("://")[0].rpartition(":")[0] or "URL"
+    head = split_weight(place)[0]
+    if not is_hub_model(head.rpartition(":")[0] or head):
+        # Only the folders go: what stands behind the file's name stays.
+        parts = [part for part in re.split(r"[/\\]", place) if part]
+        left_by_a_run = len(parts) > 1 and re.fullmatch(r"final|best|checkpoint-[\w-]+", parts[-1])
+        place = (parts[-2] if left_by_a_run else parts[-1]) if parts else place
+    return f"{name}={place}" if name else place
 
 
 def resolved(value: str) -> str:

@@ -259,3 +259,15 @@ class CheckpointOptions:
     """Keep only this many checkpoints, the newest (0: all)."""
     save_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = free(None)
     """Type of the saved weights (default: the type the model was loaded in)."""
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """The Hugging Face Hub. The token is HF_TOKEN's, or that of `hf auth login`."""
+
+    push_to_hub: str = free("")
+    """ORG/NAME of the Hub that final/ is uploaded to at the end of the run. It is made, and the token tried, at the start."""
+    hub_private_repo: bool = free(False)
+    """Make the repository of --push_to_hub private where it is new (off: as the account has it)."""
+    hub_revision: str = free("")
+    """Branch of the repository to upload to; it is made where it is new (default: main)."""

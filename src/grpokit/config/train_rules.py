@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .early_stop import is_early_stop
+from .hub_rules import HUB_RULES
 from .lora_rules import LORA_RULES
 from .optimizer_rules import OPTIMIZER_RULES
 from .rules import Rule, above_0, at_least, has_model, ranks
@@ -176,5 +177,6 @@ TRAIN_RULES = [
     *LOSS_RULES,
     *LAYOUT_RULES,
     *SAMPLER_RULES,
+    *HUB_RULES,
     *sampling_rules("eval_"),
 ]

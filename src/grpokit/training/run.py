@@ -42,6 +42,7 @@ from .early_stop import has_stalled
 from .evaluation import HeldOut, evaluate_sets
 from .kl_reward import kl_metrics, subtract_kl
 from .measure import Clock
+from .model_card import card_files
 from .rescue import end_stuck, rescue
 from .setup.announce import StepNotes
 from .signals import StopRequest
@@ -193,8 +194,8 @@ class Run:
         earlier = [row.get("eval/reward", -math.inf) for row in self.recorder.evaluations]
         if figures.get("eval/reward", -math.inf) > max(earlier, default=math.inf):
             record = json.dumps({"step": step, "eval/reward": figures["eval/reward"]}) + "\n"
-            how = self.save_format, self.world
-            save_model(self.output / "best", self.policy, self.tokenizer, *how, {"evaluation.json": record})
+            texts = {"evaluation.json": record} | card_files(self, step, figures, is_best=True)
+            save_model(self.output / "best", self.policy, self.tokenizer, self.save_format, self.world, texts)
             say(f"best so far by eval/reward: {self.output / 'best'}")
         with self.world.together():
             self.recorder.write_evaluation(step, figures)
@@ -313,7 +314,9 @@ class Run:
         final, evaluations = self.output / "final", self.recorder.evaluations
         if self.held_out and evaluations[-1]["step"] != self.state.step:  # a callback ended it early
             self.evaluate(self.state.step)
-        save_model(final, self.policy, self.tokenizer, self.save_format, self.world)
+        figures = evaluations[-1] if self.held_out is not None else {}
+        card = card_files(self, self.state.step, figures)
+        save_model(final, self.policy, self.tokenizer, self.save_format, self.world, card)
         if self.world.is_main:
             if evaluations and not (self.output / "best").exists():
                 say(

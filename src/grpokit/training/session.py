@@ -9,6 +9,7 @@ from ..config.options import TrainConfig
 from ..parallel import World
 from ..policy.learn import StepProgress
 from .loop import iter_steps
+from .publish import check_publishing, publish
 from .run import Run, Step
 from .setup.announce import announce_loss, announce_settings
 from .setup.parts import Parts
@@ -31,6 +32,7 @@ def open_run(
         The run, and the progress of the step that a checkpoint was written in (None: the run is between two steps).
     """
     announce_settings(config, world.size)
+    check_publishing(config, world)
     run, progress = start(config, world, stop, parts)
     announce_loss(config, run.loss, run.layout)
     return run, progress
@@ -73,17 +75,18 @@ def iter_session(run: Run, progress: StepProgress | None = None, shows: bool = T
 
 
 def finish_run(run: Run) -> None:
-    """Writes the final model and the report; an error there leaves a checkpoint."""
-    try:
-        run.finish()
-    except BaseException as error:
-        run.rescue(error)
-        raise
+    """Writes the final model and the report, and uploads the model; an error in writing leaves a checkpoint."""
+    with waiting("writing the final model and the report"):
+        try:
+            run.finish()
+        except BaseException as error:
+            run.rescue(error)
+            raise
+    publish(run)
 
 
 def train_to_end(run: Run, progress: StepProgress | None = None) -> None:
     """Trains a run to its end and writes the final model."""
     for _ in iter_session(run, progress):
         pass
-    with waiting("writing the final model and the report"):
-        finish_run(run)
+    finish_run(run)

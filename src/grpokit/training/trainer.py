@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from ..batch.advantages import Estimator
-from ..common.console import waiting
 from ..config.checks import check_train_config
 from ..config.options import TrainConfig
 from ..data.ordered import SamplerOrder
@@ -233,8 +232,7 @@ class GRPOTrainer:
         with self._guarded():
             try:
                 yield from iter_session(run, progress)
-                with waiting("writing the final model and the report"):
-                    finish_run(run)
+                finish_run(run)
             except GeneratorExit:  # the caller has left the loop, between two steps
                 if run.state.step > 0:
                     keep(run)
@@ -270,7 +268,7 @@ def _refuse_to_replace(path: Path) -> None:
     """Raises ValueError where writing a model to `path` would delete anything but a model."""
     if path.is_file():
         raise ValueError(f"output_dir {path}: is a file; name a directory")
-    known = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")
+    known = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".svg")
     others = (
         [item.name for item in path.iterdir() if item.is_dir() or item.suffix not in known]
         if path.exists()

@@ -22,6 +22,7 @@ from ...config.yaml import from_yaml, with_options
 from .batch import convert_batch, convert_steps
 from .data import convert_data, convert_logging, convert_prompts, convert_rewards, convert_sampling
 from .draft import OURS, Draft, Trainer
+from .hub import convert_hub
 from .losses import convert_loss
 from .model import convert_adapter, convert_engine, convert_model, convert_optimizer
 from .script import read_launch
@@ -67,6 +68,7 @@ def convert(
     convert_engine(draft)
     convert_steps(draft, pace)
     convert_logging(draft)
+    convert_hub(draft)
     _rest(draft)
     return _checked(draft), draft.said
 

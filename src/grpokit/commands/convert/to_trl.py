@@ -26,6 +26,7 @@ RENAMED = {
     "shuffle": "shuffle_dataset",
     "compile": "torch_compile",
     "eval_generations": "num_generations_eval",
+    "push_to_hub": "hub_model_id",
 }
 # What has the same name and meaning.
 SAME = (
@@ -33,7 +34,7 @@ SAME = (
     *("num_generations", "num_iterations", "beta", "entropy_coef", "top_entropy_quantile", "learning_rate"),
     *("lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
     *("router_aux_loss_coef", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("sync_ref_model", "ref_model_mixup_alpha"),
+    *("sync_ref_model", "ref_model_mixup_alpha", "hub_private_repo", "hub_revision"),
     *("mask_truncated_completions", "gradient_checkpointing", "project", "run_name", "delta", "load_in_4bit"),
 )
 # What changes no result there, or has no meaning there.
@@ -138,6 +139,8 @@ def convert_to_trl(
         differs = default is not None and value != default
         if value not in (None, (), "") and (name in options or differs or name == "output_dir"):
             theirs[RENAMED.get(name, name)] = list(value) if isinstance(value, tuple) else value
+    if config.push_to_hub:
+        theirs |= {"push_to_hub": True, "hub_strategy": "end"}
     if not config.eval_dataset:
         theirs.pop("num_generations_eval", None)
     for name in options.keys() - NOT_NEEDED - TAKEN - set(SAME) - RENAMED.keys():

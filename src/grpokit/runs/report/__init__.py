@@ -1,11 +1,16 @@
-"""A run's directory → one self-contained HTML page, without scripts or network access.
+"""A run's directory → one self-contained HTML page, without scripts or network access; and the reward's curve alone.
 
 Importing this imports neither matplotlib nor torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .data import Row
 
 
 def write_report(
@@ -42,3 +47,10 @@ def write_report(
     except OSError as error:
         raise ValueError(f"--output {path}: {error.strerror}; expected a file that can be written") from error
     return path
+
+
+def reward_curve(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
+    """Returns the curve of the reward as an SVG file; see `draw_reward_curve`."""
+    from .curve import draw_reward_curve
+
+    return draw_reward_curve(steps, evaluations)
