@@ -26,7 +26,15 @@ PATHS = frozenset(
             "output_dir",
             "resume_from_checkpoint",
         ),
-        *("reward_funcs", "sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
+        *(
+            "reward_funcs",
+            "eval_reward_funcs",
+            "sampler",
+            "advantage_estimator",
+            "group_filter",
+            "optim",
+            "surrogate",
+        ),
         *("tools", "environment", "tool_parser", "chat_template", "sampler_order"),
         *("file", "run", "output", "output_file"),
     }
