@@ -126,7 +126,9 @@ SWIFT_ONLY = {
     *("fipo_clip_range", "fipo_clip_high_only", "fipo_safety_threshold", "max_new_tokens", "response_length"),
     *("truncation_strategy", "multi_turn_scheduler", "sleep_level", "offload_model", "offload_optimizer"),
     *("move_model_batches", "log_entropy", "model_type", "max_resample_times", "reward_model"),
-    *("reward_model_plugin", "padding_free", "packing", "max_length"),
+    *("reward_model_plugin", "padding_free", "packing", "max_length", "cosine_max_len"),
+    *("cosine_min_len_value_wrong", "cosine_max_len_value_wrong", "cosine_min_len_value_correct"),
+    "cosine_max_len_value_correct",
 }
 
 COUNTED = (

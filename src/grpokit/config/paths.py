@@ -24,7 +24,15 @@ PATHS = frozenset(
             "resume_from_checkpoint",
         ),
         *("reward_funcs", "sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
-        *("tools", "environment", "tool_parser", "chat_template", "sampler_order"),
+        *(
+            "tools",
+            "environment",
+            "tool_parser",
+            "chat_template",
+            "sampler_order",
+            "judge_rubric",
+            "judge_cache",
+        ),
         *("file", "run", "output", "output_file"),
     }
 )

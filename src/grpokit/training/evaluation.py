@@ -11,7 +11,7 @@ from ..common.console import counting
 from ..parallel import World
 from ..rollouts import Sampler
 from ..rollouts.step_rollouts import sample_share
-from ..types import Prompt, RolloutGroup
+from ..types import Metrics, Prompt, RolloutGroup, join_metrics
 from .voting import estimate_maj_at_k, vote_of
 
 # (prompts, how many completions of each, greedy) → their groups, scored
@@ -90,6 +90,12 @@ def evaluate(
     return Evaluation(figures, by_prompt)
 
 
+def logged_figures(logged: Metrics) -> dict[str, float]:
+    """Returns what reward functions have logged in an evaluation, as figures. Counts of 0 are left out."""
+    found = {name: logged[name] for name in sorted(logged)}
+    return {f"eval/{n}": metric.value for n, metric in found.items() if metric.kind != "sum" or metric.value}
+
+
 def half_width(values: Sequence[float]) -> float:
     """Returns half the width of the 95 % confidence interval of a mean over prompts; NaN for fewer than two."""
     return 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -128,7 +134,7 @@ class HeldOut:
 
     def evaluate(
         self,
-        score: Callable[[Sequence[RolloutGroup], Sequence[Prompt]], list[RolloutGroup]],
+        score: Callable[[Sequence[RolloutGroup], Sequence[Prompt]], tuple[list[RolloutGroup], Metrics]],
         step: int,
         world: World,
         pause: Callable[[], None],
@@ -136,19 +142,24 @@ class HeldOut:
         """Evaluates the current weights, on all ranks.
 
         Args:
-            score: rewards this rank's groups and gathers those of all ranks.
+            score: rewards this rank's groups and gathers those of all ranks, and what was logged.
             step: steps done, for the progress bar.
             world: the ranks.
             pause: called where the run may stop.
 
         Returns:
-            The figures of `evaluate` that are finite.
+            The figures of `evaluate`, and what reward functions log of the sampled completions, if they are finite.
         """
+
+        logged: Metrics = {}
 
         def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
             budget = getattr(self.sampler, "budget", None)  # the evaluation's own
             groups = sample_share(self.sampler, prompts, count, world, pause, greedy=greedy, budget=budget)
-            return score(groups, prompts)
+            scored, by_functions = score(groups, prompts)
+            if not greedy:  # as of eval/reward
+                logged.update(join_metrics(logged, by_functions))
+            return scored
 
         self.sampler.sync()
         with counting(f"evaluation at step {step}", len(self.prompts)) as progress:
@@ -159,4 +170,5 @@ class HeldOut:
                 pass_at_k=sorted({1, self.num_generations}),
                 progress=progress,
             ).figures
+        figures |= logged_figures(logged)
         return {name: value for name, value in figures.items() if math.isfinite(value)}

@@ -51,7 +51,7 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
         prompts = run.prompts.take(chosen.position, chosen.missing)
         groups = run.rollouts.sample(prompts, step, clock)
         with clock("reward"):
-            chosen.add(run.score(groups, prompts))
+            chosen.add(*run.score(step, groups, prompts))
     groups = add_advantages(chosen.groups, run.estimator, run.scale_rewards, run.reward_weights)
     groups = mask_truncated(groups) if config.mask_truncated_completions else groups
     updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)  # fixes every weight

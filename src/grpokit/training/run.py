@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from ..policy.learn import score as score_samples
 from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..policy.router import RouterLoss
-from ..rewards import Reward, score
+from ..rewards import Report, Reward, TrainerState, score
 from ..rollouts.gather import gather_groups
 from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
 from ..runs.batches import write_batch
 from ..runs.checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
 from ..runs.dumps import write_offender
-from ..runs.metrics import values
+from ..runs.metrics import is_taken, values
 from ..runs.recorder import Recorder
 from ..types import Metrics, Prompt, RolloutGroup
 from .callbacks import Callbacks
@@ -149,23 +150,35 @@ class Run:
         """
         self.stop.raise_if_set(self.world)
 
-    def score(self, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        """Rewards this rank's groups and returns the groups of all ranks, in the order of `prompts`.
+    def score(
+        self, step: int, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]
+    ) -> tuple[list[RolloutGroup], Metrics]:
+        """Rewards this rank's groups, after `step` steps.
 
         An error in a reward function is raised on every rank, so that what was trained can still be saved together.
+
+        Returns:
+            The groups of all ranks, in the order of `prompts`, and what the functions have logged on all ranks.
         """
+        report = Report(self.trainer_state(step), is_taken)
+        limit, stuck = self.config.reward_timeout, partial(end_stuck, self)
         with self.world.together():
-            scored = score(
-                groups, self.rewards, self.config.reward_timeout, lambda error: end_stuck(self, error)
-            )
+            scored = score(groups, self.rewards, limit, stuck, report)
         at = {prompt.position: prompt for prompt in prompts}
-        return gather_groups(scored, at.__getitem__, self.world)
+        logged = self.world.join_metrics(report.metrics)
+        return gather_groups(scored, at.__getitem__, self.world), logged
+
+    def trainer_state(self, step: int) -> TrainerState:
+        """Returns what reward functions read of the run after `step` steps."""
+        rows = len(self.prompts) if isinstance(self.prompts, Sized) else 0
+        epoch = step * self.config.prompts_per_step / rows if rows else None
+        return TrainerState(step, self.config.max_steps, epoch)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluates after `step` steps, keeps the best model, and writes the figures down. {} without --eval_dataset."""
         if self.held_out is None:
             return {}
-        figures = self.held_out.evaluate(self.score, step, self.world, self.pause)
+        figures = self.held_out.evaluate(partial(self.score, step), step, self.world, self.pause)
         earlier = [row.get("eval/reward", -math.inf) for row in self.recorder.evaluations]
         if figures.get("eval/reward", -math.inf) > max(earlier, default=math.inf):
             record = json.dumps({"step": step, "eval/reward": figures["eval/reward"]}) + "\n"

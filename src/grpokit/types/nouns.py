@@ -7,8 +7,8 @@ L tokens of a forward's row, F reward functions, H hidden size. Every class is f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -107,6 +107,8 @@ class RolloutGroup:
     rewards: Tensor | None = None  # [G, F] float64; NaN where a function does not apply
     reward: Tensor | None = None  # [G] float64, the weighted sum; NaN where no function applies
     advantages: Tensor | None = None  # [G] float64; exactly 0 for a group without signal
+    # What reward functions have logged of each completion: column → G values that JSON has.
+    extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------- what the update trains on

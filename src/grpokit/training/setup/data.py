@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...common.console import say
-from ...config.options import ModelConfig, TrainConfig
+from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
 from ...data.mixture import MixedPrompts
 from ...data.names import has_source_column, read_name
@@ -15,35 +14,12 @@ from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
 from ...rewards import Reward, describe_rewards, load_rewards
-from ...rewards.scoring import OF_EPISODES
+from ...rewards.functions import OF_EPISODES
 from ...types import Prompt
 from .environments import Environments, find_environments, longest_sequence
 from .parts import Parts
 from .prompts import PromptSource, load_prompts, load_training_prompts
 from .tasks import load_tasks
-
-
-def make_rewards(
-    config: ModelConfig,
-    columns: Collection[str],
-    functions: Mapping[str, Callable[..., Any]] | None = None,
-) -> tuple[Reward, ...]:
-    """Makes the rewards of a configuration, checked against the dataset's columns.
-
-    `functions` are objects from Python, by the names that --reward_funcs has for them.
-    """
-    return load_rewards(
-        config.reward_funcs,
-        config.reward_weights,
-        answer_column=config.answer_column,
-        format_pattern=config.format_pattern,
-        max_completion_length=config.max_completion_length,
-        soft_cache_length=config.soft_cache_length,
-        repetition_n_grams=config.repetition_n_grams,
-        repetition_max_penalty=config.repetition_max_penalty,
-        columns=columns,
-        functions=functions or {},
-    )
 
 
 def columns_of(prompts: PromptSource, environments: Environments | None) -> set[str]:
@@ -102,7 +78,7 @@ def load_data(
         prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
     else:
         prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
-    rewards = make_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
+    rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
     rewards += () if environments is None else environments.rewards
     if not rewards:
         raise ValueError(
@@ -122,7 +98,7 @@ def load_data(
     if has_source_column(config.dataset):  # rewards may ask for it
         eval_prompts = MixedPrompts({read_name(config.eval_dataset).name: eval_prompts})
     try:  # an error now, not at the first evaluation
-        make_rewards(config, columns_of(eval_prompts, environments), parts.reward_funcs)
+        load_rewards(config, columns_of(eval_prompts, environments), parts.reward_funcs)
     except ValueError as error:
         raise ValueError(f"{flag} {config.eval_dataset}: {error}") from error
     held_out = eval_prompts.in_order(config.eval_samples)
