@@ -111,7 +111,7 @@ class Endpoint:
         except httpx.InvalidURL as error:
             raise self._error(str(error)) from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, _Refused):
+            if isinstance(error, EndpointError):
                 raise
             raise Failed("its answer is not that of a chat endpoint") from error
 
@@ -136,9 +136,9 @@ class Endpoint:
         said = str(text)
         return one_line(said.replace(self.key, "***") if self.key else said)
 
-    def _error(self, why: str) -> _Refused:
-        return _Refused(f"--judge_url {self.url}: {why}")
+    def _error(self, why: str) -> EndpointError:
+        return EndpointError(f"--judge_url {self.url}: {why}")
 
 
-class _Refused(ValueError):
+class EndpointError(ValueError):
     """The endpoint can't be used. No further try would help."""
