@@ -95,7 +95,7 @@ def test_ms_swifts_names_are_converted():
     assert (config.repetition_n_grams, config.soft_cache_length) == (4, 64)
     assert config.reward_funcs == ("accuracy", "repetition", "cosine")
     assert (config.cosine_max_len, config.cosine_min_len_value_wrong) == (100, -1.0)
-    assert not any("cosine" in sentence for sentence in said)
+    assert not any("cosine_m" in sentence for sentence in said)
     assert (config.dtype, config.attn_implementation) == ("bfloat16", "flash_attention_2")
     assert any(sentence.startswith("dataset: 2 datasets are drawn from") for sentence in said)
     assert (config.lora_r, config.lora_alpha) == (8, 32.0)

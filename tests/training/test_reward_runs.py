@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_within_a_step_logs_the_same_bytes(tmp_path, monke
 def test_from_python_the_state_is_the_steps(tmp_path, judge, settings):
     seen = []
 
-    def mine(completions, trainer_state, log_extra=None, **kwargs):
+    def mine(completions, trainer_state, log_extra, **kwargs):
         seen.append((trainer_state.global_step, trainer_state.max_steps, trainer_state.epoch))
         log_extra("kind", kwargs["data_source"])
         return [float(len(text)) for text in completions]

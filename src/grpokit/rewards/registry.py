@@ -21,7 +21,7 @@ from .builtin import RewardFunction
 from .cosine import cosine_reward
 from .judge import judge_reward
 from .model import is_reward_model, load_reward_model
-from .reporting import OF_TRL, REPORTED
+from .reporting import REPORTED
 from .routes import Route, find_routes
 from .signatures import TRL, adapt_signature, is_async, unwrap
 
@@ -99,7 +99,7 @@ def load_rewards(
             value and what would work.
     """
     specs, weights = config.reward_funcs, config.reward_weights
-    taken = sorted({*SAMPLED, *OF_TRL} & set(columns))
+    taken = sorted({*SAMPLED, *REPORTED} & set(columns))
     if taken:
         raise ValueError(f"--dataset: rewards get the run's `{taken[0]}`; rename the column of that name")
     if weights and (len(weights) != len(specs) or not all(map(math.isfinite, weights))):

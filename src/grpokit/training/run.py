@@ -170,7 +170,8 @@ class Run:
 
     def trainer_state(self, step: int) -> TrainerState:
         """Returns what reward functions read of the run after `step` steps."""
-        rows = len(self.prompts) if isinstance(self.prompts, Sized) else 0
+        prompts: Any = self.prompts
+        rows = len(prompts) if isinstance(prompts, Sized) else 0
         epoch = step * self.config.prompts_per_step / rows if rows else None
         return TrainerState(step, self.config.max_steps, epoch)
 
