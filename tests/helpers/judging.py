@@ -14,6 +14,12 @@ def chat_answer(text: str | None, finish_reason: str = "stop", **message: Any) -
     return {"choices": [{"finish_reason": finish_reason, "message": {"content": text, **message}}]}
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """A server at which many connections may wait."""
+
+    request_queue_size = 128
+
+
 class FakeEndpoint:
     """Answers each request by `reply(body, count)`: JSON, or (status, JSON); None closes the connection.
 
@@ -60,7 +66,7 @@ class FakeEndpoint:
             def log_message(self, *_: Any) -> None:
                 return
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
