@@ -70,8 +70,10 @@ def test_ms_swifts_names_are_converted():
         "rlhf_type": "grpo",
         "model": "DIR",
         "dataset": ["train.jsonl", "more.jsonl"],
-        "reward_funcs": ["accuracy", "repetition"],
+        "reward_funcs": ["accuracy", "repetition", "cosine"],
         "repetition_n_grams": 4,
+        "cosine_max_len": 100,
+        "cosine_min_len_value_wrong": -1.0,
         "soft_cache_length": 64,
         "dynamic_sample": True,
         "max_resample_times": 3,
@@ -91,6 +93,9 @@ def test_ms_swifts_names_are_converted():
     )
     assert (config.max_resample_times, config.mask_truncated_completions) == (3, True)
     assert (config.repetition_n_grams, config.soft_cache_length) == (4, 64)
+    assert config.reward_funcs == ("accuracy", "repetition", "cosine")
+    assert (config.cosine_max_len, config.cosine_min_len_value_wrong) == (100, -1.0)
+    assert not any("cosine_m" in sentence for sentence in said)
     assert (config.dtype, config.attn_implementation) == ("bfloat16", "flash_attention_2")
     assert any(sentence.startswith("dataset: 2 datasets are drawn from") for sentence in said)
     assert (config.lora_r, config.lora_alpha) == (8, 32.0)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from grpokit.config.options import ModelConfig
 from grpokit.rewards import Reward, load_rewards, score
 from grpokit.types import Prompt, Rollout, RolloutGroup
 
@@ -41,8 +42,11 @@ def scored(*rewards: list[float]) -> list[RolloutGroup]:
 
 def load(*specs: str, columns=("answer",), **options):
     """`load_rewards` with options that the test doesn't care about."""
-    defaults = {"answer_column": "", "format_pattern": "x", "max_completion_length": 10}
-    return load_rewards([str(spec) for spec in specs], columns=set(columns), **{**defaults, **options})
+    functions = options.pop("functions", None)
+    settings = {"format_pattern": "x", "max_completion_length": 10} | options
+    settings["reward_weights"] = tuple(settings.pop("weights", ()))
+    config = ModelConfig(reward_funcs=tuple(map(str, specs)), **settings)
+    return load_rewards(config, set(columns), functions)
 
 
 def line_of(fn) -> str:

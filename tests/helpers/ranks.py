@@ -14,12 +14,13 @@ import torch
 
 import grpokit.runs.report
 from grpokit.parallel import end_process, joined_world
+from helpers.places import REWARDS
 from helpers.running import start, train
 from helpers.tiny import tiny_config
 
 LOSSES: dict[str, dict] = {
     "grpo": {"beta": 0.04},
-    "bnpo": {},
+    "bnpo": {"reward_funcs": (f"{REWARDS}:digits_in_order_logged",)},
     "dapo": {"updates_per_step": 2, "eval_steps": 3, "eval_samples": 3, "eval_generations": 2},
     "dr_grpo": {},
     "cispo": {"entropy_coef": 0.01},

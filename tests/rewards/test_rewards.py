@@ -8,6 +8,7 @@ import pytest
 
 from grpokit.rewards import Reward, score
 from grpokit.rewards.builtin import exact_match
+from grpokit.rewards.reporting import OF_TRL
 from helpers.completions import NAN, call, group, load
 from helpers.refusals import refuses
 
@@ -58,7 +59,7 @@ def test_weights_that_do_not_fit_are_refused(weights):
 @pytest.mark.parametrize("column", ["prompts", "completions", "completion_ids"])
 def test_a_column_that_shadows_the_sampler_is_refused(column):
     refuses(
-        lambda: load("length", columns=["answer", column]), f"--dataset: rewards get the sampler's `{column}`"
+        lambda: load("length", columns=["answer", column]), f"--dataset: rewards get the run's `{column}`"
     )
 
 
@@ -81,7 +82,7 @@ def test_a_required_parameter_of_any_kind_is_checked(write, signature):
 
 # --------------------------------------------------------------------------- calling
 
-EVERYTHING = {"prompts", "completions", "completion_ids", "answer", "level"}
+EVERYTHING = {"prompts", "completions", "completion_ids", "answer", "level", *OF_TRL}
 
 
 def test_arguments_are_one_list_entry_for_each_completion():
@@ -92,6 +93,7 @@ def test_arguments_are_one_list_entry_for_each_completion():
         return [0] * len(completions)
 
     call(f)
+    assert [callable(seen.pop(name)) for name in OF_TRL] == [False, True, True]
     assert seen == {
         "prompts": ["p1", "p1", "p2"],
         "completions": ["a", "b", "c"],

@@ -14,6 +14,8 @@ from grpokit.rewards.builtin import exact_match, format_match, shortness
 from helpers.completions import NAN, group, load
 from helpers.refusals import refuses
 
+ALONE = tuple(name for name in BUILT_IN if name != "judge")  # those that need no server
+
 
 def test_exact_match_ignores_white_space_at_the_ends():
     completions = [" 1 7 9\n", "1 79", "1 7 9", "", "3", "True"]
@@ -131,9 +133,9 @@ def test_length_is_one_less_the_share_of_the_limit():
 
 def test_a_column_named_like_an_option_changes_nothing():
     groups = [group("xx", pattern="never", max_completion_length=2, answer="xx", column="level")]
-    (done,) = score(groups, load(*BUILT_IN, columns=groups[0].prompt.columns))
+    (done,) = score(groups, load(*ALONE, columns=groups[0].prompt.columns))
     # no answer in "xx" for accuracy; neither tags nor a box; 2 of 10 tokens; nothing overlong or repeated
-    assert dict(zip(BUILT_IN, done.rewards[0].tolist(), strict=True)) == {
+    assert dict(zip(ALONE, done.rewards[0].tolist(), strict=True)) == {
         "exact_match": 1.0,
         "format": 1.0,
         "length": 0.8,
@@ -142,6 +144,7 @@ def test_a_column_named_like_an_option_changes_nothing():
         "boxed": 0.0,
         "soft_overlong": 0.0,
         "repetition": 0.0,
+        "cosine": pytest.approx(-0.25 * (1 + math.cos(0.2 * math.pi))),  # wrong, 2 of 10 tokens
     }
 
 

@@ -36,7 +36,7 @@ def resample(prompts_from, complete, step, size, max_resample_times, weights, es
     keeps = partial(has_signal, estimator=estimator, weights=weights)
     chosen = StepGroups(step, size, max_resample_times, keeps)
     while chosen.missing:
-        chosen.add(complete(prompts_from(chosen.position, chosen.missing)))
+        chosen.add(complete(prompts_from(chosen.position, chosen.missing)), {})
     return chosen.groups, chosen.metrics
 
 

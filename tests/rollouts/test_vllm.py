@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
-from grpokit.policy.learn import Learning, score
+from grpokit.policy.learn import Learning
+from grpokit.policy.learn import score as log_probs
+from grpokit.rewards import Report, score
 from grpokit.rollouts.pending import RolloutsPending
 from grpokit.rollouts.shaping import Shaping
 from grpokit.rollouts.step_rollouts import StepRollouts
@@ -25,6 +27,7 @@ from grpokit.rollouts.vllm.sampler import VLLMSampler
 from grpokit.rollouts.vllm.server import Server
 from grpokit.training.run import Run
 from grpokit.types import Sample
+from helpers import completions
 from helpers.agents import WORLDS
 from helpers.launch import ENVIRONMENT, torchrun
 from helpers.places import REWARDS
@@ -64,7 +67,7 @@ def test_the_two_samplers_log_probs_agree_and_seeds_do_not_depend_on_the_batch(t
         Sample(i, 0, g.prompt.ids, r.completion_ids, r.trainable, 0.0, 0.0, len(r.completion_ids), r.logps)
         for i, (g, r) in enumerate(rollouts)
     ]
-    ours = score(run.policy, rows, Learning())
+    ours = log_probs(run.policy, rows, Learning())
     for row in rows:
         torch.testing.assert_close(ours[row.index], row.sampler_logps, rtol=0, atol=1e-4)
     stopped = [r for _, r in rollouts if r.finish_reason == "stop"]
@@ -443,3 +446,30 @@ def test_no_server_at_all_is_an_error_that_says_how_to_start_one(tmp_path, capsy
     said = capsys.readouterr().err
     assert "--vllm_url http://127.0.0.1:9: no vLLM server answers there (ConnectError" in said
     assert "VLLM_SERVER_DEV_MODE=1 vllm serve" in said
+
+
+@needs_vllm
+def test_the_server_judges(task, server, tmp_path, monkeypatch):
+    """A tiny model answers no question with a score, which is counted; what it wrote is shown, and kept in the cache."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("{prompt} {completion} Score: N")
+    report = Report()
+    rewards = completions.load(
+        "judge",
+        columns=(),
+        judge_url=server.url,
+        judge_rubric=str(rubric),
+        judge_max_tokens=4,
+        judge_retries=1,
+        judge_cache=str(tmp_path / "cache"),
+    )
+    groups = [completions.group("1", "2", "x" * 2000)]
+    first = score(groups, rewards, report=report)
+    counts = {name: metric.value for name, metric in report.metrics.items()}
+    assert counts["judge/malformed"] + counts["judge/refusals"] == 2
+    assert (counts["judge/too_long"], counts["judge/errors"], counts["judge/cached"]) == (1, 0, 0)
+    assert first[0].extras["judge"][0] != ""
+    again = Report()
+    assert score(groups, rewards, report=again)[0].extras == first[0].extras
+    assert again.metrics["judge/cached"].value == 3

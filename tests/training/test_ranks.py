@@ -51,6 +51,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
     for ours, theirs in zip(rows(run, "completions.jsonl"), rows(expected, "completions.jsonl"), strict=True):
         assert ours["completions"] == theirs["completions"]
         assert ours["prompt"] == theirs["prompt"]
+        assert ours.get("extras") == theirs.get("extras")
         assert ours["advantages"] == pytest.approx(theirs["advantages"], rel=1e-9, abs=1e-10)
 
 

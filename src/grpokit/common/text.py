@@ -16,6 +16,8 @@ BUILT_IN_REWARDS = (
     "boxed",
     "soft_overlong",
     "repetition",
+    "cosine",
+    "judge",
 )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .data_rules import DATASET_RULES, ORDER_RULES, check_datasets
 from .options import ModelConfig, TrainConfig
+from .reward_rules import REWARD_RULES, parse_routes
 from .rules import Rule, at_least, has_model, is_adapter, is_given
 from .sampling_rules import sampling_rules
 from .schedule import check_schedule
@@ -35,17 +36,7 @@ MODEL_RULES = [
         lambda c: c.chat_template == "" or Path(c.chat_template).is_file(),
         "no such file; name one with a chat template in Jinja",
     ),
-    Rule(
-        "reward_funcs",
-        lambda c: len(c.reward_funcs) > 0 or len(c.environment) > 0,
-        "at least one is required; see --help",
-        "(missing)",
-    ),
-    Rule(
-        "reward_weights",
-        lambda c: len(c.reward_weights) in (0, len(c.reward_funcs)),
-        "needs one weight for each of the reward functions: {c.reward_funcs}",
-    ),
+    *REWARD_RULES,
     *at_least(1, "max_turns environment_workers"),
     *at_least(0, "max_turn_length tool_timeout max_tool_output max_environment_errors turn_cache_gib"),
     Rule(
@@ -60,7 +51,7 @@ MODEL_RULES = [
         lambda c: c.max_prompt_length is None or c.max_prompt_length >= 1,
         "must be at least 1",
     ),
-    *at_least(0, "max_samples reward_timeout num_threads"),
+    *at_least(0, "max_samples num_threads"),
 ]
 
 # Options whose value may be an object that was given from Python.
@@ -85,6 +76,8 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     for rule in MODEL_RULES:
         if rule.flag != "model" or not config.model or not resumes_without_model(config, from_python):
             rule.check(config)
+    if config.reward_routes:
+        parse_routes(config.reward_routes)
     check_datasets(config.dataset, trains=isinstance(config, TrainConfig))
 
 

@@ -128,7 +128,9 @@ SWIFT_ONLY = {
     *("truncation_strategy", "multi_turn_scheduler", "sleep_level", "offload_model", "offload_optimizer"),
     *("move_model_batches", "log_entropy", "model_type", "max_resample_times", "reward_model"),
     *("reward_model_plugin", "padding_free", "packing", "max_length", "freeze_parameters_regex"),
-    *("modules_to_save", "trainable_parameters_regex"),
+    *("modules_to_save", "trainable_parameters_regex", "cosine_max_len"),
+    *("cosine_min_len_value_wrong", "cosine_max_len_value_wrong", "cosine_min_len_value_correct"),
+    "cosine_max_len_value_correct",
 }
 
 COUNTED = (

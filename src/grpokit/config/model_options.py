@@ -95,10 +95,13 @@ class RewardOptions:
     """The rewards."""
 
     reward_funcs: tuple[str, ...] = steering(())
-    """Built-in rewards (accuracy, exact_match, format, length, ...), file.py:function, or a reward model
+    """Built-in rewards (accuracy, exact_match, format, judge, ...), file.py:function, or a reward model
     (a directory, or org/name of the Hub)."""
     reward_weights: tuple[float, ...] = steering(())
     """One weight for each reward function (default: 1 each)."""
+    reward_routes: tuple[str, ...] = steering(())
+    """A column, then which functions score the rows with a value of it: data_source gsm8k=accuracy code=passes,format.
+    Functions that aren't named here score every row."""
     answer_column: str = steering("")
     """Column with the reference answer (default: answer, solution or ground_truth, whichever is there)."""
     format_pattern: str = steering(r"^<think>.*?</think>\s*\S")
@@ -109,6 +112,16 @@ class RewardOptions:
     """repetition: tokens in an n-gram."""
     repetition_max_penalty: float = steering(-1.0)
     """repetition: what a completion of nothing but repetition would get; 0 or less."""
+    cosine_min_len_value_wrong: float = steering(-0.5)
+    """cosine: what a wrong completion of no tokens would get."""
+    cosine_max_len_value_wrong: float = steering(0.0)
+    """cosine: what a wrong completion of --cosine_max_len tokens gets."""
+    cosine_min_len_value_correct: float = steering(1.0)
+    """cosine: what a right completion of no tokens would get."""
+    cosine_max_len_value_correct: float = steering(0.5)
+    """cosine: what a right completion of --cosine_max_len tokens gets."""
+    cosine_max_len: int | None = steering(None)
+    """cosine: the length in tokens from which the value stays the same (default: --max_completion_length)."""
     reward_timeout: float = free(120.0)
     """Seconds that a call of a reward function may take before the run stops (0: as long as it likes)."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .judge_options import JudgeOptions
 from .model_options import (
     DataOptions,
     EngineOptions,
@@ -35,7 +36,7 @@ from .train_options import (
 
 
 @dataclass(frozen=True)
-class ModelConfig(SamplingOptions, EpisodeOptions, RewardOptions, DataOptions, ModelOptions):
+class ModelConfig(SamplingOptions, EpisodeOptions, JudgeOptions, RewardOptions, DataOptions, ModelOptions):
     """The options that training and evaluation share."""
 
 

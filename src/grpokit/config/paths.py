@@ -26,16 +26,9 @@ PATHS = frozenset(
             "output_dir",
             "resume_from_checkpoint",
         ),
-        *(
-            "reward_funcs",
-            "eval_reward_funcs",
-            "sampler",
-            "advantage_estimator",
-            "group_filter",
-            "optim",
-            "surrogate",
-        ),
-        *("tools", "environment", "tool_parser", "chat_template", "sampler_order"),
+        *("reward_funcs", "eval_reward_funcs", "sampler", "advantage_estimator", "group_filter"),
+        *("optim", "surrogate", "tools", "environment", "tool_parser", "chat_template"),
+        *("sampler_order", "judge_rubric", "judge_cache"),
         *("file", "run", "output", "output_file"),
     }
 )

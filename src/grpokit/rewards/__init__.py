@@ -4,7 +4,19 @@ A reward function has TRL's signature, `f(completions, **columns) -> list[float 
 all completions, by keyword, with the arguments that its signature asks for. `signatures.py` adapts other signatures.
 """
 
+from .functions import RewardError
 from .registry import BUILT_IN, Reward, describe_rewards, load_rewards
-from .scoring import RewardError, reward_metrics, score
+from .reporting import Report, TrainerState
+from .scoring import reward_metrics, score
 
-__all__ = ["BUILT_IN", "Reward", "RewardError", "describe_rewards", "load_rewards", "reward_metrics", "score"]
+__all__ = [
+    "BUILT_IN",
+    "Report",
+    "Reward",
+    "RewardError",
+    "TrainerState",
+    "describe_rewards",
+    "load_rewards",
+    "reward_metrics",
+    "score",
+]

@@ -31,7 +31,7 @@ TAIL = 3000  # characters at the end of a completion that are read: LaTeX patter
 log = logging.getLogger(__name__)
 
 
-def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunction:
+def accuracy_reward(answer_column: str, columns: Collection[str], name: str = "accuracy") -> RewardFunction:
     r"""Makes the reward: 1.0 where the answer equals the reference, else 0.0; None where the reference cannot be compared.
 
     That is where the reference is null, or cannot be read as mathematics. Any reference of a list is right. The answer is the
@@ -41,10 +41,10 @@ def accuracy_reward(answer_column: str, columns: Collection[str]) -> RewardFunct
     Raises:
         ValueError: `find_answer_column` finds no column, or math-verify is not installed.
     """
-    column = find_answer_column(answer_column, columns, "accuracy")
+    column = find_answer_column(answer_column, columns, name)
     if importlib.util.find_spec("math_verify") is None:
         raise ValueError(
-            "--reward_funcs accuracy: answers are compared by the package math-verify, which isn't installed; "
+            f"--reward_funcs {name}: answers are compared by the package math-verify, which isn't installed; "
             "pip install grpokit[math], or use exact_match"
         )
 

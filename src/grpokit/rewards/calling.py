@@ -70,10 +70,13 @@ def time_limit(seconds: float, give_up: Callable[[], None] | None = None) -> Ite
         signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
-def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[Any]:
-    """Awaits all calls at once. Returns what each returned or raised; TimeOut for one that took longer."""
+def awaited_together(calls: Sequence[tuple[Awaitable[Any], float]]) -> list[Any]:
+    """Awaits all calls at once, each with its limit in seconds (0: none).
 
-    async def outcome(call: Awaitable[Any]) -> Any:
+    Returns what each returned or raised; TimeOut for one that took longer.
+    """
+
+    async def outcome(call: Awaitable[Any], seconds: float) -> Any:
         limit = asyncio.timeout(seconds or None)
         try:
             async with limit:
@@ -84,11 +87,13 @@ def awaited_together(calls: Sequence[Awaitable[Any]], seconds: float) -> list[An
             return error
 
     async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*map(outcome, calls))
+        return await asyncio.gather(*(outcome(*call) for call in calls))
 
+    limits = [seconds for _, seconds in calls]
+    longest = max(limits) + GRACE if all(limits) else 0.0
     in_notebook = loop_is_running()
     try:
-        with time_limit(seconds and seconds + GRACE):
+        with time_limit(longest):
             return run_in_thread(all_of_them()) if in_notebook else _runner().run(all_of_them())
     except BaseException:  # the loop may have been stopped anywhere
         if in_notebook:

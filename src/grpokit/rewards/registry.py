@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
@@ -13,11 +13,16 @@ from typing import Any
 
 from ..common.imports import load_object, raised_at
 from ..common.text import BUILT_IN_REWARDS, FROM_PYTHON, did_you_mean, one_line
-from ..types import SAMPLED
+from ..config.options import ModelConfig
+from ..types import SAMPLED, Prompt
 from . import builtin
 from .accuracy import accuracy_reward
 from .builtin import RewardFunction
+from .cosine import cosine_reward
+from .judge import judge_reward
 from .model import is_reward_model, load_reward_model
+from .reporting import REPORTED
+from .routes import Route, find_routes
 from .signatures import TRL, adapt_signature, is_async, unwrap
 
 BUILT_IN = BUILT_IN_REWARDS
@@ -34,6 +39,8 @@ class Reward:
     * `completions`: texts, or `[{"role": "assistant", "content": text}]` where the prompt is a chat;
     * `completion_ids`: lists of token ids;
     * any column of the dataset; `**kwargs` asks for everything.
+
+    Beside lists, it gets TRL's `trainer_state`, `log_metric` and `log_extra`.
     """
 
     name: str
@@ -41,81 +48,91 @@ class Reward:
     weight: float = 1.0
     kind: str = TRL  # the signature that the function had
     limited: bool = True  # whether the time limit applies
+    route: Route | None = None  # the rows that it scores; None: all
+
+    def applies_to(self, prompt: Prompt) -> bool:
+        """Tells whether the function is called with completions of `prompt`."""
+        return self.route is None or self.route.leads_to(prompt)
+
+
+Maker = Callable[[ModelConfig, Collection[str]], RewardFunction]  # (the options, the dataset's columns)
+_MAKERS: dict[str, Maker] = {
+    "exact_match": lambda c, columns: builtin.exact_match_reward(c.answer_column, columns),
+    "format": lambda c, columns: builtin.format_reward(c.format_pattern),
+    "length": lambda c, columns: builtin.length_reward(c.max_completion_length),
+    "accuracy": lambda c, columns: accuracy_reward(c.answer_column, columns),
+    "format_tags": lambda c, columns: builtin.format_tags,
+    "boxed": lambda c, columns: builtin.boxed,
+    "soft_overlong": lambda c, columns: builtin.soft_overlong_reward(
+        c.max_completion_length, c.soft_cache_length
+    ),
+    "repetition": lambda c, columns: builtin.repetition_reward(
+        c.repetition_n_grams, c.repetition_max_penalty
+    ),
+    "cosine": cosine_reward,
+    "judge": judge_reward,
+}
+# These have limits of their own for each answer, and must not be stopped because many answers were slow.
+UNLIMITED = ("accuracy", "cosine", "judge")
 
 
 def load_rewards(
-    specs: Sequence[str],
-    weights: Sequence[float] = (),
-    *,
-    answer_column: str,
-    format_pattern: str,
-    max_completion_length: int,
-    soft_cache_length: int | None = None,
-    repetition_n_grams: int = 3,
-    repetition_max_penalty: float = -1.0,
+    config: ModelConfig,
     columns: Collection[str],
     functions: Mapping[str, RewardFunction] | None = None,
 ) -> tuple[Reward, ...]:
     """Loads the rewards that `--reward_funcs` names, and checks them against the dataset before anything is sampled.
 
     Args:
-        specs: built-in names (BUILT_IN), `"file.py:function"` or `"package.module:function"`, or the directory of a
-            reward model.
-        weights: one per reward, or none: 1 each.
-        answer_column, format_pattern, max_completion_length, soft_cache_length, repetition_n_grams,
-            repetition_max_penalty: the options of the built-in rewards.
+        config: the options of the rewards: which there are (built-in names, `"file.py:function"` or
+            `"package.module:function"`, the directory of a reward model), their weights and routes, and how the built-in
+            ones are set.
         columns: names of the dataset's columns.
-        functions: objects from Python, by the names that `specs` has for them.
+        functions: objects from Python, by the names that --reward_funcs has for them.
 
     Returns:
-        The rewards, in the order of `specs`.
+        The rewards, in the order of --reward_funcs.
 
     Raises:
-        ValueError: an unknown or repeated name, something that is no function, a wrong number of weights, or a function
-            that asks for an argument that does not exist. The message names the flag, the value and what would work.
+        ValueError: an unknown or repeated name, something that is no function, a wrong number of weights, a route that
+            leads nowhere, or a function that asks for an argument that does not exist. The message names the flag, the
+            value and what would work.
     """
-    taken = sorted(set(SAMPLED) & set(columns))
+    specs, weights = config.reward_funcs, config.reward_weights
+    taken = sorted({*SAMPLED, *REPORTED} & set(columns))
     if taken:
-        raise ValueError(f"--dataset: rewards get the sampler's `{taken[0]}`; rename the column of that name")
+        raise ValueError(f"--dataset: rewards get the run's `{taken[0]}`; rename the column of that name")
     if weights and (len(weights) != len(specs) or not all(map(math.isfinite, weights))):
         shown = " ".join(map(str, weights))
         raise ValueError(
             f"--reward_weights {shown}: expected {len(specs)} finite numbers, one for each reward"
         )
-    makers = {
-        "exact_match": lambda: builtin.exact_match_reward(answer_column, columns),
-        "format": lambda: builtin.format_reward(format_pattern),
-        "length": lambda: builtin.length_reward(max_completion_length),
-        "accuracy": lambda: accuracy_reward(answer_column, columns),
-        "format_tags": lambda: builtin.format_tags,
-        "boxed": lambda: builtin.boxed,
-        "soft_overlong": lambda: builtin.soft_overlong_reward(max_completion_length, soft_cache_length),
-        "repetition": lambda: builtin.repetition_reward(repetition_n_grams, repetition_max_penalty),
-    }
     rewards: list[Reward] = []
     for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True):
-        if spec in makers:
-            # `accuracy` has a limit per answer, and must not be stopped because many answers were slow.
-            reward = Reward(spec, makers[spec](), float(weight), "built in", limited=spec != "accuracy")
-        elif is_reward_model(spec):
-            reward = Reward(
-                Path(spec.partition("@")[0]).resolve().name,
-                load_reward_model(spec),
-                float(weight),
-                "a reward model",
-            )
-        else:
-            column = partial(builtin.find_answer_column, answer_column, columns, spec)
-            fn, was_class = _load_function(spec, functions or {})
-            fn, kind = adapt_signature(fn, column, was_class)
-            reward = Reward(spec.rpartition(":")[2], fn, float(weight), kind)
+        reward = replace(_load(spec, config, columns, functions or {}), weight=float(weight))
         if reward.name in {other.name for other in rewards}:
             raise ValueError(
                 f"--reward_funcs {spec}: a second `{reward.name}`; rename one, metrics go by name"
             )
         check_parameters(reward, columns)
         rewards.append(reward)
-    return tuple(rewards)
+    routes = find_routes(config.reward_routes, [reward.name for reward in rewards], columns)
+    return tuple(replace(reward, route=routes.get(reward.name)) for reward in rewards)
+
+
+def _load(
+    spec: str, config: ModelConfig, columns: Collection[str], functions: Mapping[str, RewardFunction]
+) -> Reward:
+    """Returns the reward that a value of --reward_funcs names."""
+    if spec in _MAKERS:
+        return Reward(spec, _MAKERS[spec](config, columns), kind="built in", limited=spec not in UNLIMITED)
+    if is_reward_model(spec):
+        name = Path(spec.partition("@")[0]).resolve().name
+        return Reward(name, load_reward_model(spec), kind="a reward model")
+    column = partial(builtin.find_answer_column, config.answer_column, columns, spec)
+    fn, was_class = _load_function(spec, functions)
+    fn, kind = adapt_signature(fn, column, was_class)
+    return Reward(spec.rpartition(":")[2], fn, kind=kind)
 
 
 def describe_rewards(rewards: Sequence[Reward]) -> str:
@@ -123,6 +140,7 @@ def describe_rewards(rewards: Sequence[Reward]) -> str:
     shown = [
         f"{reward.name} ({reward.kind}{', async' if is_async(reward.fn) else ''})"
         + (f" × {reward.weight:g}" if reward.weight != 1 else "")
+        + (f" for {reward.route}" if reward.route else "")
         for reward in rewards
     ]
     return f"rewards: {', '.join(shown)}"
@@ -130,7 +148,7 @@ def describe_rewards(rewards: Sequence[Reward]) -> str:
 
 def check_parameters(reward: Reward, columns: Collection[str]) -> None:
     """Checks that every parameter that `reward` requires is sampled or one of `columns`; else raises ValueError."""
-    known = {*SAMPLED, *columns}
+    known = {*SAMPLED, *REPORTED, *columns}
     for parameter in _parameters(reward):
         named = parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         if named and parameter.default is Parameter.empty and parameter.name not in known:

@@ -18,6 +18,7 @@ from inspect import Parameter, Signature
 from typing import Any
 
 from .builtin import RewardFunction, text_of
+from .reporting import REPORTED
 
 TRL, SWIFT, VERL = "TRL's signature", "ms-swift's, completions as text", "verl's, called for each completion"
 
@@ -103,7 +104,11 @@ class PerCompletion:
         return scores
 
     def _arguments(self, row: int, columns: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
-        given = {name: columns[name][row] for name in self.parameters if name in columns}
+        given = {
+            name: columns[name] if name in REPORTED else columns[name][row]
+            for name in self.parameters
+            if name in columns
+        }
         given["solution_str"] = text_of(columns["completions"][row])
         if self.answer_column:
             given["ground_truth"] = columns[self.answer_column][row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -63,6 +64,8 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
         episodes = [_bytes("" if r.episode is None else r.episode.to_json()) for r in rollouts]
         found["episode"] = ragged(episodes, torch.uint8)
         found["episode_length"] = torch.tensor([len(text) for text in episodes], dtype=torch.int64)
+    if any(group.extras for group in groups):
+        found["extras"] = _bytes(json.dumps([dict(group.extras) for group in groups], ensure_ascii=False))
     for name in ("rewards", "reward", "advantages"):
         parts = [getattr(group, name) for group in groups]
         if parts and parts[0] is not None:
@@ -93,12 +96,14 @@ def groups_from_tensors(
         for i in range(len(lengths))
     ]
     per_group = {n: tensors[n].split(sizes) for n in ("rewards", "reward", "advantages") if n in tensors}
+    extras = json.loads(_text(tensors["extras"])) if "extras" in tensors else [{}] * len(sizes)
     ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
     return [
         RolloutGroup(
             prompt_at(position),
             tuple(rollouts[end - size : end]),
             **{name: parts[i] for name, parts in per_group.items()},
+            extras=extras[i],
         )
         for i, (position, size, end) in enumerate(zip(tensors["position"].tolist(), sizes, ends, strict=True))
     ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..types import Metric, Metrics, RolloutGroup
+from ..types import Metric, Metrics, RolloutGroup, join_metrics
 
 GroupFilter = Callable[[RolloutGroup], bool]
 """Tells whether a scored group is trained on.
@@ -46,6 +46,7 @@ class StepGroups:
         self.first, self.rounds = first_position(step, size, max_resample_times), 0
         self.kept: list[RolloutGroup] = []
         self.refused: list[RolloutGroup] = []
+        self.logged: Metrics = {}  # by the reward functions, of all rounds
 
     @property
     def missing(self) -> int:
@@ -57,8 +58,9 @@ class StepGroups:
         """The place in the prompt order at which the next round begins."""
         return self.first + self.rounds * self.size
 
-    def add(self, groups: Sequence[RolloutGroup]) -> None:
-        """Adds the scored groups of one round."""
+    def add(self, groups: Sequence[RolloutGroup], logged: Metrics) -> None:
+        """Adds the scored groups of one round, and what their reward functions have logged."""
+        self.logged = join_metrics(self.logged, logged)
         for group in groups:
             wanted = not self.asks or self.keeps(group)
             (self.kept if wanted else self.refused).append(group)
@@ -74,11 +76,11 @@ class StepGroups:
 
     @property
     def metrics(self) -> Metrics:
-        """`resampled_groups`, where dynamic sampling is on: the groups that made way."""
+        """What was logged, and `resampled_groups` where dynamic sampling is on: the groups that made way."""
         if self.max_rounds == 1:
-            return {}
+            return self.logged
         in_vain = len(self.kept) + len(self.refused) - self.size
-        return {"resampled_groups": Metric.sum(torch.tensor(float(in_vain)))}
+        return self.logged | {"resampled_groups": Metric.sum(torch.tensor(float(in_vain)))}
 
 
 def first_position(step: int, size: int, max_resample_times: int) -> int:

@@ -58,6 +58,7 @@ def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, An
         "finish_reasons": [rollout.finish_reason for rollout in group.rollouts],
         **_episodes(group),
         "rewards": {r.name: numbers(None if table is None else table[:, f]) for f, r in enumerate(rewards)},
+        **({"extras": group.extras} if group.extras else {}),
         "reward": numbers(group.reward),
         "advantages": numbers(group.advantages),
     }

@@ -31,6 +31,15 @@ METRICS: dict[str, Declared] = {
     ),
     "rewards/<name>/mean": Declared("mean", "this reward function, over completions that it applies to"),
     "rewards/<name>/std": Declared("derived", "its standard deviation over the same completions"),
+    "judge/refusals": Declared("sum", "completions that the judge refused to score, and that got None"),
+    "judge/malformed": Declared(
+        "sum", "completions for which the judge's answer had no score, and that got None"
+    ),
+    "judge/too_long": Declared(
+        "sum", "completions that did not fit into the judge's context, and that got None"
+    ),
+    "judge/errors": Declared("sum", "requests that failed and were sent again"),
+    "judge/cached": Declared("sum", "completions whose verdict was in --judge_cache"),
     "completions/mean_length": Declared("mean", "tokens of a completion, end-of-sequence included"),
     "completions/min_length": Declared("min", "the shortest completion"),
     "completions/max_length": Declared("max", "the longest completion"),
@@ -122,6 +131,17 @@ def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     names = sorted(metrics, key=lambda name: (order.get(declared_name(name), len(order)), name))
     numbers = {name: metrics[name].value for name in names}
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+def is_taken(name: str) -> bool:
+    """Tells whether a name is a metric of the run, so that a reward function can't log another by it.
+
+    Example:
+        >>> is_taken("kl"), is_taken("rewards/mine/mean"), is_taken("mine/tokens")
+        (True, True, False)
+    """
+    groups = ("rewards", "reward", "eval", "tools", "endings", "judge")
+    return name == "step" or declared_name(name) in METRICS or name.split("/")[0] in groups
 
 
 def declared_name(name: str) -> str:

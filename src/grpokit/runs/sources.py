@@ -16,7 +16,7 @@ from ..data.names import split_name, split_weight
 SOURCES = (
     *("model", "ref_model", "dataset", "reward_funcs"),
     *("sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
-    *("tools", "environment", "tool_parser", "chat_template", "sampler_order"),
+    *("tools", "environment", "tool_parser", "chat_template", "sampler_order", "judge_rubric"),
 )
 WHOLE = 64 << 20  # bytes; of a larger file, parts are read
 PARTS, PART = 64, 1 << 16

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..common.console import console, counting, figures_table, say, waiting
 from ..config.options import EvalConfig
-from ..rewards import describe_rewards, score
+from ..rewards import Report, describe_rewards, load_rewards, score
 from ..rollouts import Sampler
-from ..types import Prompt, RolloutGroup
-from .evaluation import Evaluation, evaluate
+from ..runs.metrics import is_taken
+from ..types import Metrics, Prompt, RolloutGroup, join_metrics
+from .evaluation import Evaluation, evaluate, logged_figures
+from .setup.columns import columns_of
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.form import find_tokenizer
 from .setup.gate import check_model, check_tokens
@@ -21,7 +24,6 @@ from .setup.models import context_of, load_configured, set_threads
 from .setup.parts import Parts
 from .setup.prompts import PromptSource, load_datasets, load_prompts
 from .setup.samplers import EVAL_SEED, make_sampler
-from .setup.scoring import columns_of, make_rewards
 from .setup.tasks import load_tasks
 
 TASKS = 100  # tasks to evaluate on, where an environment owns its data and --max_samples doesn't say how many
@@ -85,7 +87,7 @@ def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
         tokenizer = check_tokens(policy, tokenizer, prompts)
         longest = longest_sequence(environments, config, policy, prompts.longest)
         check_model(policy, config.model, longest, config)
-        rewards = make_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
+        rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
         rewards += () if environments is None else environments.rewards
         say(describe_rewards(rewards))
         # An environment's tasks follow from the seed, and must not be those that a run with this seed trains on.
@@ -95,10 +97,18 @@ def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
         if environments is not None:
             sampler = episode_sampler(environments, config, policy, tokenizer, turns)
 
+    logged: Metrics = {}
+
     def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
-        return score(sampler.sample(prompts, count, greedy=greedy), rewards, config.reward_timeout)
+        report = Report(is_taken=is_taken)
+        groups = sampler.sample(prompts, count, greedy=greedy)
+        scored = score(groups, rewards, config.reward_timeout, report=report)
+        if not greedy:  # as of eval/reward
+            logged.update(join_metrics(logged, report.metrics))
+        return scored
 
     # A dataset has been cut to --max_samples already.
     chosen = prompts.in_order(0 if config.dataset else config.max_samples or TASKS)
     with counting(f"{len(chosen)} prompts × {n}", len(chosen)) as progress:
-        return evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
+        found = evaluate(complete, chosen, num_generations=n, pass_at_k=wanted, progress=progress)
+    return replace(found, figures=found.figures | logged_figures(logged))

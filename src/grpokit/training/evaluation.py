@@ -12,14 +12,17 @@ from ..parallel import World
 from ..rewards import Reward
 from ..rollouts import Sampler
 from ..rollouts.step_rollouts import sample_share
-from ..types import Prompt, RolloutGroup
+from ..types import Metrics, Prompt, RolloutGroup, join_metrics
 from .voting import estimate_maj_at_k, vote_of
 
 # (prompts, how many completions of each, greedy) → their groups, scored
 Complete = Callable[[Sequence[Prompt], int, bool], list[RolloutGroup]]
 
-Score = Callable[[Sequence[RolloutGroup], Sequence[Prompt], tuple[Reward, ...] | None], list[RolloutGroup]]
-"""(this rank's groups, the prompts, the rewards) → the scored groups of all ranks, in the order of the prompts."""
+Score = Callable[
+    [Sequence[RolloutGroup], Sequence[Prompt], tuple[Reward, ...] | None], tuple[list[RolloutGroup], Metrics]
+]
+"""(this rank's groups, the prompts, the rewards) → the scored groups of all ranks, in the order of the prompts, and what the
+reward functions have logged."""
 
 PASS = 1.0  # a completion passes where the first reward function gives it at least this
 
@@ -94,6 +97,12 @@ def evaluate(
     return Evaluation(figures, by_prompt)
 
 
+def logged_figures(logged: Metrics) -> dict[str, float]:
+    """Returns what reward functions have logged in an evaluation, as figures. Counts of 0 are left out."""
+    found = {name: logged[name] for name in sorted(logged)}
+    return {f"eval/{n}": metric.value for n, metric in found.items() if metric.kind != "sum" or metric.value}
+
+
 def half_width(values: Sequence[float]) -> float:
     """Returns half the width of the 95 % confidence interval of a mean over prompts; NaN for fewer than two."""
     return 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -148,13 +157,19 @@ class HeldOut:
             pause: called where the run may stop.
 
         Returns:
-            The figures of `evaluate` that are finite; `eval/NAME/...` of a set with a name.
+            The figures of `evaluate`, and what reward functions log of the sampled completions, if they are finite;
+            `eval/NAME/...` of a set with a name.
         """
+
+        logged: Metrics = {}
 
         def complete(prompts: Sequence[Prompt], count: int, greedy: bool) -> list[RolloutGroup]:
             budget = getattr(self.sampler, "budget", None)  # the evaluation's own
             groups = sample_share(self.sampler, prompts, count, world, pause, greedy=greedy, budget=budget)
-            return score(groups, prompts, self.rewards)
+            scored, by_functions = score(groups, prompts, self.rewards)
+            if not greedy:  # as of eval/reward
+                logged.update(join_metrics(logged, by_functions))
+            return scored
 
         self.sampler.sync()
         of = f" of {self.name}" if self.name else ""
@@ -166,6 +181,7 @@ class HeldOut:
                 pass_at_k=sorted({1, self.num_generations}),
                 progress=progress,
             ).figures
+        figures |= logged_figures(logged)
         prefix = f"eval/{self.name}/" if self.name else "eval/"
         return {
             prefix + name.removeprefix("eval/"): value

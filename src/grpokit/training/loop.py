@@ -16,6 +16,7 @@ from ..policy.optimizer import set_learning_rate
 from ..rewards import reward_metrics
 from .measure import Clock, rollout_metrics
 from .run import Run, Step
+from .scoring import score_step
 
 
 def iter_steps(run: Run, progress: StepProgress | None = None) -> Iterator[Step]:
@@ -51,7 +52,7 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
         prompts = run.prompts.take(chosen.position, chosen.missing)
         groups = run.rollouts.sample(prompts, step, clock)
         with clock("reward"):
-            chosen.add(run.score_step(groups, prompts))
+            chosen.add(*score_step(run, step, groups, prompts))
     groups = add_advantages(chosen.groups, run.estimator, run.scale_rewards, run.reward_weights)
     groups = mask_truncated(groups) if config.mask_truncated_completions else groups
     updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)  # fixes every weight

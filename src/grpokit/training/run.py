@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from ..policy.learn import score as score_samples
 from ..policy.policy import Policy
 from ..policy.reference import Reference, move_reference
 from ..policy.router import RouterLoss
-from ..rewards import Reward, score
-from ..rollouts.gather import gather_groups
+from ..rewards import Reward
 from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
 from ..runs.batches import write_batch
@@ -36,14 +36,15 @@ from ..runs.checkpoint import RandomState, TrainState, prune, random_state_now, 
 from ..runs.dumps import write_offender
 from ..runs.metrics import values
 from ..runs.recorder import Recorder
-from ..types import Metrics, Prompt, RolloutGroup
+from ..types import Metrics, RolloutGroup
 from .callbacks import Callbacks
 from .early_stop import has_stalled
 from .evaluation import HeldOut, evaluate_sets
-from .kl_reward import kl_metrics, subtract_kl
+from .kl_reward import kl_metrics
 from .measure import Clock
 from .model_card import card_files
-from .rescue import end_stuck, rescue
+from .rescue import rescue
+from .scoring import score_groups
 from .setup.announce import StepNotes
 from .signals import StopRequest
 
@@ -157,30 +158,6 @@ class Run:
         """
         self.stop.raise_if_set(self.world)
 
-    def score(
-        self,
-        groups: Sequence[RolloutGroup],
-        prompts: Sequence[Prompt],
-        rewards: tuple[Reward, ...] | None = None,
-    ) -> list[RolloutGroup]:
-        """Rewards this rank's groups and returns the groups of all ranks, in the order of `prompts`.
-
-        `rewards` are an evaluation's own (None: those of training). An error in a reward function is raised on every rank, so
-        that what was trained can still be saved together.
-        """
-        with self.world.together():
-            limit, functions = self.config.reward_timeout, self.rewards if rewards is None else rewards
-            scored = score(groups, functions, limit, lambda error: end_stuck(self, error))
-        at = {prompt.position: prompt for prompt in prompts}
-        return gather_groups(scored, at.__getitem__, self.world)
-
-    def score_step(self, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
-        """As `score`, for groups to train on: with --kl_in_reward, less the KL to the reference."""
-        scored, c = self.score(groups, prompts), self.config
-        if not c.kl_in_reward or self.reference is None:
-            return scored
-        return subtract_kl(scored, self.policy, self.reference, self.learning, c.beta)
-
     def sampling_metrics(self, chosen: StepGroups, groups: Sequence[RolloutGroup]) -> Metrics:
         """What is measured of a step's groups before it is learned from."""
         stale = self.rollouts.staleness(groups, self.policy.version)
@@ -190,7 +167,9 @@ class Run:
         """Evaluates after `step` steps, keeps the best model, and writes the figures down. {} without --eval_dataset."""
         if not self.held_out:
             return {}
-        figures = evaluate_sets(self.held_out, self.score, step, self.world, self.pause)
+        figures = evaluate_sets(
+            self.held_out, partial(score_groups, self, step), step, self.world, self.pause
+        )
         earlier = [row.get("eval/reward", -math.inf) for row in self.recorder.evaluations]
         if figures.get("eval/reward", -math.inf) > max(earlier, default=math.inf):
             record = json.dumps({"step": step, "eval/reward": figures["eval/reward"]}) + "\n"

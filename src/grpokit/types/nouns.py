@@ -7,8 +7,8 @@ L tokens of a forward's row, F reward functions, H hidden size. Every class is f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -108,6 +108,8 @@ class RolloutGroup:
     reward: Tensor | None = None  # [G] float64, the weighted sum; NaN where no function applies
     advantages: Tensor | None = None  # [G] float64; exactly 0 for a group without signal
     kl: Tensor | None = None  # [G] float64, Σ_t (old − ref), where it is part of the reward (--kl_in_reward)
+    # What reward functions have logged of each completion: column → G values that JSON has.
+    extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------- what the update trains on

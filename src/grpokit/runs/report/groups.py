@@ -89,6 +89,7 @@ def _completions(group: Row) -> list[str]:
             parts += [f"{escape(name)} {_shown(_at(_list(v), i))}" for name, v in by_name.items()]
         if _at(reasons, i) == "length":
             parts.append('<span class="cut">cut off</span>')
+        parts += _extras(group.get("extras"), i)
         episode = _at(_list(group.get("episodes")), i)
         if isinstance(episode, dict):
             turns = episode.get("turns")
@@ -99,6 +100,13 @@ def _completions(group: Row) -> list[str]:
         said = _episode(episode.get("messages")) if isinstance(episode, dict) else box(str(texts[i]))
         items.append(f'<li><div class="meta">{meta}</div>{said}</li>')
     return items
+
+
+def _extras(extras: Any, i: int) -> list[str]:
+    """Returns what reward functions have logged of completion `i`."""
+    columns = extras if isinstance(extras, dict) else {}
+    values = {name: _at(_list(logged), i) for name, logged in columns.items()}
+    return [f"{escape(name)}: {escape(value)}" for name, value in values.items() if value is not None]
 
 
 def _episode(messages: Any) -> str:

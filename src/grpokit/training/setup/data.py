@@ -11,12 +11,12 @@ from ...config.sampled import for_evaluation
 from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
-from ...rewards import Reward, describe_rewards
+from ...rewards import Reward, describe_rewards, load_rewards
+from .columns import columns_of
 from .environments import Environments, find_environments, longest_sequence
 from .held_out import HeldOutSet, load_held_out
 from .parts import Parts
 from .prompts import PromptSource, load_training_prompts
-from .scoring import columns_of, make_rewards
 from .tasks import load_tasks
 
 
@@ -57,7 +57,7 @@ def load_data(
         prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
     else:
         prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
-    rewards = make_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
+    rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
     rewards += () if environments is None else environments.rewards
     if not rewards:
         raise ValueError(

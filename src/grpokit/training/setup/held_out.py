@@ -16,10 +16,10 @@ from ...rewards import Reward, describe_rewards
 from ...rollouts import Sampler
 from ...types import Prompt
 from ..evaluation import HeldOut
+from .columns import columns_of
 from .environments import Environments
 from .parts import Parts
 from .prompts import RowSource, load_prompts
-from .scoring import columns_of, make_rewards
 
 FLAG = "--eval_dataset"
 
@@ -126,7 +126,7 @@ def _rewards_of(
     environments: Environments | None,
     parts: Parts,
 ) -> tuple[Reward, ...]:
-    """Returns a set's own rewards; () if it has training's. Raises ValueError now where it lacks a column that they need."""
+    """Returns a set's own rewards, or training's for the evaluation's own lengths; () if it has those of training. Raises ValueError now where it lacks a column that they need."""
     functions: Mapping[str, Callable[..., Any]] | None = parts.reward_funcs
     try:
         made = make_rewards(
@@ -134,6 +134,6 @@ def _rewards_of(
         )
     except ValueError as error:
         raise ValueError(f"{FLAG} {' '.join(config.eval_dataset)}: {error}") from error
-    if not specs:
+    if not specs and of_set.max_completion_length == config.max_completion_length:
         return ()
     return made + (() if environments is None else environments.rewards)

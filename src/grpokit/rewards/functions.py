@@ -1,0 +1,245 @@
+"""Calls the reward functions of a step, each with what it asks for, and checks what they return."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..common.copies import own_copy
+from ..common.imports import raised_at
+from ..common.text import one_line
+from ..types import SAMPLED, Messages, Prompt, Rollout
+from .calling import TimeOut, awaited_together, time_limit
+from .registry import Reward, arguments, check_parameters, code_of, defined_at
+from .reporting import Notes, Report
+from .signatures import is_async
+
+# What rewards get of episodes where they name it, beside SAMPLED.
+OF_EPISODES = ("environments", "environment_rewards")
+
+
+class RewardError(ValueError):
+    """A reward function raised, took too long, or returned something other than rewards. The message says where."""
+
+
+Stuck = Callable[[RewardError], None]
+"""Ends the process where a function catches its time limit again and again. It gets the error that says which one."""
+
+Pairs = Sequence[tuple[Prompt, Rollout]]  # completions with their prompts
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A function with the completions that it applies to."""
+
+    reward: Reward
+    rows: Sequence[int]  # their numbers among all B completions
+    pairs: Pairs
+    available: Mapping[str, Any]  # what it may ask for, by name
+    seconds: float  # its time limit; 0: none
+    notes: Notes = field(default_factory=Notes)
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Returns what the function asks for, as copies of its own.
+
+        So it may edit what it is given: the next function, the group's next completion, the logs and later steps see the
+        dataset's values.
+        """
+        positional, by_name = arguments(self.reward, self.available, only_named=(*OF_EPISODES, "log_count"))
+        # An environment is the episode's own, and may not be one that can be copied.
+        return own_copy(positional), {
+            name: values if name in OF_EPISODES else own_copy(values) for name, values in by_name.items()
+        }
+
+    def failure(self, error: BaseException, among: Sequence[Reward] = ()) -> RewardError:
+        """Makes the error that says which function failed, where, and for which completions.
+
+        `among`: the async functions that ran together, where it is not known which of them failed.
+        """
+        reward = self.reward
+        code = code_of(reward.fn)
+        deep = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
+        who = (
+            f"reward function `{reward.name}`"
+            if len(among) < 2
+            else (f"one of the async reward functions {', '.join(f'`{other.name}`' for other in among)}")
+        )
+        what = f"raised {type(error).__name__}: {one_line(error)}"
+        if isinstance(error, TimeOut):
+            what = f"took longer than --reward_timeout {self.seconds:g} seconds; raise that (0: no limit)"
+        at = getattr(reward.fn, "at", None)  # set by a function that is called per completion
+        which = (
+            f"a completion of {self.pairs[at][0].source}"
+            if at is not None
+            else f"{len(self.pairs)} completions of {_sources(self.pairs)}"
+        )
+        return RewardError(f"{where}: {who} {what} (while scoring {which})")
+
+
+def call_all(
+    rewards: Sequence[Reward], pairs: Pairs, timeout: float, stuck: Stuck | None, report: Report
+) -> list[list[float]]:
+    """Calls every function once, with the completions that it applies to; async functions together, after the others.
+
+    Args:
+        rewards: F reward functions.
+        pairs: B completions with their prompts.
+        timeout: seconds that a function may take; 0: no limit.
+        stuck: called where a function catches its time limit again and again.
+        report: collects what the functions log.
+
+    Returns:
+        [F][B] rewards, NaN where a function doesn't apply.
+
+    Raises:
+        RewardError: a function failed. The message names it and, where known, file:line and the dataset's row.
+    """
+    available = _available(pairs)
+    for reward in rewards:
+        check_parameters(reward, available.keys() - set(SAMPLED))  # an evaluation set may lack a column
+    calls = [_call_of(reward, pairs, available, timeout, report) for reward in rewards]
+    wanted = [place for place, call in enumerate(calls) if call.rows]
+    later = [place for place in wanted if is_async(rewards[place].fn)]
+    returned: dict[int, Any] = {place: _call(calls[place], stuck) for place in wanted if place not in later}
+    if later:
+        returned |= zip(later, _await_all([calls[place] for place in later]), strict=True)
+    table = [[math.nan] * len(pairs) for _ in rewards]
+    for place in wanted:
+        call = calls[place]
+        for row, number in zip(call.rows, _checked(returned[place], call), strict=True):
+            table[place][row] = number
+        try:
+            report.take(call.reward.name, call.notes, call.rows, len(pairs))
+        except ValueError as error:
+            who = f"{defined_at(call.reward.fn)}: reward function `{call.reward.name}`"
+            raise RewardError(f"{who} {error}") from error
+    return table
+
+
+def _call_of(
+    reward: Reward, pairs: Pairs, available: Mapping[str, list[Any]], timeout: float, report: Report
+) -> _Call:
+    rows = [row for row, (prompt, _) in enumerate(pairs) if reward.applies_to(prompt)]
+    if len(rows) < len(pairs):
+        available = {name: [values[row] for row in rows] for name, values in available.items()}
+    notes = Notes() if reward.kind == "built in" else Notes(report.is_taken)
+    logged = {
+        "trainer_state": report.state,
+        "log_metric": notes.log_metric,
+        "log_extra": notes.log_extra,
+        "log_count": notes.log_count,
+    }
+    seconds = timeout if reward.limited else 0.0
+    return _Call(reward, rows, [pairs[row] for row in rows], {**available, **logged}, seconds, notes)
+
+
+def _available(pairs: Pairs) -> dict[str, list[Any]]:
+    """Collects the columns, and what was sampled, by name: lists of B entries, one per completion."""
+    names = dict.fromkeys(name for prompt, _ in pairs for name in prompt.columns)
+    episodes = [rollout.episode for _, rollout in pairs if rollout.episode is not None]
+    of_episodes = {
+        "environments": [episode.environment for episode in episodes],
+        "environment_rewards": [(episode.kind, episode.reward) for episode in episodes],
+    }
+    return {
+        **{name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names},
+        "prompts": [rollout.prompt_content(prompt) for prompt, rollout in pairs],
+        "completions": [_completion(prompt, rollout) for prompt, rollout in pairs],
+        "completion_ids": [rollout.completion_ids.tolist() for _, rollout in pairs],
+        **(of_episodes if episodes else {}),
+    }
+
+
+def _completion(prompt: Prompt, rollout: Rollout) -> str | Messages:
+    """Returns the completion as reward functions get it: text, or in a chat the messages that follow, as in TRL."""
+    if rollout.episode is not None:
+        return rollout.episode.messages  # each function gets a copy of its own
+    text = prompt.prefix + rollout.text
+    return text if isinstance(prompt.content, str) else [{"role": "assistant", "content": text}]
+
+
+def _call(call: _Call, stuck: Stuck | None) -> Any:
+    """Returns what the function returned. Raises RewardError."""
+    positional, by_name = call.arguments()
+
+    def give_up() -> None:
+        if stuck is not None:
+            stuck(call.failure(TimeOut()))
+
+    try:
+        with time_limit(call.seconds, give_up):
+            return call.reward.fn(*positional, **by_name)
+    # A reward may call exit(), which must not end the run without an explanation.
+    except (Exception, SystemExit, TimeOut) as error:
+        raise call.failure(error) from error
+
+
+def _await_all(calls: Sequence[_Call]) -> list[Any]:
+    """Awaits async functions together and returns what they returned. Raises RewardError for the first that failed."""
+
+    async def called(call: _Call) -> Any:
+        positional, by_name = call.arguments()
+        return await call.reward.fn(*positional, **by_name)
+
+    try:
+        outcomes = awaited_together([(called(call), call.seconds) for call in calls])
+    except TimeOut as error:  # one of them blocked the event loop
+        raise calls[0].failure(error, among=[call.reward for call in calls]) from error
+    for call, outcome in zip(calls, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            raise call.failure(outcome) from outcome
+    return outcomes
+
+
+def _checked(returned: Any, call: _Call) -> list[float]:
+    """Converts a function's result to a float for each of its completions. Raises RewardError unless it is one number each."""
+    reward = call.reward
+    who = f"{defined_at(reward.fn)}: reward function `{reward.name}`"
+    expected = f"expected a list of {len(call.pairs)}, one number or None for each completion"
+    if isinstance(returned, np.ndarray | Tensor):
+        if returned.ndim != 1:
+            raise RewardError(f"{who} returned an array of shape {tuple(returned.shape)}; {expected}")
+        returned = returned.tolist()
+    if not isinstance(returned, list | tuple):
+        raise RewardError(
+            f"{who} returned {one_line(repr(returned), 80)}, a {type(returned).__name__}; {expected}"
+        )
+    if len(returned) != len(call.pairs):
+        raise RewardError(f"{who} returned {len(returned)} rewards; {expected}")
+    numbers = []
+    for value, (prompt, rollout) in zip(returned, call.pairs, strict=True):
+        number = _number(value)
+        if number is None:
+            raise RewardError(
+                f"{who} returned {one_line(repr(value), 80)} for a completion of {prompt.source}, "
+                f"{one_line(repr(rollout.text), 80)}; expected a finite number, or None where it doesn't apply"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _number(value: Any) -> float | None:
+    """Returns a finite number as a float, NaN for None, and None for anything else."""
+    if value is None:
+        return math.nan
+    if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond float64's range
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _sources(pairs: Pairs) -> str:
+    sources = list(dict.fromkeys(prompt.source for prompt, _ in pairs))
+    return ", ".join(sources[:3]) + (f" and {len(sources) - 3} more rows" if len(sources) > 3 else "")

@@ -1,0 +1,25 @@
+"""Finds the columns that a reward may ask for."""
+
+from __future__ import annotations
+
+from ...rewards.functions import OF_EPISODES
+from .environments import Environments
+from .prompts import PromptSource
+
+
+def columns_of(prompts: PromptSource, environments: Environments | None) -> set[str]:
+    """Returns what a reward may ask for by name: the columns, and what episodes have beside them.
+
+    Args:
+        prompts: the prompts.
+        environments: the tools and environments.
+
+    Raises:
+        ValueError: an environment needs a column that is missing, or a row names no environment.
+    """
+    columns = set(prompts.columns)
+    if environments is None:
+        return columns
+    environments.check_columns(columns)
+    environments.check_rows(prompts.checked())
+    return columns | set(OF_EPISODES)
