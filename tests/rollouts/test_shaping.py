@@ -59,12 +59,15 @@ def test_the_recorded_log_probs_and_the_support_are_those_of_a_float64_reference
 def test_the_support_is_exact_also_where_logits_nearly_tie(shaping):
     generator = torch.Generator().manual_seed(2)
     for spread in (1e-6, 1.0, 8.0):
-        logits = 20 + spread * torch.randn(3, 60, generator=generator)
+        logits = 20 + spread * torch.randn(3, 61, generator=generator)
         found = truncate(logits.double().softmax(-1), shaping) > 0
+        clears = []
         for support, row in zip(found, logits, strict=True):
             want, clear = reference(row, 1.0, shaping)
+            clears.append(clear)
             assert clear < 1e-5 or torch.equal(support, want.isfinite())
             assert abs(int(support.sum()) - int(want.isfinite().sum())) <= (clear < 1e-5)
+        assert max(clears) > 1e-5 or 0 < shaping.top_k < 61
 
 
 def test_ties_are_kept_at_the_edge_of_top_k_and_counted_at_the_edge_of_top_p():

@@ -212,7 +212,7 @@ def test_the_best_model_by_evaluation_is_kept(tmp_path, monkeypatch):
 
     def figures(*_, **__):
         weights.append(run.policy.model.get_input_embeddings().weight.detach().clone())
-        return {"eval/reward": next(rewards)}
+        return grpokit.training.evaluation.Evaluation({"eval/reward": next(rewards)}, {})
 
     monkeypatch.setattr(grpokit.training.evaluation, "evaluate", figures)
     data = str(tmp_path / "train.jsonl")

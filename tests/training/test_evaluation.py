@@ -13,8 +13,9 @@ import grpokit
 from grpokit.commands.cli import main
 from grpokit.config.checks import check_train_config
 from grpokit.config.yaml import to_yaml
-from grpokit.training.compare_models import DIFFERENCE, expand_runs
+from grpokit.training.compare_models import DIFFERENCE, expand_runs, paired
 from grpokit.training.early_stop import has_stalled
+from grpokit.training.evaluation import Evaluation
 from grpokit.training.voting import estimate_maj_at_k, majority, vote_of
 from helpers.launch import rows
 from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
@@ -49,7 +50,11 @@ def test_maj_at_k_is_the_mean_over_all_subsets():
         want = sum(majority([passed[i] for i in s], [votes[i] for i in s]) for s in subsets) / len(subsets)
         assert estimate_maj_at_k(passed, votes, k) == pytest.approx(want)
     assert estimate_maj_at_k(passed, votes, 1) == pytest.approx(2 / 5)  # pass@1
-    assert estimate_maj_at_k([True] * 10 + [False] * 20, ["1"] * 10 + ["2"] * 20, 10) == pytest.approx(1 / 3)
+    # Of many subsets, some are drawn: close to the hypergeometric chance that most of 5 of 30 are right.
+    want = sum(math.comb(15, c) * math.comb(15, 5 - c) for c in (3, 4, 5)) / math.comb(30, 5)
+    drawn = estimate_maj_at_k([True, False] * 15, ["1", "2"] * 15, 5)
+    assert drawn == pytest.approx(want, abs=0.03)
+    assert drawn == estimate_maj_at_k([True, False] * 15, ["1", "2"] * 15, 5)
     with pytest.raises(ValueError, match="maj@6"):
         estimate_maj_at_k(passed, votes, 6)
 
@@ -90,6 +95,12 @@ def test_a_run_ends_early_and_a_resumed_one_ends_there_too(tmp_path, capsys):
     assert main([*command, "--resume_from_checkpoint", checkpoint]) == 0
     assert "ends the run after 2 steps" in capsys.readouterr().out
     assert rows(tmp_path / "run", "evaluations.jsonl") == evaluations
+
+
+def test_differences_are_paired_over_the_prompts_that_both_have():
+    one = {f"a.jsonl:{n}": share for n, share in enumerate((0.5, 1.0, 0.75, math.nan))}
+    first = {row: share - 0.25 for row, share in one.items()} | {"a.jsonl:9": 0.0}
+    assert paired(Evaluation({}, one), Evaluation({}, first)) == {DIFFERENCE: 0.25, f"{DIFFERENCE}_ci95": 0.0}
 
 
 def test_models_are_compared_on_the_same_prompts(tmp_path, capsys):
@@ -162,7 +173,8 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
     alone = grpokit.evaluate(
         config.model, f"{rewards}:even", str(one), num_generations=4, max_completion_length=6, dtype="float64"
     )
-    assert set(alone) - {"eval/pass@1"} <= {n.replace("math/", "") for n in first} | {"eval/pass@1_ci95"}
+    assert alone["eval/pass@1_greedy"] == first["eval/math/pass@1_greedy"]
+    assert alone.keys() == {name.replace("math/", "") for name in first if "code" not in name} - {"step"}
     trainer = grpokit.GRPOTrainer(
         config.model,
         f"{rewards}:even",

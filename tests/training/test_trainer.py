@@ -511,7 +511,7 @@ MISTAKES = [
     ({"loss_type": "dr_grpo", "scale_rewards": "group"}, "scale_rewards group: dr_grpo"),
     ({"ref_model": "somewhere"}, "ref_model somewhere: is not used with beta 0"),
     ({"temperature": 0}, "temperature 0.0: must be above 0"),
-    ({"min_completion_length": 9}, "min_completion_length 9: must be between"),
+    ({"min_completion_length": 9}, "min_completion_length 9: must be 0 or more"),
     ({"micro_batch_tokens": 0}, "micro_batch_tokens 0: must be at least 1"),
     ({"beta": -1}, "beta -1.0: must be 0 or more"),
     ({"learning_rate": "fast"}, "learning_rate: expected a number, got 'fast'"),

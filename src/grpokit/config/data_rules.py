@@ -38,7 +38,12 @@ def check_datasets(values: Iterable[str], trains: bool, flag: str = "--dataset")
             raise ValueError(f"{flag} {part.value}: rows in memory are one dataset; give files for several")
         if not has_data(part.place):
             raise ValueError(f"{flag} {part.value}: no such file or directory")
-        if part.weight is not None and not trains:
+        if len(values) == 1 and part.weight not in (None, 1):
+            raise ValueError(
+                f"{flag} {part.value}: one dataset needs no weight; if {part.weight:g} is a configuration, write "
+                f"{part.value}:1"
+            )
+        if part.weight not in (None, 1) and not trains:
             raise ValueError(f"{flag} {part.value}: evaluation takes every prompt once; leave the weight out")
 
 
@@ -66,6 +71,12 @@ def _has_weights(config: Any) -> bool:
 ORDER_RULES = [
     Rule(
         "num_train_epochs",
+        lambda c: not c.num_train_epochs or not c.max_resample_times or c.sampler_order != "",
+        "with --max_resample_times {c.max_resample_times} a step reserves prompts that it may not use, so an epoch would miss "
+        "rows; use --max_steps, or --sampler_order",
+    ),
+    Rule(
+        "num_train_epochs",
         lambda c: 0 <= c.num_train_epochs < float("inf"),
         "must be above 0, or 0 for --max_steps",
     ),
@@ -87,11 +98,11 @@ ORDER_RULES = [
     Rule(
         "sampler_order",
         lambda c: not c.sampler_order or len(c.dataset) > 0,
-        "an environment's tasks are no rows; it needs a --dataset",
+        "orders the rows of a dataset, and an environment makes its own tasks; add --dataset",
     ),
     Rule(
         "sampler_order",
         lambda c: not c.sampler_order or not _has_weights(c),
-        "it says itself which rows a step takes; leave the weights of --dataset out",
+        "chooses the rows of each step, so weights would do nothing; leave the weights of --dataset out",
     ),
 ]

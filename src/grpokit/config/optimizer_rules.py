@@ -28,6 +28,11 @@ OPTIMIZER_RULES = [
         lambda c: c.optim != "adamw_8bit" or c.dtype != "float64",
         "computes in float32; use --dtype float32 or bfloat16, or --optim adamw",
     ),
+    Rule(
+        "muon_momentum",
+        lambda c: c.optim == "muon" or c.muon_momentum == 0.95,
+        "is for --optim muon; add it, or leave this out",
+    ),
     Rule("muon_momentum", lambda c: 0 <= c.muon_momentum < 1, "must be at least 0 and below 1"),
     *(
         Rule(
@@ -63,7 +68,7 @@ OPTIMIZER_RULES = [
     Rule(
         "kl_in_reward",
         lambda c: not c.kl_in_reward or c.advantage_estimator != "gdpo",
-        "gdpo normalises each reward function by itself, and the KL is none; use --advantage_estimator group",
+        "gdpo normalises each reward function separately, and the KL is not a reward function; use --advantage_estimator group",
     ),
     Rule(
         "sync_ref_model",

@@ -78,17 +78,26 @@ def floor_of(config: Any, options: dict[str, Any] | None = None) -> float:
         own["--min_lr"] = config.min_lr
     if len(own) > 1:
         first, second = list(own)[:2]
-        raise ValueError(f"--min_lr {config.min_lr:g}: {first} and {second} say the same; give one of them")
+        raise ValueError(f"--lr_scheduler_kwargs {first}: says the same as {second}; give one of them")
     if not own:
-        own = {"lr_end": LR_END} if config.lr_scheduler_type == "polynomial" else {"min_lr_ratio": 0.0}
+        own = (
+            {"lr_end": min(LR_END, config.learning_rate)}
+            if config.lr_scheduler_type == "polynomial"
+            else {"min_lr_ratio": 0.0}
+        )
     [(name, value)] = own.items()
     if name in RELATIVE or not config.learning_rate:
         return value
     return value / config.learning_rate
 
 
-def check_schedule(config: Any) -> None:
-    """Raises ValueError naming the first option of the schedule that cannot work."""
+def check_schedule(config: Any, knows_steps: bool | None = None) -> None:
+    """Raises ValueError naming the first option of the schedule that cannot work.
+
+    Args:
+        config: the configuration.
+        knows_steps: whether --max_steps is the run's (None: unless --num_train_epochs will set it).
+    """
     name = config.lr_scheduler_type
     options = schedule_options(config)
     if not 0 <= config.warmup_ratio < 1:
@@ -114,6 +123,15 @@ def check_schedule(config: Any) -> None:
             f"--lr_scheduler_type {name}: over how many steps does it fall? Add --lr_scheduler_kwargs num_decay_steps="
             f"{max(1, config.max_steps // 10)}"
         )
+    knows_steps = not config.num_train_epochs if knows_steps is None else knows_steps
+    if name == "warmup_stable_decay" and knows_steps:
+        left = config.max_steps - warmup_of(config)
+        needed = options["num_decay_steps"] + (options["num_stable_steps"] or 0)
+        if needed > left:
+            raise ValueError(
+                f"--lr_scheduler_kwargs num_decay_steps={options['num_decay_steps']}: the schedule needs {needed} steps after "
+                f"warm-up, and the run has {left}; use fewer"
+            )
 
 
 def _check_name(name: str) -> None:

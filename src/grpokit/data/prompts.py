@@ -40,7 +40,7 @@ def _fit(prompts: list[Prompt], limit: int, policy: LongPrompts, reason: str | N
 # --------------------------------------------------------------------------- the order
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of one epoch's rows [n], a function of (n, seed, epoch) alone.
 

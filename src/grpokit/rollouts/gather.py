@@ -66,7 +66,7 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
         found["episode_length"] = torch.tensor([len(text) for text in episodes], dtype=torch.int64)
     if any(group.extras for group in groups):
         found["extras"] = _bytes(json.dumps([dict(group.extras) for group in groups], ensure_ascii=False))
-    for name in ("rewards", "reward", "advantages"):
+    for name in ("rewards", "reward", "advantages", "kl"):
         parts = [getattr(group, name) for group in groups]
         if parts and parts[0] is not None:
             found[name] = torch.cat(parts)
@@ -95,7 +95,9 @@ def groups_from_tensors(
         )
         for i in range(len(lengths))
     ]
-    per_group = {n: tensors[n].split(sizes) for n in ("rewards", "reward", "advantages") if n in tensors}
+    per_group = {
+        n: tensors[n].split(sizes) for n in ("rewards", "reward", "advantages", "kl") if n in tensors
+    }
     extras = json.loads(_text(tensors["extras"])) if "extras" in tensors else [{}] * len(sizes)
     ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
     return [

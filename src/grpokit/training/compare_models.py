@@ -11,7 +11,7 @@ from ..common.console import comparison_table, console, say
 from ..config.checks import check_model_config
 from ..config.options import EvalConfig
 from ..runs.checkpoint import checkpoints
-from .evaluate_model import measure_model, write_figures
+from .evaluate_model import measure_model, where_of, write_figures
 from .evaluation import Evaluation, half_width
 from .setup.parts import Parts
 
@@ -44,8 +44,8 @@ def compare_models(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
         found[one.model] = measure_model(one, parts)
     first = found[names[0]]
     figures = {name: {**each.figures, **paired(each, first)} for name, each in found.items()}
-    where = config.dataset or config.environment[0]
-    console.print(comparison_table(figures, f"{len(names)} models on {where}; differences to the first"))
+    title = f"{len(names)} models on {where_of(config, first)}; differences to the first"
+    console.print(comparison_table(figures, title))
     write_figures(config.output_file, figures)
     return figures
 
@@ -70,13 +70,14 @@ def expand_runs(names: Sequence[str]) -> list[str]:
 
 
 def paired(one: Evaluation, first: Evaluation) -> dict[str, float]:
-    """Returns the mean difference of pass@1 over the prompts, and half the width of its 95 % confidence interval.
+    """Returns the mean difference of pass@1 over the prompts that both have answered, and half its 95 % interval.
 
     Example:
-        >>> paired(Evaluation({}, [0.5, 1.0]), Evaluation({}, [0.25, 0.75]))[DIFFERENCE]
+        >>> one, first = {"a.jsonl:1": 0.5, "a.jsonl:2": 1.0}, {"a.jsonl:1": 0.25, "a.jsonl:2": 0.75}
+        >>> paired(Evaluation({}, one), Evaluation({}, first))[DIFFERENCE]
         0.25
     """
-    pairs = zip(one.by_prompt, first.by_prompt, strict=True)
+    pairs = [(share, first.by_prompt[row]) for row, share in one.by_prompt.items() if row in first.by_prompt]
     differences = [a - b for a, b in pairs if not (math.isnan(a) or math.isnan(b))]
     mean = sum(differences) / len(differences) if differences else math.nan
     return {DIFFERENCE: mean, f"{DIFFERENCE}_ci95": half_width(differences)}

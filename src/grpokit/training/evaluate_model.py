@@ -42,11 +42,16 @@ def evaluate_model(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
     Raises:
         ValueError: naming the option that cannot work.
     """
-    figures = measure_model(config, parts).figures
-    where = config.dataset or config.environment[0]
-    console.print(figures_table(figures, f"{config.model} on {where}"))
+    found = measure_model(config, parts)
+    figures = found.figures
+    console.print(figures_table(figures, f"{config.model} on {where_of(config, found)}"))
     write_figures(config.output_file, figures)
     return figures
+
+
+def where_of(config: EvalConfig, found: Evaluation) -> str:
+    """Says on which prompts an evaluation was made, for the title of its table."""
+    return f"{len(found.by_prompt)} prompts of {' '.join(config.dataset) or config.environment[0]}"
 
 
 def write_figures(file: str, figures: Any) -> None:

@@ -29,10 +29,12 @@ PASS = 1.0  # a completion passes where the first reward function gives it at le
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation has found. Example: `Evaluation({"eval/pass@1": 0.5}, by_prompt=[0.25, 0.75])`"""
+    """What an evaluation has found. Example: `Evaluation({"eval/pass@1": 0.25}, by_prompt={"a.jsonl:1": 0.25})`"""
 
     figures: dict[str, float]
-    by_prompt: list[float]  # the share of each prompt's sampled completions that passed; NaN where none could
+    by_prompt: dict[
+        str, float
+    ]  # row → the share of its sampled completions that passed; NaN where none could
 
 
 def evaluate(
@@ -66,7 +68,7 @@ def evaluate(
     """
     passed: list[list[bool]] = []  # by prompt, sampled
     votes: list[list[str]] = []  # the answers of these completions
-    by_prompt: list[float] = []
+    by_prompt: dict[str, float] = {}
     greedy: list[bool] = []
     reward: list[float] = []
     lengths: list[int] = []
@@ -76,7 +78,7 @@ def evaluate(
             verdict = _passes(group)
             passed += [verdict] if verdict else []
             votes += [_votes(group)] if verdict else []
-            by_prompt.append(sum(verdict) / len(verdict) if verdict else math.nan)
+            by_prompt[group.prompt.source] = sum(verdict) / len(verdict) if verdict else math.nan
             reward += [
                 r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
             ]
@@ -92,7 +94,7 @@ def evaluate(
         if k > 1:
             pairs = [(p, v) for p, v in zip(passed, votes, strict=True) if len(p) >= k]
             figures[f"eval/maj@{k}"] = _mean([estimate_maj_at_k(p, v, k) for p, v in pairs])
-    figures["eval/pass@1_ci95"] = half_width([share for share in by_prompt if not math.isnan(share)])
+    figures["eval/pass@1_ci95"] = half_width([share for share in by_prompt.values() if not math.isnan(share)])
     figures |= {"eval/reward": _mean(reward), "eval/mean_length": _mean(lengths)}
     return Evaluation(figures, by_prompt)
 
@@ -124,7 +126,7 @@ def _passes(group: RolloutGroup) -> list[bool]:
 def _votes(group: RolloutGroup) -> list[str]:
     assert group.rewards is not None  # scored
     pairs = zip(group.rewards[:, 0], group.rollouts, strict=True)
-    return [vote_of(rollout.text) for value, rollout in pairs if not value.isnan()]
+    return [vote_of(group.prompt.prefix + rollout.text) for value, rollout in pairs if not value.isnan()]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -161,7 +161,7 @@ class Run:
     def sampling_metrics(self, chosen: StepGroups, groups: Sequence[RolloutGroup]) -> Metrics:
         """What is measured of a step's groups before it is learned from."""
         stale = self.rollouts.staleness(groups, self.policy.version)
-        return chosen.metrics | stale | kl_metrics(groups, self.config.beta)
+        return chosen.metrics | stale | kl_metrics(chosen.groups, self.config.beta)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluates after `step` steps, keeps the best model, and writes the figures down. {} without --eval_dataset."""
@@ -293,7 +293,7 @@ class Run:
         final, evaluations = self.output / "final", self.recorder.evaluations
         if self.held_out and evaluations[-1]["step"] != self.state.step:  # a callback ended it early
             self.evaluate(self.state.step)
-        figures = evaluations[-1] if self.held_out is not None else {}
+        figures = evaluations[-1] if self.held_out else {}
         card = card_files(self, self.state.step, figures)
         save_model(final, self.policy, self.tokenizer, self.save_format, self.world, card)
         if self.world.is_main:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 from ..rewards.builtin import last_boxed
 
-MOST_SUBSETS = 5000  # subsets of n samples that are enumerated; beyond it, disjoint blocks stand for them
+MOST_SUBSETS = 5000  # subsets of n samples that are looked at: all of them, or so many that are drawn
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 RIGHT = (
     object()
@@ -50,7 +51,7 @@ def majority(passed: Sequence[bool], votes: Sequence[str]) -> float:
 def estimate_maj_at_k(passed: Sequence[bool], votes: Sequence[str], k: int) -> float:
     """Estimates maj@k from n samples of a prompt, without bias: the mean over its subsets of k samples.
 
-    Where there are very many subsets, the n // k disjoint blocks stand for them.
+    Of more than 5,000 subsets, 5,000 are drawn, the same ones for every prompt.
 
     Args:
         passed: whether each of the n samples is right.
@@ -63,8 +64,10 @@ def estimate_maj_at_k(passed: Sequence[bool], votes: Sequence[str], k: int) -> f
     n = len(passed)
     if not 1 <= k <= n:
         raise ValueError(f"maj@{k} needs between {k} and n samples of a prompt; there are {n}")
-    blocks: Sequence[Sequence[int]] = [range(i * k, (i + 1) * k) for i in range(n // k)]
     if math.comb(n, k) <= MOST_SUBSETS:
-        blocks = list(itertools.combinations(range(n), k))
-    found = [majority([passed[i] for i in block], [votes[i] for i in block]) for block in blocks]
+        subsets = list(itertools.combinations(range(n), k))
+    else:
+        draw = random.Random(n * 1_000_003 + k)
+        subsets = [tuple(draw.sample(range(n), k)) for _ in range(MOST_SUBSETS)]
+    found = [majority([passed[i] for i in subset], [votes[i] for i in subset]) for subset in subsets]
     return sum(found) / len(found)

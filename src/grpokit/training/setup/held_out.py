@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...common.console import say
@@ -12,7 +12,7 @@ from ...config.sampled import for_evaluation
 from ...data.form import ToolsOf
 from ...data.mixture import MixedPrompts
 from ...data.names import has_source_column, read_names, split_name
-from ...rewards import Reward, describe_rewards
+from ...rewards import Reward, describe_rewards, load_rewards
 from ...rollouts import Sampler
 from ...types import Prompt
 from ..evaluation import HeldOut
@@ -126,12 +126,23 @@ def _rewards_of(
     environments: Environments | None,
     parts: Parts,
 ) -> tuple[Reward, ...]:
-    """Returns a set's own rewards, or training's for the evaluation's own lengths; () if it has those of training. Raises ValueError now where it lacks a column that they need."""
-    functions: Mapping[str, Callable[..., Any]] | None = parts.reward_funcs
+    """Returns a set's own rewards, or those of training for the evaluation's own lengths; () where training's will do.
+
+    Args:
+        config: the run's configuration.
+        specs: the rewards that --eval_reward_funcs names for the set.
+        prompts: the set's prompts.
+        environments: the tools and environments.
+        parts: functions from Python.
+
+    Raises:
+        ValueError: the set lacks a column that a reward needs.
+    """
+    of_set = for_evaluation(config)
+    if specs:
+        of_set = replace(of_set, reward_funcs=specs, reward_weights=(), reward_routes=())
     try:
-        made = make_rewards(
-            config, columns_of(prompts, environments), functions, specs or config.reward_funcs
-        )
+        made = load_rewards(of_set, columns_of(prompts, environments), parts.reward_funcs)
     except ValueError as error:
         raise ValueError(f"{FLAG} {' '.join(config.eval_dataset)}: {error}") from error
     if not specs and of_set.max_completion_length == config.max_completion_length:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...common.console import say
 from ...config.options import TrainConfig
+from ...config.schedule import check_schedule
 from ...data.ordered import OrderedPrompts
 from ...data.stream import PromptStream
 from ...data.tasks import EnvironmentTasks
@@ -82,7 +83,9 @@ def with_steps(config: TrainConfig, prompts: PromptSource) -> TrainConfig:
         f"--num_train_epochs {config.num_train_epochs:g}: {rows:,} rows are {steps:,} steps of {config.prompts_per_step} "
         "prompts"
     )
-    return replace(config, max_steps=steps)
+    config = replace(config, max_steps=steps)
+    check_schedule(config, knows_steps=True)
+    return config
 
 
 def check_length(config: TrainConfig, state: TrainState) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
+from ...config.sampled import for_evaluation, shaping_flags
 from ...parallel import World
 from ...policy.policy import Policy
 from ...rollouts.ahead import SampleAhead
@@ -90,6 +91,7 @@ def sampler_factory(
         ValueError: --sampler vllm finds no server, or no vLLM.
     """
     if own is not None and hasattr(own, "sample") and not isinstance(own, type):
+        _refuse_shaping(config)
         return lambda seed, config: own  # pyright: ignore[reportReturnType]
     if own is not None:
         return lambda seed, config: call_factory(
@@ -116,6 +118,17 @@ def sampler_factory(
         temperature=config.temperature,
         stop=stop,
     )
+
+
+def _refuse_shaping(config: TrainConfig) -> None:
+    """Raises ValueError for sampling options that a sampler object would not see."""
+    given = shaping_flags(config) or (
+        "evaluation's own sampling options" if for_evaluation(config) != config else ""
+    )
+    if given:
+        raise ValueError(
+            f"{given}: the sampler is an object, which samples by itself; pass a function that makes it from the configuration"
+        )
 
 
 def make_engine(config: TrainConfig, policy: Policy, world: World, longest: int) -> Engine:
