@@ -256,7 +256,10 @@ def test_a_length_is_given_once_and_the_nearer_one_wins(tmp_path):
             "an environment's tasks have no number",
         ),
         ({"sampler_order": "mine"}, "--sampler_order mine: expected file.py:function"),
-        ({"sampler_order": "o.py:f", "dataset": ("DATA:2",)}, "leave the weights of --dataset out"),
+        (
+            {"sampler_order": "o.py:f", "dataset": ("DATA:2", "b=DATA:1")},
+            "leave the weights of --dataset out",
+        ),
         ({"dataset": ("DATA", "x=nowhere.jsonl")}, "--dataset x=nowhere.jsonl: no such file or directory"),
         ({"dataset": ("DATA:1", "b=DATA")}, "has no weight, and others have one"),
     ],

@@ -28,12 +28,12 @@ OPTIMIZER_RULES = [
         lambda c: c.optim != "adamw_8bit" or c.dtype != "float64",
         "computes in float32; use --dtype float32 or bfloat16, or --optim adamw",
     ),
+    Rule("muon_momentum", lambda c: 0 <= c.muon_momentum < 1, "must be at least 0 and below 1"),
     Rule(
         "muon_momentum",
         lambda c: c.optim == "muon" or c.muon_momentum == 0.95,
         "is for --optim muon; add it, or leave this out",
     ),
-    Rule("muon_momentum", lambda c: 0 <= c.muon_momentum < 1, "must be at least 0 and below 1"),
     *(
         Rule(
             flag,

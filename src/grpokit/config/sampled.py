@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Literal
 
+from .model_options import SamplingOptions
 from .options import ModelConfig, TrainConfig
 
 Sampled = Literal["full", "part", "other"]
@@ -46,7 +47,7 @@ def for_evaluation(config: TrainConfig) -> TrainConfig:
         0.6
     """
     prefix = "eval_"
-    names = {f.name for f in fields(ModelConfig)}
+    names = {f.name for f in fields(SamplingOptions)}
     own = {
         f.name.removeprefix(prefix): getattr(config, f.name)
         for f in fields(TrainConfig)
