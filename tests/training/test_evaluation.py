@@ -190,7 +190,7 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
     for wrong, message in (
         ({"eval_reward_funcs": ("art=even",)}, "there is no set 'art'; there are math, code"),
         ({"eval_dataset": (str(one), str(one))}, "two datasets are named 'one'"),
-        ({"eval_dataset": (f"{one}:0.5",)}, "leave the weight out"),
+        ({"eval_dataset": (f"{one}:0.5",)}, "one dataset needs no weight"),
         ({"eval_dataset": (), "eval_steps": 0}, "there is no --eval_dataset"),
     ):
         (tmp_path / "wrong.yaml").write_text(
