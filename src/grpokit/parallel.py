@@ -263,8 +263,8 @@ def shard(
 ) -> None:
     """Shards a policy's parameters over the ranks by FSDP2: a group per layer, and the root's for the rest.
 
-    Gradients are summed, never averaged, because they belong to shares of one loss. Weights in 4 bits, which are no numbers
-    to shard, stay whole on every rank.
+    Gradients are summed, never averaged, because they belong to shares of one loss. 4-bit weights are packed bytes that cannot
+    be sharded, so every rank keeps all of them.
 
     Args:
         policy: the module to shard, in place.

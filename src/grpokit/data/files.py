@@ -165,7 +165,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_row(row: Any) -> Any:
-    """Returns a row in memory as `plain` has it. What is no mapping is returned as it is, and refused as a row later."""
+    """Converts a row in memory to plain Python values. Anything but a mapping is returned unchanged, and refused later."""
     return plain(dict(row)) if hasattr(row, "keys") else row
 
 

@@ -41,7 +41,7 @@ class PromptForm:
 
     @property
     def of_chats(self) -> str:
-        """The option, with its value, that only chats take; "" where there is none."""
+        """Names the given option that applies to chats alone, with its value; "" if none is given."""
         if self.system_prompt:
             return f"--system_prompt {one_line(self.system_prompt, 40)!r}"
         kwargs = " ".join(f"{name}={json.dumps(value)}" for name, value in self.template_kwargs.items())

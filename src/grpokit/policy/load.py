@@ -59,7 +59,7 @@ def load_policy(
         attn_implementation: attention of transformers (None: the model's).
         trust_remote_code: run Python code that comes with the model.
         lora: the adapter to train in place of all weights.
-        frozen: patterns of parameters that aren't trained, and of those that are all the same; see `freeze`.
+        frozen: regular expressions of parameters to freeze, and of exceptions that stay trained; see `freeze`.
         probe: compare the model's logits with those of grpokit's head.
         flag: the option that named the model, for messages.
         saves: whether the whole model will be saved, so that half of one is refused.

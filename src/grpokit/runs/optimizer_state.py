@@ -87,7 +87,7 @@ def restore_optimizer(
 
 
 def is_rank_local(optimizer: torch.optim.Optimizer) -> bool:
-    """Tells whether an optimizer's state is of this rank's shards, and no part of whole tensors."""
+    """Tells whether each rank's state is stored by itself, because it can't be gathered into whole tensors."""
     return getattr(optimizer, "rank_local", False)
 
 

@@ -113,7 +113,7 @@ def load_lazily(
 def prompt_maker(
     config: TrainConfig, tokenizer: Any, longest: int, tools_of: ToolsOf | None, fix: str = ""
 ) -> Callable[[Any, str], Prompt | None]:
-    """Returns what turns one row into its prompt: None for a row that the options leave out.
+    """Returns a function that makes the prompt of one row, or returns None if the options leave the row out.
 
     Args:
         config: the options of the data.

@@ -41,10 +41,10 @@ def in_own_order(config: TrainConfig, prompts: PromptSource, parts: Parts, world
     """Puts prompts into the order of --sampler_order, where there is one. Its object is asked on the main rank alone.
 
     Args:
-        config: see there.
+        config: the run's configuration.
         prompts: the prompts.
-        parts: see there.
-        world: see there.
+        parts: objects from Python.
+        world: the ranks.
 
     Returns:
         The prompts in that order.
