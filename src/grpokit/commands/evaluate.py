@@ -7,10 +7,10 @@ from ..config.options import EvalConfig
 
 
 def check(config: EvalConfig) -> None:
-    """Raises ValueError naming an option that cannot work. Each of several models is checked later, before any is loaded."""
+    """Raises ValueError naming an option that cannot work. The models of --models are checked later, before any is loaded."""
     if config.models and config.model:
         raise ValueError(
-            f"--models {' '.join(config.models)}: goes in place of --model; leave one of them out"
+            f"--models {' '.join(config.models)}: replaces --model; leave one of the two options out"
         )
     if not config.models:
         check_model_config(config)

@@ -1,4 +1,4 @@
-"""Uploads a directory to the Hugging Face Hub. The token is the environment's or huggingface_hub's own, and is never shown."""
+"""Uploads a directory to the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`, and is never shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .text import one_line
 
-# Files of an earlier model in the repository, which would be loaded beside the new one's. All others there are left alone.
+# An earlier model's files, deleted from the repository so that none is loaded with the new model. Other files stay.
 REPLACED = [
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -19,7 +19,7 @@ REPLACED = [
 
 
 def check_push(name: str, private: bool = False, revision: str = "") -> None:
-    """Tries the token, and makes the repository and the branch where they are new.
+    """Checks that the token may write, and creates the repository and the branch if they don't exist.
 
     Raises:
         ValueError: an upload would fail; the message names --push_to_hub and the fix.

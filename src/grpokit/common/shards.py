@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Gathers the whole of a sharded tensor, a collective. Returns any other tensor as it is."""
+    """Gathers a sharded tensor into a whole one. A collective. Returns any other tensor unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Returns this rank's shard of a sharded tensor, with the same memory. Returns any other tensor as it is."""
+    """Returns this rank's shard of a sharded tensor, without a copy. Returns any other tensor unchanged."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]

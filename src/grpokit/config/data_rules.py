@@ -27,7 +27,7 @@ def check_datasets(values: Iterable[str], trains: bool, flag: str = "--dataset")
 
     Args:
         values: the values of the option.
-        trains: whether they are trained on, so that weights mean something.
+        trains: whether the datasets are trained on. Only then may they have weights.
         flag: the option.
     """
     values = tuple(values)
@@ -48,11 +48,11 @@ def check_datasets(values: Iterable[str], trains: bool, flag: str = "--dataset")
 
 
 def with_one_length(config: Config, given: Iterable[str]) -> Config:
-    """Returns the configuration without the length that a given one replaces: --max_steps or --num_train_epochs.
+    """Lets the run have one length: if --max_steps or --num_train_epochs is given, resets the other to its default.
 
     Args:
-        config: the configuration before.
-        given: the names of the options that win over it.
+        config: the configuration, for example from a YAML file.
+        given: the names of the options that will override it.
 
     Raises:
         ValueError: both are given.

@@ -1,4 +1,4 @@
-"""The rules of the Hub's options that need no network."""
+"""The rules of the Hub's options, as far as they can be checked without the network."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class JudgeOptions:
     judge_model: str = steering("")
     """The endpoint's model (default: its only one)."""
     judge_rubric: str = steering("")
-    """Text file with what the judge is asked: {prompt}, {completion}, {answer} and {any column} are filled in. It must ask
-    for a last line `Score: N`, N from 0 to 10 (default: a general one)."""
+    """Text file with the judge's instructions. {prompt}, {completion}, {answer} and {any column} are filled in. It must ask
+    for a last line `Score: N`, N from 0 to 10 (default: a general rubric)."""
     judge_max_tokens: int = steering(1024)
     """Longest answer of the judge in tokens."""
     judge_retries: int = steering(3)

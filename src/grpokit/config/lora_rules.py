@@ -34,12 +34,12 @@ LORA_RULES = [
     Rule(
         "load_in_4bit",
         lambda c: not c.load_in_4bit or c.lora_r > 0,
-        "weights of 4 bits cannot be trained; add --lora_r (16 is usual)",
+        "4-bit weights cannot be trained; add --lora_r (16 is usual)",
     ),
     Rule(
         "load_in_4bit",
         lambda c: not c.load_in_4bit or c.lora_save == "adapter",
-        "an adapter is not merged into 4 bits; add --lora_save adapter",
+        "an adapter cannot be merged into 4-bit weights; add --lora_save adapter",
     ),
     Rule(
         "load_in_4bit",
@@ -53,7 +53,7 @@ LORA_RULES = [
             or c.sampler != "vllm"
             or (c.vllm_mode == "server" and c.vllm_sync == "adapter")
         ),
-        "vLLM can be given the adapter alone; add --vllm_sync adapter",
+        "vLLM can be sent only the adapter, and only on a server; add --vllm_sync adapter and --vllm_mode server",
     ),
     *(
         Rule(

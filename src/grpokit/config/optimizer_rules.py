@@ -1,4 +1,4 @@
-"""The rules of the optimizer's options, of what is trained, and of the reference."""
+"""The rules of the options of the optimizer, the trained parameters and the reference."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ OPTIMIZER_RULES = [
     Rule(
         "trainable_parameters",
         lambda c: not c.trainable_parameters or len(c.freeze_parameters) > 0,
-        "every parameter is trained; add --freeze_parameters ('.*': all others)",
+        "every parameter is trained; to train these alone, add --freeze_parameters '.*'",
     ),
     Rule(
         "kl_in_reward",
@@ -78,7 +78,7 @@ OPTIMIZER_RULES = [
     Rule(
         "sync_ref_model",
         lambda c: not c.sync_ref_model or c.lora_r == 0,
-        "with an adapter, the policy's weights are never those of a whole reference; leave out this flag or --lora_r",
+        "with an adapter, the reference is the model without it, and cannot move; leave out this flag or --lora_r",
     ),
     Rule(
         "ref_model_mixup_alpha",

@@ -11,7 +11,7 @@ from typing import Any
 from .judge_options import OPENAI_KEY
 from .rules import Rule, above_0, at_least
 
-ROUTES = "expected a column and value=name,name: data_source gsm8k=accuracy code=passes,format"
+ROUTES = "expected a column and value=name,name for each value, such as data_source gsm8k=accuracy code=passes,format"
 
 
 def _judges(config: Any) -> bool:

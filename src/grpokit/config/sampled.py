@@ -1,4 +1,4 @@
-"""The distribution that completions are sampled from: how it differs from the one that is trained, and evaluation's own."""
+"""The distribution that completions are sampled from: how it differs from the trained one, and its form for evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .options import ModelConfig, TrainConfig
 Sampled = Literal["full", "part", "other"]
 """What a token was drawn from: the full tempered distribution, a part of its tokens, or another distribution."""
 
-# Options that make the two differ, with the value that does nothing.
+# Options that make the sampled distribution differ from the trained one, each with the value that does nothing.
 NEUTRAL = {
     "top_p": 1.0,
     "top_k": 0,
@@ -33,7 +33,7 @@ def shaping_flags(config: ModelConfig) -> str:
 
 
 def sampled_from(config: ModelConfig) -> Sampled:
-    """Tells what completions are drawn from. A repetition penalty gives another distribution, and the rest a part."""
+    """Names the distribution of completions: "other" with a repetition penalty, "part" with any other option of `NEUTRAL`."""
     if config.repetition_penalty != NEUTRAL["repetition_penalty"]:
         return "other"
     return "part" if shaping_flags(config) else "full"

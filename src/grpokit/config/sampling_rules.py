@@ -11,7 +11,7 @@ from .sampled import for_evaluation
 
 
 def sampling_rules(prefix: str = "") -> list[Rule]:
-    """Makes the rules of `--{prefix}temperature`, `--{prefix}top_p`, ... A value of None stands for training's."""
+    """Makes the rules of `--{prefix}temperature`, `--{prefix}top_p`, ... In evaluation's options, None means training's value."""
 
     def rule(name: str, holds: Callable[[Any], bool], expected: str, shown: str | None = None) -> Rule:
         flag = prefix + name

@@ -32,7 +32,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "num_cycles": 0.5,
     },
 }
-# transformers' names that are no function of the step, and why they can't be resumed as such.
+# transformers' schedules that are refused, because the rate is not a function of the step alone: name → reason.
 NO_FUNCTIONS = {
     "greedy": "follows the loss of each step",
     "reduce_lr_on_plateau": "follows the evaluations of the run",
@@ -49,9 +49,9 @@ def warmup_of(config: Any) -> int:
 
 
 def schedule_options(config: Any) -> dict[str, Any]:
-    """The options of the configured schedule: its defaults, under those of --lr_scheduler_kwargs.
+    """Returns the options of the configured schedule: its defaults, overridden by --lr_scheduler_kwargs.
 
-    Raises ValueError naming a schedule that there isn't, an option that it doesn't have, or a value that it can't take.
+    Raises ValueError naming an unknown schedule, an option that the schedule doesn't have, or a value that it can't take.
     """
     name = config.lr_scheduler_type
     _check_name(name)
@@ -96,7 +96,7 @@ def check_schedule(config: Any, knows_steps: bool | None = None) -> None:
 
     Args:
         config: the configuration.
-        knows_steps: whether --max_steps is the run's (None: unless --num_train_epochs will set it).
+        knows_steps: whether --max_steps is final (None: it is, unless --num_train_epochs is given and will set it).
     """
     name = config.lr_scheduler_type
     options = schedule_options(config)

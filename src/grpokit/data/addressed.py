@@ -55,7 +55,7 @@ class ItemRows:
 
 
 class LineRows:
-    """The rows of a file of JSON lines, by the byte at which each line begins. A line of white space is no row."""
+    """The rows of a JSON-lines file, found by an index of the bytes at which its lines begin. Blank lines are no rows."""
 
     def __init__(self, path: Path, flag: str) -> None:
         self.path, self.flag = path, flag
@@ -88,8 +88,8 @@ def line_starts(file: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds the lines of an open file.
 
     Returns:
-        The byte at which each line begins, and the file's size behind them [lines + 1]; and the numbers of the lines that
-        begin with white space.
+        The bytes at which the lines begin, then the file's size [lines + 1]; and the numbers of the lines that begin with
+        white space and so may be blank.
     """
     starts, doubtful, size, begins = [], [], 0, True
     lines = 0
@@ -105,7 +105,7 @@ def line_starts(file: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class ArrowRows:
-    """The rows of an Arrow file, which is mapped into memory. `datasets` writes streams; Feather is the other format."""
+    """The rows of an Arrow file, mapped into memory: in the stream format, which `datasets` writes, or in Feather's."""
 
     def __init__(self, path: Path, flag: str) -> None:
         arrow = import_package("pyarrow", flag, str(path), "Arrow is read")

@@ -12,7 +12,7 @@ from typing import Any
 from ..common.text import one_line
 
 ToolsOf = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
-"""The JSON schemas of the tools that a row's prompt shows, by the row's columns. Where there is one, every prompt is a chat."""
+"""(a row's columns) → the JSON schemas of the tools that its prompt shows. With such a function, every prompt is a chat."""
 
 COLUMN = "chat_template_kwargs"  # a row's own arguments for the template
 # Arguments of `apply_chat_template` that are set for it.
@@ -48,7 +48,7 @@ class PromptForm:
         return f"--chat_template_kwargs {kwargs}" if kwargs else ""
 
     def kwargs_of(self, columns: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Returns the template's arguments for a row, whose column `chat_template_kwargs` goes before the run's.
+        """Returns the template's arguments for a row: the run's, overridden by the row's column `chat_template_kwargs`.
 
         Raises:
             ValueError: the column holds something else. The message names `source`, the row.
@@ -91,7 +91,7 @@ def parse_template_kwargs(items: Sequence[str], flag: str = "--chat_template_kwa
         try:
             found[name] = json.loads(text)
         except ValueError:
-            # Python's spelling is no JSON, and as a text it would be true.
+            # Python's spelling is not JSON. Left as text, "False" would count as true in a template.
             found[name] = {"True": True, "False": False, "None": None}.get(text, text)
     return found
 

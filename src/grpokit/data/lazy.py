@@ -13,16 +13,16 @@ from ..types import Prompt
 from .addressed import AddressedRows
 from .prompts import check_ids, row_at
 
-CHECKED = 100  # rows that are read at the start: so many first ones, and so many that are drawn
-REDRAWS = 1000  # rows in a row that may be left out, before there is no prompt for a position
-CHECK, REDRAW = 7002, 7003  # the parts of the keys that tell these draws from others
+CHECKED = 100  # rows that are checked at the start: this many first ones, and this many random ones
+REDRAWS = 1000  # rows that may be drawn for one position and left out, before the run gives up
+CHECK, REDRAW = 7002, 7003  # parts of the keys, so that these draws are independent of all others
 
 
 class LazyPrompts:
     """Prompts in the same endless order as `Prompts`, without the rows in memory.
 
-    A row that is left out makes way for another, drawn by (seed, position, attempt). So resuming needs no state but the
-    position here too.
+    A row that is left out is replaced by another, drawn by (seed, position, attempt). So resuming needs only the position,
+    as with `Prompts`.
 
     Args:
         rows: the rows by their number.
@@ -71,7 +71,7 @@ class LazyPrompts:
         return self.by_row(row_at(position, len(self), self.seed, self.shuffle), position)
 
     def by_row(self, row: int, position: int) -> Prompt:
-        """Returns the prompt of a row, for a position; another row's where that one is left out.
+        """Returns the prompt of a row, for a position. If the row is left out, returns another row's.
 
         Raises:
             ValueError: the row is bad, or too long, and may not be left out.

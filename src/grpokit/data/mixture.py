@@ -46,7 +46,7 @@ class RowPrompts(Protocol):
         ...
 
     def check_ids(self, rows: int) -> None:
-        """Raises ValueError for a prompt with a token that a model of so many rows lacks."""
+        """Raises ValueError for a prompt with a token id that is not below `rows`, the rows of the model's embedding."""
         ...
 
     def in_order(self, limit: int | None = None) -> list[Prompt]:
@@ -62,8 +62,8 @@ def source_seed(seed: int, name: str) -> int:
 class MixedPrompts:
     """Prompts of several datasets. Each has its own endless order, and goes on in it whenever it is drawn.
 
-    The dataset of position k is a function of (seed, k) alone, and the prompt that it gives is counted from those draws. So
-    resuming needs no state but the position.
+    The dataset of position k is a function of (seed, k) alone, and its n-th draw takes the n-th prompt of its own order. So
+    resuming needs only the position.
 
     Args:
         parts: the prompts of each dataset, by its name. Their orders have seeds of their own.

@@ -23,7 +23,7 @@ def split_name(value: str) -> tuple[str, str]:
 
 
 def split_weight(place: str) -> tuple[str, str]:
-    """Returns the place and the weight of `place:weight`; the place and "" where no number stands behind it.
+    """Splits `place:weight` into the place and the weight. The weight is "" if `place` exists as a path or ends with no number.
 
     Example:
         >>> split_weight("a.jsonl:0.7"), split_weight("folder:main")
@@ -45,7 +45,7 @@ class NamedDataset:
 
 
 def read_name(value: str) -> NamedDataset:
-    """Reads one value of --dataset. Without a name, it is the file's name without its ending, or the folder's, or the Hub's.
+    """Reads one value of --dataset. The default name is the file's without its ending, the folder's, or the Hub dataset's.
 
     Example:
         >>> read_name("data/gsm8k.jsonl.gz:2").name, read_name("org/data:main").name
@@ -91,5 +91,5 @@ def read_names(values: Sequence[str], flag: str = "--dataset") -> list[NamedData
 
 
 def has_source_column(values: Sequence[str]) -> bool:
-    """Tells whether prompts get the column `data_source`: several datasets, or one that was given a name."""
+    """Tells whether prompts get the column `data_source`: if there are several datasets, or one with a given name."""
     return len(values) > 1 or any(read_name(value).is_named for value in values)

@@ -19,13 +19,13 @@ class SamplerOrder(Protocol):
 
     * `observe(step, rows, rewards)` is called once a step is scored, with the row numbers of its groups and their mean rewards
       (None where no reward applies).
-    * `state_dict()` returns what JSON can hold, and `load_state_dict(state)` goes on from there. An order without them must
+    * `state_dict()` returns a JSON value, and `load_state_dict(state)` restores it. An order without them must
       be a function of the step alone.
     * `len(order)` is the number of prompts of an epoch, for --num_train_epochs.
     """
 
     def take(self, step: int, count: int) -> Sequence[int]:
-        """Returns the numbers of the rows of `count` prompts. Called again within a step where groups are resampled."""
+        """Returns the row numbers of `count` prompts. It is called again within a step if groups are resampled."""
         ...
 
 
@@ -40,9 +40,9 @@ class OrderedPrompts:
     again.
 
     Args:
-        prompts: the prompts by their rows.
+        prompts: the prompts, which can be asked for by row.
         make_order: (number of rows, seed) → the order.
-        positions: positions that a step reserves.
+        positions: the number of positions that a step reserves.
         seed: the run's seed.
         name: the order's name, for messages.
         ask: calls a function on the main rank alone, and returns its JSON value on every rank.

@@ -1,7 +1,7 @@
 """AdamW with its moments in 8 bits (arXiv 2110.02861), by bitsandbytes' own kernels, on each rank's shard.
 
 Moments are stored in blocks of 256 numbers, each with its largest absolute value. bitsandbytes refuses sharded tensors, so
-each rank gives it its shard. Blocks then follow the shards, and another number of ranks rounds moments differently.
+each rank passes its own shard. Blocks then follow the shards, so another number of ranks rounds the moments differently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SMALLEST = 4096  # a parameter with fewer numbers keeps its moments in 32 bits
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """bitsandbytes' AdamW8bit for sharded parameters. Its state is this rank's: a checkpoint stores each rank's by itself.
+    """bitsandbytes' AdamW8bit for sharded parameters. Each rank has a state of its own, stored separately in checkpoints.
 
     Args:
         groups: parameter groups.
@@ -31,7 +31,7 @@ class AdamW8bit(torch.optim.Optimizer):
         ValueError: bitsandbytes is not installed.
     """
 
-    rank_local = True  # the state of a rank is not a part of a whole tensor
+    rank_local = True  # the ranks' states can't be gathered into whole tensors
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float

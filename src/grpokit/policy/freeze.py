@@ -1,4 +1,4 @@
-"""Trains some of a model's parameters: --freeze_parameters and --trainable_parameters."""
+"""Chooses the parameters that are trained: --freeze_parameters and --trainable_parameters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..common.text import did_you_mean
 
 
 def freeze(model: Any, frozen: Sequence[str], trainable: Sequence[str]) -> None:
-    """Freezes the parameters whose name has a match of a pattern in `frozen`, unless one in `trainable` matches too.
+    """Freezes each parameter whose name matches a pattern in `frozen`, unless it also matches one in `trainable`.
 
-    A tied tensor has several names, and each counts.
+    A tied tensor has several names. It matches if any of them does.
 
     Args:
         model: the model, changed in place.

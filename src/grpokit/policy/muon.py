@@ -2,8 +2,8 @@
 
 With momentum m, B ← m·B + (1 − m)·g, then O = NewtonSchulz((1 − m)·g + m·B) and W ← (1 − lr·decay)·W − lr·0.2·√max(rows,
 columns)·O. The factor gives O the root mean square of an AdamW step, so AdamW's learning rate carries over. The formula and
-constants are those of torch.optim.Muon with `match_rms_adamw`. It runs Newton–Schulz in bfloat16, on whole matrices only.
-Here it runs in float32 or better, and a sharded matrix is gathered for it, so every rank computes the same O.
+constants are those of torch.optim.Muon with `match_rms_adamw`. torch runs Newton–Schulz in bfloat16, on whole matrices
+only. Here it runs in float32 or better. A sharded matrix is gathered for it, so every rank computes the same O.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         **adamw: Any,
     ) -> None:
-        # An optimizer keeps the very groups that it is given, so both see the same rates.
+        # Both optimizers hold the same group dicts, not copies, so a new learning rate reaches both.
         self.adamw = torch.optim.AdamW(list(rest), lr=lr, **adamw) if rest else None
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": 0.0}
         super().__init__([*matrices, *rest], defaults)
@@ -85,8 +85,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Moves the singular values of a matrix towards 1 by five steps of a quintic Newton–Schulz iteration.
 
-    They end between about 0.7 and 1.2, but for those far below the matrix's norm. It computes in float32, or in the matrix's
-    dtype where that is wider.
+    They end between about 0.7 and 1.2, except those far below the matrix's norm. Computes in float32, or in the matrix's
+    dtype if that is wider.
 
     Example:
         >>> torch.linalg.svdvals(orthogonalise(torch.diag(torch.tensor([3.0, 1.0])))).round(decimals=1)

@@ -8,10 +8,10 @@ from .lora import require_peft
 
 
 def options_of_peft(config: Any) -> dict[str, Any]:
-    """The options of TrainConfig that mean the same as a LoraConfig of peft.
+    """Returns the options of TrainConfig that mean the same as a LoraConfig of peft.
 
-    Raises ValueError naming the first field that grpokit cannot honour exactly: dropout, ranks of their own for
-    some modules, and so on.
+    Raises ValueError naming the first field that grpokit cannot honour exactly, such as dropout, or another rank for
+    some modules.
     """
     require_peft("peft_config")
     from peft import LoraConfig

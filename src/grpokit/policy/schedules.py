@@ -1,8 +1,8 @@
 """The learning rate as a pure function of the step: no scheduler has a state to resume.
 
 Each schedule is a factor of the peak rate, by transformers' name and formula. `done` is the share of the steps after
-warm-up that are over. A warm-up of w steps rises by 1/(w + 1) a step, from 1/(w + 1): transformers begins at 0, and a step
-of rollouts would teach nothing.
+warm-up that are over. A warm-up of w steps starts at 1/(w + 1) and rises by 1/(w + 1) a step. transformers starts at 0,
+which would waste a step of rollouts.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _stable_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) 
 
 
 def _cosine_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) -> float:
-    """Rises to the peak in the last step of warm-up, as in transformers; from `warmup_lr_rate` where it is given.
+    """Rises to the peak in the last step of warm-up, as in transformers: from 1/w, or from `warmup_lr_rate` if it is given.
 
     Args:
         step: counted from 0.
@@ -109,7 +109,7 @@ def _cosine_warmup(step: int, warm: int, floor: float, options: dict[str, Any]) 
     return low + (1 - low) * step / max(1, warm - 1)
 
 
-# Each takes the step after warm-up, the steps after it, those of it, and the schedule's options.
+# Arguments: the step counted from the end of warm-up, the steps after warm-up, the steps of warm-up, the options.
 FACTORS: dict[str, Any] = {
     "constant_with_warmup": lambda step, end, warm, options: 1.0,
     "linear": lambda step, end, warm, options: 1 - step / end,

@@ -1,4 +1,4 @@
-"""The `cosine` reward: whether the completion is right, and how long it is."""
+"""The `cosine` reward: scores a completion by its correctness and its length."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def cosine(length: int, longest: int, shortest_value: float, longest_value: floa
 
 
 def cosine_reward(config: ModelConfig, columns: Collection[str]) -> RewardFunction:
-    """Makes the reward: `cosine` between the values of right completions or of wrong ones, as `accuracy` finds them.
+    """Makes the reward: `cosine` of the completion's length, with the values for right or for wrong completions.
 
-    None where `accuracy` is None.
+    `accuracy` tells which are right. Where it returns None, so does the reward.
 
     Raises:
         ValueError: as `accuracy_reward` does.

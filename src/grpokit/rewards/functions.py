@@ -20,7 +20,7 @@ from .registry import Reward, arguments, check_parameters, code_of, defined_at
 from .reporting import Notes, Report
 from .signatures import is_async
 
-# What rewards get of episodes where they name it, beside SAMPLED.
+# Arguments about episodes. A reward function gets them only if it names them.
 OF_EPISODES = ("environments", "environment_rewards")
 
 
@@ -29,7 +29,7 @@ class RewardError(ValueError):
 
 
 Stuck = Callable[[RewardError], None]
-"""Ends the process where a function catches its time limit again and again. It gets the error that says which one."""
+"""Ends the process when a function keeps catching its time limit. Its argument is the error that names the function."""
 
 Pairs = Sequence[tuple[Prompt, Rollout]]  # completions with their prompts
 
@@ -46,9 +46,9 @@ class _Call:
     notes: Notes = field(default_factory=Notes)
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Returns what the function asks for, as copies of its own.
+        """Returns the arguments that the function asks for, as its own copies.
 
-        So it may edit what it is given: the next function, the group's next completion, the logs and later steps see the
+        So it may edit them: the next function, the group's next completion, the logs and later steps still see the
         dataset's values.
         """
         positional, by_name = arguments(self.reward, self.available, only_named=(*OF_EPISODES, "log_count"))

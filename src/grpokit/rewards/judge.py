@@ -55,8 +55,8 @@ def judge_reward(config: ModelConfig, columns: Collection[str]) -> RewardFunctio
     """Makes the reward.
 
     Raises:
-        ValueError: naming the option that can't work: the rubric asks for a column that isn't there, or the endpoint is
-            needed for its model's name and does not answer.
+        ValueError: naming the option that can't work: the rubric names a missing column, or --judge_model is not given and
+            the endpoint does not tell its only model.
     """
     rubric = _read_rubric(config, columns)
     names = dict.fromkeys(PLACEHOLDER.findall(rubric))
@@ -137,17 +137,17 @@ def _score_of(text: str) -> float | None:
 
 
 class Judge:
-    """The reward function.
+    """The reward function `judge`.
 
     Args:
-        endpoint: where the model is.
+        endpoint: the endpoint of the judge.
         rubric: the text that the model gets, with placeholders.
-        columns: placeholder → column, beside {prompt} and {completion}.
-        settings: the model's name and how it answers.
+        columns: placeholder → column, for the placeholders other than {prompt} and {completion}.
+        settings: the model's name, the temperature and the limit on its answer's tokens.
         cache: the directory of --judge_cache.
 
     Attributes:
-        at: the completion that it failed at.
+        at: the number of the completion that could not be judged (None: there is none).
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Judge:
                 raise
 
     async def _ask(self, client: httpx.AsyncClient, body: Mapping[str, Any], log_count: Any) -> Verdict:
-        """Asks until there is a score, each time with another seed, `retries` times more at most."""
+        """Asks until there is a score, each time with another seed: at most `retries` + 1 times."""
         verdict = Verdict(None, "", "")
         for seed in range(self.endpoint.retries + 1):
             try:

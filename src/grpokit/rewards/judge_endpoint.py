@@ -20,7 +20,7 @@ TOO_LONG = ("context_length_exceeded", "context length", "maximum context")  # i
 
 
 class Failed(Exception):
-    """One try got no answer. Another may."""
+    """A try got no usable answer. Another try may get one."""
 
     def __init__(self, why: str, pause: float = 0.0) -> None:
         super().__init__(why)
@@ -36,7 +36,7 @@ class Endpoint:
     """An endpoint, such as a vLLM server.
 
     Raises:
-        ValueError: from `first_model` and `ask`, naming --judge_url, where it can't be used.
+        ValueError: from `only_model` and `ask`, if the endpoint can't be used. The message names --judge_url.
 
     Example:
         >>> Endpoint("127.0.0.1:8000").address, Endpoint("https://host/openai/").address
@@ -51,7 +51,7 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """The URL under which the endpoint's paths are; without a path of its own, that is /v1."""
+        """The base URL of the endpoint's paths. If the user's URL has no path, /v1 is added."""
         url = (self.url if "://" in self.url else f"http://{self.url}").rstrip("/")
         return url if urlsplit(url).path else f"{url}/v1"
 

@@ -1,6 +1,6 @@
-"""What reward functions may read of the run and log with a step: TRL's `trainer_state`, `log_metric` and `log_extra`.
+"""Lets reward functions read the run's state and log with a step: TRL's `trainer_state`, `log_metric` and `log_extra`.
 
-`log_count` is grpokit's own: a number that is summed where `log_metric` is averaged.
+`log_count` is grpokit's own: its numbers are summed, where `log_metric` averages.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Report:
         is_taken: tells whether a name is one of the run's own metrics.
 
     Attributes:
-        metrics: what was logged, by name. Ranks and rounds join it as they join any other metric.
+        metrics: the logged metrics by name, joined over ranks and rounds like any other metric.
         extras: column → one value for each completion.
 
     Example:
@@ -98,7 +98,7 @@ class Report:
 
 
 class Notes:
-    """What one function logs in one call. Its methods are what the function gets, on any thread.
+    """Collects what one function logs in one call. The function gets its methods, and may call them on any thread.
 
     Args:
         is_taken: tells whether a name is one of the run's own metrics.

@@ -32,7 +32,7 @@ class Route:
 
 
 def find_routes(options: Sequence[str], names: Collection[str], columns: Collection[str]) -> dict[str, Route]:
-    """Returns the route of each function that --reward_routes names. The others score every row.
+    """Returns the route of each function that --reward_routes names. Functions without a route score every row.
 
     Raises:
         ValueError: there is no such column or function.

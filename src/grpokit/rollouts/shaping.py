@@ -1,6 +1,6 @@
 """How users shape the distribution that tokens are sampled from: truncation and penalty, in vLLM's order.
 
-logits → bans (end of sequence before a least length) → repetition penalty → temperature → min_p → top_k → top_p → token
+logits → bans (no end of sequence before the minimum length) → repetition penalty → temperature → min_p → top_k → top_p → token
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Shaping:
 
     # Nucleus sampling (arXiv 1904.09751): the likeliest tokens whose probabilities add up to this.
     top_p: float = 1.0
-    top_k: int = 0  # the likeliest tokens, with those that tie with the last one; 0: all
+    top_k: int = 0  # keeps this many of the likeliest tokens, and those that tie with the last one; 0: all
     min_p: float = (
         0.0  # tokens of at least this share of the likeliest token's probability (arXiv 2407.01082)
     )
@@ -49,14 +49,14 @@ FULL = Shaping()
 
 
 def truncate(probs: Tensor, shaping: Shaping) -> Tensor:
-    """Sets to 0 what `min_p`, `top_k` and `top_p` leave out, one after the other.
+    """Sets the probabilities that `min_p`, `top_k` and `top_p` leave out to 0, one option after the other.
 
     Args:
         probs: [B, V] float64, not negative; they need not sum to 1.
-        shaping: the shares and numbers.
+        shaping: the three options.
 
     Returns:
-        [B, V] the probabilities of the support, as they were, and 0 elsewhere.
+        [B, V] the kept probabilities, not renormalised, and 0 elsewhere.
 
     Example:
         >>> truncate(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).double(), Shaping(top_k=3, top_p=0.6))

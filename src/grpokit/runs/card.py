@@ -53,7 +53,7 @@ class ModelCard:
     has_curve: bool = False
 
     def metadata(self) -> dict[str, Any]:
-        """Returns the front matter. The Hub refuses names there that it doesn't have, so only its own are in it."""
+        """Returns the front matter. The Hub refuses models and datasets that it doesn't have, so others are left out."""
         found: dict[str, Any] = {"base_model": self.base.partition("@")[0]} if self.base_on_hub else {}
         if self.on_hub:
             found["datasets"] = list(self.on_hub)
@@ -72,7 +72,7 @@ class ModelCard:
             self._about(),
             "## Data\n\n" + "\n".join(f"* {_code(name)}{_rows(rows)}" for name, rows in self.data),
             self._loss(),
-            f"## Settings\n\nThose that are not grpokit's defaults:\n\n{_fenced('yaml', self.settings)}",
+            f"## Settings\n\nOptions that differ from grpokit's defaults:\n\n{_fenced('yaml', self.settings)}",
             self._curve(),
             self._evaluation(),
             f"## Load it\n\n{self._loading()}",
@@ -148,7 +148,7 @@ class ModelCard:
 def public_settings(config: TrainConfig) -> str:
     """Returns the settings that are not at their defaults and may change the model, as YAML without paths.
 
-    Left out are options that are free on resume, such as where files are; those of the evaluation are in it.
+    Leaves out options that are free on resume, such as the places of files, but keeps the options of the evaluation.
     """
     free = {name for name in options_with(TrainConfig, ["free"]) if not name.startswith("eval_")}
     changed: dict[str, Any] = yaml.safe_load(to_yaml(config, only_changed=True)) or {}

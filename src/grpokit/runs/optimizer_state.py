@@ -29,7 +29,10 @@ def gather_optimizer(
     if not is_rank_local(optimizer):
         return gather_to_main(tensors, world), described
     found: dict[str, Tensor] = {}
-    for name, _ in policy.model.named_parameters():  # one at a time, as each rank gets those of all others
+    for (
+        name,
+        _,
+    ) in policy.model.named_parameters():  # one at a time, because every rank receives all ranks' tensors
         mine = {key: value for key, value in tensors.items() if key.endswith(f"/{name}")}
         for rank, part in enumerate(world.gather_tensors(mine)):
             if world.is_main:
@@ -60,15 +63,15 @@ def restore_optimizer(
         world: the ranks.
 
     Raises:
-        ValueError: the state is of shards, and another number of ranks saved it.
+        ValueError: the state follows the shards, and was saved on another layout of ranks.
     """
     values = {**tensors, **record.get("optimizer", {})}
     if is_rank_local(optimizer):
         saved, here = record.get("optimizer_layout"), layout_of(policy, world)
         if saved != here:
             raise ValueError(
-                f"--optim adamw_8bit: its moments are rounded in blocks that follow the shards of {_shown(saved)}, and here "
-                f"are {_shown(here)}; resume on as many, or start a new run from its weights"
+                f"--optim adamw_8bit: its moments are stored in blocks that follow the shards of {_shown(saved)}, and this "
+                f"run has {_shown(here)}; resume on the same layout, or start a new run from the checkpoint's weights"
             )
         own = f"{world.rank}:"
         values = {key.removeprefix(own): value for key, value in values.items() if key.startswith(own)}

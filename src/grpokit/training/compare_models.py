@@ -15,7 +15,7 @@ from .evaluate_model import measure_model, where_of, write_figures
 from .evaluation import Evaluation, half_width
 from .setup.parts import Parts
 
-DIFFERENCE = "eval/pass@1_difference"  # to the first model, over prompts
+DIFFERENCE = "eval/pass@1_difference"  # the mean over prompts of the difference to the first model
 
 
 def compare_models(config: EvalConfig, parts: Parts | None = None) -> dict[str, dict[str, float]]:
@@ -51,7 +51,7 @@ def compare_models(config: EvalConfig, parts: Parts | None = None) -> dict[str, 
 
 
 def expand_runs(names: Sequence[str]) -> list[str]:
-    """Returns the models, where a run's directory stands for its checkpoints, best/ and final/.
+    """Returns the models to evaluate. A run's directory is replaced by its checkpoints, best/ and final/.
 
     Raises:
         ValueError: a model is named twice.
@@ -70,7 +70,7 @@ def expand_runs(names: Sequence[str]) -> list[str]:
 
 
 def paired(one: Evaluation, first: Evaluation) -> dict[str, float]:
-    """Returns the mean difference of pass@1 over the prompts that both have answered, and half its 95 % interval.
+    """Returns the mean difference of pass@1 over the prompts that both have answered, and half the width of its 95 % interval.
 
     Example:
         >>> one, first = {"a.jsonl:1": 0.5, "a.jsonl:2": 1.0}, {"a.jsonl:1": 0.25, "a.jsonl:2": 0.75}

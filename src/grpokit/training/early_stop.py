@@ -9,7 +9,7 @@ from ..config.early_stop import parse_early_stop
 
 
 def has_stalled(setting: str, evaluations: Sequence[Mapping[str, Any]]) -> bool:
-    """Tells whether a figure has not become better in its last PATIENCE evaluations. A function of the run's history alone.
+    """Tells whether the figure has not improved in the last PATIENCE evaluations. Depends on the run's history alone.
 
     Args:
         setting: METRIC:PATIENCE, or "": never.

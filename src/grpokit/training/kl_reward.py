@@ -26,11 +26,11 @@ def subtract_kl(
         groups: scored groups of all ranks.
         policy: the policy, with the weights at the step's start.
         reference: the reference model.
-        how: the settings of learning.
+        how: the settings of learning, such as the size of micro-batches.
         beta: the coefficient.
 
     Returns:
-        The groups with `kl`, and with the lower `reward`.
+        The groups, with `kl` set and β·kl subtracted from `reward`.
     """
     pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
     samples = [
@@ -60,7 +60,7 @@ def subtract_kl(
 
 
 def kl_metrics(groups: Sequence[RolloutGroup], beta: float) -> Metrics:
-    """`kl`, the mean over tokens, and `reward/kl`, the KL's part of the mean reward; {} where rewards have none."""
+    """Returns `kl`, the mean over tokens, and `reward/kl`, the KL's part of the mean reward; {} if no KL was subtracted."""
     if not groups or groups[0].kl is None:
         return {}
     kl = torch.cat([group.kl for group in groups if group.kl is not None])

@@ -1,4 +1,4 @@
-"""Gathers from a run what its model's card says: the files that lie beside the weights in final/ and best/."""
+"""Makes the card of a run's model: the README.md and the picture that are saved with the weights in final/ and best/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def card_files(run: Run, step: int, figures: Mapping[str, float], *, is_best: bool = False) -> dict[str, str]:
     """Returns the card of a run's present model and the picture in it: name → content.
 
-    It only describes: an error in it is said, and ends nothing.
+    The card only describes the model, so an error in making it is printed and does not end the run.
 
     Args:
         run: the run.
@@ -36,7 +36,7 @@ def card_files(run: Run, step: int, figures: Mapping[str, float], *, is_best: bo
         is_best: whether the model is best/; else it is final/.
 
     Returns:
-        The files; on other ranks than the main one, none.
+        The files; {} on every rank but the main one.
     """
     if not run.world.is_main:
         return {}

@@ -1,4 +1,4 @@
-"""Uploads a run's final model to the Hub, and tries at the start that it will be possible."""
+"""Uploads a run's final model to the Hub, and checks at the start that the upload will be possible."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def check_publishing(config: TrainConfig, world: World) -> None:
 def publish(run: Run) -> None:
     """Uploads final/ where --push_to_hub asks for it. The main rank does it, and the others don't wait.
 
-    An upload that fails is said, with the command that does it by hand. It ends nothing: the run has succeeded, and a launcher
-    that saw it fail would train again.
+    If the upload fails, a warning shows the command that does it by hand. The run still succeeds: if it failed, a launcher
+    would train again.
     """
     name, revision, final = run.config.push_to_hub, run.config.hub_revision, run.output / "final"
     if not name or not run.world.is_main:

@@ -1,4 +1,4 @@
-"""Scores a run's groups on all ranks: to train on, and in evaluations."""
+"""Scores a run's groups on all ranks, for training and for evaluations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def score_groups(
 ) -> tuple[list[RolloutGroup], Metrics]:
     """Rewards this rank's groups, after `step` steps. A collective.
 
-    An error in a reward function is raised on every rank, so that what was trained can still be saved together.
+    An error in a reward function is raised on every rank, so that all ranks can still save the trained weights together.
 
     Args:
         run: the run.
@@ -50,7 +50,7 @@ def score_groups(
 def score_step(
     run: Run, step: int, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]
 ) -> tuple[list[RolloutGroup], Metrics]:
-    """Rewards groups to train on, as `score_groups` does; with --kl_in_reward, less the KL to the reference.
+    """Rewards groups for training as `score_groups` does. With --kl_in_reward, subtracts the KL to the reference.
 
     Args:
         run: the run.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..rewards.builtin import last_boxed
 
-MOST_SUBSETS = 5000  # subsets of n samples that are looked at: all of them, or so many that are drawn
+MOST_SUBSETS = 5000  # the most subsets of n samples to average over; if there are more, this many are drawn
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 RIGHT = (
     object()
@@ -33,7 +33,7 @@ def vote_of(text: str) -> str:
 
 
 def majority(passed: Sequence[bool], votes: Sequence[str]) -> float:
-    """Returns the chance that the most common answer is right, where a tie is broken by lot.
+    """Returns the chance that the most common answer is right. Ties are broken at random.
 
     Args:
         passed: whether each sample is right.
@@ -49,9 +49,9 @@ def majority(passed: Sequence[bool], votes: Sequence[str]) -> float:
 
 
 def estimate_maj_at_k(passed: Sequence[bool], votes: Sequence[str], k: int) -> float:
-    """Estimates maj@k from n samples of a prompt, without bias: the mean over its subsets of k samples.
+    """Estimates maj@k from n samples of a prompt, without bias: the mean over all subsets of k samples.
 
-    Of more than 5,000 subsets, 5,000 are drawn, the same ones for every prompt.
+    If there are more than 5,000 subsets, 5,000 are drawn, the same ones for every prompt.
 
     Args:
         passed: whether each of the n samples is right.

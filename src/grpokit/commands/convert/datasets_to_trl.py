@@ -1,4 +1,4 @@
-"""Names the data of a run as TRL has it."""
+"""Writes the datasets of a configuration as TRL's options."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ READERS = {".parquet": "parquet", ".csv": "csv"}
 
 
 def name_datasets(values: Sequence[str], split: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Returns TRL's options for --dataset. A file needs the reader of its kind, which `datasets:` gives it, and so do several.
+    """Returns TRL's options for --dataset: `dataset_name` for one Hub dataset or folder, else `datasets:` with each reader.
 
     Args:
         values: the values of --dataset.
         split: --dataset_split.
-        say: gets a sentence about what is left out.
+        say: called with a sentence if the weights are left out.
 
     Example:
         >>> name_datasets(["org/data:main"], "", print)

@@ -1,4 +1,4 @@
-"""Converts the upload to the Hub: a flag and a name there, one option here."""
+"""Converts the upload to the Hub: their flag and repository name become one option, --push_to_hub ORG/NAME."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the batch and the optimizer of a configuration as TRL's options. Its steps are optimizer steps."""
+"""Writes the batch and the optimizer of a configuration as TRL's options. TRL counts optimizer steps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Say = Callable[[str], None]
 
 
 def write_batch(config: TrainConfig, processes: int, theirs: dict[str, Any], say: Say) -> None:
-    """Writes the batch in devices and accumulation, and every length in optimizer steps.
+    """Writes the batch as per-device size × gradient accumulation, and every number of steps in optimizer steps.
 
     Args:
         config: the configuration.
-        processes: those of TRL's run.
-        theirs: TRL's options, which are added to.
-        say: takes a note.
+        processes: the number of processes of TRL's run.
+        theirs: TRL's options so far, extended in place.
+        say: called with a note for the user.
     """
     batch = config.prompts_per_step * config.num_generations
     update = batch // config.updates_per_step
@@ -53,8 +53,8 @@ def write_batch(config: TrainConfig, processes: int, theirs: dict[str, Any], say
     if config.save_total_limit:
         theirs["save_total_limit"] = config.save_total_limit
     say(
-        f"per_device_train_batch_size: {device} for {processes} process{'es' if processes > 1 else ''}; TRL's memory "
-        "follows from it, and its product with gradient_accumulation_steps must stay"
+        f"per_device_train_batch_size: {device} for {processes} process{'es' if processes > 1 else ''}; it sets the "
+        "memory that TRL needs; if you change it, keep its product with gradient_accumulation_steps"
     )
 
 

@@ -8,18 +8,18 @@ from ...config.options import PlanConfig
 from ...policy.eight_bit import BLOCK, SMALLEST
 from .footprint import Group, Sizes, numel
 
-# bitsandbytes' nf4 with quantized scales: half a byte, a byte for 64 numbers, and 4 bytes for 256 of these.
+# bitsandbytes' nf4 with quantized scales: half a byte a number, a 1-byte scale for 64 numbers, 4 bytes for 256 scales.
 BYTES_IN_4_BITS = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 
 
 def optimizer_state(config: PlanConfig, trained: Sizes, ranks: int, size: int) -> tuple[str, float]:
-    """Returns the name and the bytes of the optimizer's state on a rank. An optimizer of one's own counts as AdamW.
+    """Returns the name and the bytes of the optimizer's state on a rank. A user's own optimizer counts as AdamW.
 
     Args:
-        config: its --optim.
+        config: the configuration, for its --optim.
         trained: the trained parameters.
-        ranks: those that share one copy of the weights.
-        size: bytes of a number in full.
+        ranks: the number of ranks that share one copy of the weights.
+        size: bytes of a number in the master dtype.
 
     Returns:
         The name and the bytes.
@@ -34,13 +34,13 @@ def optimizer_state(config: PlanConfig, trained: Sizes, ranks: int, size: int) -
 
 
 def optimizer_step(config: PlanConfig, trained: Sizes, ranks: int, size: int) -> tuple[str, float]:
-    """Returns the name and the bytes of what the optimizer's step needs for a moment.
+    """Returns the name and the bytes of the largest temporary tensors of an optimizer step.
 
     Args:
-        config: its --optim.
+        config: the configuration, for its --optim.
         trained: the trained parameters.
-        ranks: those that share one copy of the weights.
-        size: bytes of a number in full.
+        ranks: the number of ranks that share one copy of the weights.
+        size: bytes of a number in the master dtype.
 
     Returns:
         The name and the bytes.

@@ -14,7 +14,7 @@ SIZE = "normal"
 
 
 def draw_reward_curve(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
-    """Draws the reward of the steps so far as a whole SVG file. The same rows give the same bytes.
+    """Draws the rewards of the steps so far as a complete SVG file. The same rows give the same bytes.
 
     Args:
         steps: rows of metrics.jsonl.
@@ -28,7 +28,7 @@ def draw_reward_curve(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
         return ""
     svg, _ = draw(REWARD, run, SIZE)
     width, height = (round(inches * 96) for inches in SIZES[SIZE])
-    # Outside of the report's page, colours have no variables, and text no font.
+    # Outside the report's page there are no CSS variables and no font: writes the colours out, and names a font.
     svg = re.sub(r"var\(--[\w-]+,(#[0-9a-f]{6})\)", r"\1", svg)
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '

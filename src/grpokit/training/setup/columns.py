@@ -8,7 +8,7 @@ from .prompts import PromptSource
 
 
 def columns_of(prompts: PromptSource, environments: Environments | None) -> set[str]:
-    """Returns what a reward may ask for by name: the columns, and what episodes have beside them.
+    """Returns the names that a reward may ask for: the columns and, with environments, the arguments about episodes.
 
     Args:
         prompts: the prompts.

@@ -25,15 +25,15 @@ def find_tokenizer(config: ModelConfig, parts: Parts, path: str) -> Any:
     """Returns the tokenizer that was given, or that of the model at `path`, with the chat template of --chat_template.
 
     Raises:
-        ValueError: the model has no tokenizer, the template's file can't be read, or it isn't that of the checkpoint at `path`.
+        ValueError: the model has no tokenizer, the template's file can't be read, or the checkpoint at `path` has another one.
     """
     tokenizer = parts.tokenizer or load_tokenizer(path, config.trust_remote_code)
     own = getattr(tokenizer, "chat_template", None)
     tokenizer = with_chat_template(tokenizer, config.chat_template)
     if config.chat_template and path != config.model and own != tokenizer.chat_template:
         raise ValueError(
-            f"--chat_template {config.chat_template}: the file has changed since {path} was written, which has another template; "
-            "put it back, or start a new run"
+            f"--chat_template {config.chat_template}: the file has changed since {path} was written with its template; "
+            "restore the file, or start a new run"
         )
     for name in parse_template_kwargs(config.chat_template_kwargs):
         if name not in str(tokenizer.chat_template):

@@ -50,7 +50,7 @@ def load_held_out(
         context: the model's longest context in tokens, where it is known.
         parts: rows and functions from Python.
         environments: the tools and environments, where there are any.
-        rewards: the rewards of training, which a set without its own has.
+        rewards: the rewards of training, for the sets that have none of their own.
 
     Returns:
         The sets, in the order of the option.
@@ -86,7 +86,7 @@ def load_held_out(
 
 
 def with_sampler(sets: Sequence[HeldOutSet], sampler: Sampler, num_generations: int) -> tuple[HeldOut, ...]:
-    """Returns the sets with the sampler that completes their prompts so many times."""
+    """Returns the sets, each with its sampler and the number of completions of a prompt."""
     return tuple(HeldOut(one.name, one.prompts, one.rewards, sampler, num_generations) for one in sets)
 
 
@@ -126,7 +126,7 @@ def _rewards_of(
     environments: Environments | None,
     parts: Parts,
 ) -> tuple[Reward, ...]:
-    """Returns a set's own rewards, or those of training for the evaluation's own lengths; () where training's will do.
+    """Returns the set's own rewards, or training's made for evaluation's own length; () if training's can be used unchanged.
 
     Args:
         config: the run's configuration.

@@ -20,8 +20,8 @@ from ...types import Prompt
 from .form import prompt_form
 from .models import prompt_limit
 
-LARGE = 50 << 20  # bytes of files, and
-MANY = 100_000  # rows, over which --lazy_tokenize auto is lazy
+LARGE = 50 << 20  # --lazy_tokenize auto is lazy above this many bytes of files,
+MANY = 100_000  # or above this many rows
 
 
 def check_prompt_column(config: ModelConfig, source: Source, rows: list[DatasetRow]) -> None:
@@ -38,7 +38,7 @@ def lazy_rows(config: TrainConfig, source: Source, longest: int | None) -> Addre
     """Opens the rows of a dataset one by one, where --lazy_tokenize says so; None where all are read at the start.
 
     Raises:
-        ValueError: --lazy_tokenize always, and its rows can't be read one by one, or nothing bounds a prompt's length.
+        ValueError: with --lazy_tokenize always, rows can't be read one by one, or nothing bounds a prompt's length.
     """
     how, what = config.lazy_tokenize, f"--lazy_tokenize {config.lazy_tokenize}: {source.flag} {source.name}"
     if how == "always" and source.addressed is None:
@@ -104,8 +104,8 @@ def load_lazily(
     of_chats = prompt_form(config).of_chats
     if of_chats and all(isinstance(prompt.content, str) for prompt in prompts.checked()):
         raise ValueError(
-            f"{of_chats}: no prompt of {source.name} that was checked is a chat, so nothing would have it; put it into the "
-            "prompts' text, or state them as `messages`"
+            f"{of_chats}: none of the checked prompts of {source.name} is a chat, so the option would do nothing; put it "
+            "into the prompts' text, or give the prompts as `messages`"
         )
     return prompts
 

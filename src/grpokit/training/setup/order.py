@@ -38,7 +38,7 @@ def with_order(config: TrainConfig, data: RunData, parts: Parts, world: World) -
 
 
 def in_own_order(config: TrainConfig, prompts: PromptSource, parts: Parts, world: World) -> PromptSource:
-    """Puts prompts into the order of --sampler_order, where there is one. Its object is asked on the main rank alone.
+    """Puts prompts into the order of --sampler_order, where there is one. Only the main rank calls its object.
 
     Args:
         config: the run's configuration.
@@ -65,7 +65,7 @@ def in_own_order(config: TrainConfig, prompts: PromptSource, parts: Parts, world
 
 
 def with_steps(config: TrainConfig, prompts: PromptSource) -> TrainConfig:
-    """Sets --max_steps by --num_train_epochs and the number of rows, where that is given, and says so.
+    """Computes --max_steps from --num_train_epochs, if that is given, and the number of rows, and prints it.
 
     Raises:
         ValueError: the order has no length, so that there is no epoch.
@@ -89,7 +89,7 @@ def with_steps(config: TrainConfig, prompts: PromptSource) -> TrainConfig:
 
 
 def check_length(config: TrainConfig, state: TrainState) -> None:
-    """Raises ValueError where --num_train_epochs ends before a step that was under way."""
+    """Raises ValueError if --num_train_epochs ends the run before the step in whose middle the checkpoint was saved."""
     if state.unfinished is not None and config.max_steps <= state.step:
         raise ValueError(
             f"--num_train_epochs {config.num_train_epochs:g}: is {config.max_steps} steps, and the checkpoint was saved within "

@@ -36,7 +36,7 @@ def load_prompts(
     rows: Any = None,
     tools_of: ToolsOf | None = None,
 ) -> Prompts | LazyPrompts:
-    """Loads the prompts of a dataset, measured against the model's context, and says what it is.
+    """Loads the prompts of a dataset, checks their lengths against the model's context, and prints what was recognised.
 
     Args:
         config: the options of the data.
@@ -64,7 +64,7 @@ def load_prompts(
         addressed = lazy_rows(config, source, longest)
         if addressed is not None and longest is not None:
             return load_lazily(config, source, addressed, tokenizer, longest, tools_of)
-    limit = config.max_samples if flag == "--dataset" else 0  # the other has --eval_samples
+    limit = config.max_samples if flag == "--dataset" else 0  # --eval_dataset has --eval_samples
     read, skipped = read_rows(source, config.skip_bad_rows, limit=limit, prompt_column=config.prompt_column)
     say(describe_dataset(source, read))
     check_prompt_column(config, source, read)
