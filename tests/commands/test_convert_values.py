@@ -163,12 +163,12 @@ TRL_VALUES = [
     ),
     (
         {"dataset_name": "org/data", "eval_strategy": "steps", "eval_steps": 20, "dataset_test_split": "dev"},
-        {"eval_dataset": "org/data", "eval_split": "dev", "eval_steps": 20},
+        {"eval_dataset": ("org/data",), "eval_split": "dev", "eval_steps": 20},
     ),
-    ({"dataset_name": "org/data", "dataset_test_split": "dev"}, {"eval_dataset": "", "eval_steps": 0}),
+    ({"dataset_name": "org/data", "dataset_test_split": "dev"}, {"eval_dataset": (), "eval_steps": 0}),
     (
         {"dataset_name": "org/data", "eval_strategy": False, "save_strategy": False},
-        {"eval_dataset": "", "save_steps": 0},
+        {"eval_dataset": (), "save_steps": 0},
     ),
     ({}, {"save_steps": 500}),
     ({"save_strategy": "no", "save_steps": 50}, {"save_steps": 0}),
