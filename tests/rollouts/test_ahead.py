@@ -15,7 +15,7 @@ from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import from_yaml
 from grpokit.losses.lint import correction_note
 from grpokit.rollouts.ahead import SampleAhead
-from grpokit.training.run import Run
+from grpokit.training import scoring as scoring_room
 from grpokit.training.setup.loss import loss_from_config
 from helpers.elsewhere import wait_until
 from helpers.elsewhere_runs import command_for, metrics_of
@@ -63,7 +63,7 @@ def test_depth_0_says_nothing_of_staleness_and_starts_no_thread(engine, tmp_path
 def test_it_samples_while_the_step_is_scored_and_learned_from(engine, tmp_path, monkeypatch):
     """The engine begins before the rewards, and is held until the step has been learned from."""
     learned = threading.Event()
-    learn, scored = grpokit.training.loop.learn, Run.score
+    learn, scored = grpokit.training.loop.learn, scoring_room.score_groups
 
     def scoring(run, *arguments):
         if run.state.step < 2:  # beside the last step nothing is sampled
@@ -80,7 +80,7 @@ def test_it_samples_while_the_step_is_scored_and_learned_from(engine, tmp_path, 
             assert learned.wait(60)
             learned.clear()
 
-    monkeypatch.setattr(Run, "score", scoring)
+    monkeypatch.setattr(scoring_room, "score_groups", scoring)
     monkeypatch.setattr(grpokit.training.loop, "learn", learning)
     engine.before.append(until_learned)
     assert main([*command_for(tmp_path, max_steps=3), str(tmp_path / "run")]) == 0

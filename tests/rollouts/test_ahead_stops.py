@@ -20,7 +20,7 @@ from grpokit.rollouts.ahead import SampleAhead
 from grpokit.rollouts.gather import groups_from_tensors, groups_to_tensors
 from grpokit.runs.checkpoint import checkpoints, read_record, verify
 from grpokit.runs.directory import OF_ROLLOUTS
-from grpokit.training.run import Run
+from grpokit.training import scoring
 from helpers import forked
 from helpers.elsewhere import Watch, wait_until
 from helpers.elsewhere_runs import command_for
@@ -132,7 +132,7 @@ def test_a_stop_between_two_steps_is_resumed_to_the_byte(undisturbed, tmp_path, 
 
 
 def test_a_reward_that_fails_loses_no_rollouts(undisturbed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Run, "score", fails_at(Run.score, 3))
+    monkeypatch.setattr(scoring, "score_groups", fails_at(scoring.score_groups, 3))
     run = tmp_path / "run"
     assert resume(undisturbed, run, "--save_steps", "0") == 2
     monkeypatch.undo()

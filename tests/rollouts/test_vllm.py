@@ -25,6 +25,7 @@ from grpokit.rollouts.step_rollouts import StepRollouts
 from grpokit.rollouts.trial import log_probs_alone
 from grpokit.rollouts.vllm.sampler import VLLMSampler
 from grpokit.rollouts.vllm.server import Server
+from grpokit.training import scoring as scoring_room
 from grpokit.training.run import Run
 from grpokit.types import Sample
 from helpers import completions
@@ -275,7 +276,7 @@ def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, 
         "work",
         timed(RolloutsPending.work, "ahead", lambda: threading.current_thread().name == "sampling ahead"),
     )
-    monkeypatch.setattr(Run, "score", timed(Run.score, "step"))
+    monkeypatch.setattr(scoring_room, "score_groups", timed(scoring_room.score_groups, "step"))
     run = start(ahead_config(task, tmp_path / "run", server.url, max_steps=8))
     versions = []
     monkeypatch.setattr(
