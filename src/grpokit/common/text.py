@@ -59,3 +59,19 @@ def value_of(flag: str, arguments: Sequence[str]) -> str:
         if argument == flag and place + 1 < len(arguments):
             return arguments[place + 1]
     return ""
+
+
+def name_and_value(item: str, flag: str, example: str) -> tuple[str, str]:
+    """Splits an item of an option that takes name=value.
+
+    Raises:
+        ValueError: it has another form.
+
+    Example:
+        >>> name_and_value("num_cycles=2", "--lr_scheduler_kwargs", "num_cycles=2")
+        ('num_cycles', '2')
+    """
+    name, equals, value = item.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"{flag} {item}: expected name=value, such as {example}")
+    return name, value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..common.text import did_you_mean
+from ..common.text import did_you_mean, name_and_value
 
 # Name → the options of transformers' function, with its defaults. None: worked out from the run, or not used.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -58,9 +58,7 @@ def schedule_options(config: Any) -> dict[str, Any]:
     known = SCHEDULES[name]
     found = dict(known)
     for item in config.lr_scheduler_kwargs:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise ValueError(f"--lr_scheduler_kwargs {item}: expected name=value, such as num_cycles=2")
+        key, text = name_and_value(item, "--lr_scheduler_kwargs", "num_cycles=2")
         if key not in known:
             has = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(

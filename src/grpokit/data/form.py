@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common.text import one_line
+from ..common.text import name_and_value, one_line
 
 ToolsOf = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
 """(a row's columns) → the JSON schemas of the tools that its prompt shows. With such a function, every prompt is a chat."""
@@ -83,9 +83,7 @@ def parse_template_kwargs(items: Sequence[str], flag: str = "--chat_template_kwa
     """
     found: dict[str, Any] = {}
     for item in items:
-        name, equals, text = item.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"{flag} {item}: expected name=value, such as enable_thinking=false")
+        name, text = name_and_value(item, flag, "enable_thinking=false")
         if name in OURS:
             raise ValueError(f"{flag} {item}: {name} is set by grpokit; leave it out")
         try:

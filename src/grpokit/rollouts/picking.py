@@ -78,9 +78,8 @@ class TokenPicker:
         bans = min_length > 0
         differs = (bans or shaping.truncates) and not (shaping.penalizes or greedy)
         self.full_logps = torch.zeros_like(self.logps) if differs else None
-        self.seen: Tensor | None = (
-            None  # [b, V] bool: the tokens that were read or written, where there is a penalty
-        )
+        # [b, V] bool: the tokens that were read or written, where there is a penalty.
+        self.seen: Tensor | None = None
         self.lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
         self.position = 0
         self.rows: Tensor | None = None  # [b] the unfinished completions; None: all of them
@@ -136,26 +135,29 @@ class TokenPicker:
         """Returns tokens, log-probs, log-probs under the full distribution and entropies [n] of `some` completions."""
         # A cut between nearly equal tokens is right in float64 only.
         exact = logits.double() if self.shaping.changes else logits
-        full = (
-            (exact if self.temperature == 1 else exact / self.temperature).log_softmax(-1).clamp_(min=FLOOR)
-        )
+        scaled = exact if self.temperature == 1 else exact / self.temperature
+        full = scaled.log_softmax(-1).clamp_(min=FLOOR)
         wide = full.double()
         probs = wide.exp()
         entropies = -torch.linalg.vecdot(probs, wide)
         if self.seen is not None:
             penalized = penalize(exact, self.seen[some], self.shaping.repetition_penalty)
             probs = (penalized / self.temperature).softmax(-1)
-        short = self.starts[some] + self.position < self.min_length
+        short: Tensor | None = None  # [n] bool: the completions that may not end yet
         if self.position < self.min_length:
+            short = self.starts[some] + self.position < self.min_length
             probs[:, self.eos] = probs[:, self.eos].masked_fill(short[:, None], 0.0)
         if self.shaping.truncates:
             probs = truncate(probs, self.shaping)
         tokens = probs.argmax(-1) if self.greedy else inverse_cdf(probs, uniform)
         of_full = full.gather(-1, tokens[:, None])[:, 0]
         of_sampled = of_full
-        if not self.greedy and (self.shaping.changes or self.position < self.min_length):
+        changes = self.shaping.changes
+        if not self.greedy and (changes or short is not None):
             of_rest = (probs.gather(-1, tokens[:, None])[:, 0] / probs.sum(-1)).log()
-            of_sampled = torch.where(short | self.shaping.changes, of_rest, of_full.double())
+            of_sampled = (
+                of_rest if changes or short is None else torch.where(short, of_rest, of_full.double())
+            )
         dtype = self.logps.dtype
         return tokens, of_sampled.to(dtype), of_full.to(dtype), entropies.to(dtype)
 
@@ -171,7 +173,7 @@ def seen_tokens(read: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
 class KeyedSampling(LogitsProcessor):
     """A `TokenPicker` inside `generate`. It leaves a single candidate, which greedy search then takes.
 
-    The picker bans end-of-sequence itself. The built-in processor for that would renormalise the recorded log-probs.
+    The picker shapes the distribution itself, in vLLM's order, and sees the full one too.
     """
 
     def __init__(self, picker: TokenPicker) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ...common.text import name_and_value
 from ...config.options import TrainConfig
 from ...config.sampled import sampled_from, shaping_flags
 from ...losses import Loss, loss_options, make_loss
@@ -105,9 +106,7 @@ def _loss_kwargs(config: TrainConfig, taken: Mapping[str, Any]) -> dict[str, Any
     """--loss_kwargs name=value as numbers where they are numbers. Raises ValueError naming the malformed item."""
     found: dict[str, Any] = {}
     for item in config.loss_kwargs:
-        name, equals, text = item.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--loss_kwargs {item}: expected name=value, such as fipo_gamma=0.98")
+        name, text = name_and_value(item, "--loss_kwargs", "fipo_gamma=0.98")
         if name in taken:
             raise ValueError(f"--loss_kwargs {item}: has a flag of its own, --{name}")
         try:
