@@ -179,7 +179,7 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
         config.model,
         f"{rewards}:even",
         train_dataset=config.dataset[0],
-        eval_dataset={"math": ROWS[:3], "code": str(two)},
+        eval_dataset={"math": ROWS[:3], "code": two},
         eval_reward_funcs=[f"code={rewards}:three"],
         output_dir=str(tmp_path / "again"),
         max_completion_length=6,
@@ -187,6 +187,8 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
         num_threads=1,
     )
     assert trainer.evaluate() == {name: value for name, value in first.items() if name != "step"}
+    with pytest.raises(ValueError, match="eval_dataset: the set 'my math' needs a name of letters"):
+        grpokit.GRPOTrainer(config.model, f"{rewards}:even", eval_dataset={"my math": ROWS[:3]})
     for wrong, message in (
         ({"eval_reward_funcs": ("art=even",)}, "there is no set 'art'; there are math, code"),
         ({"eval_dataset": (str(one), str(one))}, "two datasets are named 'one'"),

@@ -196,6 +196,10 @@ def _take_rows(config: Config, option: str, argument: str, rows: Any) -> tuple[C
         return dataclasses.replace(config, **{option: str(rows)}), None
     if option == "eval_dataset" and isinstance(rows, dict):  # several sets, by name
         for name, each in rows.items():
+            if not str(name).isidentifier():
+                raise ValueError(
+                    f"{argument}: the set {name!r} needs a name of letters, digits and _, as metrics have it"
+                )
             if not isinstance(each, str | Path):
                 check_rows(each, f"{argument}[{name!r}]")
         values = {n: e if isinstance(e, str | Path) else describe_rows(e) for n, e in rows.items()}

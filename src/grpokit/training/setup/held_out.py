@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ...common.console import say
@@ -66,7 +67,7 @@ def load_held_out(
     found: list[HeldOutSet] = []
     for part in named:
         rows = parts.eval_dataset if given is None else given.get(part.name)
-        if isinstance(rows, str):
+        if isinstance(rows, str | Path):
             rows = None
         prompts = _load(config, part.place, tokenizer, context, rows, tools_of)
         if shows_names or has_source_column(config.dataset):  # rewards may ask for the column
