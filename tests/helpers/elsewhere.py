@@ -1,6 +1,7 @@
 """An engine with weights of its own: a copy of the policy that another thread can sample from while the policy trains.
 
-It is no vLLM, and pretends to be none: it shows what `SampleAhead` does with any sampler that it can start. As a script it
+It is no vLLM, and pretends to be none: it shows what `SampleAhead` and `--stream_rewards` do with a sampler that they start.
+
 trains so among ranks: torchrun --nproc-per-node 2 -m helpers.elsewhere CONFIG.yaml OUTPUT [CHECKPOINT]
 """
 
@@ -21,8 +22,10 @@ from grpokit.common.shards import full
 from grpokit.config.options import TrainConfig
 from grpokit.parallel import ALONE, World
 from grpokit.policy.load import load_policy
+from grpokit.rollouts.pending import Progress, RolloutsPending
 from grpokit.rollouts.sampler import SamplingStopped
 from grpokit.training.setup.samplers import make_sampler
+from grpokit.types import Rollout
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Elsewhere:
     """See `StartingSampler`. All of a run's share one engine, as those of a server do."""
 
     def __init__(self, engine: Engine, seed: int, config: Any, stop: Callable[[], bool]) -> None:
-        self.engine, self.stop = engine, stop
+        self.engine, self.stop, self.streams = engine, stop, config.stream_rewards
         self.given_up = False
         self.inner = make_sampler(config, engine.copy, engine.tokenizer, seed, self.stopped)
 
@@ -58,7 +61,29 @@ class Elsewhere:
 
     def start(self, prompts, num_generations, *, greedy=False):
         self.sync()
+        if self.streams:
+            return self.streamed(prompts, num_generations, greedy)
         return Underway(self, prompts, num_generations, greedy)
+
+    def streamed(self, prompts, num_generations, greedy) -> RolloutsPending:
+        """Samples all rollouts, and hands over group after group; of each two prompts, the second one first."""
+        watch = self.engine.watch
+
+        def sample(progress: Progress) -> list[Rollout]:
+            self.progress = progress
+            background = threading.current_thread() is not threading.main_thread()
+            groups = self.inner.sample(prompts, num_generations, greedy=greedy)
+            for place in sorted(range(len(prompts)), key=lambda place: (place // 2, -place)):
+                for hook in watch.before:
+                    hook(self, background)
+                if progress.given_up or self.stop():
+                    raise SamplingStopped("given up")
+                watch.diary.append(("sampled", prompts[place].position))
+                for number, rollout in enumerate(groups[place].rollouts, place * num_generations):
+                    progress.ended(number, rollout)
+            return [rollout for group in groups for rollout in group.rollouts]
+
+        return RolloutsPending(prompts, num_generations, sample, self.engine.world)
 
     def sync(self) -> None:
         self.engine.load()
@@ -143,7 +168,7 @@ def main(file: str, output: str, checkpoint: str = "") -> None:
     )
     with joined_world(timeout=120) as world:
         run = start(config, world)
-        assert run.rollouts.ahead is not None
+        assert (run.rollouts.ahead is None) == config.stream_rewards
         train(run)
         run.close()
     end_process(0)

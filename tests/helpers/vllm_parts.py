@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -94,6 +95,27 @@ def make_task(directory: Path) -> Path:
     AutoTokenizer.from_pretrained(directory / "tied").save_pretrained(directory / "model")
     lines = (directory / "train.jsonl").read_text().splitlines(keepends=True)
     (directory / "train.jsonl").write_text("".join(lines[:200]))
+    return directory
+
+
+def make_judge(task: Path, directory: Path) -> Path:
+    """A model with the task's tokenizer that answers everything with "Score: 7": each token decides the next one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task / "model")
+    model = AutoModelForCausalLM.from_pretrained(task / "model")
+    (end,) = tokenizer.encode("<|im_end|>")
+    says = [tokenizer.encode("\n")[-1], *tokenizer.encode("Score: 7"), end]
+    assert len(set(says)) == len(says)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                weight.zero_()  # a layer adds nothing to the embedding
+        model.lm_head.weight.zero_()
+        for token, following in itertools.pairwise(says):
+            model.lm_head.weight[following] = 100 * model.model.embed_tokens.weight[token]
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory
 
 

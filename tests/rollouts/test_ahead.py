@@ -65,10 +65,10 @@ def test_it_samples_while_the_step_is_scored_and_learned_from(engine, tmp_path, 
     learned = threading.Event()
     learn, scored = grpokit.training.loop.learn, scoring_room.score_groups
 
-    def scoring(run, *arguments):
+    def scoring(run, *arguments, **named):
         if run.state.step < 2:  # beside the last step nothing is sampled
             wait_until(lambda: engine.diary[-1][0] == "begins" and engine.diary[-1][3] == "ahead")
-        return scored(run, *arguments)
+        return scored(run, *arguments, **named)
 
     def learning(*arguments):
         found = learn(*arguments)

@@ -145,11 +145,11 @@ def test_a_reward_that_fails_loses_no_rollouts(undisturbed, tmp_path, monkeypatc
 def fails_at(function, call: int):
     calls = [0]
 
-    def failing(*arguments):
+    def failing(*arguments, **named):
         calls[0] += 1
         if calls[0] == call:
             raise ValueError("the third time")
-        return function(*arguments)
+        return function(*arguments, **named)
 
     return failing
 

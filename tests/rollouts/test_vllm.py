@@ -8,6 +8,7 @@ import math
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
 from grpokit.policy.learn import Learning
 from grpokit.policy.learn import score as log_probs
-from grpokit.rewards import Report, score
+from grpokit.rewards import Report, RewardError, score
 from grpokit.rollouts.pending import RolloutsPending
 from grpokit.rollouts.shaping import Shaping
 from grpokit.rollouts.step_rollouts import StepRollouts
@@ -30,12 +31,12 @@ from grpokit.training.run import Run
 from grpokit.types import Sample
 from helpers import completions
 from helpers.agents import WORLDS
-from helpers.launch import ENVIRONMENT, torchrun
+from helpers.launch import ENVIRONMENT, rows, torchrun
 from helpers.places import REWARDS
 from helpers.running import start
 from helpers.running import train as loop
 from helpers.shaped import reference
-from helpers.vllm_parts import RunningServer, config_for, make_task, metrics_of, needs_vllm, train
+from helpers.vllm_parts import RunningServer, config_for, make_judge, make_task, metrics_of, needs_vllm, train
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +249,26 @@ def test_episodes_a_step_ahead(task, server, tmp_path):
     assert all(row["turns/max"] > 1 for row in rows)
 
 
+# --------------------------------------------------------------------------- rewards while it samples
+
+
+@needs_vllm
+@pytest.mark.parametrize("episodes", [False, True], ids=["completions", "episodes"])
+def test_groups_are_scored_while_others_are_sampled(task, server, tmp_path, episodes):
+    """The function is called for one group each time, and the numbers are those of a run that scores the whole batch."""
+    rewards = {"reward_funcs": ("length",), "max_steps": 2, "log_completions": 16, "correction_mode": None}
+    make = partial(episodes_config, world="Echo", **rewards) if episodes else partial(config_for, **rewards)
+    for name, streams in (("streamed", True), ("plain", False)):
+        run = start(make(task, tmp_path / name, server.url, stream_rewards=streams))
+        loop(run)
+        run.close()
+    streamed, plain = (rows(tmp_path / name, "completions.jsonl") for name in ("streamed", "plain"))
+    assert [row["completions"] for row in streamed[:4]] == [row["completions"] for row in plain[:4]]
+    assert [row["reward"] for row in streamed[:4]] == [row["reward"] for row in plain[:4]]
+    assert all(row["time/reward_streamed"] > 0 for row in metrics_of(tmp_path / "streamed"))
+    assert all("time/reward_streamed" not in row for row in metrics_of(tmp_path / "plain"))
+
+
 # --------------------------------------------------------------------------- one step ahead
 
 
@@ -403,6 +424,11 @@ def test_a_server_that_is_gone_for_good_stops_the_run(task, server, tmp_path, de
             time.sleep(0.05)
         server.kill()
         said, _ = process.communicate(timeout=120)
+        judge = judge_of(server.url, tmp_path, judge_model="any", judge_retries=1)
+        with pytest.raises(
+            RewardError, match=r"judge_url .*no answer in 2 tries .*while scoring a completion of"
+        ):
+            score([completions.group("1")], judge)
     finally:
         server.start()
         server.wait()
@@ -449,22 +475,20 @@ def test_no_server_at_all_is_an_error_that_says_how_to_start_one(tmp_path, capsy
     assert "VLLM_SERVER_DEV_MODE=1 vllm serve" in said
 
 
+def judge_of(url: str, directory: Path, **options):
+    """The reward `judge` with a short rubric."""
+    (directory / "rubric.txt").write_text("{prompt} {completion} Score: N")
+    settings = {"judge_retries": 0, "judge_max_tokens": 8, "judge_rubric": str(directory / "rubric.txt")}
+    return completions.load("judge", columns=(), judge_url=url, **(settings | options))
+
+
 @needs_vllm
 def test_the_server_judges(task, server, tmp_path, monkeypatch):
     """A tiny model answers no question with a score, which is counted; what it wrote is shown, and kept in the cache."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    rubric = tmp_path / "rubric.txt"
-    rubric.write_text("{prompt} {completion} Score: N")
     report = Report()
-    rewards = completions.load(
-        "judge",
-        columns=(),
-        judge_url=server.url,
-        judge_rubric=str(rubric),
-        judge_max_tokens=4,
-        judge_retries=1,
-        judge_cache=str(tmp_path / "cache"),
-    )
+    cached = {"judge_cache": str(tmp_path / "cache")}
+    rewards = judge_of(server.url, tmp_path, judge_max_tokens=4, judge_retries=1, **cached)
     groups = [completions.group("1", "2", "x" * 2000)]
     first = score(groups, rewards, report=report)
     counts = {name: metric.value for name, metric in report.metrics.items()}
@@ -474,3 +498,31 @@ def test_the_server_judges(task, server, tmp_path, monkeypatch):
     again = Report()
     assert score(groups, rewards, report=again)[0].extras == first[0].extras
     assert again.metrics["judge/cached"].value == 3
+
+
+@needs_vllm
+def test_scores_time_outs_and_refusals_of_a_server_that_judges(task, server, tmp_path, monkeypatch):
+    """The server gets the weights of a model that answers everything with "Score: 7"."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    config = config_for(task, tmp_path / "run", server.url, model=str(make_judge(task, tmp_path / "judge")))
+    run = start(config)
+    run.rollouts.sampler.sample(run.prompts.take(0, 1), 1)  # loads the weights
+    run.close()
+    groups, report = [completions.group("1", "2"), completions.group("3", line=2)], Report()
+    cached = {"judge_cache": str(tmp_path / "cache")}
+    scored = score(groups, judge_of(server.url, tmp_path, **cached), report=report, by_group=True)
+    assert [group.reward.tolist() for group in scored] == [[0.7, 0.7], [0.7]]
+    assert scored[0].extras["judge"] == ["Score: 7"] * 2
+    assert {name: metric.value for name, metric in report.metrics.items()} == dict.fromkeys(
+        ("judge/errors", "judge/malformed", "judge/refusals", "judge/too_long", "judge/cached"), 0
+    )
+    with pytest.raises(RewardError, match=r"--judge_url .*no answer in 1 tries \(none within 0\.001 seconds"):
+        score(groups, judge_of(server.url, tmp_path, judge_timeout=0.001))
+    with pytest.raises(RewardError, match=r"--judge_url .*refuses the request \(status 404"):
+        score(groups, judge_of(server.url, tmp_path, judge_model="another"))
+    # The cache needs no server, and has no answer to a question that was not asked.
+    away = judge_of(server.url, tmp_path, judge_model=str(task / "model"), **cached)
+    monkeypatch.setattr(away[0].fn.endpoint.__class__, "address", "http://127.0.0.1:9/v1")
+    assert [group.reward.tolist() for group in score(groups, away)] == [[0.7, 0.7], [0.7]]
+    with pytest.raises(RewardError, match="no answer in 1 tries"):
+        score([completions.group("4")], away)

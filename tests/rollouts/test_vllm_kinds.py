@@ -144,7 +144,8 @@ def train_inside(config, *, ranks: int = 1) -> subprocess.CompletedProcess:
 @needs_vllm
 @pytest.mark.parametrize("lora", [EPISODES, {**LORA, "stop": ("#",)}], ids=["episodes", "lora"])
 def test_an_engine_in_the_trainers_process(task, tmp_path, lora):
-    settings = {"reward_funcs": (DIGITS,), "max_steps": 4, "save_steps": 2} | lora
+    streams = {"stream_rewards": lora is EPISODES}
+    settings = {"reward_funcs": (DIGITS,), "max_steps": 4, "save_steps": 2} | lora | streams
     done = train_inside(config_for(task, tmp_path / "run", "127.0.0.1:9", **settings))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4]
@@ -154,6 +155,7 @@ def test_an_engine_in_the_trainers_process(task, tmp_path, lora):
     assert not (tmp_path / "run" / "vllm").exists()
     if lora is EPISODES:
         assert any(row["turns/max"] > 1 for row in metrics_of(tmp_path / "run"))
+        assert all(row["time/reward_streamed"] > 0 for row in metrics_of(tmp_path / "run"))
 
 
 @needs_vllm

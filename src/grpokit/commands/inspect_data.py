@@ -114,7 +114,7 @@ def _opened(
         tokenizer: the model's.
     """
     from ..environments.dialogue import Dialogue
-    from ..rollouts.episodes import open_each
+    from ..rollouts.other_side import open_each
     from ..training.setup.environments import make_setting
 
     environments.check_columns({name for prompt in prompts for name in prompt.columns})

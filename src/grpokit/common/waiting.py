@@ -17,6 +17,7 @@ def together(
     pieces: Sequence[Waiting[T]],
     stop: Callable[[], bool] = lambda: False,
     work: Callable[[int], bool] = lambda waiting: False,
+    ended: Callable[[int, T], None] = lambda number, value: None,
 ) -> list[T]:
     """Runs all pieces to their end. A piece that waits holds up no other.
 
@@ -25,6 +26,7 @@ def together(
         stop: asked while all of them wait; True ends the waiting.
         work: called with the number of unfinished pieces, while all of them wait. It may run, on this thread, calls that
             some of them wait for. It returns whether it did anything.
+        ended: called with a piece's number, and what it returned, as soon as it has ended.
 
     Returns:
         What each piece returned, in order.
@@ -48,9 +50,10 @@ def together(
             for number in ready:
                 try:
                     waits[number] = next(pieces[number])
-                except StopIteration as ended:
-                    found[number] = ended.value
+                except StopIteration as last:
+                    found[number] = last.value
                     del waits[number]
+                    ended(number, last.value)
             if ready:
                 continue
             if stop():

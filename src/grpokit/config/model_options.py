@@ -122,6 +122,8 @@ class RewardOptions:
     """cosine: what a right completion of --cosine_max_len tokens gets."""
     cosine_max_len: int | None = steering(None)
     """cosine: the length in tokens from which the value stays the same (default: --max_completion_length)."""
+    stream_rewards: bool = steering(False)
+    """--sampler vllm: call the reward functions for each group that is complete, while the others are still sampled."""
     reward_timeout: float = free(120.0)
     """Seconds that a call of a reward function may take before the run stops (0: as long as it likes)."""
 

@@ -141,6 +141,16 @@ SAMPLER_RULES = [
         "an engine in this process does not sample while it trains; use --vllm_mode server, or leave it out",
     ),
     Rule(
+        "stream_rewards",
+        lambda c: not c.stream_rewards or c.sampler == "vllm",
+        "needs an engine that samples on its own while rewards are computed; add --sampler vllm, or leave it out",
+    ),
+    Rule(
+        "stream_rewards",
+        lambda c: not c.stream_rewards or c.async_depth == 0,
+        "with --async_depth 1 a step's completions are there when it begins; leave one of them out",
+    ),
+    Rule(
         "dtype",
         lambda c: c.vllm_mode != "colocate" or c.dtype != "float64",
         "vLLM does not compute in it; use float32, or --sampler transformers",

@@ -18,7 +18,7 @@ from ..types import SAMPLED, Messages, Prompt, Rollout
 from .calling import TimeOut, awaited_together, time_limit
 from .registry import Reward, arguments, check_parameters, code_of, defined_at
 from .reporting import Notes, Report
-from .signatures import is_async
+from .signatures import AtCompletion, is_async
 
 # Arguments about episodes. A reward function gets them only if it names them.
 OF_EPISODES = ("environments", "environment_rewards")
@@ -62,19 +62,25 @@ class _Call:
 
         `among`: the async functions that ran together, where it is not known which of them failed.
         """
-        reward = self.reward
+        reward, at = (
+            self.reward,
+            getattr(self.reward.fn, "at", None),
+        )  # set by a function that is called per completion
+        if isinstance(error, AtCompletion):
+            error, at = error.error, error.row
         code = code_of(reward.fn)
         deep = error.__traceback__ is not None and error.__traceback__.tb_next is not None
         where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
         who = (
             f"reward function `{reward.name}`"
             if len(among) < 2
-            else (f"one of the async reward functions {', '.join(f'`{other.name}`' for other in among)}")
+            else (
+                f"one of the async reward functions {', '.join(dict.fromkeys(f'`{each.name}`' for each in among))}"
+            )
         )
         what = f"raised {type(error).__name__}: {one_line(error)}"
         if isinstance(error, TimeOut):
             what = f"took longer than --reward_timeout {self.seconds:g} seconds; raise that (0: no limit)"
-        at = getattr(reward.fn, "at", None)  # set by a function that is called per completion
         which = (
             f"a completion of {self.pairs[at][0].source}"
             if at is not None
@@ -84,43 +90,60 @@ class _Call:
 
 
 def call_all(
-    rewards: Sequence[Reward], pairs: Pairs, timeout: float, stuck: Stuck | None, report: Report
-) -> list[list[float]]:
-    """Calls every function once, with the completions that it applies to; async functions together, after the others.
+    rewards: Sequence[Reward],
+    parts: Sequence[Pairs],
+    timeout: float,
+    stuck: Stuck | None,
+    reports: Sequence[Report],
+) -> list[list[list[float]]]:
+    """Calls every function once for each part, with the completions that it applies to.
+
+    Part after part, and function after function; then the async functions, of all parts together.
 
     Args:
         rewards: F reward functions.
-        pairs: B completions with their prompts.
+        parts: completions with their prompts; B in a part.
         timeout: seconds that a function may take; 0: no limit.
         stuck: called where a function catches its time limit again and again.
-        report: collects what the functions log.
+        reports: collect what the functions log, one for each part.
 
     Returns:
-        [F][B] rewards, NaN where a function doesn't apply.
+        [F][B] rewards of each part, NaN where a function doesn't apply.
 
     Raises:
         RewardError: a function failed. The message names it and, where known, file:line and the dataset's row.
     """
-    available = _available(pairs)
-    for reward in rewards:
-        check_parameters(reward, available.keys() - set(SAMPLED))  # an evaluation set may lack a column
-    calls = [_call_of(reward, pairs, available, timeout, report) for reward in rewards]
-    wanted = [place for place, call in enumerate(calls) if call.rows]
-    later = [place for place in wanted if is_async(rewards[place].fn)]
-    returned: dict[int, Any] = {place: _call(calls[place], stuck) for place in wanted if place not in later}
+    calls = [_calls_of(rewards, part, timeout, report) for part, report in zip(parts, reports, strict=True)]
+    wanted = [call for several in calls for call in several if call.rows]
+    later = [call for call in wanted if is_async(call.reward.fn)]
+    returned = {id(call): _call(call, stuck) for call in wanted if not is_async(call.reward.fn)}
     if later:
-        returned |= zip(later, _await_all([calls[place] for place in later]), strict=True)
-    table = [[math.nan] * len(pairs) for _ in rewards]
-    for place in wanted:
-        call = calls[place]
-        for row, number in zip(call.rows, _checked(returned[place], call), strict=True):
-            table[place][row] = number
+        returned |= zip(map(id, later), _await_all(later), strict=True)
+    return [
+        [_row(call, returned.get(id(call)), len(part), report) for call in several]
+        for several, part, report in zip(calls, parts, reports, strict=True)
+    ]
+
+
+def _row(call: _Call, returned: Any, size: int, report: Report) -> list[float]:
+    """Returns a function's rewards of all `size` completions of a part, and hands what it has logged to the report."""
+    row = [math.nan] * size
+    if call.rows:
+        for place, number in zip(call.rows, _checked(returned, call), strict=True):
+            row[place] = number
         try:
-            report.take(call.reward.name, call.notes, call.rows, len(pairs))
+            report.take(call.reward.name, call.notes, call.rows, size)
         except ValueError as error:
             who = f"{defined_at(call.reward.fn)}: reward function `{call.reward.name}`"
             raise RewardError(f"{who} {error}") from error
-    return table
+    return row
+
+
+def _calls_of(rewards: Sequence[Reward], pairs: Pairs, timeout: float, report: Report) -> list[_Call]:
+    available = _available(pairs)
+    for reward in rewards:
+        check_parameters(reward, available.keys() - set(SAMPLED))  # an evaluation set may lack a column
+    return [_call_of(reward, pairs, available, timeout, report) for reward in rewards]
 
 
 def _call_of(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 
@@ -20,6 +21,7 @@ from ..common.writing import write_text
 from ..config.options import ModelConfig
 from .builtin import ANSWER_COLUMNS, RewardFunction, find_answer_column, text_of
 from .judge_endpoint import Endpoint, TooLong
+from .signatures import AtCompletion
 
 HIGHEST = 10  # a rubric's best score
 SHOWN = 1000  # characters of the judge's answer in completions.jsonl
@@ -145,9 +147,6 @@ class Judge:
         columns: placeholder → column, for the placeholders other than {prompt} and {completion}.
         settings: the model's name, the temperature and the limit on its answer's tokens.
         cache: the directory of --judge_cache.
-
-    Attributes:
-        at: the number of the completion that could not be judged (None: there is none).
     """
 
     def __init__(
@@ -160,17 +159,16 @@ class Judge:
     ) -> None:
         self.endpoint, self.rubric, self.columns = endpoint, rubric, columns
         self.settings, self.cache = settings, cache
-        self.at: int | None = None
+        self._bounds: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         asked = dict.fromkeys(("prompts", "completions", "log_count", "log_extra", *columns.values()))
         self.__signature__ = Signature([Parameter(name, Parameter.KEYWORD_ONLY) for name in asked])
 
     async def __call__(self, **given: Any) -> list[float | None]:
         """Returns a score from 0 to 1 for each completion; None where the judge gives none."""
-        self.at = None
         given["log_count"]("judge/errors", 0)
         texts = [self._text(row, given) for row in range(len(given["completions"]))]
         first = {text: row for row, text in reversed(list(enumerate(texts))) if text is not None}
-        slots = asyncio.Semaphore(self.endpoint.connections)
+        slots = self._slots()
         async with self.endpoint.client() as client:
             try:
                 async with asyncio.TaskGroup() as group:  # equal questions are asked once
@@ -188,6 +186,11 @@ class Judge:
         given["log_count"]("judge/cached", sum(is_cached for _, is_cached in verdicts))
         given["log_extra"]("judge", [verdict.answer[:SHOWN] for verdict, _ in verdicts])
         return [verdict.score for verdict, _ in verdicts]
+
+    def _slots(self) -> asyncio.Semaphore:
+        """Returns what bounds the requests of all calls that run at the same time. Each event loop has its own."""
+        loop = asyncio.get_running_loop()
+        return self._bounds.setdefault(loop, asyncio.Semaphore(self.endpoint.connections))
 
     def _text(self, row: int, given: Mapping[str, Any]) -> str | None:
         """Returns the question about a completion, or None where its row lacks a column that the rubric names."""
@@ -212,9 +215,8 @@ class Judge:
                 if file is not None:
                     write_text(file, json.dumps({**asdict(verdict), "asked": body}, ensure_ascii=False))
                 return verdict, False
-            except Exception:
-                self.at = row if self.at is None else self.at
-                raise
+            except Exception as error:
+                raise AtCompletion(error, row) from error
 
     async def _ask(self, client: httpx.AsyncClient, body: Mapping[str, Any], log_count: Any) -> Verdict:
         """Asks until there is a score, each time with another seed: at most `retries` + 1 times."""

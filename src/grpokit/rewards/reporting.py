@@ -81,10 +81,7 @@ class Report:
             (n, Metric.sum(torch.tensor([math.fsum(values)], dtype=torch.float64)))
             for n, values in notes.counts.items()
         ]
-        for metric, value in (*means, *counts):
-            if metric in self.metrics and self.metrics[metric].kind != value.kind:
-                raise ValueError(f"logged {metric!r} by log_metric and by log_count; rename one")
-            self.metrics[metric] = self.metrics[metric] + value if metric in self.metrics else value
+        self._join([*means, *counts])
         for column, values in notes.extras.items():
             if len(values) != len(rows):
                 raise ValueError(
@@ -95,6 +92,20 @@ class Report:
             self.extras[column] = [None] * size
             for row, value in zip(rows, values, strict=True):
                 self.extras[column][row] = value
+
+    def add(self, later: Report) -> None:
+        """Adds the metrics of a later round of the same scoring.
+
+        Raises:
+            ValueError: a name is logged by `log_metric` in one and by `log_count` in the other.
+        """
+        self._join(list(later.metrics.items()))
+
+    def _join(self, metrics: Sequence[tuple[str, Metric]]) -> None:
+        for name, value in metrics:
+            if name in self.metrics and self.metrics[name].kind != value.kind:
+                raise ValueError(f"logged {name!r} by log_metric and by log_count; rename one")
+            self.metrics[name] = self.metrics[name] + value if name in self.metrics else value
 
 
 class Notes:

@@ -22,6 +22,7 @@ def score(
     timeout: float = 0.0,
     stuck: Stuck | None = None,
     report: Report | None = None,
+    by_group: bool = False,
 ) -> list[RolloutGroup]:
     """Adds `rewards` [G, F] and their weighted sum `reward` [G] to the groups, both float64, and what functions log of each.
 
@@ -35,6 +36,7 @@ def score(
         timeout: seconds that a function may take; 0: no limit.
         stuck: called where a function catches its time limit again and again.
         report: collects what the functions log (None: it is dropped).
+        by_group: calls each function once for each group, instead of once for all; async functions for all groups at once.
 
     Returns:
         The groups with rewards.
@@ -45,11 +47,43 @@ def score(
     if not groups:
         return []
     report = report or Report()
+    batches = [[group] for group in groups] if by_group else [groups]
+    kept = [[(g.prompt, r) for g in batch for r in g.rollouts if not r.is_dropped] for batch in batches]
+    parts = [
+        (batch, pairs, Report(report.state, report.is_taken))
+        for batch, pairs in zip(batches, kept, strict=True)
+    ]
+    called = [(pairs, own) for _, pairs, own in parts if pairs]
+    tables = iter(
+        call_all(rewards, [pairs for pairs, _ in called], timeout, stuck, [own for _, own in called])
+    )
+    scored: list[RolloutGroup] = []
+    for batch, pairs, own in parts:
+        scored += _with_rewards(batch, rewards, next(tables) if pairs else [], own)
+        report.add(own)
+    return scored
+
+
+def _with_rewards(
+    groups: Sequence[RolloutGroup],
+    rewards: Sequence[Reward],
+    scores: Sequence[Sequence[float]],
+    report: Report,
+) -> list[RolloutGroup]:
+    """Adds rewards to the groups that were scored together.
+
+    Args:
+        groups: the groups.
+        rewards: F reward functions.
+        scores: [F][B] rewards of the completions that aren't dropped; empty where all of them are.
+        report: what the functions have logged of these groups.
+
+    Returns:
+        The groups with rewards.
+    """
     is_kept = torch.tensor([not r.is_dropped for g in groups for r in g.rollouts])  # [B]
     table = torch.full((len(is_kept), len(rewards)), math.nan, dtype=torch.float64)  # [B, F]
-    pairs = [(g.prompt, r) for g in groups for r in g.rollouts if not r.is_dropped]
-    if pairs:
-        scores = call_all(rewards, pairs, timeout, stuck, report)
+    if scores:
         table[is_kept] = torch.tensor(scores, dtype=torch.float64).T
     sizes = [len(group.rollouts) for group in groups]
     total = _weighted_sum(table, rewards)  # [B]

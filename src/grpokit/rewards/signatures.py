@@ -66,11 +66,24 @@ def _of_texts(fn: RewardFunction) -> RewardFunction:
     return call
 
 
+class AtCompletion(Exception):
+    """An async reward function failed at one of its completions. It may be scoring other groups at the same time.
+
+    Args:
+        error: what it raised.
+        row: the completion's number in the call.
+    """
+
+    def __init__(self, error: Exception, row: int) -> None:
+        super().__init__(str(error))
+        self.error, self.row = error, row
+
+
 class PerCompletion:
     """verl's function, called once per completion that has a reference.
 
     Attributes:
-        at: the completion it is at, or failed at; None before the first.
+        at: the completion that a function without `async` is at, or failed at; None before the first.
     """
 
     def __init__(self, fn: RewardFunction, answer_column: str) -> None:
@@ -122,9 +135,8 @@ class PerCompletion:
     async def _awaited(self, row: int, given: dict[str, Any] | None) -> Any:
         try:
             return None if given is None else _score(await self.__wrapped__(**given))
-        except Exception:
-            self.at = row if self.at is None else self.at
-            raise
+        except Exception as error:
+            raise AtCompletion(error, row) from error
 
 
 def _score(returned: Any) -> Any:

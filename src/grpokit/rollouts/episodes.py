@@ -14,65 +14,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from ..common.waiting import Waiting, together
+from ..common.waiting import Waiting
 from ..parallel import ALONE, World
-from ..types import Episode, EpisodeFailed, Messages, NoRoom, Prompt, Rollout, RolloutGroup
+from ..types import Episode, EpisodeFailed, NoRoom, Prompt, Rollout, RolloutGroup
 from .dropped import ErrorBudget
-from .pending import RolloutsPending, sample_together
+from .other_side import PATIENCE, OtherSide, close_all
+from .pending import Progress, RolloutsPending, sample_together
 from .sampler import Request, SamplingStopped, TurnEngine, Turns
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 600.0  # seconds that episodes wait for room while none can begin
-CLOSING = 10.0  # seconds that the closing of episodes that are given up may take
-
-
-class OtherSide(Protocol):
-    """Answers the model's turns in one episode. An environment never sees the engine."""
-
-    prompt_ids: tuple[int, ...]
-    messages: Messages
-    added: Messages | None
-    ending: Any
-    calls: Any
-    failures: int
-    seconds: float
-    environment: Any
-
-    @property
-    def kind_name(self) -> str | None:
-        """The class of the environment; None without one."""
-        ...
-
-    def open(self) -> Waiting[None]:
-        """Begins the episode, and finds its prompt. Raises NoRoom where it can't begin now, but will later."""
-        ...
-
-    def reply(self, ids: Sequence[int], text: str, cut: bool, room: int) -> Waiting[list[int]]:
-        """Answers a turn.
-
-        Args:
-            ids: the turn's tokens.
-            text: what they say, without the end token.
-            cut: whether the turn was cut by its length.
-            room: tokens that the episode may still have.
-
-        Returns:
-            The tokens that follow; none where the episode ends.
-        """
-        ...
-
-    def final_reward(self) -> Waiting[float | None]:
-        """Returns the environment's own reward, where it has one."""
-        ...
-
-    def close(self) -> Waiting[None]:
-        """Ends the episode, whatever has happened. Does nothing the second time."""
-        ...
 
 
 @dataclass
@@ -201,14 +155,12 @@ class EpisodeSampler:
         """See `Sampler.sync`."""
         self.engine.sync()
 
-    def _sample(
-        self, session: Any, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
-    ) -> list[Rollout]:
+    def _sample(self, session: Any, jobs: Sequence[tuple[Prompt, int]], progress: Progress) -> list[Rollout]:
         rollouts: list[Rollout] = []
         size = self.batch_size or max(1, len(jobs))  # a rank may have no prompts
         with session as turns:
             for start in range(0, len(jobs), size):
-                rollouts += self._batch(turns, jobs[start : start + size], given_up)
+                rollouts += self._batch(turns, jobs[start : start + size], start, progress)
         self._tell_of_prompts(rollouts, [prompt.position for prompt, _ in jobs])
         return rollouts
 
@@ -227,20 +179,35 @@ class EpisodeSampler:
             )
 
     def _batch(
-        self, turns: Turns, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
+        self, turns: Turns, jobs: Sequence[tuple[Prompt, int]], start: int, progress: Progress
     ) -> list[Rollout]:
-        """Samples episodes that go on together. Those for which there is no room follow once others have ended."""
+        """Samples episodes that go on together. Those for which there is no room follow once others have ended.
+
+        Args:
+            turns: the engine's session.
+            jobs: prompts, with the numbers of the episodes in their groups.
+            start: the number of the first of them among all.
+            progress: gets each episode that has ended.
+
+        Returns:
+            The episodes, in order.
+        """
         found: dict[int, Rollout] = {}
         most, until, pause = len(jobs), time.monotonic() + PATIENCE, 0.1
         while left := [number for number in range(len(jobs)) if number not in found][:most]:
-            sampled = self._play_together(turns, [jobs[number] for number in left], given_up)
+
+            def ended(place: int, played: Rollout | NoRoom, left: list[int] = left) -> None:
+                if isinstance(played, Rollout):
+                    progress.ended(start + left[place], played)
+
+            sampled = self._play_together(turns, [jobs[number] for number in left], progress, ended)
             begun = {n: r for n, r in zip(left, sampled, strict=True) if isinstance(r, Rollout)}
             found |= begun
             if begun:
                 most, until, pause = 2 * len(begun), time.monotonic() + PATIENCE, 0.1
             elif time.monotonic() > until:
                 raise ValueError(f"{sampled[0]}; no episode could begin for {PATIENCE:g} seconds")
-            elif given_up() or self.stop():
+            elif progress.given_up or self.stop():
                 raise SamplingStopped(f"stopped while waiting for room: {sampled[0]}")
             else:
                 time.sleep(pause)
@@ -248,13 +215,24 @@ class EpisodeSampler:
         return [found[number] for number in range(len(jobs))]
 
     def _play_together(
-        self, turns: Turns, jobs: Sequence[tuple[Prompt, int]], given_up: Callable[[], bool]
+        self,
+        turns: Turns,
+        jobs: Sequence[tuple[Prompt, int]],
+        progress: Progress,
+        ended: Callable[[int, Rollout | NoRoom], None],
     ) -> list[Rollout | NoRoom]:
-        """Plays the episodes that can begin now. Returns for each its rollout, or why it can't begin."""
+        """Plays the episodes that can begin now. Returns for each its rollout, or why it can't begin.
+
+        Args:
+            turns: the engine's session.
+            jobs: prompts, with the numbers of the episodes in their groups.
+            progress: tells whether the episodes are given up.
+            ended: called with each episode that has ended, and its place in `jobs`.
+        """
         episodes = [_Growing(prompt, g, self.begin(prompt, g)) for prompt, g in jobs]
         pieces = [self._play(episode, turns) for episode in episodes]
         try:
-            return sample_together(pieces, lambda: given_up() or self.stop(), turns)
+            return sample_together(pieces, lambda: progress.given_up or self.stop(), turns, ended)
         except BaseException:  # the reason to report, whatever closing the others raises
             close_all([episode.other for episode in episodes])
             raise
@@ -291,47 +269,3 @@ class EpisodeSampler:
         room = self.max_length - len(episode.ids)
         cut = turn.finish_reason == "length"
         return episode.other.reply(turn.completion_ids.tolist(), turn.text, cut, room)
-
-
-def close_all(others: Sequence[OtherSide]) -> None:
-    """Closes episodes that are given up, for some seconds at most. What one of them raises is not reported."""
-    until = time.monotonic() + CLOSING
-
-    def closing(other: OtherSide) -> Waiting[None]:
-        with suppress(EpisodeFailed):
-            yield from other.close()
-
-    with suppress(InterruptedError):  # a call hangs: its thread is abandoned
-        together([closing(other) for other in others], stop=lambda: time.monotonic() > until)
-
-
-def open_each(others: Sequence[Callable[[], OtherSide]]) -> list[OtherSide]:
-    """Opens episodes one after another, only to see their prompts, and closes each.
-
-    Args:
-        others: functions that make an `OtherSide`. If `open` raises NoRoom, the function is called again later.
-
-    Returns:
-        The closed episodes.
-
-    Raises:
-        EpisodeFailed: one of them fails.
-        ValueError: there is no room for one of them for `PATIENCE` seconds.
-    """
-    opened: list[OtherSide] = []
-    for make in others:
-        until = time.monotonic() + PATIENCE
-        while True:
-            other = make()
-            try:
-                together([other.open()])
-            except NoRoom as full:
-                if time.monotonic() > until:
-                    raise ValueError(f"{full}; it had no room for {PATIENCE:g} seconds") from full
-            else:
-                opened.append(other)
-                break
-            finally:
-                close_all([other])
-            time.sleep(1.0)
-    return opened

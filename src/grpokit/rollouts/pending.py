@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import TypeVar
 
 from ..common.waiting import Waiting, together
@@ -14,14 +18,42 @@ from .sampler import SamplingStopped, Turns
 T = TypeVar("T")
 
 
+@dataclass
+class Progress:
+    """What a sampling thread tells the main thread, and the reverse. Example: `Progress().ended(3, rollout)`"""
+
+    given_up: bool = False  # set where the rollouts are not needed any more
+    _ended: SimpleQueue[tuple[int, Rollout] | None] = field(
+        default_factory=SimpleQueue
+    )  # None: the thread has ended
+
+    def ended(self, number: int, rollout: Rollout) -> None:
+        """Hands over a rollout, by its number among all of them."""
+        self._ended.put((number, rollout))
+
+    def close(self) -> None:
+        """Says that no rollout follows."""
+        self._ended.put(None)
+
+    def rollouts(self) -> Iterator[dict[int, Rollout]]:
+        """Waits for rollouts, and yields those that have come by then; ends where no rollout follows."""
+        last = False
+        while not last:
+            came = [self._ended.get()]
+            while not self._ended.empty():
+                came.append(self._ended.get())
+            last = None in came
+            yield dict(pair for pair in came if pair is not None)
+
+
 class RolloutsPending:
     """A `Pending` around a function that samples.
 
     Args:
         prompts: P prompts.
         num_generations: G completions of each prompt.
-        sample: samples the P·G rollouts, in order. Its argument is a function that tells whether to stop. Once that returns
-            True, `sample` raises SamplingStopped.
+        sample: samples the P·G rollouts, and returns them in order. It hands each over as soon as it has ended. Once they are
+            given up, it raises SamplingStopped.
         world: the ranks.
     """
 
@@ -29,12 +61,12 @@ class RolloutsPending:
         self,
         prompts: Sequence[Prompt],
         num_generations: int,
-        sample: Callable[[Callable[[], bool]], list[Rollout]],
+        sample: Callable[[Progress], list[Rollout]],
         world: World = ALONE,
     ) -> None:
         self.prompts, self.size, self.world = prompts, num_generations, world
         self._sample = sample
-        self._given_up = False
+        self._progress = Progress()
         self._rollouts: list[Rollout] | None = None
         self._error: Exception | None = None
 
@@ -42,18 +74,55 @@ class RolloutsPending:
         """See `Pending.work`."""
         try:
             with contextlib.suppress(SamplingStopped):
-                self._rollouts = self._sample(lambda: self._given_up)
+                self._rollouts = self._sample(self._progress)
         except Exception as error:  # noqa: BLE001 - raised by `groups`, on all ranks
             self._error = error
+        finally:
+            self._progress.close()
 
     def give_up(self) -> None:
         """See `Pending.give_up`."""
-        self._given_up = True
+        self._progress.given_up = True
 
     def now(self) -> list[RolloutGroup]:
         """Samples on this thread, and returns the rollouts. A collective."""
         self.work()
         return self.groups()
+
+    def streamed(self, take: Callable[[list[RolloutGroup]], bool]) -> list[RolloutGroup]:
+        """Samples on another thread, and hands over groups on this one while the others are sampled. A collective.
+
+        Args:
+            take: called with groups that are complete, in the order of the prompts, so that a run that is repeated makes the
+                same calls. It returns whether the rollouts are still needed.
+
+        Returns:
+            See `groups`.
+        """
+        thread = threading.Thread(target=self.work, name="sampling", daemon=True)
+        thread.start()
+        try:
+            for groups in self._complete():
+                if not take(groups):
+                    break
+        finally:
+            self.give_up()  # changes nothing where all of them are sampled
+            thread.join()
+        return self.groups()
+
+    def _complete(self) -> Iterator[list[RolloutGroup]]:
+        found: dict[int, Rollout] = {}
+        first = 0
+        for came in self._progress.rollouts():
+            found |= came
+            known = next(
+                n for n in itertools.count(first * self.size) if n not in found
+            )  # rollouts without a gap
+            last = known // self.size
+            if last > first:
+                rollouts = [found[n] for n in range(first * self.size, last * self.size)]
+                yield in_groups(self.prompts[first:last], self.size, rollouts)
+                first = last
 
     def groups(self) -> list[RolloutGroup]:
         """See `Pending.groups`."""
@@ -65,10 +134,25 @@ class RolloutsPending:
         return in_groups(self.prompts, self.size, self._rollouts)
 
 
-def sample_together(pieces: Sequence[Waiting[T]], stop: Callable[[], bool], turns: Turns) -> list[T]:
-    """Runs pieces that wait for an engine's turns; see `together`. Raises SamplingStopped once `stop()` is True."""
+def sample_together(
+    pieces: Sequence[Waiting[T]],
+    stop: Callable[[], bool],
+    turns: Turns,
+    ended: Callable[[int, T], None] = lambda number, value: None,
+) -> list[T]:
+    """Runs pieces that wait for an engine's turns. Raises SamplingStopped once `stop()` is True.
+
+    Args:
+        pieces: see `together`.
+        stop: see `together`.
+        turns: the engine's session.
+        ended: see `together`.
+
+    Returns:
+        What each piece returned, in order.
+    """
     try:
-        return together(pieces, stop, turns.work)
+        return together(pieces, stop, turns.work, ended)
     except InterruptedError as stopped:
         raise SamplingStopped(str(stopped)) from stopped
 

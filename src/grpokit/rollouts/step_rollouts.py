@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -14,11 +14,25 @@ from ..types import Metric, Metrics, Prompt, RolloutGroup
 from .ahead import SampleAhead
 from .dropped import ErrorBudget
 from .gather import gather_groups
+from .pending import RolloutsPending
 from .resample import first_position
 from .sampler import Sampler, SamplingStopped
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Measures the wall time of a phase: `with phase("rollout"): ...`."""
+
+Take = Callable[[list[RolloutGroup]], bool]
+"""Takes groups while others are sampled (`RolloutsPending.streamed`). Returns whether those are still needed."""
+
+
+class StreamingSampler(Sampler, Protocol):
+    """A sampler that can hand over groups while it samples others."""
+
+    def start(
+        self, prompts: Sequence[Prompt], num_generations: int, *, greedy: bool = False
+    ) -> RolloutsPending:
+        """See `StartingSampler.start`."""
+        ...
 
 
 class PromptOrder(Protocol):
@@ -50,6 +64,7 @@ def sample_share(
     *,
     greedy: bool = False,
     budget: ErrorBudget | None = None,
+    take: Take | None = None,
 ) -> list[RolloutGroup]:
     """Samples this rank's share of the prompts.
 
@@ -61,13 +76,19 @@ def sample_share(
         pause: called after sampling on all ranks; raises where a stop was asked for.
         greedy: takes the most probable token each time.
         budget: counts dropped episodes.
+        take: gets groups while others are sampled; the engine is a `StreamingSampler`.
 
     Returns:
         A group for each prompt of this rank's share, in order.
     """
     with world.together():  # an environment may fail on one rank alone
         try:
-            groups = sampler.sample(world.share(prompts), num_generations, greedy=greedy)
+            share = world.share(prompts)
+            if take is None:
+                groups = sampler.sample(share, num_generations, greedy=greedy)
+            else:
+                streaming = cast(StreamingSampler, sampler)
+                groups = streaming.start(share, num_generations, greedy=greedy).streamed(take)
         except SamplingStopped:
             groups = []
     pause()
@@ -103,8 +124,20 @@ class StepRollouts:
         if tell is not None:
             tell(step, {group.prompt.position: _mean_reward(group) for group in groups})
 
-    def sample(self, prompts: Sequence[Prompt], step: int, phase: Phase) -> list[RolloutGroup]:
-        """Samples this rank's share of the prompts of step `step`, counted from 0."""
+    def sample(
+        self, prompts: Sequence[Prompt], step: int, phase: Phase, take: Take | None = None
+    ) -> list[RolloutGroup]:
+        """Samples this rank's share of a step's prompts.
+
+        Args:
+            prompts: the prompts of all ranks.
+            step: the step, counted from 0.
+            phase: measures the time.
+            take: see `sample_share`.
+
+        Returns:
+            A group for each prompt of this rank's share, in order.
+        """
         with phase("rollout"):
             groups = sample_share(
                 self.ahead or self.sampler,
@@ -113,6 +146,7 @@ class StepRollouts:
                 self.world,
                 self.pause,
                 budget=self.budget,
+                take=take,
             )
         if self.max_resample_times == 0:  # else the step may need the engine once more
             self.begin_next(step)

@@ -16,14 +16,11 @@ from ..policy.optimizer import set_learning_rate
 from ..rewards import reward_metrics
 from .measure import Clock, rollout_metrics
 from .run import Run, Step
-from .scoring import score_step
+from .scoring import EarlyScores, score_step
 
 
 def iter_steps(run: Run, progress: StepProgress | None = None) -> Iterator[Step]:
-    """Trains from where `run` stands to `max_steps`, and yields each step once it is recorded.
-
-    `progress` is the step in which a checkpoint was written, where there is one: it is finished first.
-    """
+    """Trains to `max_steps`, and yields each step once it is recorded. `progress`, a checkpoint's step, is finished first."""
     for step in run.remaining_steps():
         clock = Clock()
         try:
@@ -50,9 +47,10 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
     config, chosen = run.config, run.step_groups(step)
     while chosen.missing:  # once; again where dynamic sampling replaces groups without signal
         prompts = run.prompts.take(chosen.position, chosen.missing)
-        groups = run.rollouts.sample(prompts, step, clock)
+        early = EarlyScores(run, step, clock) if config.stream_rewards else None
+        groups = run.rollouts.sample(prompts, step, clock, early and early.take)
         with clock("reward"):
-            chosen.add(*score_step(run, step, groups, prompts))
+            chosen.add(*score_step(run, step, groups, prompts, early))
     groups = add_advantages(chosen.groups, run.estimator, run.scale_rewards, run.reward_weights)
     groups = mask_truncated(groups) if config.mask_truncated_completions else groups
     updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)  # fixes every weight

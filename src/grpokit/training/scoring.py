@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,57 @@ from .kl_reward import subtract_kl
 from .rescue import end_stuck
 
 if TYPE_CHECKING:
+    from .measure import Clock
     from .run import Run
+
+
+class EarlyScores:
+    """Rewards groups while the others of their step are sampled (`--stream_rewards`). An error is kept until `finish`.
+
+    Args:
+        run: the run.
+        step: steps done.
+        clock: measures the time.
+    """
+
+    def __init__(self, run: Run, step: int, clock: Clock) -> None:
+        self._score, self.report = scorer(run, step, run.rewards, by_group=True)
+        self._clock, self._groups = clock, list[RolloutGroup]()
+        self._error: Exception | None = None
+
+    def take(self, groups: list[RolloutGroup]) -> bool:
+        """Scores groups. Returns whether the step's other groups are still needed: not after an error."""
+        with self._clock("reward_streamed"):
+            try:
+                self._groups += self._score(groups)
+            except Exception as error:  # noqa: BLE001 - raised by `finish`, on all ranks
+                self._error = error
+        return self._error is None
+
+    def finish(self) -> list[RolloutGroup]:
+        """Returns all scored groups of this rank. Raises RewardError: a function failed."""
+        if self._error is not None:
+            raise self._error
+        return self._groups
+
+
+def scorer(
+    run: Run, step: int, rewards: tuple[Reward, ...], by_group: bool = False
+) -> tuple[Callable[[Sequence[RolloutGroup]], list[RolloutGroup]], Report]:
+    """Makes the function that rewards groups after `step` steps.
+
+    Args:
+        run: the run.
+        step: steps done.
+        rewards: the reward functions.
+        by_group: calls them once for each group.
+
+    Returns:
+        The function, and the report of what the reward functions log.
+    """
+    report = Report(trainer_state(run, step), is_taken)
+    settings = {"timeout": run.config.reward_timeout, "stuck": partial(end_stuck, run), "by_group": by_group}
+    return partial(score, rewards=rewards, report=report, **settings), report
 
 
 def score_groups(
@@ -23,6 +73,7 @@ def score_groups(
     groups: Sequence[RolloutGroup],
     prompts: Sequence[Prompt],
     rewards: tuple[Reward, ...] | None = None,
+    early: EarlyScores | None = None,
 ) -> tuple[list[RolloutGroup], Metrics]:
     """Rewards this rank's groups, after `step` steps. A collective.
 
@@ -34,21 +85,26 @@ def score_groups(
         groups: this rank's groups.
         prompts: the prompts of all ranks.
         rewards: an evaluation's own rewards (None: those of training).
+        early: has scored these groups already.
 
     Returns:
         The groups of all ranks, in the order of `prompts`, and what the functions have logged on all ranks.
     """
-    report = Report(trainer_state(run, step), is_taken)
-    functions, limit = run.rewards if rewards is None else rewards, run.config.reward_timeout
+    rate, report = scorer(run, step, run.rewards if rewards is None else rewards)
     with run.world.together():
-        scored = score(groups, functions, limit, partial(end_stuck, run), report)
+        scored = rate(groups) if early is None else early.finish()
+    report = report if early is None else early.report
     at = {prompt.position: prompt for prompt in prompts}
     logged = run.world.join_metrics(report.metrics)
     return gather_groups(scored, at.__getitem__, run.world), logged
 
 
 def score_step(
-    run: Run, step: int, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]
+    run: Run,
+    step: int,
+    groups: Sequence[RolloutGroup],
+    prompts: Sequence[Prompt],
+    early: EarlyScores | None = None,
 ) -> tuple[list[RolloutGroup], Metrics]:
     """Rewards groups for training as `score_groups` does. With --kl_in_reward, subtracts the KL to the reference.
 
@@ -57,11 +113,12 @@ def score_step(
         step: steps done.
         groups: this rank's groups.
         prompts: the prompts of all ranks.
+        early: has scored these groups already.
 
     Returns:
         See `score_groups`.
     """
-    scored, logged = score_groups(run, step, groups, prompts)
+    scored, logged = score_groups(run, step, groups, prompts, early=early)
     if run.config.kl_in_reward and run.reference is not None:
         scored = subtract_kl(scored, run.policy, run.reference, run.learning, run.config.beta)
     return scored, logged

@@ -11,7 +11,7 @@ import torch
 from ...common.noise import keyed_hash
 from ...common.waiting import Waiting
 from ...types import Prompt, Rollout, RolloutGroup
-from ..pending import RolloutsPending, sample_together
+from ..pending import Progress, RolloutsPending, sample_together
 from ..sampler import Request as TurnRequest
 from ..sampler import Turns, first_turns
 from ..shaping import FULL, Shaping
@@ -66,10 +66,12 @@ class VLLMSampler:
         session = self.turns(prompts, greedy=greedy)
         requests = first_turns(prompts, num_generations, self.max_length)
 
-        def sample(given_up: Callable[[], bool]) -> list[Rollout]:
+        def sample(progress: Progress) -> list[Rollout]:
             with session as turns:
                 pieces = [turns.ask(request) for request in requests]
-                return sample_together(pieces, lambda: given_up() or self.stop(), turns)
+                return sample_together(
+                    pieces, lambda: progress.given_up or self.stop(), turns, progress.ended
+                )
 
         return RolloutsPending(prompts, num_generations, sample, self.weights.world)
 

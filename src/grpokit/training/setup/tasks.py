@@ -9,7 +9,7 @@ from ...common.console import say
 from ...config.options import ModelConfig
 from ...data.tasks import EnvironmentTasks
 from ...environments.dialogue import Dialogue
-from ...rollouts.episodes import open_each
+from ...rollouts.other_side import open_each
 from ...types import EpisodeFailed
 from .environments import Environments, make_setting
 from .form import prompt_form
