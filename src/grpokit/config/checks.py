@@ -11,6 +11,7 @@ from .rules import Rule, at_least, has_model, is_adapter, is_given
 from .sampling_rules import sampling_rules
 from .schedule import check_schedule
 from .train_rules import TRAIN_RULES
+from .unused import UNUSED_REWARD_OPTIONS, UNUSED_TRAIN_OPTIONS
 
 MODEL_RULES = [
     Rule("model", lambda c: c.model != "", "is required; see --help", "(missing)"),
@@ -79,6 +80,8 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     if config.reward_routes:
         parse_routes(config.reward_routes)
     check_datasets(config.dataset, trains=isinstance(config, TrainConfig))
+    for rule in UNUSED_REWARD_OPTIONS:
+        rule.check(config)
 
 
 def resumes_without_model(config: ModelConfig, from_python: bool = False) -> bool:
@@ -104,3 +107,5 @@ def check_train_config(config: TrainConfig, from_python: bool = False) -> None:
     for rule in (*TRAIN_RULES, *ORDER_RULES):
         rule.check(config)
     check_schedule(config)
+    for rule in UNUSED_TRAIN_OPTIONS:
+        rule.check(config)

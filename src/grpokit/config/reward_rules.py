@@ -6,17 +6,15 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .judge_options import OPENAI_KEY
 from .rules import Rule, above_0, at_least
+from .unused import has_reward
 
 ROUTES = "expected a column and value=name,name for each value, such as data_source gsm8k=accuracy code=passes,format"
 
 
-def _judges(config: Any) -> bool:
-    return "judge" in config.reward_funcs
-
+_judges = has_reward("judge")
 
 REWARD_RULES = [
     Rule(

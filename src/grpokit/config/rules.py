@@ -36,7 +36,10 @@ class _Shown:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._config, name)
-        return " ".join(map(str, value)) if isinstance(value, tuple) else value
+        value = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        if isinstance(value, str) and not value.isprintable():  # a stop string may be a line break
+            return "".join(each if each.isprintable() else repr(each)[1:-1] for each in value)
+        return value
 
 
 def ranks() -> int:

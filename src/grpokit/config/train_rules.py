@@ -11,11 +11,6 @@ from .sampling_rules import sampling_rules
 
 NUMBER_RULES = [
     Rule(
-        "eval_reward_funcs",
-        lambda c: not c.eval_reward_funcs or len(c.eval_dataset) > 0,
-        "is for evaluation, and there is no --eval_dataset",
-    ),
-    Rule(
         "early_stop",
         lambda c: c.early_stop == "" or is_early_stop(c.early_stop),
         "expected METRIC:PATIENCE, such as eval/reward:3 (end after three evaluations that are no better)",

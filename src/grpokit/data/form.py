@@ -37,6 +37,7 @@ class PromptForm:
         None  # the tools that a row's prompt shows, where an episode may have several turns
     )
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # arguments for the chat template
+    template_file: str = ""  # where the chat template comes from, if it is not the tokenizer's own
     prefix: str = ""  # the beginning of every completion: the last tokens of the prompt
 
     @property
@@ -45,7 +46,9 @@ class PromptForm:
         if self.system_prompt:
             return f"--system_prompt {one_line(self.system_prompt, 40)!r}"
         kwargs = " ".join(f"{name}={json.dumps(value)}" for name, value in self.template_kwargs.items())
-        return f"--chat_template_kwargs {kwargs}" if kwargs else ""
+        if kwargs:
+            return f"--chat_template_kwargs {kwargs}"
+        return f"--chat_template {self.template_file}" if self.template_file else ""
 
     def kwargs_of(self, columns: Mapping[str, Any], source: str) -> dict[str, Any]:
         """Returns the template's arguments for a row: the run's, overridden by the row's column `chat_template_kwargs`.

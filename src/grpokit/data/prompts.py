@@ -121,7 +121,7 @@ class Prompts:
 
         Raises ValueError naming file:line for such a row, for a chat whose tokenizer has no chat template, and
         for a prompt over `max_prompt_length` if `long_prompts` is "error"; naming `flag` if no prompt is left; naming
-        --system_prompt or --chat_template_kwargs if there is one and no chat.
+        --system_prompt, --chat_template_kwargs or --chat_template if there is one and no chat.
         """
         require_template(rows, tokenizer)
         prompts, bad = [], list(skipped_rows)

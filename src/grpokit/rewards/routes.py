@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..common.text import did_you_mean
@@ -29,6 +29,25 @@ class Route:
     def leads_to(self, prompt: Prompt) -> bool:
         """Tells whether the prompt's row has one of the values."""
         return str(prompt.columns.get(self.column)) in self.values
+
+
+def empty_routes(routes: Iterable[Route | None], prompts: Sequence[Prompt]) -> list[str]:
+    """Says which values of the routes no row has. The rows may be the first ones of a dataset that is read lazily.
+
+    Example:
+        >>> row = Prompt(0, (1,), "q", {"data_source": "math"}, "a.jsonl:1")
+        >>> empty_routes([Route("data_source", frozenset({"maths"}))], [row])
+        ["maths: no row that was read has it in data_source (did you mean 'math'?)"]
+    """
+    wanted = {(route.column, value) for route in routes if route is not None for value in route.values}
+    known: dict[str, set[str]] = {}
+    for column in {column for column, _ in wanted}:
+        known[column] = {str(prompt.columns.get(column)) for prompt in prompts}
+    return [
+        f"{value}: no row that was read has it in {column}{did_you_mean(value, known[column])}"
+        for column, value in sorted(wanted)
+        if value not in known[column]
+    ]
 
 
 def find_routes(options: Sequence[str], names: Collection[str], columns: Collection[str]) -> dict[str, Route]:

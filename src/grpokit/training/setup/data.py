@@ -12,6 +12,7 @@ from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
 from ...rewards import Reward, describe_rewards, load_rewards
+from ...rewards.routes import empty_routes
 from .columns import columns_of
 from .environments import Environments, find_environments, longest_sequence
 from .held_out import HeldOutSet, load_held_out
@@ -68,6 +69,10 @@ def load_data(
     if isinstance(prompts, EnvironmentTasks) and config.eval_steps and not held_out:
         tasks = prompts.in_order(config.eval_samples)
         held_out = [HeldOutSet("", tasks, rewards, prompts.longest)]
+    evaluated = [prompt for each in held_out for prompt in each.prompts]
+    routes = [reward.route for each in held_out for reward in each.rewards] + [r.route for r in rewards]
+    for found in empty_routes(routes, [*prompts.checked(), *evaluated]):
+        say(f"note: --reward_routes {found}")
     return RunData(prompts, rewards, held_out, prompts.longest, environments)
 
 

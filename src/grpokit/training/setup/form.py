@@ -18,7 +18,9 @@ def prompt_form(config: ModelConfig, tools_of: ToolsOf | None = None) -> PromptF
         ValueError: --chat_template_kwargs is malformed.
     """
     kwargs = parse_template_kwargs(config.chat_template_kwargs)
-    return PromptForm(config.system_prompt, tools_of, kwargs, config.generation_prefix)
+    return PromptForm(
+        config.system_prompt, tools_of, kwargs, config.chat_template, prefix=config.generation_prefix
+    )
 
 
 def find_tokenizer(config: ModelConfig, parts: Parts, path: str) -> Any:
