@@ -52,7 +52,7 @@ def test_the_command_line_and_python_say_the_same(tmp_path, capsys):
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     said = capsys.readouterr().err
     assert "error: --eval_top_p 0.9: is for evaluation, and there is no --eval_dataset" in said
-    with pytest.raises(ValueError, match="eval_top_p 0.9: is for evaluation, and there is no eval_dataset"):
+    with pytest.raises(ValueError, match=r"eval_top_p 0\.9: is for evaluation, and there is no eval_dataset"):
         GRPOTrainer(
             model=str(tmp_path / "model"),
             reward_funcs="length",

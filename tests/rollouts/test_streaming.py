@@ -230,9 +230,42 @@ def test_groups_that_are_sampled_are_handed_over_once_and_the_rest_is_given_up()
         seen.extend(group.prompt.position for group in groups)
         return len(seen) < 2
 
-    with pytest.raises(SamplingStopped):
-        RolloutsPending(prompts, 2, sample).streamed(take)
+    assert RolloutsPending(prompts, 2, sample).streamed(take) == []
     assert seen == [0, 1]
+
+
+def test_a_sampling_thread_never_ends_in_silence():
+    def sample(progress):
+        progress.ended(0, group_of([1.0]).rollouts[0])
+        raise SystemExit(3)
+
+    pending = RolloutsPending([Prompt(0, (1,), "p", {}, "t:1")], 1, sample)
+    with pytest.raises(RuntimeError, match="sampling ended by SystemExit: 3"):
+        pending.streamed(lambda groups: True)
+
+
+def test_an_async_failure_gives_up_the_other_groups(tmp_path):
+    ended = []
+
+    async def judged(completions, **kwargs):
+        if completions == ["c"]:
+            raise KeyError("gone")
+        await asyncio.sleep(30)
+        ended.append(completions)
+        return [1.0] * len(completions)
+
+    with pytest.raises(RewardError, match="raised KeyError: 'gone'"):
+        score([*two(), *two()], [Reward("judged", judged)], by_group=True)
+    assert ended == []
+
+
+def test_a_name_that_is_logged_in_two_ways_by_two_groups_is_refused():
+    def mine(completions, log_metric, log_count):
+        (log_metric if completions == ["c"] else log_count)("x", 1)
+        return [1.0] * len(completions)
+
+    with pytest.raises(RewardError, match="logged 'x' by log_metric and by log_count"):
+        score(two(), [Reward("mine", mine)], by_group=True)
 
 
 def test_a_function_that_hangs_is_interrupted(tmp_path, capsys):

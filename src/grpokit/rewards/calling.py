@@ -70,10 +70,19 @@ def time_limit(seconds: float, give_up: Callable[[], None] | None = None) -> Ite
         signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
-def awaited_together(calls: Sequence[tuple[Awaitable[Any], float]]) -> list[Any]:
+class GivenUp(BaseException):
+    """The outcome of a call that was given up because another one had failed."""
+
+
+def awaited_together(calls: Sequence[tuple[Awaitable[Any], float]], until_failure: bool = False) -> list[Any]:
     """Awaits all calls at once, each with its limit in seconds (0: none).
 
-    Returns what each returned or raised; TimeOut for one that took longer.
+    Args:
+        calls: the calls, and their limits.
+        until_failure: cancels those that are under way once one has failed.
+
+    Returns:
+        What each returned or raised; TimeOut for one that took longer, and GivenUp for one that was cancelled.
     """
 
     async def outcome(call: Awaitable[Any], seconds: float) -> Any:
@@ -87,7 +96,16 @@ def awaited_together(calls: Sequence[tuple[Awaitable[Any], float]]) -> list[Any]
             return error
 
     async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*(outcome(*call) for call in calls))
+        tasks = [asyncio.ensure_future(outcome(*call)) for call in calls]
+        left = set(tasks)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            if until_failure and any(isinstance(task.result(), BaseException) for task in done):
+                for task in left:
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
+                break
+        return [GivenUp() if task.cancelled() else task.result() for task in tasks]
 
     limits = [seconds for _, seconds in calls]
     longest = max(limits) + GRACE if all(limits) else 0.0

@@ -15,7 +15,7 @@ from ..common.copies import own_copy
 from ..common.imports import raised_at
 from ..common.text import one_line
 from ..types import SAMPLED, Messages, Prompt, Rollout
-from .calling import TimeOut, awaited_together, time_limit
+from .calling import GivenUp, TimeOut, awaited_together, time_limit
 from .registry import Reward, arguments, check_parameters, code_of, defined_at
 from .reporting import Notes, Report
 from .signatures import AtCompletion, is_async
@@ -73,7 +73,7 @@ class _Call:
         where = raised_at(error, code.co_filename) if code and deep else defined_at(reward.fn)
         who = (
             f"reward function `{reward.name}`"
-            if len(among) < 2
+            if len({each.name for each in among}) < 2
             else (
                 f"one of the async reward functions {', '.join(dict.fromkeys(f'`{each.name}`' for each in among))}"
             )
@@ -118,7 +118,7 @@ def call_all(
     later = [call for call in wanted if is_async(call.reward.fn)]
     returned = {id(call): _call(call, stuck) for call in wanted if not is_async(call.reward.fn)}
     if later:
-        returned |= zip(map(id, later), _await_all(later), strict=True)
+        returned |= zip(map(id, later), _await_all(later, until_failure=len(parts) > 1), strict=True)
     return [
         [_row(call, returned.get(id(call)), len(part), report) for call in several]
         for several, part, report in zip(calls, parts, reports, strict=True)
@@ -204,19 +204,22 @@ def _call(call: _Call, stuck: Stuck | None) -> Any:
         raise call.failure(error) from error
 
 
-def _await_all(calls: Sequence[_Call]) -> list[Any]:
-    """Awaits async functions together and returns what they returned. Raises RewardError for the first that failed."""
+def _await_all(calls: Sequence[_Call], until_failure: bool) -> list[Any]:
+    """Awaits async functions together and returns what they returned. Raises RewardError for the first that failed.
+
+    `until_failure`: gives up the other calls once one has failed.
+    """
 
     async def called(call: _Call) -> Any:
         positional, by_name = call.arguments()
         return await call.reward.fn(*positional, **by_name)
 
     try:
-        outcomes = awaited_together([(called(call), call.seconds) for call in calls])
+        outcomes = awaited_together([(called(call), call.seconds) for call in calls], until_failure)
     except TimeOut as error:  # one of them blocked the event loop
         raise calls[0].failure(error, among=[call.reward for call in calls]) from error
     for call, outcome in zip(calls, outcomes, strict=True):
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, GivenUp):
             raise call.failure(outcome) from outcome
     return outcomes
 

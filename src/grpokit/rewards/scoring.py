@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..types import Metric, Metrics, RolloutGroup
-from .functions import Stuck, call_all
+from .functions import RewardError, Stuck, call_all
 from .registry import Reward
 from .reporting import Report
 
@@ -60,7 +60,10 @@ def score(
     scored: list[RolloutGroup] = []
     for batch, pairs, own in parts:
         scored += _with_rewards(batch, rewards, next(tables) if pairs else [], own)
-        report.add(own)
+        try:
+            report.add(own)
+        except ValueError as error:
+            raise RewardError(f"reward functions of several groups {error}") from error
     return scored
 
 

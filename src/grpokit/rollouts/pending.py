@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TypeVar
 
+import torch
+
 from ..common.waiting import Waiting, together
 from ..parallel import ALONE, World
 from ..types import Prompt, Rollout, RolloutGroup
@@ -69,14 +71,17 @@ class RolloutsPending:
         self._progress = Progress()
         self._rollouts: list[Rollout] | None = None
         self._error: Exception | None = None
+        self._is_refused = False
 
     def work(self) -> None:
         """See `Pending.work`."""
         try:
             with contextlib.suppress(SamplingStopped):
                 self._rollouts = self._sample(self._progress)
-        except Exception as error:  # noqa: BLE001 - raised by `groups`, on all ranks
-            self._error = error
+        except BaseException as error:
+            if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+                raise
+            self._error = _as_exception(error)  # raised by `groups`, on all ranks
         finally:
             self._progress.close()
 
@@ -93,22 +98,27 @@ class RolloutsPending:
         """Samples on another thread, and hands over groups on this one while the others are sampled. A collective.
 
         Args:
-            take: called with groups that are complete, in the order of the prompts, so that a run that is repeated makes the
-                same calls. It returns whether the rollouts are still needed.
+            take: called with groups that are complete, in the order of the prompts. How many of them a call has depends on
+                time. It returns whether the rollouts are still needed.
 
         Returns:
-            See `groups`.
+            See `groups`; none where `take` has refused them, whatever the sampling has then ended with.
         """
-        thread = threading.Thread(target=self.work, name="sampling", daemon=True)
+        thread = threading.Thread(target=self._work_on, args=(_device(),), name="sampling", daemon=True)
         thread.start()
         try:
-            for groups in self._complete():
-                if not take(groups):
-                    break
+            self._is_refused = not all(take(groups) for groups in self._complete())
         finally:
             self.give_up()  # changes nothing where all of them are sampled
             thread.join()
         return self.groups()
+
+    def _work_on(self, device: int | None) -> None:
+        if (
+            device is not None
+        ):  # each thread has its own current device, and an engine of this process uses the rank's
+            torch.cuda.set_device(device)
+        self.work()
 
     def _complete(self) -> Iterator[list[RolloutGroup]]:
         found: dict[int, Rollout] = {}
@@ -127,11 +137,26 @@ class RolloutsPending:
     def groups(self) -> list[RolloutGroup]:
         """See `Pending.groups`."""
         with self.world.together():
-            if self._error is not None:
+            if self._error is not None and not self._is_refused:
                 raise self._error
+        if self._is_refused:
+            return []
         if self._rollouts is None:
             raise SamplingStopped("stopped while an engine was sampling")
         return in_groups(self.prompts, self.size, self._rollouts)
+
+
+def _device() -> int | None:
+    return torch.cuda.current_device() if torch.cuda.is_available() else None
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Returns the error of a thread, which must not end in silence: a tool may call exit()."""
+    if isinstance(error, Exception):
+        return error
+    raised = RuntimeError(f"sampling ended by {type(error).__name__}: {error}")
+    raised.__cause__ = error
+    return raised
 
 
 def sample_together(

@@ -113,10 +113,10 @@ METRICS: dict[str, Declared] = {
     "time/rollout": Declared(
         "max", "seconds of sampling; with --async_depth 1, seconds spent waiting for it"
     ),
-    "time/reward": Declared("max", "seconds in the reward functions, while nothing is sampled"),
+    "time/reward": Declared("max", "seconds in the reward functions, after sampling"),
     "time/reward_streamed": Declared(
         "max",
-        "seconds in the reward functions while completions are sampled, a part of time/rollout (--stream_rewards)",
+        "seconds in the reward functions for one group after the other, a part of time/rollout (--stream_rewards)",
     ),
     "time/learn": Declared("max", "seconds of forward, backward and optimizer steps"),
     "time/imbalance": Declared(

@@ -48,6 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Computes `eval/pass@1_greedy`, `eval/pass@k` and `eval/maj@k` for each k, `eval/reward` and `eval/mean_length`.
 
+    Where the prompts are of several datasets, each has the same figures of its own, as `eval/DATASET/pass@1`.
+
     `eval/pass@1_ci95` is half the width of pass@1's 95 % confidence interval: 1.96 standard errors of the mean over
     prompts (samples of one prompt are not independent; arXiv 2411.00640).
 
@@ -66,37 +68,64 @@ def evaluate(
     Returns:
         The figures by name, NaN where there was nothing to measure, and the share that passed of each prompt.
     """
-    passed: list[list[bool]] = []  # by prompt, sampled
-    votes: list[list[str]] = []  # the answers of these completions
-    by_prompt: dict[str, float] = {}
-    greedy: list[bool] = []
-    reward: list[float] = []
-    lengths: list[int] = []
+    found: list[_Found] = []
     for start in range(0, len(prompts), batch_prompts):
         part = prompts[start : start + batch_prompts]
-        for group in complete(part, num_generations, False):
-            verdict = _passes(group)
-            passed += [verdict] if verdict else []
-            votes += [_votes(group)] if verdict else []
-            by_prompt[group.prompt.source] = sum(verdict) / len(verdict) if verdict else math.nan
-            reward += [
-                r for r in (() if group.reward is None else group.reward.tolist()) if not math.isnan(r)
-            ]
-            lengths += [len(rollout.completion_ids) for rollout in group.rollouts if not rollout.is_dropped]
-        for group in complete(part, 1, True):
-            greedy += _passes(group)
+        sampled, greedy = complete(part, num_generations, False), complete(part, 1, True)
+        found += [_Found.of(*pair) for pair in zip(sampled, greedy, strict=True)]
         progress(start + len(part))
-    figures = {"eval/pass@1_greedy": _mean(greedy)}
+    figures = _figures(found, pass_at_k)
+    names = sorted({each.dataset for each in found})
+    for name in names if len(names) > 1 else ():
+        own = _figures([each for each in found if each.dataset == name], pass_at_k)
+        figures |= {f"eval/{name}/{figure.removeprefix('eval/')}": value for figure, value in own.items()}
+    return Evaluation(figures, {each.source: each.share for each in found})
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an evaluation has found for one prompt."""
+
+    source: str
+    dataset: str  # "" where there is only one
+    passed: list[bool]  # for each sampled completion; none where the first function does not apply
+    votes: list[str]  # the answers of these completions
+    greedy: list[bool]
+    rewards: list[float]
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, sampled: RolloutGroup, greedy: RolloutGroup) -> _Found:
+        assert sampled.reward is not None  # scored
+        return cls(
+            sampled.prompt.source,
+            sampled.prompt.dataset,
+            _passes(sampled),
+            _votes(sampled),
+            _passes(greedy),
+            [reward for reward in sampled.reward.tolist() if not math.isnan(reward)],
+            [len(rollout.completion_ids) for rollout in sampled.rollouts if not rollout.is_dropped],
+        )
+
+    @property
+    def share(self) -> float:
+        """The share of the sampled completions that passed; NaN where none could."""
+        return sum(self.passed) / len(self.passed) if self.passed else math.nan
+
+
+def _figures(found: Sequence[_Found], pass_at_k: Sequence[int]) -> dict[str, float]:
+    figures = {"eval/pass@1_greedy": _mean([each for one in found for each in one.greedy])}
     for k in pass_at_k:
+        able = [one for one in found if len(one.passed) >= k]
         figures[f"eval/pass@{k}"] = _mean(
-            [estimate_pass_at_k(len(p), sum(p), k) for p in passed if len(p) >= k]
+            [estimate_pass_at_k(len(one.passed), sum(one.passed), k) for one in able]
         )
         if k > 1:
-            pairs = [(p, v) for p, v in zip(passed, votes, strict=True) if len(p) >= k]
-            figures[f"eval/maj@{k}"] = _mean([estimate_maj_at_k(p, v, k) for p, v in pairs])
-    figures["eval/pass@1_ci95"] = half_width([share for share in by_prompt.values() if not math.isnan(share)])
-    figures |= {"eval/reward": _mean(reward), "eval/mean_length": _mean(lengths)}
-    return Evaluation(figures, by_prompt)
+            figures[f"eval/maj@{k}"] = _mean([estimate_maj_at_k(one.passed, one.votes, k) for one in able])
+    figures["eval/pass@1_ci95"] = half_width([one.share for one in found if one.passed])
+    figures["eval/reward"] = _mean([reward for one in found for reward in one.rewards])
+    figures["eval/mean_length"] = _mean([length for one in found for length in one.lengths])
+    return figures
 
 
 def logged_figures(logged: Metrics) -> dict[str, float]:

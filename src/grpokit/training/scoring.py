@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,13 @@ class EarlyScores:
 
     def __init__(self, run: Run, step: int, clock: Clock) -> None:
         self._score, self.report = scorer(run, step, run.rewards, by_group=True)
-        self._clock, self._groups = clock, list[RolloutGroup]()
+        self._clock, self._stopped, self._groups = clock, run.stop.is_set, list[RolloutGroup]()
         self._error: Exception | None = None
 
     def take(self, groups: list[RolloutGroup]) -> bool:
-        """Scores groups. Returns whether the step's other groups are still needed: not after an error."""
+        """Scores groups. Returns whether the step's other groups are still needed: not after an error or a stop."""
+        if self._stopped():
+            return False
         with self._clock("reward_streamed"):
             try:
                 self._groups += self._score(groups)
@@ -42,10 +45,14 @@ class EarlyScores:
         return self._error is None
 
     def finish(self) -> list[RolloutGroup]:
-        """Returns all scored groups of this rank. Raises RewardError: a function failed."""
+        """Returns all scored groups of this rank, each with every logged column. Raises RewardError: a function failed."""
         if self._error is not None:
             raise self._error
-        return self._groups
+        columns = {column: None for group in self._groups for column in group.extras}
+        return [
+            replace(g, extras={c: g.extras.get(c) or [None] * len(g.rollouts) for c in columns})
+            for g in self._groups
+        ]
 
 
 def scorer(
