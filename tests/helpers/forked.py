@@ -133,8 +133,8 @@ def become(request: dict, files: list[int]) -> NoReturn:
     try:
         for number, file in enumerate(files):
             os.dup2(file, number)
-        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115 - as long as the process
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["environment"])

@@ -11,6 +11,7 @@ from grpokit.commands.cli import main
 from grpokit.runs.checkpoint import checkpoints
 from helpers import forked
 from helpers.disturbed import SLOW, close_to, ended, rank_pids, started, steps_done, wait_for, write_config
+from helpers.launch import torchrun
 from helpers.places import OWN_LOSSES, REWARDS
 
 
@@ -118,7 +119,7 @@ def test_a_mistake_is_said_once(command, tmp_path):
         ("--dataset", str(tmp_path / "none.jsonl")),
         ("--model", str(tmp_path)),
     ):
-        done = forked.run(*command, "--output_dir", tmp_path / "run", *flags, ranks=2)
+        done = torchrun(2, "-m", *command, "--output_dir", str(tmp_path / "run"), *flags)
         assert done.returncode != 0
         errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert len(errors) == 1, done.stderr
