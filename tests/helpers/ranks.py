@@ -37,7 +37,7 @@ CUTS = {
     "shared-60": {"share_prompts": "always", "micro_batch_tokens": 60},
 }
 STEPS = 4
-# On four ranks: losses of each kind (of tokens, sequences, groups, the update), an adapter, and forms of the batch.
+# On four ranks: losses of tokens, of sequences and of a whole update, an adapter, and two forms of the batch.
 ON_FOUR = ("bnpo", "dapo", "gspo", "clip_cov", "lora")
 CUTS_ON_FOUR = ("padded-60", "shared-60")
 SHARDS = {  # of four ranks
