@@ -13,8 +13,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-import grpokit.runs.report
-
 pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)
 settings.register_profile("whole", deadline=None, print_blob=True, max_examples=50)
@@ -30,25 +28,14 @@ def pytest_collection_modifyitems(items):
 
 # --------------------------------------------------------------------------- reports
 
-write_report = grpokit.runs.report.write_report
-reward_curve = grpokit.runs.report.reward_curve
-
-
-def write_report_without_pixels(*arguments, **options):
-    """The report with every figure built, and none rendered: rendering is two thirds of a tiny run's time."""
-    from grpokit.runs.report import plots
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "figure_svg", lambda figure, name, label: "<svg></svg>")
-        return write_report(*arguments, **options)
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_reports():
     """Runs in this process end with the quick report, and a card without its curve; see the marker `full_report`."""
+    from helpers import quick_reports
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpokit.runs.report, "write_report", write_report_without_pixels)
-        patch.setattr(grpokit.runs.report, "reward_curve", lambda steps, evaluations: "<svg></svg>\n")
+        quick_reports.quick(patch)
         yield
 
 
@@ -58,7 +45,8 @@ def _full_report(request, _quick_reports):
     if request.node.get_closest_marker("full_report") is None:
         yield
         return
+    from helpers import quick_reports
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpokit.runs.report, "write_report", write_report)
-        patch.setattr(grpokit.runs.report, "reward_curve", reward_curve)
+        quick_reports.full(patch)
         yield

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 from grpokit.commands.cli import parse
 from grpokit.common.imports import load_object
 from grpokit.environments.tools import load_tools
+from helpers import forked
 from helpers.documented import arguments_of
-from helpers.launch import ENVIRONMENT
 from helpers.places import ROOT
 
 ZOO = f"{ROOT}/examples/zoo.py"
@@ -26,8 +24,8 @@ def command() -> str:
     return line.replace("$(DEMO_FLAGS)", "")
 
 
-def run(*words: str) -> None:
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+def run(program: str, *words: str) -> None:
+    done = forked.run(program, *words)
     assert done.returncode == 0, done.stderr
 
 
@@ -57,12 +55,13 @@ def test_the_command_of_the_makefile_is_taken():
 
 
 @pytest.mark.slow
-def test_a_short_version_of_the_demo_learns_to_ask_the_tool(tmp_path):
+def test_a_short_version_of_the_demo_learns_to_ask_the_tool(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     made, out = str(tmp_path / "tiny-agent"), str(tmp_path / "demo-agent")
     run(str(ROOT / "examples" / "make_tiny_agent.py"), "--output_dir", made, "--steps", "240")
     words = command().replace("runs/tiny-agent", made).replace("runs/demo-agent", out)
     arguments = arguments_of(re.sub(r"--eval_dataset \S+ |--max_steps \d+", "", words))
-    run("-m", "grpokit", *arguments, "--max_steps", "12", "--lr_scheduler_type", "constant")
+    run("grpokit", *arguments, "--max_steps", "12", "--lr_scheduler_type", "constant")
     rows = [json.loads(line) for line in (tmp_path / "demo-agent" / "metrics.jsonl").read_text().splitlines()]
 
     def mean(name: str, some: list[dict]) -> float:

@@ -1,6 +1,6 @@
 """Among ranks, or alone: trains each loss in each cut, one run after the other, and leaves the runs in a directory.
 
-python -m helpers.ranks DIR LAYOUT LOSS...            LAYOUT: the directory's name; LOSS: of LOSSES, each in all CUTS
+python -m helpers.ranks DIR LAYOUT LOSS...            LAYOUT: the directory's name; LOSS: of LOSSES, each in all cuts of cuts_of()
 torchrun --nproc-per-node 2 -m helpers.ranks DIR LAYOUT LOSS...
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-import grpokit.runs.report
 from grpokit.parallel import end_process, joined_world
+from helpers import quick_reports
 from helpers.places import REWARDS
 from helpers.running import start, train
 from helpers.tiny import tiny_config
@@ -21,7 +21,7 @@ from helpers.tiny import tiny_config
 LOSSES: dict[str, dict] = {
     "grpo": {"beta": 0.04},
     "bnpo": {"reward_funcs": (f"{REWARDS}:digits_in_order_logged",)},
-    "dapo": {"updates_per_step": 2, "eval_steps": 3, "eval_samples": 3, "eval_generations": 2},
+    "dapo": {"updates_per_step": 2, "eval_steps": 2, "eval_samples": 3, "eval_generations": 2},
     "dr_grpo": {},
     "cispo": {"entropy_coef": 0.01},
     "sapo": {"advantage_estimator": "rloo"},
@@ -36,20 +36,32 @@ CUTS = {
     "packed-60": {"share_prompts": "never", "micro_batch_tokens": 60, "packing": "packed"},
     "shared-60": {"share_prompts": "always", "micro_batch_tokens": 60},
 }
+STEPS = 4
+# On four ranks: losses of tokens, of sequences and of a whole update, an adapter, and two forms of the batch.
+ON_FOUR = ("bnpo", "dapo", "gspo", "clip_cov", "lora")
+CUTS_ON_FOUR = ("padded-60", "shared-60")
 SHARDS = {  # of four ranks
     "hybrid": {"shard_size": 2, "share_prompts": "always"},
     "recomputed": {"gradient_checkpointing": True},
 }
 
 
+def losses_of(ranks: int) -> tuple[str, ...]:
+    """The losses that are trained on so many ranks."""
+    return tuple(LOSSES) if ranks < 4 else ON_FOUR
+
+
+def cuts_of(ranks: int) -> tuple[str, ...]:
+    """The cuts of each of them."""
+    return tuple(CUTS) if ranks < 4 else CUTS_ON_FOUR
+
+
 def main(directory: Path, layout: str, losses: list[str]) -> None:
     torch.set_num_threads(1)
     logging.disable()
-    grpokit.runs.report.write_report = lambda *_, **__: (
-        "no report"
-    )  # a second for each run, and of no interest here
+    quick_reports.none()
     with joined_world(timeout=120) as world:
-        jobs = [(loss, cut) for loss in losses for cut in CUTS]
+        jobs = [(loss, cut) for loss in losses for cut in cuts_of(world.size)]
         if world.size == 4 and "dapo" in losses:
             jobs += [("dapo", shard) for shard in SHARDS]
         for loss, cut in jobs:
@@ -57,7 +69,7 @@ def main(directory: Path, layout: str, losses: list[str]) -> None:
                 {"eval_dataset": str(directory / "train.jsonl")} if "eval_steps" in LOSSES[loss] else {}
             )
             output = str(directory / layout / f"{loss}-{cut}")
-            settings = {"loss_type": loss, "output_dir": output, "max_steps": 6, "log_completions": 2}
+            settings = {"loss_type": loss, "output_dir": output, "max_steps": STEPS, "log_completions": 2}
             settings |= held_out | LOSSES[loss] | (CUTS | SHARDS)[cut]
             config = tiny_config(directory, **settings)
             run = start(config, world)

@@ -16,7 +16,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import pytest
 
 from grpokit.commands.cli import COMMANDS, parse
 from grpokit.runs.metrics import METRICS
+from helpers import forked
 from helpers.documented import COMING, arguments_of, skip_what_is_coming
 from helpers.places import ROOT
 
@@ -91,11 +91,8 @@ RUN = {name: [block for block in blocks_of(page(name)) if is_run(block)] for nam
 def programs(tmp_path_factory):
     """(environment, its directory): `grpokit` and `python` on the path are this checkout's."""
     place = tmp_path_factory.mktemp("workshop")
-    for name, command in {"grpokit": "-m grpokit", "python": ""}.items():
-        program = place / "bin" / name
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {command} "$@"\n')
-        program.chmod(0o755)
+    (place / "bin").mkdir()
+    forked.make_programs(place / "bin", {"grpokit": ["-m", "grpokit"], "python": []})
     environment = os.environ | {
         "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "src"),

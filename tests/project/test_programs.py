@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from grpokit.commands.tasks import write_task
+from helpers import forked
 from helpers.launch import ENVIRONMENT
 from helpers.places import ROOT
 
@@ -39,29 +38,28 @@ def test_a_notebook_runs_from_its_first_cell_to_its_last(path, tmp_path, monkeyp
     client.execute()
 
 
-def run(code: list[str], folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, *code], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
-    )
+def run(program: Path, *arguments: str) -> str:
+    done = forked.run(program, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
-def test_the_page_on_python_runs_from_top_to_bottom(tmp_path):
+def test_the_page_on_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
     pytest.importorskip("peft")
     page = (ROOT / "docs" / "en" / "python.md").read_text()
     blocks = re.findall(r"```python example\n(.*?)```", page, re.DOTALL)
     assert len(blocks) > 10
     (tmp_path / "page.py").write_text("\n\n".join(blocks))
-    run(["page.py"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "page.py")
 
 
 @pytest.mark.slow
 def test_one_step_written_out_trains(tmp_path):
     write_task("sort_digits", str(tmp_path / "task"))
     task = ["--model", str(tmp_path / "task" / "model"), "--dataset", str(tmp_path / "task" / "train.jsonl")]
-    said = run([str(ROOT / "examples" / "loop.py"), *task, "--steps", "3"], tmp_path)
+    said = run(ROOT / "examples" / "loop.py", *task, "--steps", "3")
     assert [line.split(":")[0] for line in said.splitlines() if line.startswith("step ")] == [
         "step 1",
         "step 2",

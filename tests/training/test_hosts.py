@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers import forked
 from helpers.disturbed import SLOW, close_to, steps_done, write_config
-from helpers.launch import ENVIRONMENT, launcher, torchrun
+from helpers.launch import ENVIRONMENT, launcher
 
 HOSTS = ("grpokit-a", "grpokit-b")
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
@@ -98,7 +99,7 @@ def test_two_hosts_train_the_same_weights_and_survive_a_cut(hosts, tmp_path):
         "--ddp_timeout",
         "10",
     )
-    one = torchrun(2, *command, "--output_dir", str(tmp_path / "one-host"))
+    one = forked.run(*command[1:], "--output_dir", tmp_path / "one-host", ranks=2)
     assert one.returncode == 0, one.stderr[-3000:]
 
     def start(job: str, *flags: str) -> list[subprocess.Popen]:

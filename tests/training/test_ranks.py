@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from grpokit.config.yaml import to_yaml
 from helpers import forked
 from helpers.launch import rows, torchrun
-from helpers.ranks import CUTS, LOSSES, SHARDS
+from helpers.ranks import LOSSES, SHARDS, STEPS, cuts_of, losses_of
 from helpers.tiny import make_model_dir, tiny_config
 
 QUICK = ("dapo", "bnpo")  # what `make test` has time for
@@ -31,8 +31,10 @@ def runs(tmp_path_factory):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return directory
 
-    others = tuple(loss for loss in LOSSES if loss not in QUICK)
-    return lambda ranks, loss: made(ranks, QUICK if loss in QUICK else others)
+    def runs_of(ranks: int, loss: str) -> Path:
+        return made(ranks, tuple(name for name in losses_of(ranks) if (name in QUICK) == (loss in QUICK)))
+
+    return runs_of
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +60,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
 LAYOUTS = [
     pytest.param(loss, ranks, marks=[] if loss in QUICK and ranks < 4 else [pytest.mark.slow])
     for ranks in (1, 2, 4)
-    for loss in LOSSES
+    for loss in losses_of(ranks)
 ]
 
 
@@ -66,8 +68,8 @@ LAYOUTS = [
 def test_the_same_run_however_it_is_cut(runs, loss, ranks):
     # bnpo divides by its own rank's tokens: it is what it is for a number of ranks, whatever the cut there
     base_ranks = ranks if loss == "bnpo" else 1
-    base = runs(base_ranks, loss) / f"ranks-{base_ranks}" / f"{loss}-padded-10000"
-    for cut in CUTS:
+    base = runs(base_ranks, loss) / f"ranks-{base_ranks}" / f"{loss}-{cuts_of(base_ranks)[0]}"
+    for cut in cuts_of(ranks):
         assert_same_run(runs(ranks, loss) / f"ranks-{ranks}" / f"{loss}-{cut}", base)
 
 
@@ -103,27 +105,27 @@ def test_the_command_line_trains_on_ranks_and_resumes_on_another_number(runs, tm
     config = tiny_config(
         directory,
         output_dir=str(tmp_path / "run"),
-        max_steps=6,
+        max_steps=STEPS,
         log_completions=2,
         eval_dataset=str(directory / "train.jsonl"),
-        eval_steps=3,
+        eval_steps=2,
         eval_samples=3,
         eval_generations=2,
         updates_per_step=2,
-        save_steps=2,
+        save_steps=1,
         save_total_limit=2,
     )
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     command = ("-m", "grpokit", "train", "--config", str(tmp_path / "run.yaml"))
-    half = torchrun(2, *command, "--max_steps", "3", "--save_steps", "3")
+    half = torchrun(2, *command, "--max_steps", "2", "--save_steps", "2")
     assert half.returncode == 0, half.stderr[-3000:]
     assert half.stdout.count("plan:") == 1
     assert "2 ranks" in half.stdout
-    done = torchrun(4, *command, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-3"))
+    done = torchrun(4, *command, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2"))
     assert done.returncode == 0, done.stderr[-3000:]
     # an evaluation at the end of the first half is one more row; the runs are the same else
     assert_same_run(tmp_path / "run", directory / "ranks-1" / "dapo-padded-10000")
-    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
 FEW = {

@@ -21,7 +21,8 @@ from grpokit.config.yaml import to_yaml
 from grpokit.policy.load import load_tokenizer
 from grpokit.runs.checkpoint import checkpoints
 from grpokit.training.callbacks import CallbackError
-from helpers.launch import ENVIRONMENT, launcher, rows
+from helpers import forked
+from helpers.launch import ENVIRONMENT, rows
 from helpers.places import REWARDS, ROOT
 from helpers.tiny import ROWS, make_model_dir, tiny_config
 
@@ -599,10 +600,9 @@ if __name__ == "__main__":
 def test_the_same_script_trains_on_two_ranks(settings, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     plain = {name: value for name, value in settings.items() if name != "reward_funcs"}
-    for name, start in (("one", [sys.executable]), ("two", launcher(2, "--standalone"))):
+    for name, ranks in (("one", 1), ("two", 2)):
         given = json.dumps(plain | {"output_dir": str(tmp_path / name), "advantage_estimator": "group"})
-        command = [*start, str(tmp_path / "script.py"), given]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, cwd=ROOT)
+        done = forked.run(tmp_path / "script.py", given, ranks=ranks)
         assert done.returncode == 0, done.stderr
     one, two = (rows(tmp_path / name, "metrics.jsonl") for name in ("one", "two"))
     for ours, theirs in zip(one, two, strict=True):
