@@ -124,12 +124,23 @@ def test_a_suffix_that_is_a_number_is_the_weight(tmp_path, value, name, place, w
             ["x/a.jsonl", "y/a.jsonl"],
             "--dataset y/a.jsonl: two datasets are named 'a'; name them: first=x/a.jsonl",
         ),
-        (["m=a.jsonl", "m=b.jsonl"], "two datasets are named 'm'"),
+        (
+            ["m=a.jsonl", "m=b.jsonl"],
+            "two datasets are named 'm'; name them: first=a.jsonl second=b.jsonl",
+        ),
         (["a.jsonl:0", "b.jsonl:1"], "--dataset a.jsonl:0: the weight must be above 0"),
     ],
 )
 def test_names_and_weights_that_cannot_work_are_refused(values, said):
     refuses(lambda: read_names(values), said)
+
+
+def test_a_weight_that_is_no_number_is_called_so(write):
+    path = write({"prompt": "a"}, name="a.jsonl")
+    refuses(
+        lambda: read_names([f"{path}:0,7", f"b={path}:0.3"]),
+        ":0,7: '0,7' is no weight; a weight is a number above 0",
+    )
 
 
 def test_options_cut_and_evaluate_each_dataset(write):

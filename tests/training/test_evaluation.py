@@ -18,6 +18,7 @@ from grpokit.training.early_stop import has_stalled
 from grpokit.training.evaluation import Evaluation
 from grpokit.training.voting import estimate_maj_at_k, majority, vote_of
 from helpers.launch import rows
+from helpers.places import REWARDS
 from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 
@@ -129,6 +130,35 @@ def test_models_are_compared_on_the_same_prompts(tmp_path, capsys):
     assert from_python == found
 
 
+def test_each_dataset_has_its_own_figures(tmp_path):
+    model = str(make_model_dir(tmp_path / "model"))
+    first = str(write_rows(tmp_path / "a.jsonl", ROWS[:4]))
+    second = str(write_rows(tmp_path / "b.jsonl", ROWS[4:]))
+    options = ["--reward_funcs", f"{REWARDS}:digits_in_order", "--num_generations", "4", "--dtype", "float64"]
+    found = []
+    for number, data in enumerate([[first], [first, f"other={second}"]]):
+        file = tmp_path / f"{number}.json"
+        command = [
+            "eval",
+            "--model",
+            model,
+            *options,
+            "--max_completion_length",
+            "6",
+            "--output_file",
+            str(file),
+        ]
+        assert main([*command, "--dataset", *data]) == 0
+        found.append(json.loads(file.read_text()))
+    alone, both = found
+    assert {f"eval/a/{name.removeprefix('eval/')}" for name in alone} < set(both)
+    assert both["eval/a/reward"] == pytest.approx(alone["eval/reward"])
+    assert both["eval/reward"] == pytest.approx(
+        (4 * both["eval/a/reward"] + 6 * both["eval/other/reward"]) / 10
+    )
+    assert not [name for name in alone if name.count("/") > 1]
+
+
 def test_a_runs_directory_stands_for_its_models(tmp_path):
     for name in ("checkpoint-10", "checkpoint-2", "best", "final"):
         (tmp_path / "run" / name).mkdir(parents=True)
@@ -190,7 +220,10 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
     with pytest.raises(ValueError, match="eval_dataset: the set 'my math' needs a name of letters"):
         grpokit.GRPOTrainer(config.model, f"{rewards}:even", eval_dataset={"my math": ROWS[:3]})
     for wrong, message in (
-        ({"eval_reward_funcs": ("art=even",)}, "there is no set 'art'; there are math, code"),
+        (
+            {"eval_reward_funcs": ("art=even",)},
+            "there is no set 'art' (did you mean 'math'?); there are math, code",
+        ),
         ({"eval_dataset": (str(one), str(one))}, "two datasets are named 'one'"),
         ({"eval_dataset": (f"{one}:0.5",)}, "one dataset needs no weight"),
         ({"eval_dataset": (), "eval_steps": 0}, "there is no --eval_dataset"),

@@ -76,6 +76,12 @@ def read_names(values: Sequence[str], flag: str = "--dataset") -> list[NamedData
         if part.weight is not None and not 0 < part.weight < math.inf:
             raise ValueError(f"{flag} {part.value}: the weight must be above 0")
     without = [part for part in found if part.weight is None]
+    for part in without:  # a path that was meant to end in a weight
+        place, _, end = part.place.rpartition(":")
+        if os.path.exists(place) and not os.path.exists(part.place) and Path(place).is_file():
+            raise ValueError(
+                f"{flag} {part.value}: {end!r} is no weight; a weight is a number above 0, such as 0.7"
+            )
     if without and len(without) < len(found):
         raise ValueError(
             f"{flag} {without[0].value}: has no weight, and others have one; give each a weight (path:0.5), or none"
@@ -84,8 +90,8 @@ def read_names(values: Sequence[str], flag: str = "--dataset") -> list[NamedData
     if count > 1:
         again = [part for part in found if part.name == name]
         raise ValueError(
-            f"{flag} {again[1].value}: two datasets are named {name!r}; name them: first={again[0].value} "
-            f"second={again[1].value}"
+            f"{flag} {again[1].value}: two datasets are named {name!r}; name them: first={split_name(again[0].value)[1]} "
+            f"second={split_name(again[1].value)[1]}"
         )
     return found
 

@@ -157,7 +157,8 @@ def public_settings(config: TrainConfig) -> str:
 
 
 def _public(name: str, value: Any) -> Any:
-    if name not in PATHS or not isinstance(value, str | list):
+    # A vLLM server's model is named by its path.
+    if name not in (*PATHS, "judge_model") or not isinstance(value, str | list):
         return value
     return public_name(value) if isinstance(value, str) else [public_name(item) for item in value]
 

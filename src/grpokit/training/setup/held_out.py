@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.console import say
+from ...common.text import did_you_mean
 from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
 from ...data.form import ToolsOf
@@ -102,7 +103,7 @@ def own_rewards(config: TrainConfig, names: list[str]) -> dict[str, tuple[str, .
         name, reward = split_name(value)
         if name and name not in names:
             raise ValueError(
-                f"--eval_reward_funcs {value}: there is no set {name!r}; "
+                f"--eval_reward_funcs {value}: there is no set {name!r}{did_you_mean(name, names)}; "
                 + (f"there are {', '.join(names)}" if names else f"name it: {FLAG} {name}=FILE")
             )
         found[name] = (*found.get(name, ()), reward)

@@ -119,7 +119,8 @@ def load_datasets(
     mixed = MixedPrompts(loaded, weights or None, config.seed)
     if len(parts) > 1 and isinstance(config, TrainConfig) and not config.sampler_order:
         shares = (f"{name} {share:.1%}" for name, share in zip(mixed.names, mixed.shares, strict=True))
-        say(f"mixed: {', '.join(shares)}, each shuffled and repeated by itself")
+        how = "shuffled and repeated by itself" if config.shuffle else "in its own order, repeated by itself"
+        say(f"mixed: {', '.join(shares)}, each {how}")
     return mixed
 
 
