@@ -233,3 +233,41 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
         )
         assert main(["train", "--config", str(tmp_path / "wrong.yaml")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_functions_from_python_score_the_sets(tmp_path):
+    def even(completions):
+        return [float(c[:1] in tuple("02468")) for c in completions]
+
+    def three(completions):
+        return [float(c[:1] == "3") for c in completions]
+
+    config = tiny_config(tmp_path, eval_steps=1, max_steps=1, eval_samples=3)
+    figures = {}
+    for case, eval_rewards in {"dict": {"code": [three, "length"]}, "one": three}.items():
+        trainer = grpokit.GRPOTrainer(
+            model=config.model,
+            reward_funcs=even,
+            args=replace(config, output_dir=str(tmp_path / case)),
+            train_dataset=ROWS,
+            eval_dataset={"math": ROWS[:3], "code": ROWS[:3]},
+            eval_reward_funcs=eval_rewards,
+        )
+        trainer.train()
+        figures[case] = rows(tmp_path / case, "evaluations.jsonl")[0]
+    assert figures["dict"]["eval/code/pass@1"] == figures["one"]["eval/code/pass@1"]
+    assert figures["one"]["eval/math/pass@1"] == figures["one"]["eval/code/pass@1"]
+    assert figures["dict"]["eval/code/reward"] != figures["one"]["eval/code/reward"]
+    named = {"args": config, "model": config.model, "reward_funcs": even, "train_dataset": ROWS}
+    with pytest.raises(ValueError, match="eval_reward_funcs: a int; expected a function"):
+        grpokit.GRPOTrainer(**named, eval_dataset=ROWS, eval_reward_funcs={"": 3})
+    with pytest.raises(ValueError, match="eval_reward_funcs: two functions are called even"):
+        grpokit.GRPOTrainer(**named, eval_dataset=ROWS, eval_reward_funcs=_another("even"))
+
+
+def _another(name: str):
+    def judged(completions):
+        return [0.0] * len(completions)
+
+    judged.__name__ = name
+    return judged

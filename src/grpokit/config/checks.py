@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.names import split_name
 from .data_rules import DATASET_RULES, ORDER_RULES, check_datasets
 from .options import ModelConfig, TrainConfig
 from .reward_rules import REWARD_RULES, parse_routes
@@ -57,7 +58,7 @@ MODEL_RULES = [
 
 # Options whose value may be an object that was given from Python.
 OBJECTS = (*("model", "sampler", "advantage_estimator", "group_filter", "optim", "sampler_order"),)
-LISTS = ("dataset", "eval_dataset", "reward_funcs")  # likewise, for each of their values
+LISTS = ("dataset", "eval_dataset", "reward_funcs", "eval_reward_funcs")  # likewise, for each of their values
 
 
 def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
@@ -67,7 +68,7 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     raises: only the script that passed the object can start that run.
     """
     values = [(flag, getattr(config, flag, "")) for flag in OBJECTS]
-    values += [(flag, value) for flag in LISTS for value in getattr(config, flag, ())]
+    values += [(flag, split_name(value)[1]) for flag in LISTS for value in getattr(config, flag, ())]
     for flag, value in values:
         if is_given(value) and not from_python:
             raise ValueError(

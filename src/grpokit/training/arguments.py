@@ -79,9 +79,11 @@ def gather_arguments(
     if isinstance(options.get("resume_from_checkpoint"), bool | Path):
         resume = options["resume_from_checkpoint"]
         options = {**options, "resume_from_checkpoint": "auto" if resume is True else str(resume or "")}
+    functions = _name_rewards(given["reward_funcs"] or (), "reward_funcs", {})[1]
+    options, functions = _take_eval_rewards(options, functions)
     config = with_options(args, options)
     config, model = _take_model(config, given["model"], given["processing_class"])
-    config, functions = _take_rewards(config, given["reward_funcs"])
+    config, _ = _take_rewards(config, given["reward_funcs"])
     config, rows = _take_rows(config, "dataset", "train_dataset", given["train_dataset"])
     if rows is not None and not is_listed(rows) and options.get("shuffle"):
         raise ValueError(
@@ -239,6 +241,43 @@ def _take_environments(config: TrainConfig, factory: Any) -> TrainConfig:
 def _take_rewards(config: Config, rewards: Any) -> tuple[Config, dict[str, Callable[..., Any]]]:
     if rewards is None:
         return config, {}
+    names, functions = _name_rewards(rewards, "reward_funcs", {})
+    return dataclasses.replace(config, reward_funcs=names), functions
+
+
+def _take_eval_rewards(
+    options: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]
+) -> tuple[Mapping[str, Any], dict[str, Callable[..., Any]]]:
+    """Parts the rewards of evaluation into names, which join the options, and functions.
+
+    Args:
+        options: their `eval_reward_funcs` is a reward, a list of them, or either by the set's name.
+        functions: the rewards of training, by name.
+
+    Returns:
+        The options, and all functions by name.
+    """
+    given = options.get("eval_reward_funcs")
+    if given is None:
+        return options, dict(functions)
+    found, values = dict(functions), list[str]()
+    for name, rewards in given.items() if isinstance(given, Mapping) else [("", given)]:
+        names, own = _name_rewards(rewards, "eval_reward_funcs", found)
+        found |= own
+        values += [f"{name}={each}" if name else each for each in names]
+    return {**options, "eval_reward_funcs": tuple(values)}, found
+
+
+def _name_rewards(
+    rewards: Any, argument: str, known: Mapping[str, Callable[..., Any]]
+) -> tuple[tuple[str, ...], dict[str, Callable[..., Any]]]:
+    """Names rewards. Returns their names, and by name those that are functions.
+
+    Args:
+        rewards: a reward, or a list of them: functions and names.
+        argument: the argument that they are, for messages.
+        known: functions that have names already; one of another object is not given twice.
+    """
     listed = list(rewards) if isinstance(rewards, list | tuple) else [rewards]
     names: list[str] = []
     functions: dict[str, Callable[..., Any]] = {}
@@ -248,19 +287,20 @@ def _take_rewards(config: Config, rewards: Any) -> tuple[Config, dict[str, Calla
             continue
         if not callable(reward):
             raise ValueError(
-                f"reward_funcs: a {type(reward).__name__}; expected a function f(completions, **columns), the name of a "
+                f"{argument}: a {type(reward).__name__}; expected a function f(completions, **columns), the name of a "
                 'built-in reward, "file.py:function", or a reward model\'s directory'
             )
-        name = _name_of(reward, "reward")
-        if name in functions and name.rpartition(":")[2] == "reward":  # several lambdas
-            name = next(f"{name}_{i}" for i in range(2, 99) if f"{name}_{i}" not in functions)
-        if name in functions:
-            raise ValueError(
-                f"reward_funcs: two functions are called {reward.__name__}; metrics need a name for each, so rename one"
-            )
+        name, taken = _name_of(reward, "reward"), {**known, **functions}
+        if known.get(name) is not reward:
+            if name in taken and name.rpartition(":")[2] == "reward":  # several lambdas
+                name = next(f"{name}_{i}" for i in range(2, 99) if f"{name}_{i}" not in taken)
+            if name in taken:
+                raise ValueError(
+                    f"{argument}: two functions are called {reward.__name__}; metrics need a name for each, so rename one"
+                )
         functions[name] = reward
         names.append(name)
-    return dataclasses.replace(config, reward_funcs=tuple(names)), functions
+    return tuple(names), functions
 
 
 def _take_object(config: TrainConfig, option: str, value: Any) -> tuple[TrainConfig, Any]:
