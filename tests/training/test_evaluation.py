@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 import grpokit
 from grpokit.commands.cli import main
+from grpokit.common.console import comparison_table
 from grpokit.config.checks import check_train_config
 from grpokit.config.yaml import to_yaml
 from grpokit.training.compare_models import DIFFERENCE, expand_runs, paired
@@ -233,6 +236,38 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
         )
         assert main(["train", "--config", str(tmp_path / "wrong.yaml")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_first_reward_that_never_passes_is_said(tmp_path, capsys):
+    config = {
+        "eval_dataset": str(tmp_path / "train.jsonl"),
+        "eval_steps": 1,
+        "eval_samples": 2,
+        "max_steps": 1,
+    }
+    for rewards, said in (("length", 1), (f"{REWARDS}:digits_in_order", 0)):
+        (tmp_path / "run.yaml").write_text(to_yaml(tiny_config(tmp_path, reward_funcs=(rewards,), **config)))
+        assert (
+            main(
+                ["train", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / f"r{said}")]
+            )
+            == 0
+        )
+        assert (
+            capsys.readouterr().out.count("note: a completion passes (pass@k) where the first reward") == said
+        )
+
+
+def test_a_comparison_cuts_no_number_in_a_narrow_terminal():
+    figures = {f"eval/figure_{n}{c}": 0.25 for n in range(6) for c in ("", "_ci95")}
+    for count in (2, 3, 4, 9):
+        table = comparison_table({f"runs/long-name/checkpoint-{n}": figures for n in range(count)}, "models")
+        lines = io.StringIO()
+        Console(file=lines, width=80).print(table)
+        assert "…" not in lines.getvalue()
+        assert "long-name" not in lines.getvalue()
+        if count <= 3:
+            assert lines.getvalue().count("0.250") == 12 * count
 
 
 def test_functions_from_python_score_the_sets(tmp_path):

@@ -245,6 +245,7 @@ def test_a_card_names_what_is_of_the_hub_and_nothing_of_the_machine():
         vllm_url="10.0.0.3:8000",
         system_prompt="Use ``` and ````.",
         eval_samples=7,
+        judge_model="/srv/me/models/Judge",
     )
     shown = public_settings(config)
     assert yaml.safe_load(shown) == {
@@ -253,6 +254,7 @@ def test_a_card_names_what_is_of_the_hub_and_nothing_of_the_machine():
         "system_prompt": "Use ``` and ````.",
         "environment": ["openenv"],
         "eval_samples": 7,
+        "judge_model": "Judge",
     }
     card = ModelCard(
         *("demo", "org/base@v1", (("org/math", 1234), ("own.jsonl", None)), 60),
@@ -268,3 +270,19 @@ def test_a_card_names_what_is_of_the_hub_and_nothing_of_the_machine():
     assert f"`````yaml\n{shown}`````" in text
     assert "## Reward" not in text
     assert "## Evaluation" not in text
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_card_says_how_an_adapter_is_served(is_plain):
+    card = ModelCard(
+        *("demo", "Qwen", (("own.jsonl", None),), 60),
+        *("grpo", "grpo = ...", "L = a", "{}", {"torch": "2.9"}),
+        base_on_hub=False,
+        is_adapter=True,
+        is_plain=is_plain,
+    )
+    text = card.text()
+    assert "A LoRA adapter of `Qwen`, trained by reinforcement learning" in text
+    assert ("vllm serve BASE --enable-lora" in text) == is_plain
+    assert ("`BASE` is the directory of `Qwen`" in text) == is_plain
+    assert ("Merge it into its base" in text) != is_plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -259,15 +259,35 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str
 
 
 def comparison_table(figures: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """Several evaluations: a row for each model, by name."""
-    table = Table(title=title, title_justify="left")
+    """Several evaluations. A few models get a column each; of many, each has a row."""
     names = [name for name in next(iter(figures.values())) if not name.endswith(INTERVAL)]
-    table.add_column("model", overflow="fold")
-    for name in names:
-        table.add_column(_eval_name(name), justify="right")
-    for model, own in figures.items():
-        table.add_row(model, *(_with_interval(own, name) for name in names))
+    rows = [[_eval_name(name), *(_with_interval(own, name) for own in figures.values())] for name in names]
+    rows = [["", *_short_paths(list(figures))], *rows]
+    if len(figures) > FEW_MODELS:
+        rows = [list(row) for row in zip(*rows, strict=True)]
+    table = Table(title=title, title_justify="left")
+    for heading in rows[0]:
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")  # no number is cut
+    for row in rows[1:]:
+        table.add_row(*row)
     return table
+
+
+FEW_MODELS = 3
+
+
+def _short_paths(names: Sequence[str]) -> list[str]:
+    """Leaves out the folders that all names begin with.
+
+    Example:
+        >>> _short_paths(["runs/a/checkpoint-2", "runs/a/final"])
+        ['checkpoint-2', 'final']
+    """
+    parts = [name.split("/") for name in names]
+    shared = 0
+    while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
+        shared += 1
+    return ["/".join(each[shared:]) for each in parts]
 
 
 def _with_interval(figures: Mapping[str, Any], name: str) -> str:

@@ -5,7 +5,7 @@ all completions, by keyword, with the arguments that its signature asks for. `si
 """
 
 from .functions import RewardError
-from .registry import BUILT_IN, Reward, describe_rewards, load_rewards
+from .registry import BUILT_IN, Reward, describe_rewards, load_rewards, pass_note
 from .reporting import Report, TrainerState
 from .scoring import reward_metrics, score
 
@@ -17,6 +17,7 @@ __all__ = [
     "TrainerState",
     "describe_rewards",
     "load_rewards",
+    "pass_note",
     "reward_metrics",
     "score",
 ]

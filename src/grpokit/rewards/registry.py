@@ -135,6 +135,27 @@ def _load(
     return Reward(spec.rpartition(":")[2], fn, kind=kind)
 
 
+# Built-in rewards that (almost) never give 1, with the most that they give.
+BELOW_PASS = {
+    "cosine": "gives less than 1 to every completion that has a token",
+    "judge": "gives 1 for 10 of 10 alone",
+    "length": "gives less than 1 to every completion that has a token",
+    "repetition": "gives 0 or less",
+    "soft_overlong": "gives 0 or less",
+}
+
+
+def pass_note(rewards: Sequence[Reward]) -> str | None:
+    """Says where an evaluation's pass@k would say little, because its first reward is one that never gives 1; else None."""
+    first = rewards[0] if rewards else None
+    if first is None or first.kind != "built in" or first.name not in BELOW_PASS:
+        return None
+    return (
+        f"note: a completion passes (pass@k) where the first reward gives at least 1, and {first.name} {BELOW_PASS[first.name]}; "
+        "name another reward first to measure it"
+    )
+
+
 def describe_rewards(rewards: Sequence[Reward]) -> str:
     """Says in one line, for the start of the run, which kind of function each reward is."""
     shown = [

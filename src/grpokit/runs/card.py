@@ -49,6 +49,7 @@ class ModelCard:
     before_step: int = 0
     is_best: bool = False  # best/, not final/
     is_adapter: bool = False
+    is_plain: bool = True  # an adapter without DoRA and whole modules, which vLLM can serve
     repository: str = ""  # ORG/NAME of the Hub that it is uploaded to
     has_curve: bool = False
 
@@ -82,9 +83,10 @@ class ModelCard:
         return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
     def _about(self) -> str:
-        what = "A LoRA adapter of" if self.is_adapter else "A model trained from"
+        base = _code(self.base)
+        what = f"A LoRA adapter of {base}, trained" if self.is_adapter else f"A model trained from {base}"
         which = ", the best of its run by `eval/reward`" if self.is_best else ""
-        return f"{what} {_code(self.base)} by reinforcement learning: {self.steps} steps of GRPO training with grpokit{which}."
+        return f"{what} by reinforcement learning: {self.steps} steps of GRPO training with grpokit{which}."
 
     def _loss(self) -> str:
         formula = r",\quad ".join(line for line in self.formula.splitlines() if line)
@@ -126,6 +128,10 @@ class ModelCard:
             )
             base = self.base.partition("@")[0] if self.base_on_hub else "BASE"
             served = f"vllm serve {base} --enable-lora --lora-modules {self.name}={self._place}"
+            if self.is_plain and not self.base_on_hub:
+                where += (
+                    f"`BASE` is the directory of {_code(self.base)}, the model that it was trained from.\n\n"
+                )
         else:
             python = (
                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -133,6 +139,12 @@ class ModelCard:
             )
             served = f"vllm serve {self._place}"
         python += f'tokenizer = AutoTokenizer.from_pretrained("{self._place}")'
+        if self.is_adapter and not self.is_plain:
+            merge = (
+                "vLLM can't serve DoRA or whole modules as an adapter. Merge it into its base: "
+                "`model.merge_and_unload().save_pretrained(...)`."
+            )
+            return f"{where}{_fenced('python', python)}\n\n{merge}"
         return f"{where}{_fenced('python', python)}\n\nWith vLLM:\n\n{_fenced('bash', served)}"
 
     def _training(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..common.console import console, counting, figures_table, say, waiting
 from ..config.options import EvalConfig
-from ..rewards import Report, describe_rewards, load_rewards, score
+from ..rewards import Report, describe_rewards, load_rewards, pass_note, score
 from ..rollouts import Sampler
 from ..runs.metrics import is_taken
 from ..types import Metrics, Prompt, RolloutGroup, join_metrics
@@ -95,6 +95,8 @@ def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
         rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
         rewards += () if environments is None else environments.rewards
         say(describe_rewards(rewards))
+        if note := pass_note(rewards):
+            say(note)
         # An environment's tasks follow from the seed, and must not be those that a run with this seed trains on.
         seed = config.seed if config.dataset else config.seed + EVAL_SEED
         turns = make_sampler(config, policy, tokenizer, seed)

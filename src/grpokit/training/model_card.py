@@ -70,6 +70,7 @@ def _files(run: Run, step: int, figures: Mapping[str, float], is_best: bool) -> 
         after=figures,
         is_best=is_best,
         is_adapter=run.save_format.only_adapter,
+        is_plain=not (config.use_dora or config.lora_modules_to_save),
         repository=config.push_to_hub,
         has_curve=bool(curve),
     )

@@ -27,7 +27,7 @@ PROBES, PROBE_TOKENS = 4, 16  # completions, and the most tokens of each, that b
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample. Every sampling parameter is set, so the model's generation_config.json has no effect."""
+    """One completion to sample. Every parameter is set, so nothing in the model's generation_config.json decides about it."""
 
     prompt_ids: tuple[int, ...]
     max_tokens: int

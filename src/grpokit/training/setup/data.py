@@ -11,7 +11,7 @@ from ...config.sampled import for_evaluation
 from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
-from ...rewards import Reward, describe_rewards, load_rewards
+from ...rewards import Reward, describe_rewards, load_rewards, pass_note
 from ...rewards.routes import empty_routes
 from .columns import columns_of
 from .environments import Environments, find_environments, longest_sequence
@@ -69,6 +69,9 @@ def load_data(
     if isinstance(prompts, EnvironmentTasks) and config.eval_steps and not held_out:
         tasks = prompts.in_order(config.eval_samples)
         held_out = [HeldOutSet("", tasks, rewards, prompts.longest)]
+    for note in dict.fromkeys(pass_note(each.rewards) for each in held_out):
+        if note:
+            say(note)
     evaluated = [prompt for each in held_out for prompt in each.prompts]
     routes = [reward.route for each in held_out for reward in each.rewards] + [r.route for r in rewards]
     for found in empty_routes(routes, [*prompts.checked(), *evaluated]):

@@ -111,7 +111,7 @@ def announce_trained(policy: Policy) -> None:
         also = f", {whole} {'is' if whole == 1 else 'are'} trained whole" if whole else ""
         say(f"LoRA: {modules} modules have an adapter of rank {policy.lora.r}{also}; {share}")
     elif trained < total:
-        say(f"frozen: {share}")
+        say(f"frozen: {total - trained:,} parameters; {share}")
 
 
 def check_reference(policy: Policy, reference: Policy, path: str) -> None:
