@@ -25,7 +25,7 @@ from os import PathLike
 from typing import Any
 
 from ..common.console import counting_if_slow
-from ..common.text import one_line
+from ..common.text import did_you_mean, one_line
 from ..types import SAMPLED, Messages
 from .json_lines import EXPECTED_JSON_LINES
 from .sources import Source, open_dataset
@@ -151,7 +151,8 @@ def parse_row(values: Any, source: str, prompt_column: str = "") -> DatasetRow:
     statement = next((name for name in named if name in values), None)
     if statement is None:
         expected = f"{EXPECTED_ROW}, or `{prompt_column}`" if prompt_column else EXPECTED_ROW
-        raise ValueError(f"no prompt; {expected}, found {', '.join(map(repr, values)) or 'none'}")
+        hint = did_you_mean(prompt_column, values) or "; --prompt_column names another column" * bool(values)
+        raise ValueError(f"no prompt; {expected}, found {', '.join(map(repr, values)) or 'none'}{hint}")
     written: Any = values.pop(statement)
     is_chosen = statement == prompt_column
     is_turns = statement == "messages" and not is_chosen

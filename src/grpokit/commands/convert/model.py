@@ -165,10 +165,7 @@ def convert_optimizer(draft: Draft, has_adapter: bool, per_step: int = 1) -> Non
     if rate is None:
         rate = SWIFT_LEARNING_RATE["lora" if has_adapter else "full"]
     draft.put("learning_rate", rate)
-    decay = draft.take_number("weight_decay", 0.0)
-    draft.put("weight_decay", decay)
-    if decay:
-        draft.say(f"weight_decay: of biases and norms too here; {draft.name} leaves them out")
+    draft.put("weight_decay", draft.take_number("weight_decay", 0.0))
     _schedule(draft, per_step)
     _frozen(draft)
 
