@@ -283,9 +283,9 @@ def test_a_step_ahead_is_sampled_while_the_model_trains(task, server, tmp_path, 
     spans: dict[str, list[tuple[float, float]]] = {"ahead": [], "step": []}
 
     def timed(function, name, due=lambda: True):
-        def timing(*arguments):
+        def timing(*arguments, **named):
             began = time.monotonic()
-            found = function(*arguments)
+            found = function(*arguments, **named)
             if due():
                 spans[name].append((began, time.monotonic()))
             return found
