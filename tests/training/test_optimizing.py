@@ -97,7 +97,7 @@ def test_the_command_line_and_python_train_alike_and_a_stopped_step_goes_on(tmp_
         flags += [f"--{name}", *([] if value is True else words)]
     assert main([*flags, "--output_dir", str(tmp_path / "expected")]) == 0
     said = capsys.readouterr().out
-    assert "frozen: 9,744 of 10,368 parameters are trained" in said
+    assert "frozen: 624 parameters; 9,744 of 10,368 parameters are trained" in said
     stop_when(monkeypatch, in_update(1, step=1))
     assert main([*flags, "--output_dir", str(tmp_path / "run")]) == STOPPED
     monkeypatch.undo()
