@@ -62,10 +62,8 @@ class _Call:
 
         `among`: the async functions that ran together, where it is not known which of them failed.
         """
-        reward, at = (
-            self.reward,
-            getattr(self.reward.fn, "at", None),
-        )  # set by a function that is called per completion
+        reward = self.reward
+        at = getattr(reward.fn, "at", None)  # set by a function that is called per completion
         if isinstance(error, AtCompletion):
             error, at = error.error, error.row
         code = code_of(reward.fn)

@@ -25,9 +25,8 @@ class Progress:
     """What a sampling thread tells the main thread, and the reverse. Example: `Progress().ended(3, rollout)`"""
 
     given_up: bool = False  # set where the rollouts are not needed any more
-    _ended: SimpleQueue[tuple[int, Rollout] | None] = field(
-        default_factory=SimpleQueue
-    )  # None: the thread has ended
+    # None: the thread has ended.
+    _ended: SimpleQueue[tuple[int, Rollout] | None] = field(default_factory=SimpleQueue)
 
     def ended(self, number: int, rollout: Rollout) -> None:
         """Hands over a rollout, by its number among all of them."""
@@ -116,7 +115,7 @@ class RolloutsPending:
     def _work_on(self, device: int | None) -> None:
         if (
             device is not None
-        ):  # each thread has its own current device, and an engine of this process uses the rank's
+        ):  # the rank's, on which an engine of this process computes; each thread has its own
             torch.cuda.set_device(device)
         self.work()
 
@@ -125,10 +124,8 @@ class RolloutsPending:
         first = 0
         for came in self._progress.rollouts():
             found |= came
-            known = next(
-                n for n in itertools.count(first * self.size) if n not in found
-            )  # rollouts without a gap
-            last = known // self.size
+            missing = next(n for n in itertools.count(first * self.size) if n not in found)
+            last = missing // self.size
             if last > first:
                 rollouts = [found[n] for n in range(first * self.size, last * self.size)]
                 yield in_groups(self.prompts[first:last], self.size, rollouts)

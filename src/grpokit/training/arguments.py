@@ -79,11 +79,13 @@ def gather_arguments(
     if isinstance(options.get("resume_from_checkpoint"), bool | Path):
         resume = options["resume_from_checkpoint"]
         options = {**options, "resume_from_checkpoint": "auto" if resume is True else str(resume or "")}
-    functions = _name_rewards(given["reward_funcs"] or (), "reward_funcs", {})[1]
-    options, functions = _take_eval_rewards(options, functions)
-    config = with_options(args, options)
+    eval_rewards = options.get("eval_reward_funcs")
+    config = with_options(
+        args, {name: value for name, value in options.items() if name != "eval_reward_funcs"}
+    )
     config, model = _take_model(config, given["model"], given["processing_class"])
-    config, _ = _take_rewards(config, given["reward_funcs"])
+    config, functions = _take_rewards(config, given["reward_funcs"])
+    config, functions = _take_eval_rewards(config, eval_rewards, functions)
     config, rows = _take_rows(config, "dataset", "train_dataset", given["train_dataset"])
     if rows is not None and not is_listed(rows) and options.get("shuffle"):
         raise ValueError(
@@ -246,26 +248,26 @@ def _take_rewards(config: Config, rewards: Any) -> tuple[Config, dict[str, Calla
 
 
 def _take_eval_rewards(
-    options: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]
-) -> tuple[Mapping[str, Any], dict[str, Callable[..., Any]]]:
-    """Parts the rewards of evaluation into names, which join the options, and functions.
+    config: TrainConfig, rewards: Any, functions: Mapping[str, Callable[..., Any]]
+) -> tuple[TrainConfig, dict[str, Callable[..., Any]]]:
+    """Takes the rewards of evaluation: a reward, a list of them, or either by the set's name.
 
     Args:
-        options: their `eval_reward_funcs` is a reward, a list of them, or either by the set's name.
+        config: the configuration.
+        rewards: the argument; None: the configuration's own.
         functions: the rewards of training, by name.
 
     Returns:
-        The options, and all functions by name.
+        The configuration with their names, and all functions by name.
     """
-    given = options.get("eval_reward_funcs")
-    if given is None:
-        return options, dict(functions)
+    if rewards is None:
+        return config, dict(functions)
     found, values = dict(functions), list[str]()
-    for name, rewards in given.items() if isinstance(given, Mapping) else [("", given)]:
-        names, own = _name_rewards(rewards, "eval_reward_funcs", found)
+    for name, several in rewards.items() if isinstance(rewards, Mapping) else [("", rewards)]:
+        names, own = _name_rewards(several, "eval_reward_funcs", found)
         found |= own
         values += [f"{name}={each}" if name else each for each in names]
-    return {**options, "eval_reward_funcs": tuple(values)}, found
+    return dataclasses.replace(config, eval_reward_funcs=tuple(values)), found
 
 
 def _name_rewards(

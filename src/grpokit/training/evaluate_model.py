@@ -16,7 +16,7 @@ from ..rollouts import Sampler
 from ..runs.metrics import is_taken
 from ..types import Metrics, Prompt, RolloutGroup, join_metrics
 from .evaluation import Evaluation, evaluate, logged_figures
-from .setup.columns import columns_of
+from .setup.columns import columns_of, note_empty_routes
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.form import find_tokenizer
 from .setup.gate import check_model, check_tokens
@@ -97,6 +97,8 @@ def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
         say(describe_rewards(rewards))
         if note := pass_note(rewards):
             say(note)
+        if config.reward_routes:
+            note_empty_routes(rewards, prompts.checked())
         # An environment's tasks follow from the seed, and must not be those that a run with this seed trains on.
         seed = config.seed if config.dataset else config.seed + EVAL_SEED
         turns = make_sampler(config, policy, tokenizer, seed)

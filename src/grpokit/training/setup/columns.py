@@ -1,10 +1,22 @@
-"""Finds the columns that a reward may ask for."""
+"""Finds the columns that a reward may ask for, and looks for the values that lead to a reward."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ...common.console import say
+from ...rewards import Reward
 from ...rewards.functions import OF_EPISODES
+from ...rewards.routes import empty_routes
+from ...types import Prompt
 from .environments import Environments
 from .prompts import PromptSource
+
+
+def note_empty_routes(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> None:
+    """Says which values of --reward_routes none of the prompts has."""
+    for found in empty_routes([reward.route for reward in rewards], prompts):
+        say(f"note: --reward_routes {found}")
 
 
 def columns_of(prompts: PromptSource, environments: Environments | None) -> set[str]:

@@ -12,8 +12,7 @@ from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
 from ...rewards import Reward, describe_rewards, load_rewards, pass_note
-from ...rewards.routes import empty_routes
-from .columns import columns_of
+from .columns import columns_of, note_empty_routes
 from .environments import Environments, find_environments, longest_sequence
 from .held_out import HeldOutSet, load_held_out
 from .parts import Parts
@@ -72,10 +71,9 @@ def load_data(
     for note in dict.fromkeys(pass_note(each.rewards) for each in held_out):
         if note:
             say(note)
-    evaluated = [prompt for each in held_out for prompt in each.prompts]
-    routes = [reward.route for each in held_out for reward in each.rewards] + [r.route for r in rewards]
-    for found in empty_routes(routes, [*prompts.checked(), *evaluated]):
-        say(f"note: --reward_routes {found}")
+    if config.reward_routes:
+        evaluated = [prompt for each in held_out for prompt in each.prompts]
+        note_empty_routes(rewards, [*prompts.checked(), *evaluated])
     return RunData(prompts, rewards, held_out, prompts.longest, environments)
 
 
