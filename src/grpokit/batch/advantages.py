@@ -1,33 +1,40 @@
-"""Turns rewards into advantages: each completion against its group, in float64, over the whole step."""
+"""Turns rewards into advantages, in float64, over the whole step. `estimators.py` has the estimators."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..common.imports import raised_in
 from ..common.text import one_line
-from ..types import RolloutGroup
+from ..types import Rollout, RolloutGroup
+from .estimators import (
+    EPSILON,
+    ESTIMATORS,
+    SCALINGS,
+    Scored,
+    Settings,
+    has_spread,
+    within_group,
+)
 
-ESTIMATORS = ("group", "rloo", "reinforce_plus_plus", "opo", "gdpo")
-SCALINGS = ("group", "batch", "none")
-Estimator = Callable[..., Tensor | Sequence[float]]
+Estimator = Callable[..., Tensor | Sequence[float] | Sequence[Tensor]]
 """An advantage estimator of one's own: `f(rewards)` or `f(rewards, rollouts)`.
 
 `rewards` [G] float64 are those of a group's completions that have a reward, and `rollouts` these completions. It returns
-their advantages, G finite numbers.
+their advantages: G finite numbers, or for each completion T finite numbers, one for each of its T tokens.
 
 Example:
     >>> def centred(rewards):
     ...     return rewards - rewards.mean()
+    >>> def later_counts_more(rewards, rollouts):
+    ...     return [r * torch.linspace(0, 1, len(c.completion_ids)) for r, c in zip(centred(rewards), rollouts)]
 """
-
-EPSILON = 1e-4  # added to a standard deviation before dividing by it; TRL's number, so that values carry over
 
 
 def add_advantages(
@@ -35,49 +42,58 @@ def add_advantages(
     estimator: str | Estimator = "group",
     scale_rewards: str = "group",
     weights: Sequence[float] | None = None,
+    epsilon: float = EPSILON,
 ) -> list[RolloutGroup]:
     """Adds `advantages` [G] float64 to groups. A completion without a reward gets 0 and may not be trained on.
 
-    The estimators, with d = R − mean of its group:
+    The estimators, with R the rewards of a group and d = R − their mean:
 
-    * `group`: d, divided as `scale_rewards` says (`group`: the group's unbiased std + 1e-4; `batch`: the std of the
-      step's rewards + 1e-4; `none`);
+    * `group`: d, divided as `scale_rewards` says (`group`: the group's unbiased std + ε; `batch`: the std of the
+      step's rewards + ε; `none`);
     * `rloo`: R − mean of the others of its group (arXiv 2402.14740);
-    * `reinforce_plus_plus`: (d − mean d) / (std d + 1e-4) over the step (2501.03262);
+    * `reinforce_plus_plus`: (d − mean d) / (std d + ε) over the step (2501.03262, its baseline variant);
+    * `reinforce_plus_plus_global`: (R − mean R) / (std R + ε) over the step, without a group (2501.03262);
     * `opo`: R − Σ T·R / Σ T of the group, T the completions' trainable tokens (2505.23585);
     * `gdpo`: each reward function normalised within its group, their weighted sum, normalised over the step
-      (2601.05242). `weights` [F] are those of the reward functions.
+      (2601.05242). `weights` [F] are those of the reward functions;
+    * `maxrl`: d / mean of the group (2602.02710);
+    * `remax`: R − the reward of the prompt's greedy completion (2310.10505);
+    * `gpg`: d · B / (B − M), with M of the step's B completions in groups without spread (2504.02546);
+    * `loo_std`: R − mean of the others, divided by the std of the others + ε (as NeMo-RL does);
+    * `pass_k`: only the best of a group: (R − that of the second) / (std + ε) (2503.19595).
 
-    A group whose rewards are all equal has advantages of exactly 0: in floating point its deviations from the mean
-    may not be.
+    A group whose rewards are all equal has advantages of exactly 0, where its completions are compared with each other.
 
     Args:
         groups: the scored groups of a whole step.
         estimator: one of ESTIMATORS, or a function: see `Estimator`.
         scale_rewards: one of SCALINGS; for `group` alone.
         weights: [F], one weight for each reward function; for `gdpo` alone.
+        epsilon: ε, added to a std before dividing by it.
 
     Returns:
-        The same groups, in the same order.
+        The same groups, in the same order. Where the function gave an advantage for each token, `token_advantages` has
+        them, and `advantages` their mean over a completion's trainable tokens.
 
     Raises:
-        ValueError: an unknown name, a group without rewards, or a function that returns something else than advantages.
+        ValueError: an unknown name, a group without rewards, rewards that the estimator can't use, or a function that
+            returns something else than advantages.
     """
-    valid = [~_rewards(group).isnan() for group in groups]
+    valid = [_has_reward(group, estimator) for group in groups]
     if not isinstance(estimator, str):
         own = [_by_own(group, ok, estimator) for group, ok in zip(groups, valid, strict=True)]
-        return [_with(group, a, ok) for group, a, ok in zip(groups, own, valid, strict=True)]
+        return [_with(group, *a, ok) for group, a, ok in zip(groups, own, valid, strict=True)]
     if estimator not in ESTIMATORS or scale_rewards not in SCALINGS:
         raise ValueError(
             f"advantage_estimator {estimator}, scale_rewards {scale_rewards}: there are {', '.join(ESTIMATORS)}, "
             f"and {', '.join(SCALINGS)}"
         )
-    raw = [_raw(group, ok, estimator, weights) for group, ok in zip(groups, valid, strict=True)]
-    if estimator in ("reinforce_plus_plus", "gdpo"):
-        raw = _normalised(raw, valid)
-    elif estimator == "group" and scale_rewards != "none":
-        raw = _scaled(raw, groups, valid, scale_rewards)
-    return [_with(group, a, ok) for group, a, ok in zip(groups, raw, valid, strict=True)]
+    row, how = ESTIMATORS[estimator], Settings(scale_rewards, weights, epsilon)
+    scored = [_scored(group, ok) for group, ok in zip(groups, valid, strict=True)]
+    found = [within_group(row, group, how) for group in scored]
+    if row.over is not None:
+        found = row.over(found, scored, how)
+    return [_with(group, _spread(a, ok), None, ok) for group, a, ok in zip(groups, found, valid, strict=True)]
 
 
 def has_signal(
@@ -85,8 +101,9 @@ def has_signal(
 ) -> bool:
     """Tells whether a scored group teaches anything under an estimator: whether it gives any advantage that isn't 0.
 
-    `gdpo` learns from each reward function by itself, so it needs one function with a weight whose rewards differ. All
-    other estimators see the weighted sum alone.
+    `gdpo` learns from each reward function by itself, so it needs one function with a weight whose rewards differ. An
+    estimator that compares over the step alone has a signal in every group with a reward. All others see the weighted
+    sum within the group.
 
     Args:
         group: a scored group.
@@ -96,109 +113,114 @@ def has_signal(
     Returns:
         Whether dynamic sampling keeps the group.
     """
-    rewards = _rewards(group)
-    valid = ~rewards.isnan()
+    valid = _has_reward(group, estimator)
     if not isinstance(estimator, str):
-        rounding = 1e-12 * max(1.0, float(rewards.nan_to_num().abs().max()))
-        return bool((_by_own(group, valid, estimator).abs() > rounding).any())
-    if estimator != "gdpo":
-        return bool(_raw(group, valid, estimator, weights).any())
-    assert group.rewards is not None  # scored
-    columns = zip(group.rewards.unbind(1), weights or [1.0] * group.rewards.shape[1], strict=True)
-    present = [column[~column.isnan()] for column, weight in columns if weight]
-    return any(len(r) > 1 and bool(r.max() > r.min()) for r in present)
+        rounding = 1e-12 * max(1.0, float(_rewards(group).nan_to_num().abs().max()))
+        of_completions, of_tokens = _by_own(group, valid, estimator)
+        return any(bool((a.abs() > rounding).any()) for a in of_tokens or [of_completions])
+    row = ESTIMATORS[estimator]
+    if row.of_step:
+        return bool(valid.any())
+    scored, how = _scored(group, valid), Settings(weights=weights)
+    return has_spread(row, scored, how) if row.of_functions else bool(within_group(row, scored, how).any())
 
 
-def _raw(group: RolloutGroup, valid: Tensor, estimator: str, weights: Sequence[float] | None) -> Tensor:
-    """A group's advantages [G] before any scaling: 0 where there is no reward, and throughout where all are equal."""
-    if estimator == "gdpo":
-        return _by_function(group, weights)
-    reward, lengths = _rewards(group), _lengths(group)
-    advantages, r = torch.zeros_like(reward), reward[valid]
-    if len(r) > 1 and r.max() > r.min():
-        baseline = r.mean()
-        if estimator == "opo" and lengths[valid].sum() > 0:
-            baseline = (lengths[valid] * r).sum() / lengths[valid].sum()
-        centred = r - baseline
-        # Zeroes differences that are only rounding error; their sign would be random.
-        centred[centred.abs() <= 4 * torch.finfo(r.dtype).eps * r.abs().max()] = 0
-        others = len(r) / (len(r) - 1) if estimator == "rloo" else 1  # R − mean of the others
-        advantages[valid] = centred * others
-    return advantages
+def _has_reward(group: RolloutGroup, estimator: str | Estimator) -> Tensor:
+    """Returns [G] bool: the completions that get an advantage. None does where the greedy one to compare with has no reward."""
+    valid = ~_rewards(group).isnan()
+    if isinstance(estimator, str) and estimator in ESTIMATORS and ESTIMATORS[estimator].needs_greedy:
+        if group.greedy_reward is None:
+            raise ValueError(
+                f"advantage_estimator {estimator}: the group of {group.prompt.source} has no greedy_reward"
+            )
+        valid &= ~group.greedy_reward.isnan()
+    return valid
 
 
-def _by_own(group: RolloutGroup, valid: Tensor, estimator: Estimator) -> Tensor:
-    """The advantages [G] that a user's function gives a group; 0 where there is no reward. Raises ValueError naming it."""
+def _scored(group: RolloutGroup, valid: Tensor) -> Scored:
+    rewards, lengths = _rewards(group), [int(rollout.trainable.sum()) for rollout in group.rollouts]
+    return Scored(
+        rewards=rewards[valid],
+        by_function=(rewards[:, None] if group.rewards is None else group.rewards)[valid],
+        lengths=torch.tensor(lengths, dtype=torch.float64)[valid],
+        greedy=None if group.greedy_reward is None else float(group.greedy_reward),
+        source=group.prompt.source,
+    )
+
+
+def _by_own(
+    group: RolloutGroup, valid: Tensor, estimator: Estimator
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """The advantages that a user's function gives a group: [G], and G × [T] where it gives one for each token.
+
+    They are 0 where there is no reward. Raises ValueError naming the function.
+    """
     rewards = _rewards(group)[valid]
-    advantages = torch.zeros_like(_rewards(group))
     if len(rewards) == 0:
-        return advantages
+        return torch.zeros_like(_rewards(group)), None
     rollouts = [rollout for rollout, ok in zip(group.rollouts, valid.tolist(), strict=True) if ok]
     name = getattr(estimator, "__name__", type(estimator).__name__)
     try:
         wants_rollouts = len(inspect.signature(estimator).parameters) > 1
         found = estimator(rewards, rollouts) if wants_rollouts else estimator(rewards)
-        values = torch.as_tensor(found, dtype=torch.float64)
+        values = [torch.as_tensor(one, dtype=torch.float64) for one in found]
     except Exception as error:
         raise ValueError(
             f"--advantage_estimator {name}: raised {type(error).__name__}: {one_line(error)} ({raised_in(error, estimator)}) "
             f"for the group of {group.prompt.source}"
         ) from error
-    if values.shape != rewards.shape or not values.isfinite().all():
-        raise ValueError(
-            f"--advantage_estimator {name}: returned {one_line(found, 80)} for the group of {group.prompt.source}; "
-            f"expected {len(rewards)} finite numbers"
-        )
-    advantages[valid] = values
-    return advantages
-
-
-def _by_function(group: RolloutGroup, weights: Sequence[float] | None) -> Tensor:
-    """gdpo: normalises each reward function within the group, then sums them by weight [G]."""
-    assert group.rewards is not None  # scored
-    total = torch.zeros(len(group.rollouts), dtype=torch.float64)
-    for f, weight in enumerate(weights or [1.0] * group.rewards.shape[1]):
-        values = group.rewards[:, f]
-        ok = ~values.isnan()
-        r = values[ok]
-        if len(r) > 1 and r.max() > r.min():
-            total[ok] += weight * (r - r.mean()) / (r.std() + EPSILON)
-    return total
-
-
-def _normalised(raw: Sequence[Tensor], valid: Sequence[Tensor]) -> list[Tensor]:
-    """(a − mean a) / (std a + 1e-4) over the step's completions that have a reward; all equal: exactly 0."""
-    step = torch.cat([a[ok] for a, ok in zip(raw, valid, strict=True)]) if raw else torch.empty(0)
-    if len(step) < 2 or step.max() == step.min():
-        return [torch.zeros_like(a) for a in raw]
-    scaled = [(a - step.mean()) / (step.std() + EPSILON) for a in raw]
-    # The step's mean is 0 only up to rounding, so groups with no spread are set to exactly 0.
-    return [
-        torch.where(ok, s, 0.0) if a.any() else torch.zeros_like(a)
-        for a, s, ok in zip(raw, scaled, valid, strict=True)
-    ]
-
-
-def _scaled(
-    raw: Sequence[Tensor], groups: Sequence[RolloutGroup], valid: Sequence[Tensor], scale_rewards: str
-) -> list[Tensor]:
-    """d divided by the std of its group, or of the step's rewards, + 1e-4."""
-    rewards = [_rewards(group)[ok] for group, ok in zip(groups, valid, strict=True)]
-    if scale_rewards == "batch":
-        rewards = [torch.cat(rewards)] * len(raw) if raw else []
-    return [a / (r.std() + EPSILON) if len(r) > 1 else a for a, r in zip(raw, rewards, strict=True)]
-
-
-def _with(group: RolloutGroup, advantages: Tensor, valid: Tensor) -> RolloutGroup:
-    rollouts = tuple(
-        rollout if ok else dataclasses.replace(rollout, trainable=torch.zeros_like(rollout.trainable))
+    is_by_token = any(value.ndim for value in values)
+    _check_own(name, found, values, rollouts, is_by_token, group.prompt.source)
+    if not is_by_token:
+        return _spread(torch.stack(values), valid), None
+    given = iter(values)
+    of_tokens = tuple(
+        next(given) if ok else torch.zeros(len(rollout.completion_ids), dtype=torch.float64)
         for rollout, ok in zip(group.rollouts, valid.tolist(), strict=True)
     )
-    return dataclasses.replace(group, advantages=advantages, rollouts=rollouts)
+    means = [
+        a[rollout.trainable].mean().nan_to_num() for a, rollout in zip(of_tokens, group.rollouts, strict=True)
+    ]
+    return torch.stack(means), of_tokens
 
 
-def _lengths(group: RolloutGroup) -> Tensor:
-    return torch.tensor([int(rollout.trainable.sum()) for rollout in group.rollouts], dtype=torch.float64)
+def _check_own(
+    name: str, found: Any, values: list[Tensor], rollouts: list[Rollout], is_by_token: bool, source: str
+) -> None:
+    """Raises ValueError unless a user's function returned an advantage for each completion, or for each of its tokens.
+
+    Args:
+        name: the function's.
+        found: what it returned.
+        values: the same as tensors.
+        rollouts: the completions that it was given.
+        is_by_token: whether any of the values is a list.
+        source: the prompt's row.
+    """
+    expected = f"{len(rollouts)} finite numbers"
+    want = [(len(rollout.completion_ids),) if is_by_token else () for rollout in rollouts]
+    if is_by_token:
+        lengths = ", ".join(str(len(rollout.completion_ids)) for rollout in rollouts)
+        expected += f", or {len(rollouts)} lists with a finite number for each token ({lengths})"
+    if [tuple(value.shape) for value in values] != want or not all(v.isfinite().all() for v in values):
+        raise ValueError(
+            f"--advantage_estimator {name}: returned {one_line(found, 80)} for the group of {source}; expected {expected}"
+        )
+
+
+def _spread(values: Tensor, valid: Tensor) -> Tensor:
+    """Returns [G]: the values [n] of the completions with a reward, and 0 elsewhere."""
+    return torch.zeros(len(valid), dtype=torch.float64).masked_scatter(valid, values)
+
+
+def _with(
+    group: RolloutGroup, advantages: Tensor, of_tokens: tuple[Tensor, ...] | None, valid: Tensor
+) -> RolloutGroup:
+    rollouts = tuple(
+        rollout if ok else replace(rollout, trainable=torch.zeros_like(rollout.trainable))
+        for rollout, ok in zip(group.rollouts, valid.tolist(), strict=True)
+    )
+    return replace(group, advantages=advantages, token_advantages=of_tokens, rollouts=rollouts)
 
 
 def _rewards(group: RolloutGroup) -> Tensor:

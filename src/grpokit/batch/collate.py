@@ -148,7 +148,7 @@ def collate(
         group_ids=per_token([sample.group for sample in samples], torch.int64),
         positions=torch.cat(positions).to(device),
         lengths=per_token(lengths.tolist(), torch.int64),
-        advantages=per_token([sample.advantage for sample in samples], torch.float64),
+        advantages=torch.cat([nothing.double(), *(sample.advantages for sample in samples)]).to(device),
         weights=per_token([sample.weight for sample in samples], torch.float64),
         sampler_logps=torch.cat([nothing, *sampler]).to(device) if compared else None,
         old_logps=joined("old_logps"),

@@ -40,7 +40,7 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> U
             prompt_ids=rollout.prompt_ids(group.prompt),
             completion_ids=rollout.completion_ids,
             trainable=rollout.trainable,
-            advantage=float(_advantages(group)[g]),
+            advantage=_advantage(group, g, loss),
             weight=0.0,
             length=int(rollout.trainable.sum()),
             sampler_logps=rollout.logps[rollout.trainable],
@@ -81,7 +81,16 @@ def weigh(samples: Sequence[Sample], loss: Loss, ranks: int = 1) -> Update:
     return Update(tuple(sorted(weighed, key=lambda sample: sample.index)), counts[0].tokens)
 
 
-def _advantages(group: RolloutGroup) -> Tensor:
+def _advantage(group: RolloutGroup, g: int, loss: Loss) -> float | Tensor:
+    """Returns the advantage of completion g, or those of its trainable tokens [T_i]."""
     if group.advantages is None:
         raise ValueError(f"{group.prompt.source}: the group has no advantages; call add_advantages first")
-    return group.advantages
+    if group.token_advantages is not None:
+        found = group.token_advantages[g][group.rollouts[g].trainable]
+        if loss.one_advantage and len(found.unique()) > 1:
+            raise ValueError(
+                f"{group.prompt.source}: its tokens have advantages of their own, and {loss.name} has one value for a "
+                "sequence; use loss_type gspo_token, or a loss of tokens such as dapo"
+            )
+        return found
+    return float(group.advantages[g])

@@ -66,11 +66,6 @@ OPTIMIZER_RULES = [
         for flag in ("kl_estimator", "kl_gradient")
     ),
     Rule(
-        "kl_in_reward",
-        lambda c: not c.kl_in_reward or c.advantage_estimator != "gdpo",
-        "gdpo normalises each reward function separately, and the KL is not a reward function; use --advantage_estimator group",
-    ),
-    Rule(
         "sync_ref_model",
         lambda c: not c.sync_ref_model or c.beta > 0,
         "there is no reference with --beta 0; set --beta (0.04 is usual)",

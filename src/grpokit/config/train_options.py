@@ -69,9 +69,12 @@ class AdvantageOptions:
     """The advantages."""
 
     advantage_estimator: str = steering("group")
-    """How rewards become advantages: group, rloo, reinforce_plus_plus, opo, gdpo, or file.py:function of your own."""
+    """How rewards become advantages: group, rloo, reinforce_plus_plus, reinforce_plus_plus_global, opo, gdpo, maxrl,
+    remax, gpg, loo_std, pass_k, or file.py:function of your own."""
     scale_rewards: Literal["group", "batch", "none"] | None = steering(None)
     """Divisor of `group` advantages (default: the loss's own; none for dr_grpo, else group)."""
+    advantage_epsilon: float = steering(1e-4)
+    """Added to a standard deviation before advantages are divided by it (verl: 1e-6)."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .advantage_rules import ADVANTAGE_RULES
 from .early_stop import is_early_stop
 from .hub_rules import HUB_RULES
 from .lora_rules import LORA_RULES
@@ -63,25 +64,7 @@ LOSS_RULES = [
         ),
         "is another name of --ratio_level, which is {c.ratio_level}; give one of them",
     ),
-    Rule(
-        "advantage_estimator",
-        lambda c: (
-            ":" in c.advantage_estimator
-            or c.advantage_estimator in ("group", "rloo", "reinforce_plus_plus", "opo", "gdpo")
-        ),
-        "is not one of group, rloo, reinforce_plus_plus, opo, gdpo, and not file.py:function",
-    ),
-    Rule(
-        "num_generations",
-        lambda c: c.num_generations >= 2 or ":" in c.advantage_estimator,
-        "the baseline `{c.advantage_estimator}` compares completions of one prompt, so every advantage "
-        "would be 0; use 2 or more (8 is usual)",
-    ),
-    Rule(
-        "scale_rewards",
-        lambda c: c.scale_rewards is None or c.advantage_estimator == "group",
-        "is not used by --advantage_estimator {c.advantage_estimator}; leave it out or use group",
-    ),
+    *ADVANTAGE_RULES,
     Rule(
         "ref_model",
         lambda c: not c.ref_model or c.beta > 0,

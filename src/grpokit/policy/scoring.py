@@ -91,7 +91,7 @@ def samples_to_train(update: Update, loss: Loss, how: Learning) -> tuple[Sample,
     """Returns the samples that can move the weights. Samples with A = 0 are dropped if all terms of the loss allow it."""
     if not (how.drop_dead_rows and loss.drops_dead_rows and how.router is None):
         return update.samples
-    return tuple(sample for sample in update.samples if sample.advantage != 0)
+    return tuple(sample for sample in update.samples if sample.advantages.any())
 
 
 def samples_to_score(update: Update, loss: Loss, how: Learning) -> tuple[Sample, ...]:

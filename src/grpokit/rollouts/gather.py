@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,10 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
         parts = [getattr(group, name) for group in groups]
         if parts and parts[0] is not None:
             found[name] = torch.cat(parts)
+    if groups and groups[0].token_advantages is not None:
+        found["token_advantages"] = torch.cat([a for group in groups for a in group.token_advantages or ()])
+    if groups and groups[0].greedy_reward is not None:
+        found["greedy_reward"] = torch.stack([g.greedy_reward for g in groups if g.greedy_reward is not None])
     return found
 
 
@@ -95,11 +100,18 @@ def groups_from_tensors(
         )
         for i in range(len(lengths))
     ]
-    per_group = {
+    ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
+    per_group: dict[str, Sequence[Any]] = {
         n: tensors[n].split(sizes) for n in ("rewards", "reward", "advantages", "kl") if n in tensors
     }
+    if "token_advantages" in tensors:
+        of_tokens = tensors["token_advantages"].split(lengths)
+        per_group["token_advantages"] = tuple(
+            of_tokens[end - size : end] for size, end in zip(sizes, ends, strict=True)
+        )
+    if "greedy_reward" in tensors:
+        per_group["greedy_reward"] = tensors["greedy_reward"].unbind()
     extras = json.loads(_text(tensors["extras"])) if "extras" in tensors else [{}] * len(sizes)
-    ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
     return [
         RolloutGroup(
             prompt_at(position),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -111,6 +111,7 @@ class StepRollouts:
     max_resample_times: int
     max_steps: int
     budget: ErrorBudget = field(default_factory=ErrorBudget)  # counts the run's dropped episodes
+    needs_greedy: bool = False  # whether each group gets its prompt's greedy completion
     # (the step under way, the state of the data where it began): a step that is sampled again begins there.
     began: tuple[int, dict[str, Any] | None] | None = None
 
@@ -139,18 +140,23 @@ class StepRollouts:
             A group for each prompt of this rank's share, in order.
         """
         with phase("rollout"):
-            groups = sample_share(
-                self.ahead or self.sampler,
-                prompts,
-                self.num_generations,
-                self.world,
-                self.pause,
-                budget=self.budget,
-                take=take,
-            )
+            groups = self._sample(prompts, self.num_generations, take=take)
+            if self.needs_greedy:
+                found = self._sample(prompts, 1, greedy=True)
+                greedy = {group.prompt.position: group.rollouts[0] for group in found}
+                groups = [replace(group, greedy=greedy[group.prompt.position]) for group in groups]
         if self.max_resample_times == 0:  # else the step may need the engine once more
             self.begin_next(step)
         return groups
+
+    def _sample(
+        self, prompts: Sequence[Prompt], count: int, *, greedy: bool = False, take: Take | None = None
+    ) -> list[RolloutGroup]:
+        """Samples `count` completions of each prompt of this rank's share; see `sample_share`."""
+        engine = self.ahead or self.sampler
+        return sample_share(
+            engine, prompts, count, self.world, self.pause, greedy=greedy, budget=self.budget, take=take
+        )
 
     def begin_next(self, step: int) -> None:
         """With --async_depth 1: begins the rollouts of the step after `step`, unless they are begun. All ranks call it."""

@@ -36,17 +36,17 @@ def write_batch(
     samples = [sample for sample in samples if sample.index in new]
     lengths = torch.tensor([sample.length for sample in samples])
 
-    def per_token(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).repeat_interleave(lengths)
+    def per_token(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64).repeat_interleave(lengths)
 
     fields = {
         "logps": torch.cat([new[sample.index] for sample in samples]),
         "old_logps": torch.cat([old[sample.index] for sample in samples]),
         "sampler_logps": torch.cat([sample.sampler_logps for sample in samples]),
-        "advantages": per_token([sample.advantage for sample in samples], torch.float64),
-        "sequence_ids": per_token([sample.index for sample in samples], torch.int64),
-        "group_ids": per_token([sample.group for sample in samples], torch.int64),
-        "lengths": per_token([sample.length for sample in samples], torch.int64),
+        "advantages": torch.cat([sample.advantages for sample in samples]),
+        "sequence_ids": per_token([sample.index for sample in samples]),
+        "group_ids": per_token([sample.group for sample in samples]),
+        "lengths": per_token([sample.length for sample in samples]),
         "positions": torch.cat([torch.nonzero(sample.trainable).flatten() for sample in samples]),
     }
     write_tensors(path, fields)

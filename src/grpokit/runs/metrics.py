@@ -84,6 +84,9 @@ METRICS: dict[str, Declared] = {
     "clip_cov/selected": Declared("mean", "share of tokens that lost their gradient for their covariance"),
     "kl_cov/selected": Declared("mean", "share of tokens under kl_cov's penalty"),
     "m2po/kept": Declared("mean", "share of tokens kept under the bound on the second moment"),
+    "reward/greedy": Declared(
+        "mean", "mean reward of the prompts' greedy completions (--advantage_estimator remax)"
+    ),
     "sampler_kl": Declared("mean", "KL of the sampler to the trainer at the start of the step, k3 estimator"),
     "sampler/kl_k1": Declared("mean", "KL of the sampler to the trainer, k1: mean(sampler − old)"),
     "sampler/logp_diff_mean": Declared("mean", "mean |old − sampler| of the log-probs"),

@@ -27,11 +27,14 @@ def samples_to_tensors(samples: Sequence[Sample]) -> Tensors:
         ),
         "completion_ids": ragged([sample.completion_ids for sample in samples], torch.int64),
         "trainable": ragged([sample.trainable for sample in samples], torch.bool),
-        "advantage": torch.tensor([sample.advantage for sample in samples], dtype=torch.float64),
         "weight": torch.tensor([sample.weight for sample in samples], dtype=torch.float64),
         "length": torch.tensor([sample.length for sample in samples], dtype=torch.int64),
         "sampler_logps": ragged([sample.sampler_logps for sample in samples], torch.float32),
     }
+    if any(isinstance(sample.advantage, Tensor) for sample in samples):
+        found["advantages"] = ragged([sample.advantages for sample in samples], torch.float64)
+    else:
+        found["advantage"] = torch.tensor([sample.advantage for sample in samples], dtype=torch.float64)
     for name in _LOGPS:
         known = [sample for sample in samples if getattr(sample, name) is not None]
         if known:
@@ -49,6 +52,8 @@ def samples_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Sample, ...]:
         name: tensors[name].split(tensors["completion_length"].tolist())
         for name in ("completion_ids", "trainable")
     }
+    per_token = "advantages" in tensors  # else one advantage for each sample
+    advantages = tensors["advantages"].split(lengths) if per_token else tensors["advantage"].tolist()
     logps = {"sampler_logps": list(tensors["sampler_logps"].split(lengths))}
     for name in _LOGPS:
         if name in tensors:
@@ -60,7 +65,7 @@ def samples_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Sample, ...]:
             index=int(tensors["index"][i]),
             group=int(tensors["group"][i]),
             prompt_ids=tuple(prompts[i].tolist()),
-            advantage=float(tensors["advantage"][i]),
+            advantage=advantages[i],
             weight=float(tensors["weight"][i]),
             length=lengths[i],
             **{name: parts[i] for name, parts in of_completion.items()},

@@ -51,7 +51,7 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
         groups = run.rollouts.sample(prompts, step, clock, early and early.take)
         with clock("reward"):
             chosen.add(*score_step(run, step, groups, prompts, early))
-    groups = add_advantages(chosen.groups, run.estimator, run.scale_rewards, run.reward_weights)
+    groups = add_advantages(chosen.groups, run.estimator, *run.advantage_settings)
     groups = mask_truncated(groups) if config.mask_truncated_completions else groups
     updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)  # fixes every weight
     run.rollouts.observe(step, chosen.kept + chosen.refused)

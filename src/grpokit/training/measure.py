@@ -30,6 +30,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
         "entropy": Metric.mean(entropies[~entropies.isnan()]),  # an environment's tokens have none
         "num_tokens": Metric.sum(lengths.sum() + prompts),
         **kept_mass(rollouts),
+        **greedy_reward(groups),
     } | episode_metrics(groups)
 
 
@@ -37,6 +38,12 @@ def kept_mass(rollouts: Sequence[Rollout]) -> Metrics:
     """Measures the share of the full distribution that was sampled from, exp(full − μ); {} where no rollout knows it."""
     known = [(r.full_logps - r.logps)[r.trainable] for r in rollouts if r.full_logps is not None]
     return {"sampler/kept_mass": Metric.mean(torch.cat(known).double().exp())} if known else {}
+
+
+def greedy_reward(groups: Sequence[RolloutGroup]) -> Metrics:
+    """Measures the mean reward of the prompts' greedy completions; {} where none were sampled."""
+    known = torch.tensor([float(g.greedy_reward) for g in groups if g.greedy_reward is not None])
+    return {"reward/greedy": Metric.mean(known[~known.isnan()])} if len(known) else {}
 
 
 def undropped(rollouts: list[Rollout]) -> list[Rollout]:

@@ -100,6 +100,11 @@ class Run:
         return [reward.weight for reward in self.rewards]
 
     @property
+    def advantage_settings(self) -> tuple[str, list[float], float]:
+        """What `add_advantages` takes beside the estimator."""
+        return self.scale_rewards, self.reward_weights, self.config.advantage_epsilon
+
+    @property
     def moving_reference(self) -> Policy | None:
         """The reference, where it moves with the policy (--sync_ref_model): a checkpoint then holds it."""
         moves = self.config.sync_ref_model and isinstance(self.reference, Policy)

@@ -100,10 +100,28 @@ def score_groups(
     rate, report = scorer(run, step, run.rewards if rewards is None else rewards)
     with run.world.together():
         scored = rate(groups) if early is None else early.finish()
+        if any(group.greedy is not None for group in groups):
+            # What the functions log of greedy completions isn't the step's.
+            scored = _with_greedy_rewards(scored, groups, scorer(run, step, run.rewards)[0])
     report = report if early is None else early.report
     at = {prompt.position: prompt for prompt in prompts}
     logged = run.world.join_metrics(report.metrics)
     return gather_groups(scored, at.__getitem__, run.world), logged
+
+
+def _with_greedy_rewards(
+    scored: Sequence[RolloutGroup],
+    groups: Sequence[RolloutGroup],
+    rate: Callable[[Sequence[RolloutGroup]], list[RolloutGroup]],
+) -> list[RolloutGroup]:
+    """Scores the greedy completions of `groups`, and returns the scored groups with their rewards."""
+    asked = [RolloutGroup(group.prompt, (group.greedy,)) for group in groups if group.greedy is not None]
+    found = {group.prompt.position: group.reward for group in rate(asked)}
+    rewards = [found[group.prompt.position] for group in scored]
+    return [
+        replace(group, greedy=None, greedy_reward=None if reward is None else reward[0])
+        for group, reward in zip(scored, rewards, strict=True)
+    ]
 
 
 def score_step(

@@ -107,6 +107,10 @@ class RolloutGroup:
     rewards: Tensor | None = None  # [G, F] float64; NaN where a function does not apply
     reward: Tensor | None = None  # [G] float64, the weighted sum; NaN where no function applies
     advantages: Tensor | None = None  # [G] float64; exactly 0 for a group without signal
+    # G × [T] float64, where the estimator gives an advantage for each token. `advantages` are then their means.
+    token_advantages: tuple[Tensor, ...] | None = None
+    greedy: Rollout | None = None  # the prompt's greedy completion, where the estimator compares with it
+    greedy_reward: Tensor | None = None  # scalar float64, its weighted sum; NaN where no function applies
     kl: Tensor | None = None  # [G] float64, Σ_t (old − ref), where it is part of the reward (--kl_in_reward)
     # What reward functions have logged of each completion: column → G values that JSON has.
     extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -133,12 +137,17 @@ class Sample:
     prompt_ids: tuple[int, ...]
     completion_ids: Tensor  # [T]
     trainable: Tensor  # [T] bool, true for T_i tokens
-    advantage: float
+    advantage: float | Tensor  # one for all its tokens, or [T_i]
     weight: float  # w_i of each of its tokens, fixed for the whole update
     length: int  # T_i, its trainable tokens
     sampler_logps: Tensor  # [T_i] μ, as the sampling engine recorded them
     old_logps: Tensor | None = None  # [T_i]; None in the step's first update, where the ratio is 1
     ref_logps: Tensor | None = None  # [T_i]
+
+    @property
+    def advantages(self) -> Tensor:
+        """Returns the advantage of each trainable token [T_i] float64."""
+        return torch.as_tensor(self.advantage, dtype=torch.float64).expand(self.length)
 
     @property
     def origin(self) -> tuple[int, tuple[int, ...]]:

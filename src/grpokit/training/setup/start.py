@@ -9,6 +9,7 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 from ...batch.advantages import has_signal
+from ...batch.estimators import ESTIMATORS
 from ...common.console import say
 from ...common.writing import write_text
 from ...config.options import TrainConfig
@@ -187,6 +188,7 @@ def make_rollouts(
     """
     budget = getattr(sampler, "budget", None) or ErrorBudget()
     budget.dropped = state.dropped
+    row = ESTIMATORS.get(config.advantage_estimator)
     return StepRollouts(
         sampler=sampler,
         ahead=make_sample_ahead(config, sampler, state.ahead, checkpoint, world),
@@ -198,6 +200,7 @@ def make_rollouts(
         max_resample_times=config.max_resample_times,
         max_steps=config.max_steps,
         budget=budget,
+        needs_greedy=row is not None and row.needs_greedy,
     )
 
 
