@@ -52,8 +52,9 @@ def random_step(seed):
         lengths = torch.randint(1, 30, (4,), generator=generator)
         weights = torch.tensor(WEIGHTS).double()
         group = group_of((r @ weights).tolist(), lengths.tolist(), position)
-        groups.append(dataclasses.replace(group, rewards=r))
-        plain.append(SimpleNamespace(R=r @ weights, r=r, T=lengths.double(), weights=weights))
+        greedy = torch.tensor(position / 4).double()
+        groups.append(dataclasses.replace(group, rewards=r, greedy_reward=greedy))
+        plain.append(SimpleNamespace(R=r @ weights, r=r, T=lengths.double(), weights=weights, greedy=greedy))
     return groups, plain
 
 
@@ -87,6 +88,7 @@ def test_examples_run(name):
 
 def test_the_table_of_the_index_is_computed():
     groups = [group_of([0, 0, 1, 3], [10, 20, 30, 40]), group_of([1, 1, 0, 1], [10] * 4, 1)]
+    groups = [dataclasses.replace(group, greedy_reward=torch.tensor(1.0).double()) for group in groups]
     rows = ROW.findall(page("index"))
     assert {row[0] for row in rows} == set(ESTIMATORS) - {"gdpo"}
     for name, scale, *cells in rows:

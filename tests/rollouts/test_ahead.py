@@ -164,3 +164,19 @@ def test_options_of_the_other_mode_name_what_they_need():
     for options in ({"correction_low": 0.4}, {"rejected_tokens": "drop"}):
         with pytest.raises(ValueError, match=f"--{next(iter(options))}"):
             loss_from_config(TrainConfig(sampler="vllm", async_depth=1, **options))
+
+
+def test_remax_one_step_ahead_asks_for_the_greedy_completions_before_the_next_step(engine, tmp_path):
+    """So the engine is free; the run goes on from a checkpoint to the same bytes."""
+    command = command_for(tmp_path, advantage_estimator="remax", save_steps=1)
+    assert main([*command, str(tmp_path / "expected")]) == 0
+    assert [entry[3] for entry in engine.diary if entry[0] == "begins"] == [
+        "now",
+        "now",
+        *(["ahead", "now"] * 3),
+    ]
+    older = ["--resume_from_checkpoint", str(tmp_path / "expected" / "checkpoint-2")]
+    assert main([*command, str(tmp_path / "run"), *older]) == 0
+    ours, theirs = ((tmp_path / r / "final" / "model.safetensors").read_bytes() for r in ("run", "expected"))
+    assert ours == theirs
+    assert all("reward/greedy" in row for row in metrics_of(tmp_path / "run"))

@@ -43,9 +43,12 @@ def sampled(engine) -> list[int]:
 # --------------------------------------------------------------------------- numbers
 
 
-def test_the_same_bytes_as_without_it(tmp_path):
+@pytest.mark.parametrize("estimator", ["group", "remax"])
+def test_the_same_bytes_as_without_it(tmp_path, estimator):
+    """remax scores the greedy completions after all others."""
+    changes = {"max_resample_times": 1, "log_completions": 16, "advantage_estimator": estimator}
     for name, streams in (("streamed", True), ("plain", False)):
-        command = streaming(tmp_path, max_resample_times=1, log_completions=16, stream_rewards=streams)
+        command = streaming(tmp_path, **changes, stream_rewards=streams)
         assert main([*command, str(tmp_path / name)]) == 0
     same_bytes(tmp_path / "streamed", tmp_path / "plain")
 
