@@ -198,13 +198,53 @@ def divisor(reduction, sequences, s):
     return sum(len(u.logp) for u in sequences)  # token_mean
 
 
-def correction(s, t, mode, level, cap=2.0, low=0.5, high=5.0):
-    d = [held(o - m, -20, 20) for o, m in zip(s.old, s.sampler, strict=True)]
-    x = {"token": d[t], "sequence_product": held(sum(d), -20, 20), "sequence_geometric": sum(d) / len(d)}[
-        level
-    ]
-    c = math.exp(x)
-    return min(c, cap) if mode == "truncate" else (c if low <= c <= high else 0.0)
+def token_weights(s):
+    """log c of each token of a sequence."""
+    return [held(o - m, -20, 20) for o, m in zip(s.old, s.sampler, strict=True)]
+
+
+def reduced(values, level, t):
+    return {
+        "token": lambda: values[t],
+        "sequence_product": lambda: sum(values),
+        "sequence_geometric": lambda: sum(values) / len(values),
+        "sequence_max": lambda: max(values),
+    }[level]()
+
+
+def correction(
+    sequences, s, t, mode, level, cap=2.0, low=None, high=None, estimator="k1", keep=None, normalize=False
+):
+    """`keep`: (level, low, high)."""
+    own = _correction(s, t, mode, level, cap, low, high, estimator)
+    if normalize and level == "token":
+        every = [_correction(u, k, mode, level, cap, low, high, estimator) for u, k in all_tokens(sequences)]
+        own = own / (sum(every) / len(every))
+    elif normalize:
+        every = [_correction(u, 0, mode, level, cap, low, high, estimator) for u in sequences]
+        own = own / (sum(every) / len(every))
+    if keep is not None:
+        c = math.exp(held(reduced(token_weights(s), keep[0], t), -20, 20))
+        own = own if keep[1] <= c <= keep[2] else 0.0
+    return own
+
+
+def _correction(s, t, mode, level, cap, low, high, estimator):
+    d = token_weights(s)
+    if mode == "reject":
+        values = {
+            "k1": [-x for x in d],
+            "k2": [x * x / 2 for x in d],
+            "k3": [math.exp(x) - 1 - x for x in d],
+        }[estimator]
+        value = reduced(values, level, t)
+        if estimator == "k1":
+            return float(math.log(1 / high if low is None else low) <= value <= math.log(high))
+        return float(value <= high)
+    c = math.exp(held(reduced(d, level, t), -20, 20))
+    if mode == "truncate":
+        return min(max(c, low or 0.0), cap)
+    return c if (0.5 if low is None else low) <= c <= (5.0 if high is None else high) else 0.0
 
 
 def kl(s, t, estimator="k3", gradient="own"):
@@ -241,7 +281,8 @@ def total(
         w = 1 / divisor(reduction, sequences, s)
         term = 0.0 if name == "real" else ELL[name](sequences, s, t)
         if correct is not None:
-            term = correction(s, t, *correct) * term
+            how = correct if isinstance(correct, dict) else dict(zip(("mode", "level"), correct, strict=True))
+            term = correction(sequences, s, t, **how) * term
         if opsm is not None and s.advantage[t] < 0:
             drift = sum(held(m - num(p), -20, 20) for m, p in zip(s.sampler, s.logp, strict=True)) / len(
                 s.logp

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpokit.losses import LOSSES, SURROGATES, LossBatch, make_loss, policy_loss
@@ -105,6 +105,51 @@ def test_corrections_against_the_oracle(mode, level, seed):
 def test_corrections_of_a_token_ratio_against_the_oracle(mode, level, seed):
     loss = build("spo", correction_mode=mode, correction_level=level)
     compare(loss, make_step(seed, spread=0.7), correct=(mode, level))
+
+
+FURTHER = {
+    "a lower clamp": {"mode": "truncate", "level": "token", "low": 0.7, "cap": 1.5},
+    "a lower clamp of sequences": {"mode": "truncate", "level": "sequence_product", "low": 0.4, "cap": 1.5},
+    "keep by the mean": {"mode": "truncate", "level": "token", "keep": ("sequence_geometric", 0.9, 1.2)},
+    "keep by the product": {"mode": "mask", "level": "token", "keep": ("sequence_product", 0.0, 1.5)},
+    "keep, normalised": {
+        **{"mode": "truncate", "level": "token", "normalize": True},
+        "keep": ("sequence_geometric", 0.9, 2.0),
+    },
+    "normalised tokens": {"mode": "truncate", "level": "token", "normalize": True},
+    "normalised sequences": {"mode": "truncate", "level": "sequence_product", "normalize": True},
+    "normalised, masked": {"mode": "mask", "level": "sequence_geometric", "normalize": True},
+    **{
+        f"reject {estimator} {level}": {
+            "mode": "reject",
+            "level": level,
+            "estimator": estimator,
+            "high": high,
+        }
+        for estimator, high in (("k1", 1.5), ("k2", 0.2), ("k3", 0.2))
+        for level in ("token", "sequence_product", "sequence_geometric", "sequence_max")
+        if (estimator, level) != ("k1", "sequence_max")
+    },
+    "reject k1 between two ratios": {"mode": "reject", "level": "token", "low": 0.9, "high": 2.0},
+}
+
+
+def options_of(how):
+    """The oracle's arguments as options of `make_loss`."""
+    found = {f"correction_{name}": value for name, value in how.items() if name != "keep"}
+    if "keep" in how:
+        keep, low, high = how["keep"]
+        found |= {"correction_keep": keep, "correction_keep_low": low, "correction_keep_high": high}
+    return found
+
+
+@pytest.mark.parametrize("name", ["gspo", "m2po"])
+@pytest.mark.parametrize("how", FURTHER.values(), ids=FURTHER)
+@settings(max_examples=6)
+@given(seed=seeds)
+def test_further_corrections_against_the_oracle(name, how, seed):
+    """gspo has one ratio for a sequence, through which a token's weight reaches all of its tokens."""
+    compare(build(name, **options_of(how)), make_step(seed, spread=0.7), correct=how)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])

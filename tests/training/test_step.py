@@ -12,7 +12,7 @@ from grpokit.batch.advantages import add_advantages
 from grpokit.batch.plan import plan_step
 from grpokit.policy.learn import Learning, NonFiniteError, StepProgress, learn, optimize, score
 from grpokit.policy.load import load_policy, load_tokenizer
-from grpokit.policy.rejection import drop_rejected
+from grpokit.policy.mismatch import drop_rejected
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.runs.metrics import METRICS, declared_name, values
 from grpokit.types import Prompt, RolloutGroup

@@ -81,17 +81,32 @@ class AdvantageOptions:
 class CorrectionOptions:
     """Corrections for a sampler that isn't the trainer."""
 
-    correction_mode: Literal["truncate", "mask", "none"] | None = steering(None)
-    """Correct for a sampler that isn't the trainer, by c = old/sampler: min(c, cap), or 0 outside a range.
-    Default: none; truncate with --async_depth 1."""
-    correction_level: Literal["token", "sequence_product", "sequence_geometric"] | None = steering(None)
-    """Level of c: per token, or per sequence (default: token)."""
+    correction: Literal["trl", "swift", "verl-tis", "icepop"] | None = steering(None)
+    """What another trainer does for a sampler that isn't the trainer; the options below change it."""
+    correction_mode: Literal["truncate", "mask", "reject", "none"] | None = steering(None)
+    """Correct for a sampler that isn't the trainer, by c = old/sampler: min(c, cap), 0 outside a range, or rejection
+    without weights. Default: none; truncate with --async_depth 1."""
+    correction_level: Literal["token", "sequence_product", "sequence_geometric", "sequence_max"] | None = (
+        steering(None)
+    )
+    """Level of c, or of what reject bounds: per token, or per sequence (default: token)."""
     correction_cap: float | None = steering(None)
     """truncate: the cap (default 2)."""
     correction_low: float | None = steering(None)
-    """mask: lower end of the range (default 0.5)."""
+    """truncate: the smallest weight (default 0); mask: lower end of the range (default 0.5); reject: of k1's, as a ratio
+    (default 1 / --correction_high)."""
     correction_high: float | None = steering(None)
-    """mask: upper end of the range (default 5)."""
+    """mask: upper end of the range (default 5); reject: upper bound of the estimator, for k1 as a ratio."""
+    correction_estimator: Literal["k1", "k2", "k3"] | None = steering(None)
+    """reject: the estimator of the KL divergence that is bounded (default: k1)."""
+    correction_keep: Literal["sequence_product", "sequence_geometric"] | None = steering(None)
+    """Give weights only to completions whose own weight, a product or a geometric mean, is inside bounds."""
+    correction_keep_low: float | None = steering(None)
+    """--correction_keep: the lower bound (default 0)."""
+    correction_keep_high: float | None = steering(None)
+    """--correction_keep: the upper bound (default: none)."""
+    correction_normalize: bool = steering(False)
+    """Divide the weights by their mean over the update."""
     opsm_threshold: float | None = steering(None)
     """Drop sequences with a negative advantage whose mean(sampler - logp) exceeds this."""
     rejected_tokens: Literal["keep", "drop"] | None = steering(None)

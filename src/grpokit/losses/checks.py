@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from .correction import Correction, check_correction
+from .correction import (
+    CORRECTION_LEVELS,
+    CORRECTION_MODES,
+    ESTIMATORS,
+    PRESETS,
+    SEQUENCE_LEVELS,
+    Correction,
+)
 from .kl import KL_ESTIMATORS, KL_GRADIENTS
 from .loss import Loss
 from .surrogate import Surrogate
@@ -38,40 +47,137 @@ def check_combination(
         raise ValueError(f"reduction {reduction}: surrogate {part.name} fixes its own; leave reduction out")
 
 
-def make_correction(
-    mode: str | None, level: str | None, cap: float | None, low: float | None, high: float | None
-) -> Correction | None:
-    """Builds the correction that the flags ask for.
+def make_correction(given: Mapping[str, Any]) -> Correction | None:
+    """Builds the correction that the options of CORRECTION_OPTIONS ask for.
 
     Args:
-        mode: `truncate`, `mask`, or None for no correction.
-        level: a key of CORRECTION_LEVELS.
-        cap: the largest weight, for `truncate`.
-        low: the smallest weight kept, for `mask`.
-        high: the largest weight kept, for `mask`.
+        given: the options by name; None means that it was not given. `correction` names a preset, which the others change.
 
     Returns:
-        The correction, or None without a `mode`.
+        The correction, or None without a preset and a mode.
 
     Raises:
-        ValueError: a flag is given that would have no effect, or has a value that cannot work.
+        ValueError: an option is given that would have no effect, or has a value that cannot work.
     """
-    given = {"level": level, "cap": cap, "low": low, "high": high}
     given = {key: value for key, value in given.items() if value is not None}
+    name = given.pop("correction", None)
+    if name is not None and name not in PRESETS:
+        raise ValueError(f"correction {name!r}: is not one of {', '.join(PRESETS)}")
+    own = {key.removeprefix("correction_"): value for key, value in given.items()}
+    preset = {} if name is None else PRESETS[name]
+    mode = own.get("mode", preset.get("mode"))
     if mode is None:
-        if given:
-            key, value = next(iter(given.items()))
+        if own:
+            key, value = next(iter(own.items()))
             raise ValueError(
-                f"correction_{key} {value}: acts only with a correction_mode; set it to truncate or mask"
+                f"correction_{key} {value}: acts only with a correction_mode; set it to {', '.join(CORRECTION_MODES)}"
             )
         return None
-    unused = {"truncate": ("low", "high"), "mask": ("cap",)}.get(mode, ())
-    for key in unused:
-        if key in given:
-            raise ValueError(f"correction_{key} {given[key]}: not used by correction_mode {mode}")
-    correction = Correction(mode=mode, **given)
-    check_correction(correction)
-    return correction
+    if mode not in CORRECTION_MODES:
+        raise ValueError(f"correction_mode {mode!r}: is not one of {', '.join(CORRECTION_MODES)}")
+    _check_used(own, mode)
+    values = {key: value for key, value in preset.items() if key not in _NOT_USED_BY[mode]} | own
+    return _checked(_with_defaults(values))
+
+
+# Options that do nothing with a mode.
+_NOT_USED_BY = {
+    "truncate": ("high", "estimator"),
+    "mask": ("cap", "estimator"),
+    "reject": ("cap", "normalize"),
+}
+
+
+def _check_used(own: Mapping[str, Any], mode: str) -> None:
+    for key in _NOT_USED_BY[mode]:
+        if own.get(key):
+            raise ValueError(f"correction_{key} {own[key]}: not used by correction_mode {mode}")
+    for key in ("keep_low", "keep_high"):
+        if key in own and "keep" not in own:
+            raise ValueError(
+                f"correction_{key} {own[key]}: acts only with correction_keep; set it to {' or '.join(SEQUENCE_LEVELS)}"
+            )
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Fills in the bounds that a mode has by default."""
+    if values["mode"] == "mask":
+        return {"low": 0.5, "high": 5.0} | values
+    if values["mode"] == "reject" and values.get("estimator", "k1") == "k1" and "high" in values:
+        high = values["high"]
+        return {"low": 1 / high if high else 0.0} | values
+    return values
+
+
+def _checked(values: Mapping[str, Any]) -> Correction:
+    """Makes the correction. Raises ValueError where a value cannot work, naming the option and a value that works."""
+    c = Correction(**values)
+    levels = CORRECTION_LEVELS if c.mode == "reject" else CORRECTION_LEVELS[:-1]
+    for flag, value, allowed in (
+        ("level", c.level, levels),
+        ("estimator", c.estimator, tuple(ESTIMATORS)),
+        ("keep", c.keep, (None, *SEQUENCE_LEVELS)),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"correction_{flag} {value!r}: is not one of {', '.join(name for name in allowed if name)}"
+            )
+    if not 0 < c.cap < math.inf:
+        raise ValueError(f"correction_cap {c.cap}: must be above 0; 2 is usual")
+    if c.mode == "truncate" and not 0 <= c.low < c.cap:
+        raise ValueError(f"correction_low {c.low}, correction_cap {c.cap}: must be 0 ≤ low < cap; 0 is usual")
+    if c.mode == "mask" and not 0 <= c.low < c.high < math.inf:
+        raise ValueError(
+            f"correction_low {c.low}, correction_high {c.high}: must be 0 ≤ low < high; 0.5 and 5 are usual"
+        )
+    if c.mode == "reject":
+        _check_rejection(c, "low" in values)
+    if c.keep is not None and not 0 <= c.keep_low < c.keep_high:
+        raise ValueError(
+            f"correction_keep_low {c.keep_low}, correction_keep_high {c.keep_high}: must be 0 ≤ low < high; "
+            "0.999 and 1.002 are usual for sequence_geometric"
+        )
+    if c.keep is not None and (c.keep_low, c.keep_high) == (0.0, math.inf):
+        raise ValueError(
+            f"correction_keep {c.keep}: keeps every sequence without a bound; set correction_keep_low or correction_keep_high"
+        )
+    return c
+
+
+def _check_rejection(c: Correction, has_low: bool) -> None:
+    if c.high == math.inf:
+        raise ValueError(
+            f"correction_mode reject: needs a bound on {c.estimator}; set correction_high (2 for k1 of a token, 0.1 for k3)"
+        )
+    if c.estimator == "k1":
+        if c.level == "sequence_max":
+            raise ValueError(
+                "correction_level sequence_max: is for k2 and k3, whose largest value has a meaning"
+            )
+        if not 0 < c.low < c.high:
+            raise ValueError(
+                f"correction_low {c.low}, correction_high {c.high}: the bounds of k1 are ratios, 0 < low < high; "
+                "0.5 and 2 are usual"
+            )
+    elif has_low:
+        raise ValueError(
+            f"correction_low {c.low}: {c.estimator} is never below 0, so it has an upper bound alone"
+        )
+    elif not c.high > 0:
+        raise ValueError(f"correction_high {c.high}: must be above 0; 0.1 is usual")
+
+
+def _check_with_loss(loss: Loss, correction: Correction) -> None:
+    """Raises ValueError where the correction does not go with the loss or with another option."""
+    flag = "correction_keep" if correction.keep is not None else "correction_normalize"
+    if loss.surrogate.correction_inside and (correction.keep is not None or correction.normalize):
+        raise ValueError(
+            f"{flag}: {loss.name} takes the weights into its ratio, where this has no meaning; leave it out"
+        )
+    if correction.normalize and loss.rejected_tokens == "drop":
+        raise ValueError(
+            "correction_normalize: the mean is over all tokens, and rejected_tokens drop takes some out; leave one of them out"
+        )
 
 
 def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -> None:
@@ -119,8 +225,10 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
             f"rejected_tokens drop: {'opsm_threshold' if loss.opsm_threshold is not None else loss.name} rejects by the policy "
             "being trained, which the counts cannot know beforehand; leave rejected_tokens at keep"
         )
-    if loss.rejected_tokens == "drop" and (loss.correction is None or loss.correction.mode != "mask"):
+    if loss.correction is not None:
+        _check_with_loss(loss, loss.correction)
+    if loss.rejected_tokens == "drop" and not loss.rejects_tokens:
         raise ValueError(
-            "rejected_tokens drop: removes rejected tokens from the counts, and only correction_mode mask knows them "
+            "rejected_tokens drop: removes rejected tokens from the counts, and only correction_mode mask, reject and correction_keep know them "
             "beforehand; set it, or leave rejected_tokens at keep"
         )

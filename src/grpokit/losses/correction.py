@@ -1,14 +1,17 @@
 """Corrections for a sampler that differs from the trainer: weights c = π_old / μ, always detached, and their diagnostics.
 
 The engine that sampled the tokens (μ) and the trainer at the start of the step (old) differ a little, by numerics or by
-age. c is truncated (TIS, arXiv 2510.18927 and others) or masked (IcePop). OPSM drops sequences (arXiv 2512.02556).
+age. c is truncated (TIS, arXiv 2510.18927 and others) or masked (IcePop), or tokens are rejected without a weight (verl).
+OPSM drops sequences (arXiv 2512.02556).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +19,31 @@ from torch import Tensor
 from ..types import Metric, Metrics
 from .ratio import MAX_LOG_RATIO
 
-CORRECTION_MODES = ("truncate", "mask")
-CORRECTION_LEVELS = ("token", "sequence_product", "sequence_geometric")
+CORRECTION_MODES = ("truncate", "mask", "reject")
+SEQUENCE_LEVELS = ("sequence_product", "sequence_geometric")
+CORRECTION_LEVELS = ("token", *SEQUENCE_LEVELS, "sequence_max")
+# What `reject` measures of x = log c: k1, k2 and k3 estimate KL(μ‖old).
+ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"k1": lambda x: -x, "k2": lambda x: x.square() / 2, "k3": lambda x: x.expm1() - x}
+)
+# What other trainers do, by options of `make_loss`.
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "trl": {"mode": "mask", "level": "sequence_product", "low": 0.0, "high": 3.0},
+        "swift": {"mode": "truncate", "level": "token", "cap": 2.0},
+        "verl-tis": {"mode": "truncate", "level": "token", "cap": 2.0},
+        "icepop": {"mode": "mask", "level": "token", "low": 0.5, "high": 5.0},
+    }
+)
+
+Reduce = Callable[[Tensor], Tensor]
+WHOLE: Mapping[str, Reduce] = MappingProxyType({"sum": torch.sum, "mean": torch.mean, "max": torch.amax})
+"""How the values [T] of one whole sequence become one."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How tokens are weighted by c, at one of CORRECTION_LEVELS.
+    """How tokens are weighted by c, or rejected, at one of CORRECTION_LEVELS.
 
     Example:
         >>> Correction(mode="truncate", cap=2.0).weight(torch.tensor([0.5, 3.0]).log())
@@ -32,82 +53,102 @@ class Correction:
     mode: str = "truncate"
     level: str = "token"
     cap: float = 2.0  # truncate: min(c, cap)
-    low: float = 0.5  # mask: c where low ≤ c ≤ high, else 0
-    high: float = 5.0
+    # truncate: max(c, low); mask: c where low ≤ c ≤ high, else 0; reject: see `rejects`
+    low: float = 0.0
+    high: float = math.inf
+    estimator: str = "k1"  # reject: what is bounded
+    keep: str | None = (
+        None  # one of SEQUENCE_LEVELS: only sequences with keep_low ≤ c ≤ keep_high keep their weights
+    )
+    keep_low: float = 0.0
+    keep_high: float = math.inf
+    normalize: bool = False  # weights are divided by their mean over the update, after truncation
 
-    def of_sequence(
-        self,
-        log_weight: Tensor,
-        sequence_sum: Callable[[Tensor], Tensor] = torch.sum,
-        sequence_mean: Callable[[Tensor], Tensor] = torch.mean,
-    ) -> Tensor:
-        """Returns log c at this level: the tokens' own, or one value for each sequence.
+    def __str__(self) -> str:
+        """Names the options that make this correction, as `make_loss` takes them."""
+        bounds = {"truncate": ("low", "cap"), "mask": ("low", "high"), "reject": ("estimator", "low", "high")}
+        names = [*("mode", "level"), *bounds[self.mode]]
+        if self.keep is not None:
+            names += ["keep", "keep_low", "keep_high"]
+        values = [(name, getattr(self, name)) for name in [*names, *["normalize"] * self.normalize]]
+        return ", ".join(
+            f"correction_{name} {value:g}" if isinstance(value, float) else f"correction_{name} {value}"
+            for name, value in values
+        )
+
+    @property
+    def needs_sequences(self) -> bool:
+        """Whether a token's weight depends on the whole sequence."""
+        return self.level != "token" or self.keep is not None
+
+    def of_tokens(self, log_weight: Tensor) -> Tensor:
+        """Returns what is reduced over the sequence [N]: log c, or the estimator that `reject` bounds."""
+        return ESTIMATORS[self.estimator](log_weight) if self.mode == "reject" else log_weight
+
+    def of_sequence(self, log_weight: Tensor, reduce: Mapping[str, Reduce] = WHOLE) -> Tensor:
+        """Returns log c at this level, or the estimator that `reject` bounds.
 
         Args:
             log_weight: log c of the tokens [T] of one whole sequence, or [N] of several.
-            sequence_sum: sums [N] within each sequence.
-            sequence_mean: averages [N] within each sequence.
+            reduce: `sum`, `mean` and `max` of [N] within each sequence.
 
         Returns:
             [T] or [N] at token level, else a scalar or one value for each sequence.
         """
+        values = self.of_tokens(log_weight)
         if self.level == "token":
-            return log_weight
-        reduce = sequence_sum if self.level == "sequence_product" else sequence_mean
-        return reduce(log_weight).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+            return values
+        value = reduce[_REDUCED[self.level]](values)
+        return value if self.mode == "reject" else value.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
-    def rejects(self, log_weight: Tensor) -> Tensor:
-        """Returns [N] bool: the tokens that `mask` rejects. `truncate` rejects none."""
-        if self.mode != "mask":
-            return torch.zeros_like(log_weight, dtype=torch.bool)
-        c = log_weight.exp()
-        return (c < self.low) | (c > self.high)
+    def keeps(self, log_weight: Tensor, reduce: Mapping[str, Reduce] = WHOLE) -> Tensor:
+        """Returns whether each sequence keeps its weights: a bool for one, or for each. See `of_sequence`."""
+        if self.keep is None:
+            raise ValueError("keep: the correction has no bounds for sequences")
+        c = reduce[_REDUCED[self.keep]](log_weight).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        return (c >= self.keep_low) & (c <= self.keep_high)
 
-    def weight(self, log_weight: Tensor) -> Tensor:
-        """Returns the factor of each token [N] for log c at this level [N]."""
-        c = log_weight.exp()
-        return (
-            c.clamp(max=self.cap)
-            if self.mode == "truncate"
-            else torch.where(self.rejects(log_weight), 0.0, c)
-        )
+    def rejects(self, value: Tensor) -> Tensor:
+        """Returns [N] bool: where the weight is 0, for the value at this level [N]. `truncate` rejects none.
 
-    def log_weight(self, log_weight: Tensor) -> Tensor:
+        `reject` keeps log low ≤ k1 ≤ log high, and k2 and k3 up to high.
+        """
+        if self.mode == "truncate":
+            return torch.zeros_like(value, dtype=torch.bool)
+        if self.mode == "mask":
+            c = value.exp()
+            return (c < self.low) | (c > self.high)
+        if self.estimator == "k1":
+            return (value < math.log(self.low)) | (value > math.log(self.high))
+        return value > self.high
+
+    def weight(self, value: Tensor) -> Tensor:
+        """Returns the factor of each token [N] for the value at this level [N], without `keep` and `normalize`."""
+        if self.mode == "truncate":
+            return value.exp().clamp(self.low, self.cap)
+        return torch.where(self.rejects(value), 0.0, value.exp() if self.mode == "mask" else 1.0)
+
+    def log_weight(self, value: Tensor) -> Tensor:
         """Returns the log of the factor [N], with log 1e-8 for a masked token.
 
         It serves losses that take the correction inside their ratio.
         """
-        return self.weight(log_weight).clamp(min=1e-8).log().clamp(math.log(1e-8), MAX_LOG_RATIO)
+        return self.weight(value).clamp(min=1e-8).log().clamp(math.log(1e-8), MAX_LOG_RATIO)
 
 
-def check_correction(correction: Correction) -> None:
-    """Checks the correction's values.
-
-    Raises:
-        ValueError: a value cannot work. The message names the flag and a value that works.
-    """
-    if correction.mode not in CORRECTION_MODES:
-        raise ValueError(f"correction_mode {correction.mode!r}: is not one of {', '.join(CORRECTION_MODES)}")
-    if correction.level not in CORRECTION_LEVELS:
-        raise ValueError(
-            f"correction_level {correction.level!r}: is not one of {', '.join(CORRECTION_LEVELS)}"
-        )
-    if not 0 < correction.cap < math.inf:
-        raise ValueError(f"correction_cap {correction.cap}: must be above 0; 2 is usual")
-    if not 0 <= correction.low < correction.high < math.inf:
-        raise ValueError(
-            f"correction_low {correction.low}, correction_high {correction.high}: must be 0 ≤ low < high; "
-            "0.5 and 5 are usual"
-        )
+_REDUCED = {"sequence_product": "sum", "sequence_geometric": "mean", "sequence_max": "max"}
 
 
-def diagnostics(token_log_weight: Tensor, log_weight: Tensor, correction: Correction | None) -> Metrics:
+def diagnostics(
+    token_log_weight: Tensor, value: Tensor, correction: Correction | None, kept: Tensor | None = None
+) -> Metrics:
     """Measures how far the sampler and the trainer are apart.
 
     Args:
         token_log_weight: [N] log c of the tokens.
-        log_weight: [N] log c at the correction's level.
+        value: [N] what the correction bounds, at its level.
         correction: the correction in use, or None.
+        kept: [N] bool, whether the token's sequence is inside the bounds of `keep`; None without them.
 
     Returns:
         Additive metrics by name.
@@ -121,8 +162,39 @@ def diagnostics(token_log_weight: Tensor, log_weight: Tensor, correction: Correc
         "sampler/chi2": Metric.mean(c * c - 1),
         "sampler/ess": Metric.derived("ess", c),
     }
-    if correction is not None and correction.mode == "truncate":
-        found["sampler/truncated"] = Metric.mean(log_weight.exp() > correction.cap)
-    elif correction is not None:
-        found["sampler/masked"] = Metric.mean(correction.rejects(log_weight))
+    if correction is None:
+        return found
+    if correction.mode == "truncate":
+        c = value.exp()
+        found["sampler/truncated"] = Metric.mean((c > correction.cap) | (c < correction.low))
+    if correction.mode != "truncate" or kept is not None:
+        lost = correction.rejects(value)
+        found["sampler/masked"] = Metric.mean(lost if kept is None else lost | ~kept)
     return found
+
+
+def of_sequences(old: Tensor, sampler: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """Computes the diagnostics of B whole sequences that follow each other, by name, each [B].
+
+    Args:
+        old: [N] log-probs of the trainer at the start of the step.
+        sampler: [N] log-probs of the sampler.
+        lengths: [B] tokens of each sequence.
+
+    Returns:
+        The perplexities of sampler and trainer, the trainer's log-perplexity minus the sampler's, and c² − 1 for the
+        product c of the sequence's weights.
+    """
+    index = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(len(lengths)).index_add(0, index, values)
+
+    product = total(old - sampler).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    mean_old, mean_sampler = total(old) / lengths, total(sampler) / lengths
+    return {
+        "sampler/ppl": (-mean_sampler).exp(),
+        "sampler/trainer_ppl": (-mean_old).exp(),
+        "sampler/log_ppl_diff": mean_sampler - mean_old,
+        "sampler/chi2_seq": (2 * product).exp() - 1,
+    }

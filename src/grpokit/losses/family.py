@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import coupled, other_surrogates, surrogates  # noqa: F401 (they enter their functions in SURROGATES)
 from .checks import check_combination, check_terms, make_correction
+from .correction import Correction
 from .lint import notes
 from .loss import Loss
 from .ratio import RATIO_LEVELS
@@ -186,17 +187,18 @@ _ROWS: dict[str, LossRow] = {
 
 LOSSES: Mapping[str, LossRow] = MappingProxyType(_ROWS)
 
+CORRECTION_OPTIONS = (
+    "correction",
+    *(f"correction_{name.name}" for name in fields(Correction)),
+)
+
 COMMON_OPTIONS = (
     "beta",
     "kl_estimator",
     "kl_gradient",
     "entropy_coef",
     "top_entropy_quantile",
-    "correction_mode",
-    "correction_level",
-    "correction_cap",
-    "correction_low",
-    "correction_high",
+    *CORRECTION_OPTIONS,
     "opsm_threshold",
     "rejected_tokens",
 )
@@ -223,11 +225,6 @@ def make_loss(
     kl_gradient: str | None = None,
     entropy_coef: float | None = None,
     top_entropy_quantile: float | None = None,
-    correction_mode: str | None = None,
-    correction_level: str | None = None,
-    correction_cap: float | None = None,
-    correction_low: float | None = None,
-    correction_high: float | None = None,
     opsm_threshold: float | None = None,
     rejected_tokens: str | None = None,
     max_completion_length: int | None = None,
@@ -238,7 +235,8 @@ def make_loss(
     Args:
         loss_type: a key of LOSSES. `ratio_level`, `surrogate` and `reduction` replace a part of its row.
         surrogate: a name of SURROGATES, `"file.py:name"`, `"package.module:name"`, or a function.
-        **options: the surrogate's own, named as on the command line. None means the default, here and above.
+        **options: the surrogate's own and those of CORRECTION_OPTIONS, named as on the command line. None means the default,
+            here and above.
 
     Example: `make_loss("dapo", epsilon_high=0.28, beta=0.04)`
     """
@@ -250,6 +248,7 @@ def make_loss(
     check_combination(loss_type, part, level, reduced, row.ratio_level if row.fixed_level else None)
 
     own = row.defaults if part.name == row.surrogate else {}
+    corrections = {key: options.pop(key, None) for key in CORRECTION_OPTIONS}
     given = {key: value for key, value in options.items() if value is not None}
     takes = [*part.options, *COMMON_OPTIONS] + ["max_completion_length"] * (reduced == "constant_length")
     if max_completion_length is not None:
@@ -264,9 +263,6 @@ def make_loss(
         resolved["epsilon_high"] = resolved["epsilon"]
     check_options(part, resolved)
 
-    correction = make_correction(
-        correction_mode, correction_level, correction_cap, correction_low, correction_high
-    )
     loss = Loss(
         name=loss_type,
         ratio_level=level,
@@ -278,7 +274,7 @@ def make_loss(
         kl_gradient=kl_gradient or "own",
         entropy_coef=entropy_coef or 0.0,
         top_entropy_quantile=top_entropy_quantile,
-        correction=correction,
+        correction=make_correction(corrections),
         opsm_threshold=opsm_threshold,
         rejected_tokens=rejected_tokens or "keep",
         max_completion_length=max_completion_length,

@@ -54,9 +54,9 @@ def _on_policy_notes(loss: Loss) -> list[str]:
 def correction_note(loss: Loss, async_depth: int, chosen_mode: str | None) -> str | None:
     """Says how the age of the rollouts is corrected with `async_depth` 1, unless the user chose a correction.
 
-    Returns None where there is nothing to say.
+    `chosen_mode`: the preset or the mode that the user gave, or None. Returns None where there is nothing to say.
     """
-    if async_depth == 0 or chosen_mode in ("truncate", "mask"):
+    if async_depth == 0 or chosen_mode not in (None, "none"):
         return None
     if loss.surrogate.anchor == "sampler":
         return f"no correction for rollouts that are one step old: the ratio of {loss.name} is to their sampler already"

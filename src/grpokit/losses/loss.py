@@ -48,10 +48,11 @@ class Loss:
     def coupling(self) -> str:
         """Returns what a slice must hold whole: `token`, `sequence`, or, with UpdateStats, `group` or `step`."""
         parts = [self.surrogate.needs_update]
-        sequence_correction = self.correction is not None and self.correction.level != "token"
+        sequence_correction = self.correction is not None and self.correction.needs_sequences
         if self.level.statistic or sequence_correction or self.opsm_threshold is not None:
             parts.append("sequence")
-        if self.top_entropy_quantile is not None:
+        normalized = self.correction is not None and self.correction.normalize
+        if self.top_entropy_quantile is not None or normalized:
             parts.append("step")
         return max(parts, key=COUPLINGS.index)
 
@@ -81,6 +82,13 @@ class Loss:
         """Returns the correction if it multiplies each token's ℓ by a weight of its own, else None."""
         of_tokens = self.correction is not None and self.correction.level == "token"
         return self.correction if of_tokens and not self.surrogate.correction_inside else None
+
+    @property
+    def rejects_tokens(self) -> bool:
+        """Checks whether the correction gives some tokens the weight 0."""
+        return self.correction is not None and (
+            self.correction.mode != "truncate" or self.correction.keep is not None
+        )
 
     @property
     def spreads_factor(self) -> bool:

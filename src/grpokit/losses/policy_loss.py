@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..types import LossOutput, Metric, Metrics
 from .batch import LossBatch
-from .correction import diagnostics
+from .correction import Correction, diagnostics
 from .kl import KL_ESTIMATORS, kl_term
 from .loss import Loss
 from .ratio import MAX_LOG_RATIO, clamp_log_ratio, token_log_ratio
@@ -133,17 +133,25 @@ def _token_log_weight(batch: LossBatch) -> Tensor:
     return clamp_log_ratio(old - batch.sampler_logps)
 
 
-def _level_log_weight(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
+def _correction_value(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
+    """Looks up or computes what the correction bounds, at its level [N]."""
     if loss.correction is None or loss.correction.level == "token":
-        return _token_log_weight(batch)
-    return _looked_up("log_weight", batch, stats)
+        log_weight = _token_log_weight(batch)
+        return log_weight if loss.correction is None else loss.correction.of_tokens(log_weight)
+    return _looked_up("correction", batch, stats)
+
+
+def _weight(correction: Correction, loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
+    """Computes the correction's weight [N], divided by its mean where it is normalised."""
+    weight = correction.weight(_correction_value(loss, batch, stats))
+    return weight / _looked_up("mean_weight", batch, stats) if correction.normalize else weight
 
 
 def _factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
     """Computes the factor of the policy term [N]: the sampler's correction times the masks. It changes no count."""
     factor = _sequence_factor(loss, batch, stats)
     if loss.token_correction is not None:
-        factor = factor * loss.token_correction.weight(_token_log_weight(batch))
+        factor = factor * _weight(loss.token_correction, loss, batch, stats)
     if loss.top_entropy_quantile is not None:
         factor = factor * _looked_up("high_entropy", batch, stats)
     return factor
@@ -153,7 +161,9 @@ def _sequence_factor(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tenso
     """Computes the part of the factor [N] that all tokens of a sequence share."""
     factor = torch.ones_like(batch.advantages)
     if loss.correction is not None and loss.token_correction is None and not loss.surrogate.correction_inside:
-        factor = loss.correction.weight(_level_log_weight(loss, batch, stats))
+        factor = _weight(loss.correction, loss, batch, stats)
+    if loss.correction is not None and loss.correction.keep is not None:
+        factor = factor * _looked_up("sequence_kept", batch, stats)
     return (
         factor if loss.opsm_threshold is None else torch.where(_off_policy(loss, batch, stats), 0.0, factor)
     )
@@ -209,8 +219,12 @@ def _metrics(loss: Loss, batch: LossBatch, raw: Tensor, log_ratio: Tensor, stats
     if loss.entropy_coef and batch.entropies is not None:
         metrics["entropy/trainer"] = Metric.mean(batch.entropies[live])
     if batch.sampler_logps is not None:
+        keeps = loss.correction is not None and loss.correction.keep is not None
         metrics |= diagnostics(
-            _token_log_weight(batch)[live], _level_log_weight(loss, batch, stats)[live], loss.correction
+            _token_log_weight(batch)[live],
+            _correction_value(loss, batch, stats)[live],
+            loss.correction,
+            _looked_up("sequence_kept", batch, stats)[live] > 0 if keeps else None,
         )
     if loss.opsm_threshold is not None:
         metrics["opsm/dropped"] = Metric.mean(_off_policy(loss, batch, stats)[live])

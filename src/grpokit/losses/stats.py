@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .batch import LossBatch
+from .correction import Correction, Reduce
 from .loss import Loss
 from .ratio import clamp_log_ratio, token_log_ratio
 
@@ -78,6 +79,16 @@ class Tokens:
     def sequence_mean(self, values: Tensor) -> Tensor:
         """Averages the tokens of each sequence: [n] → [sequences]."""
         return self.sequence_sum(values) / self.sequence_lengths
+
+    def sequence_max(self, values: Tensor) -> Tensor:
+        """Takes the largest value of each sequence: [n] → [sequences]."""
+        lowest = values.new_full((self.num_sequences,), -torch.inf)
+        return lowest.scatter_reduce(0, self.index, values, "amax")
+
+    @property
+    def reduce(self) -> Mapping[str, Reduce]:
+        """How the values [n] of each sequence become one, by name: → [sequences]."""
+        return {"sum": self.sequence_sum, "mean": self.sequence_mean, "max": self.sequence_max}
 
     @cached_property
     def sequence_lengths(self) -> Tensor:
@@ -265,15 +276,8 @@ def compute_statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], d
         reduce = tokens.sequence_mean if loss.level.statistic == "mean" else tokens.sequence_sum
         by_sequence["log_ratio"] = spread(reduce(d))
         by_sequence["length"] = spread(tokens.sequence_lengths.to(d.dtype))
-    if loss.correction is not None and loss.correction.level != "token":
-        value = loss.correction.of_sequence(tokens.log_weight, tokens.sequence_sum, tokens.sequence_mean)
-        by_sequence["log_weight"] = spread(value)
-    if loss.correction is not None and part.correction_inside:
-        inside = by_sequence.get("log_weight")
-        of_tokens = loss.correction.log_weight(tokens.log_weight)
-        by_sequence["inside"] = (
-            spread(tokens.sequence_sum(of_tokens)) if inside is None else loss.correction.log_weight(inside)
-        )
+    if loss.correction is not None:
+        by_sequence |= _of_correction(loss, loss.correction, tokens)
     if loss.opsm_threshold is not None:
         by_sequence["drift"] = spread(tokens.sequence_mean(tokens.drift))
     if loss.top_entropy_quantile is not None:
@@ -282,13 +286,32 @@ def compute_statistics(loss: Loss, tokens: Tokens) -> tuple[dict[str, Tensor], d
     if loss.spreads_factor:
         factor = torch.ones_like(tokens.logps)
         if loss.token_correction is not None:
-            factor = factor * loss.token_correction.weight(tokens.log_weight)
+            factor = factor * loss.token_correction.weight(loss.token_correction.of_tokens(tokens.log_weight))
+            factor = factor / by_sequence.get("mean_weight", 1.0)
         by_sequence["mean_factor"] = spread(tokens.sequence_mean(factor * by_token.get("high_entropy", 1.0)))
     if part.statistics is not None and len(tokens.logps):
         by_token |= part.statistics(tokens, **loss.options)
     elif part.statistics is not None:
         by_token |= dict.fromkeys(part.inputs, tokens.logps)
     return by_token, by_sequence
+
+
+def _of_correction(loss: Loss, correction: Correction, tokens: Tokens) -> dict[str, Tensor]:
+    """Returns the correction's values of whole sequences, and of the update, each [n]."""
+    found: dict[str, Tensor] = {}
+    value = correction.of_sequence(tokens.log_weight, tokens.reduce)
+    by_token = correction.level == "token"
+    if not by_token:
+        found["correction"] = value[tokens.index]
+    if correction.keep is not None:
+        found["sequence_kept"] = correction.keeps(tokens.log_weight, tokens.reduce)[tokens.index].double()
+    if correction.normalize:  # over tokens for weights of tokens, over sequences for weights of sequences
+        mean = correction.weight(value).mean() if len(value) else tokens.logps.new_ones(())
+        found["mean_weight"] = torch.where(mean > 1e-8, mean, 1.0).expand(len(tokens.logps))
+    if loss.surrogate.correction_inside:
+        of_tokens = correction.log_weight(value)
+        found["inside"] = (tokens.sequence_sum(of_tokens) if by_token else of_tokens)[tokens.index]
+    return found
 
 
 def without_noise(values: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..batch.collate import loss_batch, split_by_sample
 from ..common.shards import full
 from ..losses import Loss, Stats, UpdateStats
-from ..losses.ratio import clamp_log_ratio
 from ..parallel import World
 from ..types import (
     ExpertUse,
@@ -27,7 +26,7 @@ from ..types import (
 )
 from .policy import Policy
 from .reference import Reference
-from .rejection import drop_rejected, sampler_mismatch
+from .mismatch import drop_rejected, micro_mismatch, sampler_mismatch
 from .router import Balance, RouterLoss
 from .scoring import (
     Dump,
@@ -169,8 +168,7 @@ def optimize(
         output.loss.backward()  # shares add up: no division by the number of micro-batches
         metrics = join_metrics(metrics, output.metrics)
         logps |= split_by_sample(micro, scores.logps)
-        if how.sampled == "part":
-            metrics = join_metrics(metrics, {"sampler/kept_mass": kept_mass(micro, scores.logps)})
+        metrics = join_metrics(metrics, micro_mismatch(micro, scores.logps, loss, how.sampled))
     metrics = how.world.join_metrics(metrics)
     norm = full(torch.nn.utils.clip_grad_norm_(policy.parameters(), how.max_grad_norm or float("inf")))
     value = metrics["loss"].value
@@ -195,21 +193,6 @@ def optimize(
         "grad_norm": Metric.mean(norm[None]),
         "frac_tokens_dropped": Metric.share(update.num_tokens - kept, update.num_tokens),
     }, logps
-
-
-def kept_mass(micro: MicroBatch, logps: Tensor) -> Metric:
-    """Measures the share of the full distribution that was sampled from: exp(old − μ), at each token.
-
-    Args:
-        micro: the micro-batch.
-        logps: [N] the policy's log-probs, which are `old` in a step's first update.
-
-    Returns:
-        The mean over the tokens.
-    """
-    old = (logps if micro.old_logps is None else micro.old_logps).detach()
-    sampler = torch.cat([old.new_zeros(0), *(s.sampler_logps.to(old) for s in micro.samples)])  # [N] μ
-    return Metric.mean(clamp_log_ratio(old - sampler).exp())
 
 
 def non_finite(

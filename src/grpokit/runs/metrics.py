@@ -95,14 +95,26 @@ METRICS: dict[str, Declared] = {
     "sampler/kept_mass": Declared(
         "mean", "share of the full distribution that top_p, top_k, min_p and bans have kept, per token"
     ),
+    "sampler/ppl": Declared("mean", "perplexity of a completion under the sampler, mean over completions"),
+    "sampler/trainer_ppl": Declared(
+        "mean", "perplexity of a completion under the trainer at the start of the step"
+    ),
+    "sampler/log_ppl_diff": Declared(
+        "mean", "log-perplexity of a completion under the trainer minus the sampler's"
+    ),
+    "sampler/chi2_seq": Declared(
+        "mean", "χ² divergence of whole completions, mean of c² − 1 with c the product of old/sampler"
+    ),
     "sampler/ess": Declared("derived", "effective sample size of the weights c, as a share of the tokens"),
-    "sampler/truncated": Declared("mean", "share of tokens whose weight c was cut to the cap"),
+    "sampler/truncated": Declared("mean", "share of tokens whose weight c was cut to a bound"),
     "sampler/staleness": Declared(
         "mean",
         "optimizer steps between the weights that sampled a completion and those at the start of the step "
         "(--async_depth 1)",
     ),
-    "sampler/masked": Declared("mean", "share of tokens whose weight c was outside the range"),
+    "sampler/masked": Declared(
+        "mean", "share of tokens whose weight is 0, because they or their completion are outside a range"
+    ),
     "opsm/dropped": Declared("mean", "share of tokens in sequences that OPSM dropped"),
     "frac_tokens_dropped": Declared(
         "mean", "share of trainable tokens whose sample was dropped before the forward (A = 0)"

@@ -42,7 +42,10 @@ def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[s
             f"not compared{age}"
         )
     else:
-        found += filter(None, [correction_note(loss, config.async_depth, config.correction_mode)])
+        chosen = config.correction or config.correction_mode
+        found += filter(None, [correction_note(loss, config.async_depth, chosen)])
+    if config.correction and loss.correction is not None:
+        found.append(f"--correction {config.correction}: {loss.correction}")
     if config.eval_steps and config.dataset and not config.eval_dataset:
         found.append(f"--eval_steps {config.eval_steps} does nothing without --eval_dataset")
     if layout.shares_not is not None:

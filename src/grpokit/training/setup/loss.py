@@ -36,6 +36,7 @@ def loss_from_config(config: TrainConfig) -> Loss:
     ratio against the sampler, or the sampler's log-probs are of another distribution.
     """
     options: dict[str, Any] = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    options["correction_normalize"] = config.correction_normalize or None
     options["ratio_level"] = config.ratio_level or config.importance_sampling_level
     with _naming_flags():
         if "max_completion_length" in loss_options(config.loss_type, config.reduction):
@@ -45,9 +46,14 @@ def loss_from_config(config: TrainConfig) -> Loss:
     kwargs = _loss_kwargs(config, options)
     with _naming_flags():
         if config.correction_mode == "none":
+            if config.correction is not None:
+                raise ValueError(
+                    f"correction {config.correction}: corrects, and --correction_mode none does not; leave one of them out"
+                )
             options["correction_mode"] = None
         elif (
             config.async_depth
+            and config.correction is None
             and sampled_from(config) == "full"
             and not follows_sampler(config.loss_type, config.surrogate)
         ):
@@ -70,7 +76,11 @@ def checked_loss(config: TrainConfig) -> Loss:
     if loss.needs_sampler and sampled_from(config) != "full":
         needs = f"--loss_type {loss.name}" + (f" --surrogate {config.surrogate}" if config.surrogate else "")
         if loss.correction is not None:
-            needs = f"--correction_mode {loss.correction.mode}"
+            needs = (
+                f"--correction {config.correction}"
+                if config.correction
+                else f"--correction_mode {loss.correction.mode}"
+            )
         elif loss.opsm_threshold is not None:
             needs = f"--opsm_threshold {loss.opsm_threshold:g}"
         raise ValueError(
