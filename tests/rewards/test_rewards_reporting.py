@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from grpokit.parallel import ALONE
-from grpokit.rewards import Report, Reward, RewardError, TrainerState, describe_rewards, score
+from grpokit.rewards import (
+    Report,
+    Reward,
+    RewardError,
+    TrainerState,
+    describe_rewards,
+    reward_metrics,
+    score,
+)
 from grpokit.rollouts.gather import groups_from_tensors, groups_to_tensors
 from grpokit.runs.completions import group_record
 from grpokit.runs.metrics import is_taken
@@ -45,7 +53,7 @@ def test_a_function_that_was_written_for_trl_works_as_it_is():
     (first, second), report = logged(reward, later, groups=two(answer="a"))
     assert first.rewards[:, 0].tolist() == [0.3, 0.0]
     assert (first.extras, second.extras) == ({"golden": ["a", "a"]}, {"golden": ["a"]})
-    assert report.metrics["accuracy"].value == pytest.approx((1 / 3 + 1) / 2)  # over the two calls
+    assert report.metrics["accuracy"].value == pytest.approx((1 / 3 + 1) / 2)  # two calls of 3 completions
     assert group_record(first, [])["extras"] == {"golden": ["a", "a"]}
     assert (TrainerState().epoch, TrainerState().log_history) == (None, [])
 
@@ -83,8 +91,23 @@ def test_ranks_and_rounds_join_the_calls():
 
     parts = [logged(reward, groups=[g])[1].metrics for g in two()]
     joined = {name: parts[0][name] + parts[1][name] for name in parts[0]}
-    assert (joined["m"].value, joined["n"].value) == (1.5, 3)  # calls of 2 and of 1 completions
+    assert joined["m"].value == pytest.approx((2 * 2 + 1 * 1) / 3)  # calls of 2 and of 1 completions
+    assert joined["n"].value == 3
     assert ALONE.join_metrics(parts[0]) == parts[0]
+
+
+def test_a_mean_that_is_logged_agrees_with_the_reward_in_calls_of_any_size():
+    def reward(completions, log_metric):
+        rewards = [float(text in "ac") for text in completions]
+        log_metric("m", sum(rewards) / len(rewards))
+        return rewards
+
+    groups = [group("a", "b", "b", "b"), group("c", line=2)]
+    for by_group in (False, True):
+        report = Report()
+        done = score(groups, [Reward("f", reward)], report=report, by_group=by_group)
+        assert report.metrics["m"].value == pytest.approx(2 / 5)
+        assert reward_metrics(done, [Reward("f", reward)])["reward"].value == pytest.approx(2 / 5)
 
 
 def test_extras_travel_with_their_completions():

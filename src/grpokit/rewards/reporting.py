@@ -65,7 +65,9 @@ class Report:
         self.extras: dict[str, list[Any]] = {}
 
     def take(self, name: str, notes: Notes, rows: Sequence[int], size: int) -> None:
-        """Takes what the function `name` has logged.
+        """Takes what the function `name` has logged. A call's number counts once for each of its completions.
+
+        So a metric agrees with the reward, whether the completions come in one call or in calls of unequal size.
 
         Args:
             name: the function's name.
@@ -76,7 +78,10 @@ class Report:
         Raises:
             ValueError: a column doesn't have one value for each completion, or another function has logged it.
         """
-        means = [(n, Metric.share(math.fsum(values), len(values))) for n, values in notes.means.items()]
+        means = [
+            (n, Metric.share(math.fsum(values) / len(values) * len(rows), len(rows)))
+            for n, values in notes.means.items()
+        ]
         counts = [
             (n, Metric.sum(torch.tensor([math.fsum(values)], dtype=torch.float64)))
             for n, values in notes.counts.items()
@@ -126,7 +131,11 @@ class Notes:
         return self
 
     def log_metric(self, name: str, value: float) -> None:
-        """Logs a number, which is averaged over the step's calls. NaN is left out. Raises ValueError for anything else."""
+        """Logs a number, which is averaged over the completions of the step's calls. NaN is left out.
+
+        Raises:
+            ValueError: the value is no finite number, or the name is one of the run's own metrics.
+        """
         self._add(self.means, "log_metric", name, value)
 
     def log_count(self, name: str, value: float = 1) -> None:
