@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..common.console import counting
+from ..common.figures import set_names, split_figure
 from ..parallel import World
 from ..rewards import Reward
 from ..rollouts import Sampler
@@ -254,12 +254,11 @@ def describe_evaluation(step: int, figures: Mapping[str, float]) -> str:
           a  pass@1 0.250
           b  pass@1 0.750
     """
-    sets = sorted({match[1] for name in figures if (match := re.fullmatch(r"eval/(.+)/pass@1", name))})
+    sets = set_names(figures)
     by_set: dict[str, list[str]] = {name: [] for name in ("", *sets)}
     for name, value in figures.items():
-        short = name.removeprefix("eval/")
-        own = next((each for each in sets if short.startswith(f"{each}/")), "")
-        by_set[own].append(f"{short.removeprefix(f'{own}/')} {value:.3f}")
+        own, short = split_figure(name, sets)
+        by_set[own].append(f"{short} {value:.3f}")
     lines = [f"evaluation at step {step}: {'  '.join(by_set.pop(''))}"]
     for name, parts in by_set.items():
         lines.append(f"  {name}")

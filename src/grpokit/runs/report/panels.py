@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...common.figures import set_names
 from .data import RunData
 from .svg import AMBER, BLUE, GREEN, GREY, PINK, RED
 
@@ -244,14 +244,3 @@ def evaluation_lines(panel: Panel, run: RunData) -> list[Line]:
     many = [k for k in ks[::-1] if k > 1]
     extra = [Line(f"eval/pass@{k}", f"pass@{k}", c) for k, c in zip(many, (GREEN, PINK), strict=False)]
     return [line for line in (*panel.lines, *extra) if line.metric in names]
-
-
-def set_names(names: Iterable[str]) -> list[str]:
-    """Returns the names of the evaluation sets that have a pass@1 among the figures.
-
-    Example:
-        >>> set_names(["eval/reward", "eval/math/pass@1", "eval/code/pass@1"])
-        ['code', 'math']
-    """
-    found = (re.fullmatch(r"eval/(.+)/pass@1", name) for name in names)
-    return sorted(match[1] for match in found if match)
