@@ -264,7 +264,10 @@ def test_a_second_run_asks_nothing(endpoint, tmp_path):
     ("options", "parts"),
     [
         ({}, ["--judge_url (missing): --reward_funcs judge needs an endpoint"]),
-        ({"reward_funcs": ("length",), "judge_url": "x"}, ["--judge_url x: does nothing without the judge"]),
+        (
+            {"reward_funcs": ("length",), "judge_url": "x"},
+            ["--judge_url x: does nothing without the reward judge"],
+        ),
         ({"judge_url": "x", "judge_retries": -1}, ["--judge_retries -1: must be 0 or more"]),
         ({"judge_url": "x", "judge_timeout": 0.0}, ["--judge_timeout 0.0: must be above 0"]),
         ({"judge_url": "x", "judge_concurrency": 0}, ["--judge_concurrency 0: must be at least 1"]),
