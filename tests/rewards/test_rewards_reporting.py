@@ -151,7 +151,11 @@ def test_nan_is_left_out_and_a_column_has_one_function():
         return [0.0] * len(completions)
 
     assert logged(reward)[1].metrics == {}
-    refuses(lambda: logged(reward, reward), "`f1` logged 'c', as another function has", kind=RewardError)
+    refuses(
+        lambda: logged(reward, reward),
+        "`f1` logged 'c', as another function has of the same rows",
+        kind=RewardError,
+    )
     refuses(lambda: load("length", columns=("log_extra",)), "--dataset: rewards get the run's `log_extra`")
 
 
@@ -190,6 +194,29 @@ def test_a_function_is_called_with_its_rows_alone():
     assert [g.reward.tolist() for g in done] == [[5.0, 5.0], [7.0], [4.0]]
     assert done[0].rewards.isnan().tolist() == [[False, True, False, True]] * 2
     assert (done[0].extras["code"], done[1].extras["code"]) == ([None, None], ["c"])
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_functions_with_different_routes_may_log_the_same_column(by_group):
+    def of(name):
+        def f(completions, **kwargs):
+            kwargs["log_extra"]("parsed", [f"{name} {text}" for text in completions])
+            return [1.0] * len(completions)
+
+        return f
+
+    functions = {f"python:{name}": of(name) for name in ("math", "code")}
+    groups = [group("a", "b", kind="m"), group("c", line=2, kind="c"), group("d", line=3, kind="other")]
+
+    def scored_by(*routes):
+        rewards = load(*functions, columns=("kind",), functions=functions, reward_routes=("kind", *routes))
+        return [g.extras.get("parsed") for g in score(groups, rewards, by_group=by_group)]
+
+    found = scored_by("m=math", "c=code")
+    assert found[:2] == [["math a", "math b"], ["code c"]]
+    assert found[2] in (None, [None])
+    said = "`code` logged 'parsed', as another function has of the same rows"
+    refuses(lambda: scored_by("m=math", "c=code,math"), said, kind=RewardError)
 
 
 @pytest.mark.parametrize(

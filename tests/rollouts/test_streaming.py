@@ -192,6 +192,19 @@ def test_an_error_ends_the_sampling_and_is_told_as_without_it(engine, tmp_path, 
     assert sampled(engine) == [1, 0]  # and the other groups are not sampled
 
 
+def test_an_error_that_comes_with_a_stop_is_written_and_said(engine, tmp_path, capsys):
+    function = tmp_path / "stops.py"
+    function.write_text(
+        "import signal\n\ndef stops(completions):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    raise KeyError('no such thing')\n"
+    )
+    command = streaming(tmp_path, reward_funcs=(f"{function}:stops",), max_steps=1)
+    assert main([*command, str(tmp_path / "run")]) == STOPPED
+    said = capsys.readouterr().out
+    assert "reward function `stops` raised KeyError: 'no such thing'" in said
+    assert "KeyError: 'no such thing'" in (tmp_path / "run" / "error.txt").read_text()
+
+
 @pytest.mark.parametrize("when", ["while it samples", "while it learns"])
 def test_a_run_that_is_stopped_is_resumed_to_the_byte(engine, tmp_path, monkeypatch, when):
     """With a function that draws random numbers: it is called in the same order again, from the same random state."""

@@ -63,6 +63,7 @@ class Report:
         self.state, self.is_taken = state or TrainerState(), is_taken
         self.metrics: Metrics = {}
         self.extras: dict[str, list[Any]] = {}
+        self._logged: dict[str, set[int]] = {}  # column → the completions of which a function has logged it
 
     def take(self, name: str, notes: Notes, rows: Sequence[int], size: int) -> None:
         """Takes what the function `name` has logged. A call's number counts once for each of its completions.
@@ -76,7 +77,8 @@ class Report:
             size: all completions; the others have no value.
 
         Raises:
-            ValueError: a column doesn't have one value for each completion, or another function has logged it.
+            ValueError: a column doesn't have one value for each completion, or another function has logged it of the same
+                completions. Functions with different routes may share a column.
         """
         means = [
             (n, Metric.share(math.fsum(values) / len(values) * len(rows), len(rows)))
@@ -92,9 +94,11 @@ class Report:
                 raise ValueError(
                     f"logged {len(values)} values as {column!r}; expected {len(rows)}, one for each completion"
                 )
-            if column in self.extras:
-                raise ValueError(f"logged {column!r}, as another function has; rename one")
-            self.extras[column] = [None] * size
+            logged = self._logged.setdefault(column, set())
+            if not logged.isdisjoint(rows):
+                raise ValueError(f"logged {column!r}, as another function has of the same rows; rename one")
+            logged.update(rows)
+            self.extras.setdefault(column, [None] * size)
             for row, value in zip(rows, values, strict=True):
                 self.extras[column][row] = value
 
