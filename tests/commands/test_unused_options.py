@@ -13,6 +13,13 @@ from helpers.tiny import tiny_config
 UNUSED = [
     ({"ref_model_mixup_alpha": 0.5}, "add --sync_ref_model", {"sync_ref_model": True, "beta": 0.1}),
     ({"ref_model_sync_steps": 4}, "add --sync_ref_model", {"sync_ref_model": True, "beta": 0.1}),
+    ({"lora_alpha": 8.0}, "is for an adapter; add --lora_r", {"lora_r": 4}),
+    ({"lora_target_modules": ("q_proj",)}, "is for an adapter; add --lora_r", {"lora_r": 4}),
+    ({"lora_modules_to_save": ("lm_head",)}, "is for an adapter; add --lora_r", {"lora_r": 4}),
+    ({"lora_save": "adapter"}, "is for an adapter; add --lora_r", {"lora_r": 4}),
+    ({"use_rslora": True}, "is for an adapter; add --lora_r", {"lora_r": 4}),
+    ({"muon_momentum": 0.9}, "is for --optim muon", {"optim": "muon"}),
+    ({"max_environment_errors": 2}, "there is no --environment", {"environment": ("w.py:W",)}),
     ({"eval_top_p": 0.9}, "there is no --eval_dataset", {"eval_dataset": ("DATA",)}),
     ({"eval_stop": ("\n",)}, "there is no --eval_dataset", {"eval_dataset": ("DATA",)}),
     ({"cosine_max_len": 8}, "without the reward cosine", {"reward_funcs": ("cosine",)}),
@@ -28,7 +35,7 @@ UNUSED = [
     ),
     (
         {"judge_url": "h:1"},
-        "without the judge",
+        "without the reward judge",
         {"eval_dataset": ("DATA",), "eval_reward_funcs": ("judge",)},
     ),
 ]
@@ -45,6 +52,14 @@ def test_a_value_that_nothing_reads_is_refused(tmp_path, option, message, used):
         for name, value in used.items()
     }
     check_train_config(tiny_config(tmp_path, **option, **used))
+
+
+def test_rows_in_order_do_not_go_with_an_order_of_ones_own(tmp_path):
+    own = {"sampler_order": "o.py:Order"}
+    check_train_config(tiny_config(tmp_path, **own))
+    check_train_config(tiny_config(tmp_path, shuffle=False))
+    with pytest.raises(ValueError, match="--shuffle False: does nothing with --sampler_order"):
+        check_train_config(tiny_config(tmp_path, shuffle=False, **own))
 
 
 def test_the_command_line_and_python_say_the_same(tmp_path, capsys):

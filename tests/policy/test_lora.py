@@ -337,7 +337,7 @@ def test_an_adapter_on_some_modules_trains_those_alone(tmp_path):
     [
         ({"lora_r": -1}, "--lora_r -1: must be 0"),
         ({"lora_r": 4, "lora_alpha": 0.0}, "--lora_alpha 0.0: must be above 0"),
-        ({"lora_save": "adapter"}, "--lora_save adapter: there is no adapter to save with --lora_r 0"),
+        ({"lora_save": "adapter"}, "--lora_save adapter: is for an adapter; add --lora_r"),
         ({"lora_r": 4, "lora_target_modules": ("all-linear", "q_proj")}, "all-linear cannot be combined"),
         ({"lora_r": 4, "lora_target_modules": ()}, "name some modules"),
     ],

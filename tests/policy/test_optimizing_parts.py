@@ -318,7 +318,12 @@ def test_modules_that_cannot_be_trained_whole_are_refused(tmp_path):
     tied, other = (make_model_dir(tmp_path / name, tied=name == "tied") for name in ("tied", "other"))
     for directory, names, words in (
         (tied, ("embed_tokens",), "are one tensor"),
-        (other, ("lm_haed",), r"has no module lm_haed \(did you mean 'lm_head'\?\)"),
+        (other, ("lm_haed",), r"has no module lm_haed \(did you mean 'lm_head'\?\); lm_head and embed_tok"),
+        (
+            tied,
+            ("lm_haed",),
+            "has no module lm_haed; its head and embedding are one tensor, and can't be named",
+        ),
     ):
         lora = Lora(4, 8.0, ("all-linear",), str(directory), 1, whole_modules=names)
         with pytest.raises(ValueError, match=f"--lora_modules_to_save {names[0]}: .*{words}"):

@@ -225,6 +225,7 @@ def test_metrics_by_hand():
     assert value_of(groups, "frac_reward_zero_std") == pytest.approx(
         2 / 3
     )  # (2 2) and (4), of three with a reward
+    assert value_of(groups, "reward/unscored") == pytest.approx(2 / 9)
     assert value_of(groups, "rewards/f/mean") == pytest.approx(10 / 7)
     # unbiased over all seven: Σx² = 26, (26 − 100/7) / 6
     assert value_of(groups, "rewards/f/std") == pytest.approx(math.sqrt((26 - 100 / 7) / 6))
@@ -245,7 +246,8 @@ def test_metrics_of_each_function_are_over_where_it_applies():
 def test_metrics_join_over_slices():
     groups = scored([1.0, 0.5, 0.0], [2.0, 2.0], [None, 4.0, 0.3], [0.1] * 7)
     whole, first, second = (reward_metrics(part, F) for part in (groups, groups[:1], groups[1:]))
-    assert set(whole) == {"reward", "reward_std", "frac_reward_zero_std", "rewards/f/mean", "rewards/f/std"}
+    by_function = {"rewards/f/mean", "rewards/f/std"}
+    assert set(whole) == {"reward", "reward_std", "reward/unscored", "frac_reward_zero_std", *by_function}
     for name in whole:
         assert (first[name] + second[name]).value == pytest.approx(whole[name].value, rel=1e-12)
 
@@ -258,4 +260,7 @@ def test_equal_rewards_have_no_std_at_all():
 
 def test_metrics_without_any_reward_are_nan():
     for groups in (scored([None, None]), [], [group("a")]):
-        assert all(math.isnan(metric.value) for metric in reward_metrics(groups, F).values())
+        metrics = reward_metrics(groups, F)
+        unscored = metrics.pop("reward/unscored").value
+        assert (unscored == 1.0) if groups and groups[0].reward is not None else math.isnan(unscored)
+        assert all(math.isnan(metric.value) for metric in metrics.values())

@@ -136,6 +136,36 @@ def test_refused_malformed_and_cut_answers_are_asked_for_again_and_then_do_not_a
     assert done[0].extras["judge"][1] in ("no", "")
 
 
+def test_a_call_without_any_score_is_said_once_in_a_while(endpoint, capsys):
+    server = endpoint(lambda body, count: chat_answer("Dear user,\n" + "x" * 500 + " I give it seven"))
+    rewards = load("judge", columns=(), judge_url=server.url, judge_retries=0)
+    for call in range(1, 11):
+        score([group("a", f"b{call}")], rewards)
+        said = capsys.readouterr().out
+        assert ("note: judge: no score for any of 2 completions (2 malformed)" in said) == (call in (1, 10))
+        assert not said or ("I give it seven'; see that --judge_rubric" in said and "Dear user" not in said)
+    mixed = endpoint(
+        lambda body, count: chat_answer("Score: 5" if "good" in body["messages"][0]["content"] else "hm")
+    )
+    judged(mixed, [group("good", "bad")], judge_retries=0)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("host:8000", "http://host:8000/v1"),
+        ("http://host/v1/", "http://host/v1"),
+        ("http://host/v1/chat/completions", "http://host/v1"),
+        ("https://host/openai/chat/completions/", "https://host/openai"),
+        ("https://host/chat/completions", "https://host"),
+        ("http://host/v1/models", "http://host/v1"),
+    ],
+)
+def test_the_address_may_be_that_of_a_request(url, address):
+    assert judge_endpoint.Endpoint(url).address == address
+
+
 # --------------------------------------------------------------------------- an endpoint in trouble
 
 
@@ -156,8 +186,7 @@ def test_an_endpoint_that_dies_ends_the_run_and_names_the_row(endpoint):
     server.close()
     refuses(
         lambda: score([group("a", line=7)], rewards),
-        "reward function `judge` raised",
-        f"--judge_url {server.url}: no answer in 3 tries (ConnectError",
+        f"judge: --judge_url {server.url}: no answer in 3 tries (ConnectError",
         "(while scoring a completion of t.jsonl:7)",
         kind=RewardError,
     )
@@ -235,7 +264,10 @@ def test_a_second_run_asks_nothing(endpoint, tmp_path):
     ("options", "parts"),
     [
         ({}, ["--judge_url (missing): --reward_funcs judge needs an endpoint"]),
-        ({"reward_funcs": ("length",), "judge_url": "x"}, ["--judge_url x: does nothing without the judge"]),
+        (
+            {"reward_funcs": ("length",), "judge_url": "x"},
+            ["--judge_url x: does nothing without the reward judge"],
+        ),
         ({"judge_url": "x", "judge_retries": -1}, ["--judge_retries -1: must be 0 or more"]),
         ({"judge_url": "x", "judge_timeout": 0.0}, ["--judge_timeout 0.0: must be above 0"]),
         ({"judge_url": "x", "judge_concurrency": 0}, ["--judge_concurrency 0: must be at least 1"]),

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from grpokit.parallel import ALONE
-from grpokit.rewards import Report, Reward, RewardError, TrainerState, describe_rewards, score
+from grpokit.rewards import (
+    Report,
+    Reward,
+    RewardError,
+    TrainerState,
+    describe_rewards,
+    reward_metrics,
+    score,
+)
 from grpokit.rollouts.gather import groups_from_tensors, groups_to_tensors
 from grpokit.runs.completions import group_record
 from grpokit.runs.metrics import is_taken
@@ -45,7 +53,7 @@ def test_a_function_that_was_written_for_trl_works_as_it_is():
     (first, second), report = logged(reward, later, groups=two(answer="a"))
     assert first.rewards[:, 0].tolist() == [0.3, 0.0]
     assert (first.extras, second.extras) == ({"golden": ["a", "a"]}, {"golden": ["a"]})
-    assert report.metrics["accuracy"].value == pytest.approx((1 / 3 + 1) / 2)  # over the two calls
+    assert report.metrics["accuracy"].value == pytest.approx((1 / 3 + 1) / 2)  # two calls of 3 completions
     assert group_record(first, [])["extras"] == {"golden": ["a", "a"]}
     assert (TrainerState().epoch, TrainerState().log_history) == (None, [])
 
@@ -83,8 +91,23 @@ def test_ranks_and_rounds_join_the_calls():
 
     parts = [logged(reward, groups=[g])[1].metrics for g in two()]
     joined = {name: parts[0][name] + parts[1][name] for name in parts[0]}
-    assert (joined["m"].value, joined["n"].value) == (1.5, 3)  # calls of 2 and of 1 completions
+    assert joined["m"].value == pytest.approx((2 * 2 + 1 * 1) / 3)  # calls of 2 and of 1 completions
+    assert joined["n"].value == 3
     assert ALONE.join_metrics(parts[0]) == parts[0]
+
+
+def test_a_mean_that_is_logged_agrees_with_the_reward_in_calls_of_any_size():
+    def reward(completions, log_metric):
+        rewards = [float(text in "ac") for text in completions]
+        log_metric("m", sum(rewards) / len(rewards))
+        return rewards
+
+    groups = [group("a", "b", "b", "b"), group("c", line=2)]
+    for by_group in (False, True):
+        report = Report()
+        done = score(groups, [Reward("f", reward)], report=report, by_group=by_group)
+        assert report.metrics["m"].value == pytest.approx(2 / 5)
+        assert reward_metrics(done, [Reward("f", reward)])["reward"].value == pytest.approx(2 / 5)
 
 
 def test_extras_travel_with_their_completions():
@@ -128,7 +151,11 @@ def test_nan_is_left_out_and_a_column_has_one_function():
         return [0.0] * len(completions)
 
     assert logged(reward)[1].metrics == {}
-    refuses(lambda: logged(reward, reward), "`f1` logged 'c', as another function has", kind=RewardError)
+    refuses(
+        lambda: logged(reward, reward),
+        "`f1` logged 'c', as another function has of the same rows",
+        kind=RewardError,
+    )
     refuses(lambda: load("length", columns=("log_extra",)), "--dataset: rewards get the run's `log_extra`")
 
 
@@ -167,6 +194,29 @@ def test_a_function_is_called_with_its_rows_alone():
     assert [g.reward.tolist() for g in done] == [[5.0, 5.0], [7.0], [4.0]]
     assert done[0].rewards.isnan().tolist() == [[False, True, False, True]] * 2
     assert (done[0].extras["code"], done[1].extras["code"]) == ([None, None], ["c"])
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_functions_with_different_routes_may_log_the_same_column(by_group):
+    def of(name):
+        def f(completions, **kwargs):
+            kwargs["log_extra"]("parsed", [f"{name} {text}" for text in completions])
+            return [1.0] * len(completions)
+
+        return f
+
+    functions = {f"python:{name}": of(name) for name in ("math", "code")}
+    groups = [group("a", "b", kind="m"), group("c", line=2, kind="c"), group("d", line=3, kind="other")]
+
+    def scored_by(*routes):
+        rewards = load(*functions, columns=("kind",), functions=functions, reward_routes=("kind", *routes))
+        return [g.extras.get("parsed") for g in score(groups, rewards, by_group=by_group)]
+
+    found = scored_by("m=math", "c=code")
+    assert found[:2] == [["math a", "math b"], ["code c"]]
+    assert found[2] in (None, [None])
+    said = "`code` logged 'parsed', as another function has of the same rows"
+    refuses(lambda: scored_by("m=math", "c=code,math"), said, kind=RewardError)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ import pytest
 import grpokit.training.setup.start
 from helpers.elsewhere import Watch
 
+# The threads that a run starts and must end.
+STARTED = ("sampling", "sampling ahead", "vllm requests", "reward time limit")
+
 
 @pytest.fixture
 def engine(monkeypatch):
@@ -17,4 +20,4 @@ def engine(monkeypatch):
     monkeypatch.setattr(grpokit.training.setup.start, "sampler_factory", watch.samplers)
     yield watch
     watch.before.clear()
-    assert not [thread for thread in threading.enumerate() if thread.name == "sampling ahead"]
+    assert not [thread.name for thread in threading.enumerate() if thread.name in STARTED]

@@ -104,7 +104,7 @@ def test_what_functions_log_is_the_same_as_of_groups_that_are_scored_together():
     assert [g.extras for g in apart] == [g.extras for g in together]
     assert [g.rewards.tolist() for g in apart] == [g.rewards.tolist() for g in together]
     assert [r.metrics["n"].value for r in reports] == [3, 3]
-    assert [r.metrics["m"].value for r in reports] == [3, 1.5]  # the mean over calls
+    assert [r.metrics["m"].value for r in reports] == pytest.approx([3, 5 / 3])  # over completions
 
 
 @pytest.mark.slow
@@ -190,6 +190,19 @@ def test_an_error_ends_the_sampling_and_is_told_as_without_it(engine, tmp_path, 
     told, as_before = (text[text.index("error:") :].partition("(while")[0] for text in (said, plain))
     assert told == as_before
     assert sampled(engine) == [1, 0]  # and the other groups are not sampled
+
+
+def test_an_error_that_comes_with_a_stop_is_written_and_said(engine, tmp_path, capsys):
+    function = tmp_path / "stops.py"
+    function.write_text(
+        "import signal\n\ndef stops(completions):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    raise KeyError('no such thing')\n"
+    )
+    command = streaming(tmp_path, reward_funcs=(f"{function}:stops",), max_steps=1)
+    assert main([*command, str(tmp_path / "run")]) == STOPPED
+    said = capsys.readouterr().out
+    assert "reward function `stops` raised KeyError: 'no such thing'" in said
+    assert "KeyError: 'no such thing'" in (tmp_path / "run" / "error.txt").read_text()
 
 
 @pytest.mark.parametrize("when", ["while it samples", "while it learns"])

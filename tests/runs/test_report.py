@@ -40,6 +40,17 @@ def test_plots_follow_what_the_run_measured(tmp_path):
     assert "clip" not in shown
 
 
+def test_each_dataset_has_a_curve_of_its_reward(tmp_path):
+    path = make_run(tmp_path / "r", steps=3)
+    one = {"reward/math/mean": 0.25, "reward/kl": -0.1}
+    several = one | {"reward/a/b/mean": 0.75}
+    for extra, shown in ((one, False), (several, True)):
+        write_lines(path / "metrics.jsonl", [{"step": n, "reward": 0.5, **extra} for n in (1, 2, 3)])
+        page = report(path)
+        assert ("reward-datasets" in plots(page)) == shown
+        assert ("a/b: 0.75 at step 1" in page and "math: 0.25 at step 1" in page) == shown
+
+
 def test_cards_show_the_last_figures(grpo_page):
     text = re.sub(r"<[^>]+>", " ", grpo_page)
     for wanted in (

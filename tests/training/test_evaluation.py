@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -203,6 +204,13 @@ def test_several_sets_have_names_and_rewards_of_their_own(tmp_path, capsys):
         assert row["eval/code/reward"] == row["eval/code/pass@1"]
         assert "eval/pass@1" not in row
     assert "math, pass@1" in (tmp_path / "run" / "report.html").read_text()
+    said = capsys.readouterr().out.splitlines()
+    at = next(place for place, line in enumerate(said) if line.startswith("evaluation at step 1: reward "))
+    ours = list(itertools.takewhile(lambda line: line.startswith("  "), said[at + 1 :]))
+    assert [line.split()[0] for line in ours if not line.startswith("    ")] == ["code", "math"]
+    assert max(map(len, ours)) <= 80
+    figures = [name for name in last if name.count("/") == 2]
+    assert len(figures) == len(re.findall(r" \d+\.\d{3}\b", " ".join(ours)))
     alone = grpokit.evaluate(
         config.model, f"{rewards}:even", str(one), num_generations=4, max_completion_length=6, dtype="float64"
     )

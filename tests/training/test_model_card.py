@@ -85,7 +85,9 @@ def test_a_run_writes_its_card_uploads_it_and_writes_the_same_when_it_is_resumed
     assert "* `train.jsonl`: 10 rows" in text
     assert r"w_i = \frac{1}{\sum_j T_j} $$" in text
     assert '.from_pretrained("me/sorter")' in text
-    assert re.search(r"\| reward \| 0\.\d{3} \| 0\.\d{3} \|", text)
+    assert re.search(r"\| reward, `eval/reward` \| 0\.\d{3} \| 0\.\d{3} \|", text)
+    assert "| sampled accuracy (pass@1), `eval/pass@1` | 0.000 ± 0.000 | 0.000 ± 0.000 |" in text
+    assert "ci95" not in text
     shown = settings_in(text)
     assert shown["dataset"] == ["train.jsonl"]
     assert shown["reward_funcs"] == ["reward_functions.py:digits_in_order"]
@@ -286,3 +288,27 @@ def test_a_card_says_how_an_adapter_is_served(is_plain):
     assert ("vllm serve BASE --enable-lora" in text) == is_plain
     assert ("`BASE` is the directory of `Qwen`" in text) == is_plain
     assert ("Merge it into its base" in text) != is_plain
+
+
+def test_the_figures_of_several_sets_have_names_beside_their_keys():
+    after = {
+        "eval/reward": 0.5,
+        "eval/math/pass@1": 0.25,
+        "eval/math/pass@1_ci95": 0.1,
+        "eval/math/mine/a|b": 2,
+        "eval/code/pass@1": 0.75,
+    }
+    card = ModelCard(
+        *("m", "base", (("a.jsonl", None),), 4, "dapo", "dapo = x", "L = x", "a: 1\n", {}),
+        before={"eval/math/pass@1": 0.0},
+        after=after,
+    )
+    shown = [line for line in card.text().splitlines() if line.startswith("| ")]
+    assert shown == [
+        "| set | metric | before (step 0) | this model (step 4) |",
+        "| --- | --- | --- | --- |",
+        "| all | reward, `eval/reward` |  | 0.500 |",
+        "| math | sampled accuracy (pass@1), `eval/math/pass@1` | 0.000 | 0.250 ± 0.100 |",
+        r"| math | mine/a\|b, `eval/math/mine/a\|b` |  | 2.000 |",
+        "| code | sampled accuracy (pass@1), `eval/code/pass@1` |  | 0.750 |",
+    ]

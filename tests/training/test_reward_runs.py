@@ -9,6 +9,7 @@ import pytest
 from grpokit import GRPOTrainer
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
+from helpers import forked
 from helpers.judging import FakeEndpoint, length_judge
 from helpers.launch import rows
 from helpers.places import REWARDS
@@ -72,6 +73,27 @@ def test_a_run_that_is_stopped_within_a_step_logs_the_same_bytes(tmp_path, monke
         assert [bool(text) for text in group["extras"]["judge"]] == [not of_a] * 4
     page = (tmp_path / "run" / "report.html").read_text()
     assert "judge: So." in page
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_logged_mean_agrees_with_the_reward_in_calls_of_unequal_size(tmp_path, ranks):
+    """Three prompts of a step on two ranks; an evaluation of 35 prompts, of which 32 are sampled together."""
+    write_rows(tmp_path / "held_out.jsonl", [ROWS[place % len(ROWS)] for place in range(35)])
+    settings = {"eval_dataset": str(tmp_path / "held_out.jsonl"), "eval_steps": 2, "eval_generations": 2}
+    config = tiny_config(
+        tmp_path,
+        reward_funcs=(f"{REWARDS}:digits_in_order_logged",),
+        prompts_per_step=3,
+        max_steps=2,
+        **settings,
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    done = forked.run("grpokit", "train", "--config", tmp_path / "run.yaml", ranks=ranks, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for step in rows(tmp_path / "run", "metrics.jsonl"):
+        assert step["mine/order"] == pytest.approx(step["reward"], abs=1e-12)
+    for found in rows(tmp_path / "run", "evaluations.jsonl"):
+        assert found["eval/mine/order"] == pytest.approx(found["eval/reward"], abs=1e-12)
 
 
 def test_from_python_the_state_is_the_steps(tmp_path, judge, settings):

@@ -45,7 +45,9 @@ def test_a_run_from_the_command_line_and_from_python(tmp_path, capsys):
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
     said = capsys.readouterr()
     note = "note: --top_p 0.7 --min_completion_length 2: completions come from another distribution"
-    assert note in (said.out + said.err).replace("\n", " ")
+    text = (said.out + said.err).replace("\n", " ")
+    assert note in text
+    assert "sampler_kl and sampler/* are left out, but for sampler/kept_mass, the share kept" in text
     for row in rows(tmp_path / "run", "metrics.jsonl"):
         assert 0.5 < row["sampler/kept_mass"] < 1
         assert not [name for name in row if name.startswith(("sampler_kl", "sampler/ess"))]

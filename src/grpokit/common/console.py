@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from .figures import INTERVAL, figure_label, set_names, show_figure, split_figure
 from .terminal import PlainConsole
 from .text import FROM_PYTHON
 
@@ -227,23 +228,17 @@ class NotebookBar:
         )
 
 
-EVAL_NAMES = {"pass@1_greedy": "greedy accuracy (pass@1)", "pass@1": "sampled accuracy (pass@1)"}
-
-
-def _eval_name(name: str) -> str:
-    short = name.removeprefix("eval/")
-    return EVAL_NAMES.get(short, short.replace("_", " "))
-
-
-INTERVAL = "_ci95"  # at the end of a figure's name: half the width of its confidence interval
+def _label(name: str, sets: Sequence[str]) -> str:
+    own, short = split_figure(name, sets)
+    return f"{own}: {figure_label(short)}" if own else figure_label(short)
 
 
 def figures_table(figures: Mapping[str, float], title: str) -> Table:
     """One evaluation."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table, sets = Table(title=title, title_justify="left", show_header=False), set_names(figures)
     for name in figures:
         if not name.endswith(INTERVAL):
-            table.add_row(_eval_name(name), _with_interval(figures, name))
+            table.add_row(_label(name, sets), show_figure(figures, name))
     return table
 
 
@@ -252,16 +247,18 @@ def before_after(before: Mapping[str, Any], after: Mapping[str, Any], where: str
     table = Table(title=f"held-out prompts of {where.removeprefix(FROM_PYTHON)}", title_justify="left")
     for heading in ("", f"before (step {before['step']})", f"after (step {after['step']})"):
         table.add_column(heading, justify="right" if heading else "left")
+    sets = set_names(before)
     for name in before:
         if name.startswith("eval/") and name in after and not name.endswith(INTERVAL):
-            table.add_row(_eval_name(name), _with_interval(before, name), _with_interval(after, name))
+            table.add_row(_label(name, sets), show_figure(before, name), show_figure(after, name))
     return table
 
 
 def comparison_table(figures: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """Several evaluations. A few models get a column each; of many, each has a row."""
     names = [name for name in next(iter(figures.values())) if not name.endswith(INTERVAL)]
-    rows = [[_eval_name(name), *(_with_interval(own, name) for own in figures.values())] for name in names]
+    sets = set_names(names)
+    rows = [[_label(name, sets), *(show_figure(own, name) for own in figures.values())] for name in names]
     rows = [["", *_short_paths(list(figures))], *rows]
     if len(figures) > FEW_MODELS:
         rows = [list(row) for row in zip(*rows, strict=True)]
@@ -288,9 +285,3 @@ def _short_paths(names: Sequence[str]) -> list[str]:
     while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
         shared += 1
     return ["/".join(each[shared:]) for each in parts]
-
-
-def _with_interval(figures: Mapping[str, Any], name: str) -> str:
-    """`0.602 ± 0.047` where the half width of its 95 % confidence interval is known."""
-    half = figures.get(name + INTERVAL)
-    return f"{figures[name]:.3f}" + ("" if half is None else f" ± {half:.3f}")

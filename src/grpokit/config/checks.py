@@ -12,7 +12,7 @@ from .rules import Rule, at_least, has_model, is_adapter, is_given
 from .sampling_rules import sampling_rules
 from .schedule import check_schedule
 from .train_rules import TRAIN_RULES
-from .unused import UNUSED_REWARD_OPTIONS, UNUSED_TRAIN_OPTIONS
+from .unused import UNUSED_MODEL_OPTIONS, UNUSED_TRAIN_OPTIONS
 
 MODEL_RULES = [
     Rule("model", lambda c: c.model != "", "is required; see --help", "(missing)"),
@@ -41,11 +41,6 @@ MODEL_RULES = [
     *REWARD_RULES,
     *at_least(1, "max_turns environment_workers"),
     *at_least(0, "max_turn_length tool_timeout max_tool_output max_environment_errors turn_cache_gib"),
-    Rule(
-        "max_environment_errors",
-        lambda c: c.max_environment_errors == 0 or len(c.environment) > 0,
-        "is for environments, and there is no --environment",
-    ),
     *sampling_rules(),
     *at_least(1, "rollout_batch_size"),
     Rule(
@@ -81,7 +76,7 @@ def check_model_config(config: ModelConfig, from_python: bool = False) -> None:
     if config.reward_routes:
         parse_routes(config.reward_routes)
     check_datasets(config.dataset, trains=isinstance(config, TrainConfig))
-    for rule in UNUSED_REWARD_OPTIONS:
+    for rule in UNUSED_MODEL_OPTIONS:
         rule.check(config)
 
 

@@ -59,7 +59,9 @@ def with_one_length(config: Config, given: Iterable[str]) -> Config:
     """
     lengths = {"max_steps", "num_train_epochs"} & set(given) & vars(config).keys()
     if len(lengths) > 1:
-        raise ValueError("--num_train_epochs: --max_steps is given too; leave one of them out")
+        raise ValueError(
+            "--num_train_epochs: --max_steps is given too; leave one of them out (in TRL, max_steps wins)"
+        )
     other = {"max_steps": {"num_train_epochs": 0.0}, "num_train_epochs": {"max_steps": DEFAULT_STEPS}}
     return dataclasses.replace(config, **other[lengths.pop()]) if lengths else config  # pyright: ignore
 
@@ -83,7 +85,7 @@ ORDER_RULES = [
     Rule(
         "num_train_epochs",
         lambda c: not c.num_train_epochs or c.max_steps == DEFAULT_STEPS,
-        "--max_steps {c.max_steps} is given too; leave one of them out",
+        "--max_steps {c.max_steps} is given too; leave one of them out (in TRL, max_steps wins)",
     ),
     Rule(
         "num_train_epochs",

@@ -19,11 +19,6 @@ LORA_RULES = [
         "all-linear cannot be combined with other names",
     ),
     Rule(
-        "lora_save",
-        lambda c: c.lora_save == "merged" or c.lora_r > 0,
-        "there is no adapter to save with --lora_r 0; set --lora_r (16 is usual) or leave it out",
-    ),
-    Rule(
         "model",
         lambda c: (
             not is_adapter(c.model) or c.lora_r == 0 or (c.lora_save == "merged" and c.vllm_sync != "adapter")
@@ -54,14 +49,6 @@ LORA_RULES = [
             or (c.vllm_mode == "server" and c.vllm_sync == "adapter")
         ),
         "vLLM can be sent only the adapter, and only on a server; add --vllm_sync adapter and --vllm_mode server",
-    ),
-    *(
-        Rule(
-            flag,
-            lambda c, flag=flag: not getattr(c, flag) or c.lora_r > 0,
-            "is for an adapter; add --lora_r (16 is usual), or leave it out",
-        )
-        for flag in ("use_rslora", "use_dora", "lora_modules_to_save")
     ),
     *(
         Rule(

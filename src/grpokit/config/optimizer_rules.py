@@ -29,11 +29,6 @@ OPTIMIZER_RULES = [
         "computes in float32; use --dtype float32 or bfloat16, or --optim adamw",
     ),
     Rule("muon_momentum", lambda c: 0 <= c.muon_momentum < 1, "must be at least 0 and below 1"),
-    Rule(
-        "muon_momentum",
-        lambda c: c.optim == "muon" or c.muon_momentum == 0.95,
-        "is for --optim muon; add it, or leave this out",
-    ),
     *(
         Rule(
             flag,

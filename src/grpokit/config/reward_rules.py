@@ -45,11 +45,6 @@ REWARD_RULES = [
         "(missing)",
     ),
     Rule(
-        "judge_url",
-        lambda c: not c.judge_url or _judges(c),
-        "does nothing without the judge; add it to --reward_funcs",
-    ),
-    Rule(
         "judge_rubric",
         lambda c: c.judge_rubric == "" or Path(c.judge_rubric).is_file(),
         "no such file; name a text file that has {{completion}}",

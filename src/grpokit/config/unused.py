@@ -38,8 +38,8 @@ def _of_reward(name: str, flags: str) -> list[Rule]:
     )
 
 
-UNUSED_REWARD_OPTIONS = [
-    *_of_reward("judge", "judge_rubric judge_model judge_cache judge_max_tokens"),
+UNUSED_MODEL_OPTIONS = [
+    *_of_reward("judge", "judge_url judge_rubric judge_model judge_cache judge_max_tokens"),
     *_of_reward(
         "cosine",
         "cosine_min_len_value_wrong cosine_max_len_value_wrong cosine_min_len_value_correct cosine_max_len_value_correct "
@@ -48,9 +48,25 @@ UNUSED_REWARD_OPTIONS = [
     *_of_reward("repetition", "repetition_n_grams repetition_max_penalty"),
     *_of_reward("soft_overlong", "soft_cache_length"),
     *_of_reward("format", "format_pattern"),
+    *unused(
+        "max_environment_errors",
+        lambda c: len(c.environment) > 0,
+        "is for environments, and there is no --environment",
+    ),
 ]
 
 UNUSED_TRAIN_OPTIONS = [
+    *unused(
+        "lora_alpha lora_target_modules use_rslora use_dora lora_modules_to_save lora_save",
+        lambda c: c.lora_r > 0,
+        "is for an adapter; add --lora_r (16 is usual), or leave it out",
+    ),
+    *unused("muon_momentum", lambda c: c.optim == "muon", "is for --optim muon; add it, or leave this out"),
+    *unused(
+        "shuffle",
+        lambda c: not c.sampler_order,
+        "does nothing with --sampler_order, which chooses the rows of each step; leave it out",
+    ),
     *unused(
         "ref_model_mixup_alpha ref_model_sync_steps",
         lambda c: c.sync_ref_model,

@@ -140,14 +140,20 @@ def _check_whole_modules(model: Any, lora: Lora) -> None:
     """Raises ValueError where a module of --lora_modules_to_save is missing, or tied to another one."""
     named, flag = dict(model.named_modules()), f"--lora_modules_to_save {' '.join(lora.whole_modules)}"
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    are_tied = head.weight is embedding.weight
+    usual = (
+        "its head and embedding are one tensor, and can't be named"
+        if are_tied
+        else "lm_head and embed_tokens are usual"
+    )
+    possible = [n for n, module in named.items() if not are_tied or module not in (head, embedding)]
     for target in lora.whole_modules:
         found = [module for name, module in named.items() if f".{name}".endswith(f".{target}")]
         if not found:
             raise ValueError(
-                f"{flag}: {type(model).__name__} has no module {target}{did_you_mean(target, named)}; lm_head and embed_tokens "
-                "are usual"
+                f"{flag}: {type(model).__name__} has no module {target}{did_you_mean(target, possible)}; {usual}"
             )
-        if head.weight is embedding.weight and any(module in (head, embedding) for module in found):
+        if are_tied and any(module in (head, embedding) for module in found):
             raise ValueError(
                 f"{flag}: the head and the embedding of {type(model).__name__} are one tensor, which a copy would untie; leave "
                 f"{target} out"

@@ -84,7 +84,10 @@ class _Call:
             if at is not None
             else f"{len(self.pairs)} completions of {_sources(self.pairs)}"
         )
-        return RewardError(f"{where}: {who} {what} (while scoring {which})")
+        if reward.kind == "built in" and isinstance(error, ValueError):  # its message names the option
+            return RewardError(f"{reward.name}: {one_line(error)} (while scoring {which})")
+        place = "" if reward.kind == "built in" else f"{where}: "  # a line of grpokit helps no user
+        return RewardError(f"{place}{who} {what} (while scoring {which})")
 
 
 def call_all(

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
+from ..common.console import say
 from ..common.text import did_you_mean, one_line
 from ..common.writing import write_text
 from ..config.options import ModelConfig
@@ -24,6 +26,7 @@ from .judge_endpoint import Endpoint, TooLong
 from .signatures import AtCompletion
 
 HIGHEST = 10  # a rubric's best score
+TAIL = 120  # characters of an answer without a score in a note: the score should be at its end
 SHOWN = 1000  # characters of the judge's answer in completions.jsonl
 PLACEHOLDER = re.compile(r"\{([^\W\d]\w*)\}")
 SCORE = re.compile(r"\W*score\W*[:=]\W*?(-?\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*_.`]*", re.IGNORECASE)
@@ -159,6 +162,7 @@ class Judge:
     ) -> None:
         self.endpoint, self.rubric, self.columns = endpoint, rubric, columns
         self.settings, self.cache = settings, cache
+        self._silent_calls = 0  # calls in which no answer had a score
         self._bounds: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         asked = dict.fromkeys(("prompts", "completions", "log_count", "log_extra", *columns.values()))
         self.__signature__ = Signature([Parameter(name, Parameter.KEYWORD_ONLY) for name in asked])
@@ -184,8 +188,24 @@ class Judge:
         for why in ("refusals", "malformed", "too_long"):
             given["log_count"](f"judge/{why}", sum(verdict.why == why for verdict, _ in verdicts))
         given["log_count"]("judge/cached", sum(is_cached for _, is_cached in verdicts))
+        self._note_silence([verdict for verdict, _ in verdicts if verdict.score is not None or verdict.why])
         given["log_extra"]("judge", [verdict.answer[:SHOWN] for verdict, _ in verdicts])
         return [verdict.score for verdict, _ in verdicts]
+
+    def _note_silence(self, verdicts: Sequence[Verdict]) -> None:
+        """Says where no answer of a call had a score: at the first such call, the 10th, the 100th and so on."""
+        if not verdicts or any(verdict.score is not None for verdict in verdicts):
+            return
+        self._silent_calls += 1
+        if set(str(self._silent_calls)[1:]) - {"0"} or str(self._silent_calls)[0] != "1":
+            return
+        counts = Counter(verdict.why for verdict in verdicts)
+        found = ", ".join(f"{number} {why}" for why, number in counts.items())
+        say(
+            f"note: judge: no score for any of {len(verdicts)} completions ({found}); one answer ends "
+            f"{one_line(verdicts[0].answer[-TAIL:])!r}; see that --judge_rubric asks for a last line `Score: N`, and that "
+            "--judge_max_tokens leaves room for it"
+        )
 
     def _slots(self) -> asyncio.Semaphore:
         """Returns what bounds the requests of all calls that run at the same time. Each event loop has its own."""

@@ -15,6 +15,7 @@ from ..common.text import one_line
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries; each pause is twice the last
 HELLO = 30.0  # seconds to wait for the list of models
+ASKED, LISTED = "/chat/completions", "/models"  # the paths of answers, and of the list of models
 BUSY = (408, 409, 425, 429)  # statuses that say: try again
 TOO_LONG = ("context_length_exceeded", "context length", "maximum context")  # in a refusal of a long request
 
@@ -41,6 +42,8 @@ class Endpoint:
     Example:
         >>> Endpoint("127.0.0.1:8000").address, Endpoint("https://host/openai/").address
         ('http://127.0.0.1:8000/v1', 'https://host/openai')
+        >>> Endpoint("http://host/v1/chat/completions").address
+        'http://host/v1'
     """
 
     url: str  # as the user wrote it
@@ -51,14 +54,21 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """The base URL of the endpoint's paths. If the user's URL has no path, /v1 is added."""
+        """The base URL of the endpoint's paths. If the user's URL has no path, /v1 is added.
+
+        A path that the endpoint itself adds, such as /chat/completions, is left out.
+        """
         url = (self.url if "://" in self.url else f"http://{self.url}").rstrip("/")
-        return url if urlsplit(url).path else f"{url}/v1"
+        if not urlsplit(url).path:
+            return f"{url}/v1"
+        for path in (ASKED, "/completions", LISTED):
+            url = url.removesuffix(path)
+        return url
 
     def only_model(self) -> str:
         """Returns the name of the endpoint's only model."""
         try:
-            answer = httpx.get(f"{self.address}/models", headers=self._headers, timeout=HELLO)
+            answer = httpx.get(f"{self.address}{LISTED}", headers=self._headers, timeout=HELLO)
             names = [str(model["id"]) for model in self._checked(answer)["data"]]
         except (httpx.HTTPError, httpx.InvalidURL, Failed, TooLong) as error:
             raise self._error(f"no endpoint answers there ({self._said(error)}); is it running?") from error
@@ -101,7 +111,7 @@ class Endpoint:
     async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
         try:
             async with asyncio.timeout(self.timeout):
-                answer = await client.post(f"{self.address}/chat/completions", json=body)
+                answer = await client.post(f"{self.address}{ASKED}", json=body)
             choice = self._checked(answer)["choices"][0]
             return {"finish_reason": choice.get("finish_reason"), "message": dict(choice["message"])}
         except TimeoutError as error:

@@ -63,9 +63,12 @@ class Report:
         self.state, self.is_taken = state or TrainerState(), is_taken
         self.metrics: Metrics = {}
         self.extras: dict[str, list[Any]] = {}
+        self._logged: dict[str, set[int]] = {}  # column → the completions of which a function has logged it
 
     def take(self, name: str, notes: Notes, rows: Sequence[int], size: int) -> None:
-        """Takes what the function `name` has logged.
+        """Takes what the function `name` has logged. A call's number counts once for each of its completions.
+
+        So a metric agrees with the reward, whether the completions come in one call or in calls of unequal size.
 
         Args:
             name: the function's name.
@@ -74,9 +77,13 @@ class Report:
             size: all completions; the others have no value.
 
         Raises:
-            ValueError: a column doesn't have one value for each completion, or another function has logged it.
+            ValueError: a column doesn't have one value for each completion, or another function has logged it of the same
+                completions. Functions with different routes may share a column.
         """
-        means = [(n, Metric.share(math.fsum(values), len(values))) for n, values in notes.means.items()]
+        means = [
+            (n, Metric.share(math.fsum(values) / len(values) * len(rows), len(rows)))
+            for n, values in notes.means.items()
+        ]
         counts = [
             (n, Metric.sum(torch.tensor([math.fsum(values)], dtype=torch.float64)))
             for n, values in notes.counts.items()
@@ -87,9 +94,11 @@ class Report:
                 raise ValueError(
                     f"logged {len(values)} values as {column!r}; expected {len(rows)}, one for each completion"
                 )
-            if column in self.extras:
-                raise ValueError(f"logged {column!r}, as another function has; rename one")
-            self.extras[column] = [None] * size
+            logged = self._logged.setdefault(column, set())
+            if not logged.isdisjoint(rows):
+                raise ValueError(f"logged {column!r}, as another function has of the same rows; rename one")
+            logged.update(rows)
+            self.extras.setdefault(column, [None] * size)
             for row, value in zip(rows, values, strict=True):
                 self.extras[column][row] = value
 
@@ -126,7 +135,11 @@ class Notes:
         return self
 
     def log_metric(self, name: str, value: float) -> None:
-        """Logs a number, which is averaged over the step's calls. NaN is left out. Raises ValueError for anything else."""
+        """Logs a number, which is averaged over the completions of the step's calls. NaN is left out.
+
+        Raises:
+            ValueError: the value is no finite number, or the name is one of the run's own metrics.
+        """
         self._add(self.means, "log_metric", name, value)
 
     def log_count(self, name: str, value: float = 1) -> None:

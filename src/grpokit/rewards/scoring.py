@@ -118,6 +118,8 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
     * `reward`: their mean; `reward_std`: the mean over groups of the group's unbiased standard deviation
       (groups with at least two rewards);
     * `frac_reward_zero_std`: the share of groups (with a reward) whose rewards are all equal;
+    * `reward/unscored`: the share of all completions (without dropped episodes) that have none, so that nothing is learned
+      from them;
     * `rewards/<name>/mean`, `rewards/<name>/std`: over the completions to which that function applies;
     * `reward/<dataset>/mean`: where there are several datasets, the mean over the completions of each.
     """
@@ -128,6 +130,7 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
         "reward": Metric.mean(_joined(totals)),
         "reward_std": Metric.mean(torch.tensor(spread, dtype=torch.float64)),
         "frac_reward_zero_std": Metric.mean(torch.tensor(equal, dtype=torch.float64)),
+        "reward/unscored": Metric.mean(_joined([_unscored(group) for group in groups])),
     }
     for column, reward in enumerate(rewards):
         values = _joined([_present(g.rewards[:, column]) for g in groups if g.rewards is not None])
@@ -157,6 +160,14 @@ def _weighted_sum(table: Tensor, rewards: Sequence[Reward]) -> Tensor:
 def _present(values: Tensor | None) -> Tensor:
     """Returns the entries that are not NaN; none if there are no rewards yet."""
     return torch.zeros(0, dtype=torch.float64) if values is None else values[~values.isnan()]
+
+
+def _unscored(group: RolloutGroup) -> Tensor:
+    """Returns 1 for each completion without a reward, else 0; nothing for dropped episodes."""
+    if group.reward is None:
+        return torch.zeros(0, dtype=torch.float64)
+    is_kept = torch.tensor([not rollout.is_dropped for rollout in group.rollouts], dtype=torch.bool)
+    return group.reward.isnan()[is_kept].double()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

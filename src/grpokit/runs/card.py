@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..common.figures import INTERVAL, figure_label, set_names, show_figure, split_figure
 from ..common.text import FROM_PYTHON
 from ..config.options import TrainConfig
 from ..config.paths import PATHS, public_name
@@ -104,16 +105,21 @@ class ModelCard:
         if not self.after:
             return ""
         before = self.before or {}
-        names = [name for name in self.after if name.startswith("eval/")]
-        lines = [
-            f"| | before (step {self.before_step}) | this model (step {self.steps}) |",
-            "|---|---|---|",
-            *(
-                f"| {name.removeprefix('eval/')} | {_figure(before.get(name))} | {_figure(self.after[name])} |"
-                for name in names
-            ),
+        names = [n for n in self.after if n.startswith("eval/") and not n.endswith(INTERVAL)]
+        sets = set_names(names)
+        rows = [
+            ["set", "metric", f"before (step {self.before_step})", f"this model (step {self.steps})"],
+            ["---"] * 4,
         ]
-        return "## Evaluation\n\nOn held-out prompts:\n\n" + "\n".join(lines)
+        for name in names:
+            own, short = split_figure(name, sets)
+            metric = f"{figure_label(short)}, {_code(name)}".replace("|", r"\|")
+            rows.append([own or "all", metric, show_figure(before, name), show_figure(self.after, name)])
+        lines = [f"| {' | '.join(row if sets else row[1:])} |" for row in rows]
+        interval = ", ± half the width of its 95 % confidence interval" * any(
+            n.endswith(INTERVAL) for n in self.after
+        )
+        return f"## Evaluation\n\nOn held-out prompts{interval}:\n\n" + "\n".join(lines)
 
     @property
     def _place(self) -> str:
@@ -187,10 +193,6 @@ def public_base(value: str) -> str:
 
 def _rows(count: int | None) -> str:
     return "" if count is None else f": {count:,} rows"
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def _code(text: str) -> str:

@@ -22,6 +22,9 @@ METRICS: dict[str, Declared] = {
     "reward/kl": Declared(
         "mean", "the part of the reward that is the KL penalty, −β·Σ(old − ref) (--kl_in_reward)"
     ),
+    "reward/unscored": Declared(
+        "mean", "share of completions to which no reward function applied: nothing is learned from them"
+    ),
     "reward_std": Declared("mean", "standard deviation of the reward within a group, mean over groups"),
     "frac_reward_zero_std": Declared(
         "mean", "share of groups whose rewards are all equal: they teach nothing"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..common.console import counting
+from ..common.figures import set_names, split_figure
 from ..parallel import World
 from ..rewards import Reward
 from ..rollouts import Sampler
@@ -24,6 +25,7 @@ Score = Callable[
 """(this rank's groups, the prompts, the rewards) → the scored groups of all ranks, in the order of the prompts, and what the
 reward functions have logged."""
 
+WIDTH = 80  # columns of the lines about several sets
 PASS = 1.0  # a completion passes where the first reward function gives it at least this
 
 
@@ -241,3 +243,27 @@ def evaluate_sets(
         figures |= one.evaluate(score, step, world, pause)
     rewards = [figures[name] for one in sets if (name := f"eval/{one.name}/reward") in figures]
     return {"eval/reward": _mean(rewards), **figures} if rewards else figures
+
+
+def describe_evaluation(step: int, figures: Mapping[str, float]) -> str:
+    """Returns the figures in one line. With several sets, each has lines of its own, of 80 columns at most.
+
+    Example:
+        >>> print(describe_evaluation(4, {"eval/reward": 0.5, "eval/a/pass@1": 0.25, "eval/b/pass@1": 0.75}))
+        evaluation at step 4: reward 0.500
+          a  pass@1 0.250
+          b  pass@1 0.750
+    """
+    sets = set_names(figures)
+    by_set: dict[str, list[str]] = {name: [] for name in ("", *sets)}
+    for name, value in figures.items():
+        own, short = split_figure(name, sets)
+        by_set[own].append(f"{short} {value:.3f}")
+    lines = [f"evaluation at step {step}: {'  '.join(by_set.pop(''))}"]
+    for name, parts in by_set.items():
+        lines.append(f"  {name}")
+        for part in parts:
+            if len(lines[-1]) + 2 + len(part) > WIDTH:
+                lines.append("   ")
+            lines[-1] += f"  {part}"
+    return "\n".join(lines)

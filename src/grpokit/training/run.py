@@ -39,7 +39,7 @@ from ..runs.recorder import Recorder
 from ..types import Metrics, RolloutGroup
 from .callbacks import Callbacks
 from .early_stop import has_stalled
-from .evaluation import HeldOut, evaluate_sets
+from .evaluation import HeldOut, describe_evaluation, evaluate_sets
 from .kl_reward import kl_metrics
 from .measure import Clock
 from .model_card import card_files
@@ -183,8 +183,7 @@ class Run:
             say(f"best so far by eval/reward: {self.output / 'best'}")
         with self.world.together():
             self.recorder.write_evaluation(step, figures)
-        shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in figures.items())
-        say(f"evaluation at step {step}: {shown}")
+        say(describe_evaluation(step, figures))
         self.callbacks.call("on_evaluate", step, figures)
         return figures
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..common.console import say
 from ..rewards import Report, Reward, TrainerState, score
 from ..rollouts.gather import gather_groups
 from ..runs.metrics import is_taken
@@ -28,10 +29,12 @@ class EarlyScores:
         clock: measures the time.
     """
 
+    _error: Exception | None
+
     def __init__(self, run: Run, step: int, clock: Clock) -> None:
         self._score, self.report = scorer(run, step, run.rewards, by_group=True)
         self._clock, self._stopped, self._groups = clock, run.stop.is_set, list[RolloutGroup]()
-        self._error: Exception | None = None
+        self._write_error, self._error = run.recorder.write_error, None
 
     def take(self, groups: list[RolloutGroup]) -> bool:
         """Scores groups. Returns whether the step's other groups are still needed: not after an error or a stop."""
@@ -42,6 +45,9 @@ class EarlyScores:
                 self._groups += self._score(groups)
             except Exception as error:  # noqa: BLE001 - raised by `finish`, on all ranks
                 self._error = error
+                where = self._write_error(error)  # a stop at the same time is raised in its place
+                if self._stopped():
+                    say(f"note: {error}; {where}")
         return self._error is None
 
     def finish(self) -> list[RolloutGroup]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...common.figures import set_names
 from .data import RunData
 from .svg import AMBER, BLUE, GREEN, GREY, PINK, RED
 
@@ -185,18 +185,30 @@ PANELS: tuple[Panel, ...] = (
 
 def panels_of(run: RunData) -> list[Panel]:
     """Returns the panels for which the run has metrics, without the reward's."""
-    names = sorted({name for row in run.steps for name in row if re.fullmatch(r"rewards/.+/mean", name)})
     by_function = Panel(
         "reward-functions",
         "Reward functions",
         "Each before weighting; one that rises while another falls shows what the policy trades.",
-        tuple(
-            Line(name, name.split("/", 1)[1].removesuffix("/mean"), colour)
-            for name, colour in zip(names, (BLUE, RED, GREEN, PINK, AMBER, GREY), strict=False)
-        ),
+        _lines_of(run, "rewards"),
     )
-    candidates = [*([by_function] if len(names) > 1 else []), *PANELS]
-    return [panel for panel in candidates if _shows(panel, run)]
+    by_dataset = Panel(
+        "reward-datasets",
+        "Reward by dataset",
+        "The reward of each dataset's completions; one that falls while another rises may need a larger share.",
+        _lines_of(run, "reward"),
+    )
+    several = [panel for panel in (by_function, by_dataset) if len(panel.lines) > 1]
+    return [panel for panel in (*several, *PANELS) if _shows(panel, run)]
+
+
+def _lines_of(run: RunData, group: str) -> tuple[Line, ...]:
+    """Returns a line for each metric `group/NAME/mean`, as far as there are colours."""
+    names = sorted({name for row in run.steps for name in row if re.fullmatch(rf"{group}/.+/mean", name)})
+    colours = (BLUE, RED, GREEN, PINK, AMBER, GREY)
+    return tuple(
+        Line(name, name.split("/", 1)[1].removesuffix("/mean"), colour)
+        for name, colour in zip(names, colours, strict=False)
+    )
 
 
 def _shows(panel: Panel, run: RunData) -> bool:
@@ -232,14 +244,3 @@ def evaluation_lines(panel: Panel, run: RunData) -> list[Line]:
     many = [k for k in ks[::-1] if k > 1]
     extra = [Line(f"eval/pass@{k}", f"pass@{k}", c) for k, c in zip(many, (GREEN, PINK), strict=False)]
     return [line for line in (*panel.lines, *extra) if line.metric in names]
-
-
-def set_names(names: Iterable[str]) -> list[str]:
-    """Returns the names of the evaluation sets that have a pass@1 among the figures.
-
-    Example:
-        >>> set_names(["eval/reward", "eval/math/pass@1", "eval/code/pass@1"])
-        ['code', 'math']
-    """
-    found = (re.fullmatch(r"eval/(.+)/pass@1", name) for name in names)
-    return sorted(match[1] for match in found if match)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ...common.figures import set_names
 from .data import RunData
 from .markup import decimal, escape, percent, seconds
-from .panels import set_names
 
 
 class Card(NamedTuple):

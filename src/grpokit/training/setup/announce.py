@@ -39,7 +39,7 @@ def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[s
         age = "; rollouts that are one step old are not corrected" if config.async_depth else ""
         found.append(
             f"{flags}: completions come from another distribution than the one that is trained, so sampler and trainer are "
-            f"not compared{age}"
+            f"not compared: the metrics sampler_kl and sampler/* are left out{_kept_mass(config)}{age}"
         )
     else:
         chosen = config.correction or config.correction_mode
@@ -51,6 +51,11 @@ def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[s
     if layout.shares_not is not None:
         found.append(f"each completion's forward computes its prompt again: {layout.shares_not}")
     return found
+
+
+def _kept_mass(config: TrainConfig) -> str:
+    """Names the metric that comes in the place of the sampler's."""
+    return ", but for sampler/kept_mass, the share kept" if config.repetition_penalty == 1 else ""
 
 
 class StepNotes:
