@@ -28,12 +28,16 @@ CORRECTIONS = [
     {"correction_mode": "mask", "correction_level": "sequence_geometric"},
     {"correction_mode": "mask", "correction_level": "token", "opsm_threshold": 0.1},
     {
-        **{"correction_mode": "truncate", "correction_low": 0.5, "correction_keep": "sequence_geometric"},
+        "correction_mode": "truncate",
+        "correction_low": 0.5,
+        "correction_keep": "sequence_geometric",
         "correction_keep_high": 1.2,
     },
     {"correction_mode": "truncate", "correction_level": "sequence_product", "correction_normalize": True},
     {
-        **{"correction_mode": "reject", "correction_estimator": "k3", "correction_level": "sequence_max"},
+        "correction_mode": "reject",
+        "correction_estimator": "k3",
+        "correction_level": "sequence_max",
         "correction_high": 0.3,
     },
     {"correction": "trl"},

@@ -113,7 +113,9 @@ FURTHER = {
     "keep by the mean": {"mode": "truncate", "level": "token", "keep": ("sequence_geometric", 0.9, 1.2)},
     "keep by the product": {"mode": "mask", "level": "token", "keep": ("sequence_product", 0.0, 1.5)},
     "keep, normalised": {
-        **{"mode": "truncate", "level": "token", "normalize": True},
+        "mode": "truncate",
+        "level": "token",
+        "normalize": True,
         "keep": ("sequence_geometric", 0.9, 2.0),
     },
     "normalised tokens": {"mode": "truncate", "level": "token", "normalize": True},

@@ -229,6 +229,6 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
         _check_with_loss(loss, loss.correction)
     if loss.rejected_tokens == "drop" and not loss.rejects_tokens:
         raise ValueError(
-            "rejected_tokens drop: removes rejected tokens from the counts, and only correction_mode mask, reject and correction_keep know them "
-            "beforehand; set it, or leave rejected_tokens at keep"
+            "rejected_tokens drop: removes rejected tokens from the counts, and only correction_mode mask or reject and "
+            "correction_keep know them beforehand; set it, or leave rejected_tokens at keep"
         )

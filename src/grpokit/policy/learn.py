@@ -18,15 +18,14 @@ from ..types import (
     ExpertUse,
     Metric,
     Metrics,
-    MicroBatch,
     RolloutGroup,
     Sample,
     Update,
     join_metrics,
 )
+from .mismatch import drop_rejected, micro_mismatch, sampler_mismatch
 from .policy import Policy
 from .reference import Reference
-from .mismatch import drop_rejected, micro_mismatch, sampler_mismatch
 from .router import Balance, RouterLoss
 from .scoring import (
     Dump,
