@@ -121,6 +121,15 @@ def test_ms_swifts_names_are_converted():
                 "correction_high": 3.0,
             },
         ),
+        (
+            {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_min": 0.5},
+            {
+                "correction_mode": "truncate",
+                "correction_level": "token",
+                "correction_cap": 3.0,
+                "correction_low": 0.5,
+            },
+        ),
         ({"vllm_importance_sampling_correction": False}, {}),
     ],
 )

@@ -65,6 +65,14 @@ VALUES = [
             "vllm_importance_sampling_clip_max": 5.0,
         },
     ),
+    (
+        {"sampler": "vllm", "correction": "trl"},
+        {"vllm_importance_sampling_mode": "sequence_mask", "vllm_importance_sampling_clip_max": 3.0},
+    ),
+    (
+        {"sampler": "vllm", "correction_mode": "truncate", "correction_low": 0.5},
+        {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_min": 0.5},
+    ),
     ({"advantage_estimator": "gdpo"}, {"multi_objective_aggregation": "normalize_then_sum"}),
     ({"opsm_threshold": 0.1, "shuffle": False}, {"off_policy_mask_threshold": 0.1, "shuffle_dataset": False}),
     (

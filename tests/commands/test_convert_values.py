@@ -263,7 +263,12 @@ SWIFT_VALUES = [
             "rollout_importance_sampling_mode": "sequence_mask",
             "rollout_importance_sampling_threshold": 3.0,
         },
-        {"correction_mode": "mask", "correction_level": "sequence_geometric", "correction_high": 3.0},
+        {
+            "correction_mode": "truncate",
+            "correction_level": "token",
+            "correction_keep": "sequence_geometric",
+            "correction_keep_high": 3.0,
+        },
     ),
     ({"use_vllm": True, "vllm_mode": "colocate"}, {"correction_mode": None, "vllm_mode": "colocate"}),
     ({"off_policy_sequence_mask_delta": 0.1}, {"opsm_threshold": 0.1}),

@@ -161,7 +161,7 @@ def test_a_step_ahead_corrects_by_default(options, mode, note):
 
 
 def test_options_of_the_other_mode_name_what_they_need():
-    for options in ({"correction_low": 0.4}, {"rejected_tokens": "drop"}):
+    for options in ({"correction_high": 4.0}, {"rejected_tokens": "drop"}):
         with pytest.raises(ValueError, match=f"--{next(iter(options))}"):
             loss_from_config(TrainConfig(sampler="vllm", async_depth=1, **options))
 

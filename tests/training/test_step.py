@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -188,16 +189,42 @@ def test_a_correction_of_the_transformers_sampler_changes_nothing_it_should_not(
         assert metrics["sampler/ess"] == pytest.approx(1, abs=1e-6)
 
 
-def test_rejected_tokens_keep_or_leave_the_counts(directory):
+def likelier(rollout):
+    """Every other token is likelier to the sampler by e^0.1: its c is 0.905."""
+    return dataclasses.replace(
+        rollout, logps=rollout.logps + 0.1 * (torch.arange(len(rollout.logps)) % 2 == 0)
+    )
+
+
+def test_completions_outside_the_bounds_leave_the_counts(directory):
+    """correction_keep with rejected_tokens drop: by the geometric mean of c, which depends on the length alone here."""
+    bounds = {"correction_keep": "sequence_geometric", "correction_keep_low": 0.94}
+    loss = build("dapo", rejected_tokens="drop", correction_mode="truncate", **bounds)
+    groups = [dataclasses.replace(g, rollouts=tuple(map(likelier, g.rollouts))) for g in groups_of(directory)]
+    (before,) = plan_step(groups, loss)
+    policy, optimizer = fresh(directory)
+    dropped = drop_rejected(before, score(policy, before.samples, Learning()), loss)
+    inside = [row for row in before.samples if math.exp(-0.1 * math.ceil(row.length / 2) / row.length) > 0.94]
+    assert 0 < len(inside) < len(before.samples)
+    assert [(row.index, row.length) for row in dropped.samples] == [(r.index, r.length) for r in inside]
+    metrics = values(learn(policy, None, StepProgress([before]), loss, optimizer, Learning()))
+    outside = before.num_tokens - sum(row.length for row in inside)
+    assert metrics["sampler/masked"] == pytest.approx(outside / before.num_tokens)
+    assert metrics["sampler/log_ppl_diff"] > 0
+    assert metrics["sampler/ppl"] < metrics["sampler/trainer_ppl"]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"correction_mode": "mask", "correction_low": 0.999, "correction_high": 1.5},
+        {"correction_mode": "reject", "correction_high": 1.05},
+        {"correction_mode": "reject", "correction_estimator": "k3", "correction_high": 1e-3},
+    ],
+)
+def test_rejected_tokens_keep_or_leave_the_counts(directory, mask):
     """A mask that rejects about half of the tokens: kept, they stay in the denominators; dropped, they don't."""
-    mask = {"correction_mode": "mask", "correction_low": 0.999, "correction_high": 1.5}
     loss = {k: build("dapo", rejected_tokens=k, **mask) for k in ("keep", "drop")}
-
-    def likelier(rollout):  # to the sampler, every other token by e^0.1: its c is 0.905, below the range
-        return dataclasses.replace(
-            rollout, logps=rollout.logps + 0.1 * (torch.arange(len(rollout.logps)) % 2 == 0)
-        )
-
     groups = [dataclasses.replace(g, rollouts=tuple(map(likelier, g.rollouts))) for g in groups_of(directory)]
     (kept,), (before,) = (plan_step(groups, loss[k]) for k in ("keep", "drop"))
     policy, _ = fresh(directory)

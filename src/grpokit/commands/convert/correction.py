@@ -26,8 +26,6 @@ def _trl_correction(draft: Draft, uses_vllm: bool) -> None:
     high = older if older is not None else high
     source = tuple(f"{word}{name}" for name in ("mode", "clip_max", "clip_min", "cap"))
     _put_correction(draft, kind, {"token": "token", "sequence": "sequence_product"}[level], low, high, source)
-    if kind == "truncate" and low:
-        draft.unsupported(f"{word}clip_min", low, "has no counterpart with truncation")
 
 
 def _swift_correction(draft: Draft, uses_vllm: bool) -> None:
@@ -43,11 +41,13 @@ def _swift_correction(draft: Draft, uses_vllm: bool) -> None:
         draft.unsupported(f"{word}mode", mode)
         return
     ours = {"token": "token", "sequence": "sequence_geometric"}[level]
-    _put_correction(draft, kind, ours, None, high, (f"{word}mode",))
-    if mode == "sequence_mask":
-        draft.say(
-            f"{word}mode: a kept completion's tokens have its own weight here, each their own in ms-swift"
-        )
+    if mode == "sequence_mask":  # a kept completion's tokens have their own weights
+        _put_correction(draft, "truncate", "token", None, None, (f"{word}mode",))
+        if "correction_mode" in draft.ours:
+            draft.put("correction_keep", ours, f"{word}mode")
+            draft.put("correction_keep_high", high, f"{word}threshold")
+    else:
+        _put_correction(draft, kind, ours, None, high, (f"{word}mode",))
     if draft.ours.get("beta"):
         draft.say(
             f"{word}mode: ms-swift multiplies the KL penalty by the weights too; here the policy term alone"
@@ -69,6 +69,8 @@ def _put_correction(
     draft.put("correction_level", level, *sources)
     if kind == "truncate":
         draft.put("correction_cap", high, *sources)
+        if low:
+            draft.put("correction_low", low, *sources)
     else:
         draft.put("correction_low", low or 0.0, *sources)
         draft.put("correction_high", high, *sources)

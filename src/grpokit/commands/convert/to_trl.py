@@ -50,7 +50,8 @@ TAKEN = {
     *("epsilon", "epsilon_high", "tau_pos", "tau_neg", "sapo_gain", "kl_estimator", "kl_gradient"),
     *("advantage_estimator", "scale_rewards", "correction_mode", "correction_level", "correction_cap"),
     *("correction_low", "correction_high", "prompts_per_step", "updates_per_step", "max_steps"),
-    "num_train_epochs",
+    *(f"correction_{name}" for name in ("estimator", "keep", "keep_low", "keep_high", "normalize")),
+    *("correction", "num_train_epochs"),
     *("warmup_steps", "save_steps", "eval_steps", "logging_steps", "save_total_limit", "report_to", "model"),
     *(
         "dataset",
@@ -252,21 +253,27 @@ def _correction(config: TrainConfig, theirs: dict[str, Any], say: Say) -> None:
     """Writes the correction, which TRL has on by default with vLLM."""
     if config.sampler != "vllm":
         return
-    word, mode = "vllm_importance_sampling_", config.correction_mode
-    level = {"token": "token", "sequence_product": "sequence"}.get(config.correction_level or "token")
-    if mode is None and config.async_depth:
-        mode = "truncate"
-    if mode in (None, "none") or level is None:
+    from ...training.setup.loss import loss_from_config
+
+    word, ours = "vllm_importance_sampling_", loss_from_config(config).correction
+    if ours is None:
         theirs[f"{word}correction"] = False
-        if level is None:
-            say(f"correction_level: {config.correction_level} has no counterpart in TRL; nothing corrects")
         return
-    theirs[f"{word}mode"] = f"{level}_{mode}"
-    if mode == "truncate":
-        theirs[f"{word}clip_max"] = 2.0 if config.correction_cap is None else config.correction_cap
-    else:
-        theirs[f"{word}clip_min"] = 0.5 if config.correction_low is None else config.correction_low
-        theirs[f"{word}clip_max"] = 5.0 if config.correction_high is None else config.correction_high
+    level = {"token": "token", "sequence_product": "sequence"}.get(ours.level)
+    for name, missing in (
+        (f"correction_level: {ours.level}", level is None),
+        ("correction_mode: reject", ours.mode == "reject"),
+        (f"correction_keep: {ours.keep}", ours.keep is not None),
+        ("correction_normalize", ours.normalize),
+    ):
+        if missing:
+            theirs[f"{word}correction"] = False
+            say(f"{name} has no counterpart in TRL; nothing corrects")
+            return
+    theirs[f"{word}mode"] = f"{level}_{ours.mode}"
+    theirs[f"{word}clip_max"] = ours.cap if ours.mode == "truncate" else ours.high
+    if ours.mode == "mask" or ours.low:
+        theirs[f"{word}clip_min"] = ours.low
 
 
 def _engine(config: TrainConfig, theirs: dict[str, Any], say: Say) -> None:
