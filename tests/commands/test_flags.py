@@ -9,6 +9,7 @@ from grpokit.commands.cli import main, parse
 from grpokit.config.foreign import COUNTERPARTS, NOT_NEEDED, RENAMED
 from grpokit.config.options import EvalConfig, TrainConfig
 from grpokit.config.yaml import with_options
+from grpokit.training.arguments import name_arguments
 
 TRAIN, EVAL = ["train"], ["eval"]
 
@@ -118,6 +119,11 @@ def test_args_may_be_a_dict(tmp_path):
         grpokit.GRPOTrainer(**arguments, args={"max_step": 1})
 
 
+def test_python_says_the_value_of_a_flag_that_is_off():
+    said = "--no_shuffle: does nothing with --sampler_order, which chooses"
+    assert name_arguments(said) == "shuffle False: does nothing with sampler_order, which chooses"
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -128,6 +134,7 @@ def test_args_may_be_a_dict(tmp_path):
         ),
         (["--optim", "adamw_bnb_8bit"], "here it is adamw_8bit"),
         (["--kl_in_reward"], "--kl_in_reward: is multiplied by --beta"),
+        (["--no_shuffle", "--sampler_order", "a.py:f"], "--no_shuffle: does nothing with --sampler_order"),
     ],
 )
 def test_a_rule_names_the_value_or_the_flag_alone(tmp_path, capsys, flags, said):

@@ -25,7 +25,9 @@ class Rule(NamedTuple):
         if not self.holds(config):
             shown = _Shown(config)
             value = getattr(shown, self.flag) if self.shown is None else self.shown
-            given = f"--{self.flag}" if value is True else f"--{self.flag} {value}"  # a flag takes no value
+            given = f"--{self.flag} {value}"
+            if isinstance(value, bool):  # such a flag takes no value
+                given = f"--{self.flag}" if value else f"--no_{self.flag}"
             expected = self.expected if isinstance(self.expected, str) else self.expected(config)
             raise ValueError(f"{given}: {expected.format(c=shown, ranks=ranks())}")
 

@@ -10,9 +10,9 @@ from typing import Any
 from ..data.names import split_name
 from .hints import OF_EVAL, hint
 from .judge_options import JudgeOptions
-from .model_options import RewardOptions, SamplingOptions
+from .model_options import SamplingOptions
 from .options import EvalConfig, TrainConfig
-from .unused import UNUSED_REWARD_OPTIONS, default_of, has_reward
+from .unused import UNUSED_MODEL_OPTIONS, default_of, has_reward
 
 OF_DATA = ("dataset", "dataset_split", "max_samples")
 EVAL = {field.name for field in fields(EvalConfig)}
@@ -73,11 +73,10 @@ def for_eval(values: Mapping[str, Any], given: Collection[str]) -> tuple[dict[st
 
 def without_unused(config: EvalConfig, given: Collection[str]) -> EvalConfig:
     """Resets the options of rewards that the evaluation doesn't have, but for those that the command line gives."""
-    names = {rule.flag for rule in UNUSED_REWARD_OPTIONS if not rule.holds(config)}
+    names = {rule.flag for rule in UNUSED_MODEL_OPTIONS if not rule.holds(config)}
     if not has_reward("judge")(config):
         names |= {field.name for field in fields(JudgeOptions)}
-    known = {field.name for field in (*fields(RewardOptions), *fields(JudgeOptions))}
-    return replace(config, **{name: default_of(config, name) for name in names & known - set(given)})
+    return replace(config, **{name: default_of(config, name) for name in names - set(given)})
 
 
 def trained_model(path: str) -> str:

@@ -49,7 +49,7 @@ def name_arguments(text: str, names: Mapping[str, str] = ARGUMENTS) -> str:
         >>> name_arguments("--dataset (missing): is required; see --help")
         'train_dataset (missing): is required; see help(TrainConfig)'
     """
-    text = text.replace("see --help", "see help(TrainConfig)")
+    text = re.sub(r"--no_(\w+):", r"\1 False:", text.replace("see --help", "see help(TrainConfig)"))
     return re.sub(r"(?<![\w-])--([a-z][a-z0-9_]*)", lambda match: names.get(match[1], match[1]), text)
 
 
