@@ -166,7 +166,9 @@ def test_a_directory_with_another_run_in_it_is_refused(base, tmp_path, capsys):
     assert train(base, tmp_path, "--max_steps", 1, "--save_steps", 1) == 0
     before = (Path(base.output_dir) / "metrics.jsonl").read_bytes()
     assert train(base, tmp_path) == 2
-    assert "--resume_from_checkpoint auto" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is not empty, and holds a finished run; name another, or continue" in said
+    assert "--resume_from_checkpoint auto" in said
     assert (Path(base.output_dir) / "metrics.jsonl").read_bytes() == before
 
 

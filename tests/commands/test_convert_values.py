@@ -407,3 +407,41 @@ def test_epochs_become_steps_where_the_rows_are_here(tmp_path):
 def test_epochs_of_rows_elsewhere_are_named():
     config, _ = converted(TRL | {"dataset_name": "org/data", "num_train_epochs": 2})
     assert (config.num_train_epochs, config.max_steps) == (2.0, 100)
+
+
+# --------------------------------------------------------------------------- columns, shares, the best model
+
+
+def test_columns_of_ms_swift_are_named():
+    for columns in ({"problem": "query", "final": "solution"}, '{"problem": "query", "final": "solution"}'):
+        config, said = converted(SWIFT | {"columns": columns})
+        assert (config.prompt_column, config.answer_column) == ("problem", "final")
+        assert has(said, "answer_column", "as final, not as solution")
+    assert has(
+        converted(SWIFT | {"columns": {"a": "images"}})[1], "columns: {'a': 'images'} has no counterpart"
+    )
+    assert has(converted(SWIFT | {"columns": "odd"})[1], "columns: 'odd' is no mapping")
+
+
+def test_shares_of_datasets_are_weights():
+    config, said = converted(SWIFT | {"dataset": ["a.jsonl", "org/b"], "interleave_prob": [0.7, 0.3]})
+    assert config.dataset == ("a.jsonl:0.7", "org/b:0.3")
+    assert not has(said, "in proportion to their rows")
+    config, said = converted(SWIFT | {"dataset": ["a.jsonl", "org/b"], "interleave_prob": [0.7]})
+    assert config.dataset == ("a.jsonl", "org/b")
+    assert has(said, "interleave_prob: [0.7] does not fit 2 datasets")
+    assert has(said, "in proportion to their rows")
+
+
+def test_the_end_of_a_run_that_no_longer_improves_carries_over():
+    held_out = SWIFT | {"val_dataset": "v.jsonl", "eval_steps": 5, "early_stop_interval": 3}
+    config, said = converted(
+        held_out | {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward"}
+    )
+    assert config.early_stop == "eval/reward:3"
+    assert has(said, "load_best_model_at_end: best/ has the model of the best eval/reward")
+    assert not has(said, "metric_for_best_model")
+    config, said = converted(SWIFT | {"early_stop_interval": 3, "metric_for_best_model": "loss"})
+    assert config.early_stop == ""
+    assert has(said, "early_stop_interval: 3 needs evaluations")
+    assert has(said, "metric_for_best_model: 'loss' has no counterpart")

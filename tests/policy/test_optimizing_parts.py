@@ -22,7 +22,7 @@ from grpokit.policy.freeze import freeze
 from grpokit.policy.load import load_policy, load_tokenizer
 from grpokit.policy.lora import Lora
 from grpokit.policy.muon import COEFFICIENTS, Muon, hidden_matrices, orthogonalise
-from grpokit.policy.optimizer import make_optimizer
+from grpokit.policy.optimizer import describe_optimizer, make_optimizer
 from grpokit.policy.policy import Float64Throughout
 from grpokit.policy.reference import move_reference
 from grpokit.policy.schedules import learning_rate
@@ -355,13 +355,13 @@ REFUSED = [
     ({"freeze_parameters": ("(",)}, "--freeze_parameters \\(: is no regular expression"),
     ({"freeze_parameters": ("x",), "lora_r": 4}, "an adapter is trained alone"),
     ({"trainable_parameters": ("x",)}, "--trainable_parameters x: every parameter is trained"),
-    ({"kl_in_reward": True}, "--kl_in_reward True: is multiplied by --beta, which is 0"),
+    ({"kl_in_reward": True}, "--kl_in_reward: is multiplied by --beta, which is 0"),
     ({"kl_in_reward": True, "beta": 0.1, "kl_estimator": "k1"}, "--kl_estimator k1: is for a KL term"),
     ({"kl_in_reward": True, "beta": 0.1, "advantage_estimator": "gdpo"}, "gdpo normalises each"),
-    ({"sync_ref_model": True}, "--sync_ref_model True: there is no reference with --beta 0"),
+    ({"sync_ref_model": True}, "--sync_ref_model: there is no reference with --beta 0"),
     ({"sync_ref_model": True, "beta": 0.1, "lora_r": 4}, "with an adapter"),
     ({"ref_model_mixup_alpha": 0.0}, "--ref_model_mixup_alpha 0.0: must be above 0"),
-    ({"use_dora": True}, "--use_dora True: is for an adapter; add --lora_r"),
+    ({"use_dora": True}, "--use_dora: is for an adapter; add --lora_r"),
     ({"use_dora": True, "lora_r": 4, "sampler": "vllm", "vllm_sync": "adapter"}, "vLLM cannot serve such"),
 ]
 
@@ -370,3 +370,26 @@ REFUSED = [
 def test_what_cannot_work_is_refused_by_name(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         check_train_config(tiny_config(tmp_path, **changes))
+
+
+def test_muon_and_8_bits_say_which_parameters_they_take(tmp_path):
+    """The tiny Qwen3: 7 matrices of a layer; embeddings and head apart. Tensors of 4,096 numbers and more are in 8 bits."""
+    policy = load_policy(
+        str(make_model_dir(tmp_path, hidden=64)), dtype="float32", temperature=1.0, device=CPU
+    )
+    tensors = dict(policy.model.named_parameters())
+    matrices = [p for name, p in tensors.items() if name in hidden_matrices(policy.model)]
+    said = describe_optimizer(make_optimizer(policy, replace(TrainConfig(), optim="muon")))
+    numbers = f"{sum(p.numel() for p in matrices):,}"
+    assert said.startswith(
+        f"muon: 7 matrices ({numbers} parameters) by Muon; {len(tensors) - 7} other tensors ("
+    )
+    assert said.endswith("by AdamW: embeddings, the head, norms, biases")
+    large = [p for p in tensors.values() if p.numel() >= 4096]
+    said = describe_optimizer(make_optimizer(policy, replace(TrainConfig(), optim="adamw_8bit")))
+    assert said.startswith(
+        f"adamw_8bit: moments of {len(large)} tensors ({sum(p.numel() for p in large):,} parameters)"
+    )
+    assert said.endswith("in 32 bits, by the same AdamW")
+    assert f"of {len(tensors) - len(large)} small ones" in said
+    assert describe_optimizer(make_optimizer(policy, TrainConfig())) == ""

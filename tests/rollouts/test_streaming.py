@@ -298,8 +298,8 @@ def test_a_function_that_hangs_is_interrupted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": "transformers"}, "--stream_rewards True: needs an engine that samples on its own"),
-        ({"async_depth": 1}, "--stream_rewards True: with --async_depth 1"),
+        ({"sampler": "transformers"}, "--stream_rewards: needs an engine that samples on its own"),
+        ({"async_depth": 1}, "--stream_rewards: with --async_depth 1"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(tmp_path, changes, message):

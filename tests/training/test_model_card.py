@@ -228,7 +228,7 @@ def test_a_reason_never_has_the_token(monkeypatch):
         ({"push_to_hub": "a/b/c"}, "--push_to_hub a/b/c: expected ORG/NAME"),
         ({"push_to_hub": "a/b--c"}, "--push_to_hub a/b--c: expected ORG/NAME"),
         ({"push_to_hub": "a/b.git"}, "--push_to_hub a/b.git: expected ORG/NAME"),
-        ({"hub_private_repo": True}, "--hub_private_repo True: is not used without --push_to_hub"),
+        ({"hub_private_repo": True}, "--hub_private_repo: is not used without --push_to_hub"),
         ({"hub_revision": "v2"}, "--hub_revision v2: is not used without --push_to_hub"),
         ({"push_to_hub": "a/b", "hub_revision": "v 2"}, "--hub_revision v 2: is no name of a branch"),
     ],

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
 from ..common.terminal import toughen_output, write_error
-from ..common.text import did_you_mean, value_of
+from ..common.text import did_you_mean
 from ..config.checks import check_train_config
 from ..config.commands import (
     CompareConfig,
@@ -27,10 +27,10 @@ from ..config.commands import (
     ReportConfig,
     TaskConfig,
 )
-from ..config.data_rules import with_one_length
 from ..config.options import EvalConfig, PlanConfig, TrainConfig
 from ..config.paths import expand_home
 from ..config.yaml import load_yaml
+from .arguments import read_arguments
 
 if TYPE_CHECKING:
     from ..parallel import World
@@ -91,12 +91,11 @@ def parse(arguments: Sequence[str]) -> Any:
     }
     if command in COMMANDS:
         cls = COMMANDS[command]
-        path = os.path.expanduser(value_of("--config", rest))
-        if command in ("train", "eval", "plan"):
-            default = dataclasses.replace(load_yaml(cls, path), config=path) if path else cls()
-            given = [word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")]
-            how["default"] = with_one_length(default, given)
-        return expand_home(tyro.cli(cls, prog=f"grpokit {command}", args=rest, **how))
+        read = partial(tyro.cli, cls, prog=f"grpokit {command}", args=rest, **how)
+        config, said = read_arguments(cls, command, rest, read)
+        if said:
+            print(said)
+        return expand_home(config)
     if command and not command.startswith("-"):
         raise ValueError(
             f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}"

@@ -149,6 +149,45 @@ IN_OPTIMIZER_STEPS = (
     "ref_model_sync_steps",
 )
 
+EPISODES = "here --tools and --environment answer the model"
+ADAPTER = "--lora_r above 0 trains an adapter"
+UPDATES = "--prompts_per_step says what a step samples, --updates_per_step how many optimizer steps it makes"
+LENGTH = "here it is --max_completion_length"
+REWARD_MODEL = "--reward_funcs takes the reward model's directory or name"
+
+# What has another form here: what to write in its place, for whoever passes one of theirs to `grpokit train`.
+COUNTERPARTS = {
+    "per_device_train_batch_size": f"{UPDATES}; {MEMORY}",
+    "gradient_accumulation_steps": f"{UPDATES}; {MEMORY}",
+    "steps_per_generation": UPDATES,
+    "generation_batch_size": UPDATES,
+    "use_peft": ADAPTER,
+    "tuner_type": ADAPTER,
+    "train_type": ADAPTER,
+    "lora_rank": "here it is --lora_r",
+    "target_modules": "here it is --lora_target_modules",
+    "modules_to_save": "here it is --lora_modules_to_save",
+    "use_vllm": "--sampler vllm samples by vLLM",
+    "bf16": "--dtype bfloat16 computes in it",
+    "fp16": "--dtype bfloat16 takes its place",
+    "hub_model_id": "--push_to_hub takes ORG/NAME",
+    "dynamic_sample": "--max_resample_times above 0 does it",
+    "max_new_tokens": LENGTH,
+    "response_length": LENGTH,
+    "truncation_strategy": "here it is --long_prompts",
+    "reward_model": REWARD_MODEL,
+    "reward_model_name_or_path": REWARD_MODEL,
+    "multi_turn_scheduler": EPISODES,
+    "enable_thinking": "--chat_template_kwargs enable_thinking=false turns it off",
+    "eval_strategy": "--eval_steps N evaluates every N steps",
+    "save_strategy": "--save_steps N writes a checkpoint every N steps",
+    "columns": "--prompt_column and --answer_column name the prompt's column and the answer's",
+    "interleave_prob": "--dataset takes weights: a.jsonl:0.7 b.jsonl:0.3",
+    "early_stop_interval": "--early_stop METRIC:PATIENCE ends the run, such as eval/reward:3",
+    "load_best_model_at_end": "best/ has the model of the best eval/reward, and final/ the last one",
+    "metric_for_best_model": "best/ has the model of the best eval/reward",
+}
+
 # All of theirs that this knows, for whoever writes one of them into a configuration of ours.
 FOREIGN = (
     RENAMED.keys()
@@ -156,5 +195,6 @@ FOREIGN = (
     | set(COUNTED)
     | TRL_ONLY
     | SWIFT_ONLY
-    | {"hub_model_id", "num_train_epochs", "use_vllm", "use_peft", "bf16", "fp16", "warmup_ratio"}
+    | COUNTERPARTS.keys()
+    | {"num_train_epochs", "warmup_ratio"}
 )

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from typing import Any
 
 from .rules import Rule
 
 OPTIMIZERS = ("adamw", "muon", "adamw_8bit")
+# transformers' names of the same optimizers.
+THEIRS = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "adamw"),
+    **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_8bit"), "adamw_8bit"),
+}
+
+
+def _other_name(config: Any) -> str:
+    """Says what to write for an optimizer that isn't known by that name."""
+    if config.optim in THEIRS:
+        return f"is transformers' name; here it is {THEIRS[config.optim]}"
+    near = difflib.get_close_matches(config.optim, OPTIMIZERS, n=1)  # names are short: lion is not near muon
+    return (
+        f"did you mean {near[0]}? " if near else ""
+    ) + "expected adamw, muon, adamw_8bit, or file.py:function"
 
 
 def _is_pattern(text: str) -> bool:
@@ -21,7 +38,7 @@ OPTIMIZER_RULES = [
     Rule(
         "optim",
         lambda c: c.optim in OPTIMIZERS or ":" in c.optim,
-        "expected adamw, muon, adamw_8bit, or file.py:function",
+        _other_name,
     ),
     Rule(
         "optim",

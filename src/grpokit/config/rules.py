@@ -17,7 +17,7 @@ class Rule(NamedTuple):
 
     flag: str
     holds: Callable[[Any], bool]
-    expected: str  # may name options of the configuration: "{c.beta}"
+    expected: str | Callable[[Any], str]  # may name options of the configuration: "{c.beta}"
     shown: str | None = None  # in place of the flag's value
 
     def check(self, config: Any) -> None:
@@ -25,7 +25,11 @@ class Rule(NamedTuple):
         if not self.holds(config):
             shown = _Shown(config)
             value = getattr(shown, self.flag) if self.shown is None else self.shown
-            raise ValueError(f"--{self.flag} {value}: {self.expected.format(c=shown, ranks=ranks())}")
+            given = f"--{self.flag} {value}"
+            if isinstance(value, bool):  # such a flag takes no value
+                given = f"--{self.flag}" if value else f"--no_{self.flag}"
+            expected = self.expected if isinstance(self.expected, str) else self.expected(config)
+            raise ValueError(f"{given}: {expected.format(c=shown, ranks=ranks())}")
 
 
 class _Shown:

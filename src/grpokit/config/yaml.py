@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import types
 import typing
@@ -11,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from ..common.text import did_you_mean
 from .data_rules import with_one_length
-from .foreign import FOREIGN
+from .hints import hint
+from .mappings import name_values, route_items, with_json_read
 
 PLAIN = (str, int, float, PurePath)  # what an option of text may be written as
 
@@ -24,17 +23,26 @@ def load_yaml(cls: type, path: str) -> Any:
     Raises ValueError naming the file, the key and the nearest valid one where a key is unknown or a value has
     the wrong type.
     """
+    return with_options(cls(), read_yaml(path), f"--config {os.path.expanduser(path)}: ")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Reads the options of a YAML file by name. Raises ValueError naming a file that isn't there or isn't YAML."""
     path = os.path.expanduser(path)
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: no such file")
     try:
-        return from_yaml(cls, Path(path).read_text(encoding="utf-8"), path)
+        return _parse(Path(path).read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def from_yaml(cls: type, text: str, path: str) -> Any:
     """`cls` from YAML text; `path` is where it's from, for messages."""
+    return with_options(cls(), _parse(text, path), f"--config {path}: ")
+
+
+def _parse(text: str, path: str) -> dict[str, Any]:
     import yaml
 
     try:
@@ -48,8 +56,7 @@ def from_yaml(cls: type, text: str, path: str) -> Any:
         raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected `name: value` lines, got a {type(values).__name__}")
-    normal = {str(key).replace("-", "_"): value for key, value in values.items()}
-    return with_options(cls(), normal, f"--config {path}: ")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
 def with_options(config: Any, options: Mapping[str, Any], where: str = "") -> Any:
@@ -66,15 +73,14 @@ def with_options(config: Any, options: Mapping[str, Any], where: str = "") -> An
     hints = typing.get_type_hints(type(config))
     names = {f.name for f in dataclasses.fields(config)}
     for key in options.keys() - names:
-        fix = (
-            " (of TRL or ms-swift: see grpokit convert-config)"
-            if key in FOREIGN
-            else did_you_mean(key, names)
-        )
-        raise ValueError(f"{where}unknown option {key!r}{fix}")
+        raise ValueError(f"{where}unknown option {key!r}{hint(key, type(config))}")
     config = with_one_length(config, (key for key, value in options.items() if value))
-    return dataclasses.replace(
-        config, **{key: _coerce(value, hints[key], f"{where}{key}") for key, value in options.items()}
+    if isinstance(routes := options.get("reward_routes"), Mapping):
+        options = {**options, "reward_routes": route_items(routes)}
+    return with_json_read(
+        dataclasses.replace(
+            config, **{key: _coerce(value, hints[key], f"{where}{key}") for key, value in options.items()}
+        )
     )
 
 
@@ -92,7 +98,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         return value
     if origin is tuple:
         if isinstance(value, Mapping):  # name=value on the command line
-            value = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()]
+            value = name_values(value)
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_coerce(item, args[0], where) for item in items)
     if isinstance(value, bool) != (hint is bool) or (hint is str and not isinstance(value, PLAIN)):

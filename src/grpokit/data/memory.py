@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from ..common.text import FROM_PYTHON
@@ -18,6 +19,20 @@ DIGEST_ROWS = 1000  # rows that the digest of a list looks at
 def is_listed(rows: Any) -> bool:
     """Tells whether `rows` has a length and can be indexed: a list, a tuple, a `datasets.Dataset`; else it is read once."""
     return hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+
+
+def names_sets(rows: Mapping[Any, Any]) -> bool:
+    """Tells whether a dict holds sets by name, each a path or rows, and not the columns of a table.
+
+    Example:
+        >>> names_sets({"math": [{"prompt": "2+2="}], "code": "code.jsonl"}), names_sets({"prompt": ["2+2="]})
+        (True, False)
+    """
+    return bool(rows) and all(isinstance(each, str | PurePath) or _holds_rows(each) for each in rows.values())
+
+
+def _holds_rows(rows: Any) -> bool:
+    return is_listed(rows) and len(rows) > 0 and hasattr(rows[0], "keys")
 
 
 def check_rows(rows: Any, argument: str) -> None:

@@ -86,9 +86,11 @@ def read_rows(
             if limit and len(rows) == limit:
                 break
     if not rows:
-        why = f"all {len(skipped)} rows are malformed, the first: {skipped[0]}" if skipped else "is empty"
         expected = EXPECTED_JSON_LINES if source.kind == "JSON lines" else EXPECTED_ROW
-        raise ValueError(f"{source.flag} {source.name}: {why}; {expected}")
+        why = f"is empty; {expected}"
+        if skipped:  # the first says what was expected
+            why = f"all {len(skipped)} rows are malformed, the first: {skipped[0]}"
+        raise ValueError(f"{source.flag} {source.name}: {why}")
     return rows, skipped
 
 

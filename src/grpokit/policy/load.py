@@ -259,6 +259,37 @@ def skeleton(path: str, flag: str, attn_implementation: str | None, trust_remote
         ) from error
 
 
+def read_context(path: str, flag: str = "--model", trust_remote_code: bool = False) -> int | None:
+    """Reads a model's longest context in tokens from its config.json alone; None where it doesn't say.
+
+    Args:
+        path: a directory, or a model of the Hub. An adapter has the context of its base.
+        flag: the option that named it, for messages.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        ValueError: its config.json can't be read.
+    """
+    from transformers import AutoConfig
+
+    found = model_directory(path, flag)
+    found = model_directory(base_of(found, flag) or found, flag)
+    try:
+        described = AutoConfig.from_pretrained(
+            found, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"{flag} {path}: cannot be loaded as a causal language model: {first_line(error)}"
+        ) from error
+    return context_length(described)
+
+
+def context_length(config: Any) -> int | None:
+    """Returns the longest context in tokens that a model's config names, or None."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     """Loads the tokenizer of a model's directory, or of a model of the Hub. Raises ValueError naming it."""
     from transformers import AutoTokenizer

@@ -13,7 +13,7 @@ from ..common.imports import load_object
 from ..common.text import one_line
 from ..config.options import TrainConfig
 from ..types import Metric
-from .eight_bit import AdamW8bit
+from .eight_bit import SMALLEST, AdamW8bit
 from .muon import Muon, hidden_matrices
 from .policy import Policy
 from .schedules import learning_rate
@@ -142,6 +142,35 @@ def _check_parameters(
             f"{len(given - wanted)} others; give it all of named_parameters, and no others (on several ranks the "
             "parameters are shards: pass a function that makes the optimizer, not an optimizer)"
         )
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """Says what muon or adamw_8bit does with which parameters; "" for any other optimizer.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> describe_optimizer(Muon([{"params": [layer.weight]}], [{"params": [layer.bias]}], lr=1e-3, momentum=0.95))
+        'muon: 1 matrix (8 parameters) by Muon; 1 other tensor (2 parameters) by AdamW: embeddings, the head, norms, biases'
+    """
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(optimizer, Muon):
+        own = {id(p) for group in optimizer.matrices for p in group["params"]}
+        first, rest = ([p for p in tensors if (id(p) in own) == is_own] for is_own in (True, False))
+        others = (
+            f"{_counted(rest, 'other tensor', 'other tensors')} by AdamW: embeddings, the head, norms, biases"
+        )
+        return f"muon: {_counted(first, 'matrix', 'matrices')} by Muon" + (f"; {others}" if rest else "")
+    if isinstance(optimizer, AdamW8bit):
+        first, rest = ([p for p in tensors if (p.numel() >= SMALLEST) == large] for large in (True, False))
+        others = f"{_counted(rest, 'small one', 'small ones')} in 32 bits, by the same AdamW"
+        return f"adamw_8bit: moments of {_counted(first, 'tensor', 'tensors')} in 8 bits" + (
+            f"; of {others}" if rest else ""
+        )
+    return ""
+
+
+def _counted(tensors: Sequence[torch.Tensor], one: str, many: str) -> str:
+    return f"{len(tensors):,} {one if len(tensors) == 1 else many} ({sum(t.numel() for t in tensors):,} parameters)"
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> dict[str, Metric]:

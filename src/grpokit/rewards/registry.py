@@ -199,6 +199,14 @@ def arguments(
     return positional, {p.name: rest[p.name] for p in parameters if p.name in rest}
 
 
+def asks_to_log(reward: Reward) -> bool:
+    """Tells whether the function asks for `log_metric` or `log_count`, by name or by `**kwargs`."""
+    return any(
+        parameter.kind is Parameter.VAR_KEYWORD or parameter.name in ("log_metric", "log_count")
+        for parameter in _parameters(reward)
+    )
+
+
 def defined_at(fn: RewardFunction) -> str:
     """Returns `"file:line"` of the function's definition, under its decorators; its repr if it is not Python."""
     code = code_of(fn)

@@ -91,7 +91,8 @@ def _refuse_used(output: Path, has_checkpoint: bool) -> None:
     steps = output / "metrics.jsonl"
     if _others(output) or (steps.exists() and steps.stat().st_size > 0):
         resume = ", or continue the run in it with --resume_from_checkpoint auto" if has_checkpoint else ""
-        raise ValueError(f"--output_dir {output}: is not empty; name another{resume}")
+        what = "is not empty, and holds a finished run" if (output / "final").is_dir() else "is not empty"
+        raise ValueError(f"--output_dir {output}: {what}; name another{resume}")
 
 
 def set_aside(checkpoint: Path, output: Path) -> list[Path]:

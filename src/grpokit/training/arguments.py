@@ -15,7 +15,7 @@ from ..config.checks import check_model_config
 from ..config.options import EvalConfig, ModelConfig, TrainConfig
 from ..config.paths import expand_home
 from ..config.yaml import with_options
-from ..data.memory import check_rows, describe_rows, is_listed
+from ..data.memory import check_rows, describe_rows, is_listed, names_sets
 from ..policy.peft_config import options_of_peft
 from .callbacks import check_callbacks
 from .setup.parts import Parts, check_sampler, find_estimator, find_filter, find_order
@@ -49,17 +49,17 @@ def name_arguments(text: str, names: Mapping[str, str] = ARGUMENTS) -> str:
         >>> name_arguments("--dataset (missing): is required; see --help")
         'train_dataset (missing): is required; see help(TrainConfig)'
     """
-    text = text.replace("see --help", "see help(TrainConfig)")
+    text = re.sub(r"--no_(\w+):", r"\1 False:", text.replace("see --help", "see help(TrainConfig)"))
     return re.sub(r"(?<![\w-])--([a-z][a-z0-9_]*)", lambda match: names.get(match[1], match[1]), text)
 
 
 def gather_arguments(
-    args: TrainConfig, given: Mapping[str, Any], options: Mapping[str, Any]
+    args: TrainConfig | Mapping[str, Any], given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[TrainConfig, Parts]:
     """Gathers the arguments of `GRPOTrainer`; loads nothing.
 
     Args:
-        args: the configuration to begin with.
+        args: the configuration to begin with, or options by name.
         given: the arguments of `GRPOTrainer` that may be objects, by name; None where one was left out.
         options: options of TrainConfig by name.
 
@@ -69,8 +69,7 @@ def gather_arguments(
     Raises:
         ValueError: an argument of the wrong kind, or an unknown option.
     """
-    if not isinstance(args, TrainConfig):
-        raise ValueError(f"args: a {type(args).__name__}; expected a grpokit.TrainConfig")
+    args = _take_config(args)
     if "dataset" in options:
         raise ValueError("dataset: from Python this argument is called train_dataset")
     for name, here in {"tokenizer": "processing_class", "eval_datasets": "eval_dataset"}.items():
@@ -129,6 +128,17 @@ def gather_arguments(
     return config, parts
 
 
+def _take_config(args: TrainConfig | Mapping[str, Any]) -> TrainConfig:
+    """Takes the configuration to begin with, which may be a dict of its options."""
+    if isinstance(args, Mapping):
+        return with_options(TrainConfig(), args, "args: ")
+    if not isinstance(args, TrainConfig):
+        raise ValueError(
+            f"args: a {type(args).__name__}; expected a grpokit.TrainConfig, or a dict of its options"
+        )
+    return args
+
+
 def gather_evaluation(
     model: Any, reward_funcs: Any, dataset: Any, processing_class: Any, options: Mapping[str, Any]
 ) -> tuple[EvalConfig, Parts]:
@@ -151,7 +161,7 @@ def gather_evaluation(
         config, model = dataclasses.replace(config, models=tuple(map(str, model))), None
     config, loaded = _take_model(config, model, processing_class)
     config, functions = _take_rewards(config, reward_funcs)
-    config, rows = _take_rows(config, "dataset", "dataset", dataset)
+    config, rows = _take_rows(config, "dataset", "dataset", dataset, evaluates=True)
     config = expand_home(config)
     if not config.models:  # each of several is checked before any is loaded
         check_model_config(config, from_python=True)
@@ -193,12 +203,23 @@ def _take_model(config: Config, model: Any, tokenizer: Any) -> tuple[Config, Any
     return dataclasses.replace(config, model=name), model
 
 
-def _take_rows(config: Config, option: str, argument: str, rows: Any) -> tuple[Config, Any]:
+def _take_rows(
+    config: Config, option: str, argument: str, rows: Any, evaluates: bool = False
+) -> tuple[Config, Any]:
+    """Takes rows, or paths of datasets. Returns the configuration, in which they have a name, and the rows.
+
+    Args:
+        config: the configuration.
+        option: the option that names them.
+        argument: the argument that they are, for messages.
+        rows: the argument.
+        evaluates: whether several sets by name are taken for --dataset too.
+    """
     if rows is None:
         return config, None
     if isinstance(rows, str | Path):
         return dataclasses.replace(config, **{option: str(rows)}), None
-    if option == "eval_dataset" and isinstance(rows, dict):  # several sets, by name
+    if isinstance(rows, dict) and (option == "eval_dataset" or (evaluates and names_sets(rows))):
         for name, each in rows.items():
             if not str(name).isidentifier():
                 raise ValueError(

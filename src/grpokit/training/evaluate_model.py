@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .setup.columns import columns_of, note_empty_routes
 from .setup.environments import episode_sampler, find_environments, longest_sequence
 from .setup.form import find_tokenizer
 from .setup.gate import check_model, check_tokens
-from .setup.models import context_of, load_configured, set_threads
+from .setup.models import find_context, load_configured, set_threads
 from .setup.parts import Parts
 from .setup.prompts import PromptSource, load_datasets, load_prompts
 from .setup.samplers import EVAL_SEED, make_sampler
@@ -77,23 +77,24 @@ def measure_model(config: EvalConfig, parts: Parts | None = None) -> Evaluation:
             f"--pass_at_k {' '.join(map(str, wanted))}: each k must be between 1 and --num_generations {n}"
         )
     with waiting("loading torch and the model"):
+        # Mistakes in the data and the rewards are found before the weights are loaded.
+        context = find_context(config, model=parts.model)
         tokenizer = find_tokenizer(config, parts, config.model)
-        policy = load_configured(config.model if parts.model is None else parts.model, config)
-        set_threads(config, policy)
         environments = find_environments(config, parts, tokenizer)
         tools_of = None if environments is None else environments.tools_of
-        context = context_of(policy)
         if environments is not None and not config.dataset:
             prompts: PromptSource = load_tasks(environments, config, tokenizer, context)
-        elif (rows := parts.train_dataset) is not None:
+        elif (rows := parts.train_dataset) is not None and not isinstance(rows, Mapping):
             prompts = load_prompts(config, config.dataset[0], "--dataset", tokenizer, context, rows, tools_of)
         else:
-            prompts = load_datasets(config, tokenizer, context, tools_of)
+            prompts = load_datasets(config, tokenizer, context, tools_of, rows)
+        rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
+        rewards += () if environments is None else environments.rewards
+        policy = load_configured(config.model if parts.model is None else parts.model, config)
+        set_threads(config, policy)
         tokenizer = check_tokens(policy, tokenizer, prompts)
         longest = longest_sequence(environments, config, policy, prompts.longest)
         check_model(policy, config.model, longest, config)
-        rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
-        rewards += () if environments is None else environments.rewards
         say(describe_rewards(rewards))
         if note := pass_note(rewards):
             say(note)

@@ -130,6 +130,16 @@ def _figures(found: Sequence[_Found], pass_at_k: Sequence[int]) -> dict[str, flo
     return figures
 
 
+def figure_names(num_generations: int) -> list[str]:
+    """Returns the names of the figures of one set in a run, without those that reward functions log.
+
+    Example:
+        >>> figure_names(4)[:4]
+        ['eval/pass@1_greedy', 'eval/pass@1', 'eval/pass@4', 'eval/maj@4']
+    """
+    return list(_figures([], sorted({1, num_generations})))
+
+
 def logged_figures(logged: Metrics) -> dict[str, float]:
     """Returns what reward functions have logged in an evaluation, as figures. Counts of 0 are left out."""
     found = {name: logged[name] for name in sorted(logged)}

@@ -11,7 +11,7 @@ from ..policy.learn import StepProgress
 from .loop import iter_steps
 from .publish import check_publishing, publish
 from .run import Run, Step
-from .setup.announce import announce_loss, announce_settings
+from .setup.announce import announce_loss, announce_optimizer, announce_settings
 from .setup.parts import Parts
 from .setup.start import start
 from .signals import StopRequest
@@ -35,6 +35,7 @@ def open_run(
     check_publishing(config, world)
     run, progress = start(config, world, stop, parts)
     announce_loss(config, run.loss, run.layout)
+    announce_optimizer(run.optimizer)
     return run, progress
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class GRPOTrainer:
         model: a directory, org/name[@revision] of the Hub, or a loaded PreTrainedModel, which is trained in place.
         reward_funcs: functions `f(completions, **columns)`, names of built-in rewards, "file.py:function", directories of
             reward models, or a list of these.
-        args: a configuration to begin with; the other arguments win over it.
+        args: a configuration to begin with, or a dict of its options; the other arguments win over it.
         train_dataset: a path, org/name of the Hub, a list of these, a list of dicts, a `datasets.Dataset`, or an iterable
             of rows, which is read as training needs it, in its own order.
         eval_dataset: held-out rows, given in the same ways.
@@ -73,7 +73,7 @@ class GRPOTrainer:
         self,
         model: Any = None,
         reward_funcs: Any = None,
-        args: TrainConfig | None = None,
+        args: TrainConfig | Mapping[str, Any] | None = None,
         train_dataset: str | Path | Iterable[Any] | None = None,
         eval_dataset: str | Path | Iterable[Any] | None = None,
         *,
@@ -288,7 +288,7 @@ def _is_model(path: Path) -> bool:
 def train(
     model: Any = None,
     reward_funcs: Any = None,
-    args: TrainConfig | None = None,
+    args: TrainConfig | Mapping[str, Any] | None = None,
     train_dataset: Any = None,
     eval_dataset: Any = None,
     **arguments: Any,
@@ -325,7 +325,7 @@ def evaluate(
     Args:
         model: a directory, a model of the Hub, or a loaded PreTrainedModel; or a list of directories to compare.
         reward_funcs: as for `GRPOTrainer`; a completion passes where the first gives it at least 1.
-        dataset: the prompts: a path, a dataset of the Hub, or rows in memory.
+        dataset: the prompts: a path, a dataset of the Hub, rows in memory, or a dict of several such sets by name.
         processing_class: the tokenizer of a loaded model.
         **options: options of `grpokit eval`: num_generations, pass_at_k, temperature, ...
 

@@ -22,6 +22,7 @@ from ...config.yaml import from_yaml, with_options
 from .batch import convert_batch, convert_steps
 from .data import convert_data, convert_logging, convert_prompts, convert_rewards, convert_sampling
 from .draft import OURS, Draft, Trainer
+from .evaluation import convert_best, convert_columns, convert_shares
 from .hub import convert_hub
 from .losses import convert_loss
 from .model import convert_adapter, convert_engine, convert_model, convert_optimizer
@@ -60,6 +61,8 @@ def convert(
     convert_model(draft)
     pace = convert_batch(draft, processes)
     convert_data(draft)
+    convert_shares(draft)
+    convert_columns(draft)
     convert_prompts(draft)
     convert_sampling(draft)
     convert_rewards(draft)
@@ -67,6 +70,7 @@ def convert(
     convert_optimizer(draft, convert_adapter(draft), pace.per_step)
     convert_engine(draft)
     convert_steps(draft, pace)
+    convert_best(draft)
     convert_logging(draft)
     convert_hub(draft)
     _rest(draft)

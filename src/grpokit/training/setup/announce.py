@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch.optim import Optimizer
+
 from ...common.console import say
 from ...config.options import TrainConfig
 from ...config.sampled import shaping_flags
@@ -13,6 +15,7 @@ from ...config.yaml import to_yaml
 from ...losses import Loss
 from ...losses.lint import correction_note, notes
 from ...policy.layout import LayoutChoice
+from ...policy.optimizer import describe_optimizer
 
 STEPS_WITHOUT_SIGNAL = 5  # steps without anything to learn from, before the run says so
 
@@ -29,6 +32,12 @@ def announce_loss(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> None
     say(f"loss: {loss}")
     for note in start_notes(config, loss, layout):
         say(f"note: {note}")
+
+
+def announce_optimizer(optimizer: Optimizer) -> None:
+    """Prints which parameters are whose, where not all are AdamW's alike."""
+    if text := describe_optimizer(optimizer):
+        say(text)
 
 
 def start_notes(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> list[str]:

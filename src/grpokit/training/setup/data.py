@@ -12,6 +12,7 @@ from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
 from ...rewards import Reward, describe_rewards, load_rewards, pass_note
+from ..early_stop import check_early_stop
 from .columns import columns_of, note_empty_routes
 from .environments import Environments, find_environments, longest_sequence
 from .held_out import HeldOutSet, load_held_out
@@ -38,6 +39,8 @@ def load_data(
     parts: Parts,
 ) -> RunData:
     """Loads the prompts, the rewards and the held-out prompts of a run.
+
+    A run calls it before it loads the weights, which takes longest, so that mistakes in the data and the rewards are found first.
 
     Args:
         config: the run's configuration.
@@ -68,6 +71,8 @@ def load_data(
     if isinstance(prompts, EnvironmentTasks) and config.eval_steps and not held_out:
         tasks = prompts.in_order(config.eval_samples)
         held_out = [HeldOutSet("", tasks, rewards, prompts.longest)]
+    sets = {each.name: each.rewards for each in held_out}
+    check_early_stop(config.early_stop, sets, config.eval_generations)
     for note in dict.fromkeys(pass_note(each.rewards) for each in held_out):
         if note:
             say(note)

@@ -11,7 +11,7 @@ import torch
 from ...common.console import say
 from ...config.options import ModelConfig, TrainConfig
 from ...parallel import ALONE, World, default_device
-from ...policy.load import compile_layers, load_policy
+from ...policy.load import compile_layers, context_length, load_policy, read_context
 from ...policy.lora import Lora, adapted_layers, saved_modules
 from ...policy.policy import Policy
 from ...policy.reference import AdapterOff, Reference
@@ -132,14 +132,30 @@ def check_moving(policy: Policy, reference: Policy, path: str) -> None:
     other = next((name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)), None)
     if other is not None:
         raise ValueError(
-            f"--sync_ref_model True: {other} is {ours.get(other, 'missing')} in the policy and {theirs.get(other, 'missing')} in "
+            f"--sync_ref_model: {other} is {ours.get(other, 'missing')} in the policy and {theirs.get(other, 'missing')} in "
             f"the reference {path}; use a reference of the same architecture"
         )
 
 
 def context_of(policy: Policy) -> int | None:
     """The model's longest context in tokens, or None where its config doesn't say."""
-    return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    return context_length(policy.model.config)
+
+
+def find_context(config: ModelConfig, checkpoint: Path | None = None, model: Any = None) -> int | None:
+    """Finds a model's longest context before its weights are loaded, so that the data can be checked first.
+
+    Args:
+        config: the configuration.
+        checkpoint: the checkpoint to resume from, or None. With LoRA, the base is --model's all the same.
+        model: a loaded PreTrainedModel in the place of --model, or None.
+    """
+    if model is not None:
+        return context_length(model.config)
+    whole = checkpoint is not None and not getattr(config, "lora_r", 0)
+    return read_context(
+        str(checkpoint) if whole else config.model, trust_remote_code=config.trust_remote_code
+    )
 
 
 def prompt_limit(config: ModelConfig, context: int | None) -> tuple[int | None, str | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from ...common.console import say
@@ -11,7 +13,7 @@ from ...data.form import ToolsOf
 from ...data.lazy import LazyPrompts
 from ...data.memory import is_listed, memory_source
 from ...data.mixture import MixedPrompts, source_seed
-from ...data.names import has_source_column, read_names
+from ...data.names import NamedDataset, has_source_column, read_names
 from ...data.ordered import OrderedPrompts
 from ...data.prompts import Prompts
 from ...data.rows import describe_dataset, read_rows
@@ -91,7 +93,11 @@ def load_prompts(
 
 
 def load_datasets(
-    config: ModelConfig, tokenizer: Any, context: int | None, tools_of: ToolsOf | None = None
+    config: ModelConfig,
+    tokenizer: Any,
+    context: int | None,
+    tools_of: ToolsOf | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> RowSource:
     """Loads the prompts of --dataset: one dataset, or several that are mixed.
 
@@ -100,21 +106,23 @@ def load_datasets(
         tokenizer: the model's.
         context: the model's longest context in tokens, where it is known.
         tools_of: the tools that a row's prompt shows, where an episode may have several turns.
+        given: rows in memory, or the paths of files, by the dataset's name.
 
     Returns:
         The prompts.
     """
     parts = read_names(config.dataset)
 
-    def load(place: str, seed: int) -> Prompts | LazyPrompts:
-        return load_prompts(
-            replace(config, seed=seed), place, "--dataset", tokenizer, context, tools_of=tools_of
-        )
+    def load(part: NamedDataset, seed: int) -> Prompts | LazyPrompts:
+        rows = (given or {}).get(part.name)
+        rows = None if isinstance(rows, str | PurePath) else rows
+        own = replace(config, seed=seed)
+        return load_prompts(own, part.place, "--dataset", tokenizer, context, rows, tools_of)
 
     if not has_source_column(config.dataset):
-        return load(parts[0].place, config.seed)
+        return load(parts[0], config.seed)
     seeds = [source_seed(config.seed, part.name) if len(parts) > 1 else config.seed for part in parts]
-    loaded = {part.name: load(part.place, seed) for part, seed in zip(parts, seeds, strict=True)}
+    loaded = {part.name: load(part, seed) for part, seed in zip(parts, seeds, strict=True)}
     weights = [part.weight for part in parts if part.weight is not None]
     mixed = MixedPrompts(loaded, weights or None, config.seed)
     if len(parts) > 1 and isinstance(config, TrainConfig) and not config.sampler_order:

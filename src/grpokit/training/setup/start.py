@@ -48,7 +48,7 @@ from .form import find_tokenizer
 from .gate import check_run_models, check_tokens
 from .held_out import with_sampler
 from .loss import checked_loss
-from .models import context_of, load_models, set_threads
+from .models import find_context, load_models, set_threads
 from .order import check_length, with_order
 from .parts import Parts, find_estimator, find_filter, find_sampler
 from .prompts import PromptSource
@@ -79,14 +79,14 @@ def start(
     stop, parts = stop or StopRequest(), parts or Parts()
     own_sampler = find_sampler(config, parts)
     estimator, own_filter = find_estimator(config, parts), find_filter(config, parts)
-    loss = checked_loss(config)
-    output = Path(config.output_dir)
+    loss, output = checked_loss(config), Path(config.output_dir)
     checkpoint = open_directory(config, output, world)
+    context = find_context(config, checkpoint, parts.model)
+    tokenizer = find_tokenizer(config, parts, str(checkpoint or config.model))
+    data = load_data(config, tokenizer, context, parts)
+    config, data = with_order(config, data, parts, world)
     policy, reference = load_models(config, checkpoint, world, parts.model)
     set_threads(config, policy)
-    tokenizer = find_tokenizer(config, parts, str(checkpoint or config.model))
-    data = load_data(config, tokenizer, context_of(policy), parts)
-    config, data = with_order(config, data, parts, world)
     longest = longest_row(data, config, policy, world)
     tokenizer = check_tokens(
         policy, tokenizer, data.prompts, [p for each in data.held_out for p in each.prompts]
