@@ -153,6 +153,8 @@ def collate(
         sampler_logps=torch.cat([nothing, *sampler]).to(device) if compared else None,
         old_logps=joined("old_logps"),
         ref_logps=joined("ref_logps"),
+        teacher_logps=joined("teacher_logps"),
+        teacher_weights=per_token([sample.teacher_weight for sample in samples], torch.float64),
     )
 
 
@@ -165,6 +167,8 @@ def unscored_tokens(micro: MicroBatch) -> UnscoredTokens:
         old_logps=micro.old_logps,
         ref_logps=micro.ref_logps,
         sampler_logps=micro.sampler_logps,
+        teacher_logps=micro.teacher_logps,
+        teacher_weights=micro.teacher_weights,
         group_ids=micro.group_ids,
         positions=micro.positions,
         lengths=micro.lengths,

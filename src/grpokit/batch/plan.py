@@ -44,6 +44,7 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> U
             weight=0.0,
             length=int(rollout.trainable.sum()),
             sampler_logps=rollout.logps[rollout.trainable],
+            teacher_logps=None if rollout.teacher_logps is None else rollout.teacher_logps[rollout.trainable],
         )
         for index, (number, g, group, rollout) in enumerate(
             (number, g, group, rollout)
@@ -73,7 +74,7 @@ def weigh(samples: Sequence[Sample], loss: Loss, ranks: int = 1) -> Update:
     groups = [torch.tensor([sample.group for sample in share], dtype=torch.int64) for share in shares]
     counts = Counts.across_ranks([Counts.of(*of_rank) for of_rank in zip(lengths, groups, strict=True)])
     weighed = [
-        dataclasses.replace(sample, weight=float(w))
+        dataclasses.replace(sample, weight=float(w), teacher_weight=1 / counts[0].tokens)
         for share, own, n, g in zip(shares, counts, lengths, groups, strict=True)
         for sample, w in zip(share, sequence_weights(loss, n, own, g), strict=True)
         if sample.length

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FLOATS = ("logps", "old_logps", "ref_logps", "sampler_logps", "entropies", "advantages", "weights")
+_FLOATS = (
+    *("logps", "old_logps", "ref_logps", "sampler_logps", "teacher_logps", "entropies"),
+    *("advantages", "weights", "teacher_weights"),
+)
 _INTEGERS = ("sequence_ids", "group_ids", "positions", "lengths")
 
 
@@ -36,6 +39,10 @@ class LossBatch:
     old_logps: Tensor | None = None  # the trainer's, at the start of the step; None: on-policy, ratio 1
     ref_logps: Tensor | None = None  # log-probs under the reference model
     sampler_logps: Tensor | None = None  # log-probs recorded by the sampling engine
+    teacher_logps: Tensor | None = None  # log-probs under the teacher (`teacher_coef`)
+    teacher_weights: Tensor | None = (
+        None  # the weight of the teacher's term: 1 / the update's trainable tokens
+    )
     entropies: Tensor | None = None  # entropies of the policy being trained, in nats
     group_ids: Tensor | None = None  # number of the sequence's group in the update
     positions: Tensor | None = None  # place of the token in its completion
@@ -167,6 +174,8 @@ class UnscoredTokens:
     old_logps: Tensor | None = None
     ref_logps: Tensor | None = None
     sampler_logps: Tensor | None = None
+    teacher_logps: Tensor | None = None
+    teacher_weights: Tensor | None = None
     group_ids: Tensor | None = None
     positions: Tensor | None = None
     lengths: Tensor | None = None

@@ -14,7 +14,7 @@ from .correction import (
     SEQUENCE_LEVELS,
     Correction,
 )
-from .kl import KL_ESTIMATORS, KL_GRADIENTS
+from .kl import KL_ESTIMATORS, KL_GRADIENTS, TEACHER_GRADIENTS
 from .loss import Loss
 from .surrogate import Surrogate
 
@@ -191,7 +191,7 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
     Raises:
         ValueError: a term or a mask cannot work. The message names the flag.
     """
-    for flag in ("beta", "entropy_coef", "top_entropy_quantile", "opsm_threshold"):
+    for flag in ("beta", "entropy_coef", "teacher_coef", "top_entropy_quantile", "opsm_threshold"):
         value = getattr(loss, flag)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not number:
@@ -211,6 +211,12 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
             )
     if not -float("inf") < loss.entropy_coef < float("inf"):
         raise ValueError(f"entropy_coef {loss.entropy_coef}: must be a finite number; 0.001 is usual")
+    if loss.teacher_coef < 0:
+        raise ValueError(f"teacher_coef {loss.teacher_coef}: must be 0 (no teacher) or above; 1 is usual")
+    if loss.teacher_kl_gradient not in TEACHER_GRADIENTS:
+        raise ValueError(
+            f"teacher_kl_gradient {loss.teacher_kl_gradient!r}: is not one of {', '.join(TEACHER_GRADIENTS)}"
+        )
     q = loss.top_entropy_quantile
     if q is not None and not 0 < q <= 1:
         raise ValueError(

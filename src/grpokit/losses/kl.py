@@ -34,6 +34,7 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
 KL_GRADIENTS = ("own", "k2", "ratio")
+TEACHER_GRADIENTS = ("k2", "ratio")  # the gradient of k1 itself pulls towards nothing
 
 
 def kl_term(logps: Tensor, ref_logps: Tensor, log_ratio: Tensor, estimator: str, gradient: str) -> Tensor:

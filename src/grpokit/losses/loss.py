@@ -32,6 +32,8 @@ class Loss:
     kl_estimator: str = "k3"
     kl_gradient: str = "own"
     entropy_coef: float = 0.0
+    teacher_coef: float = 0.0  # of the KL to a teacher, whose weights are its own
+    teacher_kl_gradient: str = "k2"
     top_entropy_quantile: float | None = None
     correction: Correction | None = None
     opsm_threshold: float | None = None
@@ -102,7 +104,8 @@ class Loss:
     @property
     def drops_dead_rows(self) -> bool:
         """Checks whether a sequence with A = 0 on all its tokens has no gradient and needs no forward."""
-        return self.surrogate.zero_at_zero_advantage and not self.beta and not self.entropy_coef
+        added = self.beta or self.entropy_coef or self.teacher_coef
+        return self.surrogate.zero_at_zero_advantage and not added
 
     @property
     def invariances(self) -> frozenset[str]:
@@ -145,7 +148,10 @@ class Loss:
         lines = [r"L = \sum_{i,t} w_i\," + inner, self.surrogate.formula]
         if self.ratio_level != "token":
             lines.append(self.level.formula)
-        return "\n".join([*lines, REDUCTION_FORMULAS[self.reduction]])
+        lines.append(REDUCTION_FORMULAS[self.reduction])
+        if self.teacher_coef:
+            lines[0] += r" + \frac{\gamma}{\sum_j T_j}\sum_{i,t}\left(\log\pi - \log\pi_{teacher}\right)"
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         shown = {name: value for name, value in self.options.items() if value is not None} | {

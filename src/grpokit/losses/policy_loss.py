@@ -45,12 +45,13 @@ def policy_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> Los
     raw = token_log_ratio(batch, loss.surrogate.anchor)
     log_ratio = _log_ratio(loss, batch, clamp_log_ratio(raw), stats)
     policy = _policy_term(loss, batch, log_ratio, stats)
-    added = _added(loss, batch)
-    share = policy.sum() if loss.surrogate.weighs_itself else (batch.weights * policy).sum()
-    if added is not None:
-        share = share + (batch.weights * added).sum()
+    parts = {"policy": policy.sum() if loss.surrogate.weighs_itself else (batch.weights * policy).sum()}
+    parts |= {name: (weights * term).sum() for name, (weights, term) in _added(loss, batch).items()}
+    share = torch.stack(list(parts.values())).sum() if len(parts) > 1 else parts["policy"]
     with torch.no_grad():
         metrics = {"loss": Metric.sum(share), **_metrics(loss, batch, raw, log_ratio, stats)}
+        if len(parts) > 1:
+            metrics |= {f"loss/{name}": Metric.sum(part) for name, part in parts.items()}
     return LossOutput(share, metrics)
 
 
@@ -91,6 +92,10 @@ def _require(loss: Loss, batch: LossBatch) -> None:
     if loss.beta and batch.ref_logps is None:
         raise ValueError(
             f"beta {loss.beta:g}: the KL penalty needs LossBatch.ref_logps; give them, or set beta 0"
+        )
+    if loss.teacher_coef and (batch.teacher_logps is None or batch.teacher_weights is None):
+        raise ValueError(
+            f"teacher_coef {loss.teacher_coef:g}: the KL to the teacher needs LossBatch.teacher_logps and teacher_weights"
         )
     if loss.needs_sampler and batch.sampler_logps is None:
         raise ValueError(
@@ -175,17 +180,21 @@ def _off_policy(loss: Loss, batch: LossBatch, stats: Stats | None) -> Tensor:
     return (batch.advantages < 0) & (_looked_up("drift", batch, stats) > loss.opsm_threshold)
 
 
-def _added(loss: Loss, batch: LossBatch) -> Tensor | None:
-    """Computes β·KL − coef·H [N]. Corrections and masks do not apply to it."""
-    terms = None
+def _added(loss: Loss, batch: LossBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Computes the terms beside the policy's, by name: their weights [N], and β·KL, −coef·H or coef·KL to the teacher [N].
+
+    Corrections and masks do not apply to them.
+    """
+    terms: dict[str, tuple[Tensor, Tensor]] = {}
     if loss.beta and batch.ref_logps is not None:
         log_ratio = token_log_ratio(batch)
-        terms = loss.beta * kl_term(
-            batch.logps, batch.ref_logps, log_ratio, loss.kl_estimator, loss.kl_gradient
-        )
+        kl = kl_term(batch.logps, batch.ref_logps, log_ratio, loss.kl_estimator, loss.kl_gradient)
+        terms["kl"] = batch.weights, loss.beta * kl
     if loss.entropy_coef and batch.entropies is not None:
-        bonus = loss.entropy_coef * batch.entropies
-        terms = -bonus if terms is None else terms - bonus
+        terms["entropy"] = batch.weights, -loss.entropy_coef * batch.entropies
+    if loss.teacher_coef and batch.teacher_logps is not None and batch.teacher_weights is not None:
+        kl = kl_term(batch.logps, batch.teacher_logps, token_log_ratio(batch), "k1", loss.teacher_kl_gradient)
+        terms["teacher"] = batch.teacher_weights, loss.teacher_coef * kl
     return terms
 
 
@@ -216,6 +225,8 @@ def _metrics(loss: Loss, batch: LossBatch, raw: Tensor, log_ratio: Tensor, stats
         metrics[f"{loss.surrogate.name}/{name}"] = Metric.mean(_input(name, batch, stats)[live])
     if loss.beta and batch.ref_logps is not None:
         metrics["kl"] = Metric.mean(KL_ESTIMATORS[loss.kl_estimator](batch.logps, batch.ref_logps)[live])
+    if loss.teacher_coef and batch.teacher_logps is not None:
+        metrics["teacher/kl"] = Metric.mean(KL_ESTIMATORS["k1"](batch.logps, batch.teacher_logps)[live])
     if loss.entropy_coef and batch.entropies is not None:
         metrics["entropy/trainer"] = Metric.mean(batch.entropies[live])
     if batch.sampler_logps is not None:

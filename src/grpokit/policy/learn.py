@@ -185,7 +185,9 @@ def optimize(
         metrics["time/imbalance"] = Metric.max(torch.tensor([cut.imbalance]))
     # one value per update of the step
     once = {
-        name: Metric.mean(metrics[name].parts[0][None]) for name in ("loss", "aux_loss") if name in metrics
+        name: Metric.mean(metric.parts[0][None])
+        for name, metric in metrics.items()
+        if name in ("loss", "aux_loss") or name.startswith("loss/")
     }
     return metrics | {
         **once,

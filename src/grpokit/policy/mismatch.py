@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -75,13 +74,7 @@ def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: 
         kept = ~loss.correction.rejects(value)
         if loss.correction.keep is not None:
             kept = kept & loss.correction.keeps(of_token)
-        trainable = torch.zeros_like(sample.trainable)
-        trainable[torch.nonzero(sample.trainable).flatten()[kept]] = True
-        samples.append(
-            dataclasses.replace(
-                sample, trainable=trainable, sampler_logps=sample.sampler_logps[kept], length=int(kept.sum())
-            )
-        )
+        samples.append(sample.keeping(kept))
     return weigh(samples, loss, ranks)
 
 

@@ -170,6 +170,9 @@ def add_router_loss(output: LossOutput, balance: Balance, share: Tensor) -> Loss
     """Adds a slice's share of the router auxiliary loss to its share of the loss, and to its metrics."""
     added = balance.coefficient * share
     metrics = {"loss": output.metrics["loss"] + Metric.sum(added), "aux_loss": Metric.sum(share)}
+    metrics |= {"loss/router": Metric.sum(added)}
+    if "loss/policy" not in output.metrics:
+        metrics["loss/policy"] = output.metrics["loss"]
     return LossOutput(output.loss + added, output.metrics | metrics)
 
 

@@ -61,6 +61,8 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
         ]  # an episode without a turn has none
         full = [u if r.full_logps is None else r.full_logps for r, u in zip(rollouts, unknown, strict=True)]
         found["full_logps"] = ragged(full, torch.float32)
+    if any(r.teacher_logps is not None for r in rollouts):
+        found["teacher_logps"] = torch.cat([r.teacher_logps for r in rollouts if r.teacher_logps is not None])
     if any(r.episode is not None for r in rollouts):
         episodes = [_bytes("" if r.episode is None else r.episode.to_json()) for r in rollouts]
         found["episode"] = ragged(episodes, torch.uint8)
@@ -83,7 +85,7 @@ def groups_from_tensors(
 ) -> list[RolloutGroup]:
     """Restores groups from tensors, as `groups_to_tensors` made them; `prompt_at` finds a prompt by its position."""
     lengths, sizes = tensors["length"].tolist(), tensors["size"].tolist()
-    names = ("completion_ids", "logps", "entropies", "trainable", "full_logps")
+    names = ("completion_ids", "logps", "entropies", "trainable", "full_logps", "teacher_logps")
     per_token = {name: tensors[name].split(lengths) for name in names if name in tensors}
     texts = tensors["text"].split(tensors["text_length"].tolist())
     episodes: list[Episode | None] = [None] * len(lengths)

@@ -63,6 +63,12 @@ METRICS: dict[str, Declared] = {
     "loss": Declared(
         "mean", "the update's loss, mean over the step's updates; near 0 at ratio 1 by construction"
     ),
+    "loss/policy": Declared("mean", "the policy's part of the loss, where there are other parts"),
+    "loss/kl": Declared("mean", "part of the KL penalty to the reference, with its coefficient"),
+    "loss/entropy": Declared("mean", "part of the entropy bonus, with its coefficient"),
+    "loss/router": Declared("mean", "part of the router auxiliary loss, with its coefficient"),
+    "loss/teacher": Declared("mean", "part of the KL to the teacher, with its coefficient"),
+    "teacher/kl": Declared("mean", "KL of the policy to the teacher per token, k1"),
     "aux_loss": Declared(
         "mean",
         "router auxiliary loss of a mixture of experts, without its coefficient; mean over the step's updates",

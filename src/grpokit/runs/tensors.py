@@ -12,7 +12,7 @@ from ..policy.router import Balance
 from ..rollouts.gather import Tensors, ragged
 from ..types import Sample, Update
 
-_LOGPS = ("old_logps", "ref_logps")
+_LOGPS = ("old_logps", "ref_logps", "teacher_logps")
 
 
 def samples_to_tensors(samples: Sequence[Sample]) -> Tensors:
@@ -35,6 +35,9 @@ def samples_to_tensors(samples: Sequence[Sample]) -> Tensors:
         found["advantages"] = ragged([sample.advantages for sample in samples], torch.float64)
     else:
         found["advantage"] = torch.tensor([sample.advantage for sample in samples], dtype=torch.float64)
+    if any(sample.teacher_logps is not None for sample in samples):
+        weights = [sample.teacher_weight for sample in samples]
+        found["teacher_weight"] = torch.tensor(weights, dtype=torch.float64)
     for name in _LOGPS:
         known = [sample for sample in samples if getattr(sample, name) is not None]
         if known:
@@ -67,6 +70,7 @@ def samples_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Sample, ...]:
             prompt_ids=tuple(prompts[i].tolist()),
             advantage=advantages[i],
             weight=float(tensors["weight"][i]),
+            teacher_weight=float(tensors["teacher_weight"][i]) if "teacher_weight" in tensors else 0.0,
             length=lengths[i],
             **{name: parts[i] for name, parts in of_completion.items()},
             **{name: parts[i] for name, parts in logps.items()},

@@ -8,7 +8,7 @@ L tokens of a forward's row, F reward functions, H hidden size. Every class is f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -74,6 +74,7 @@ class Rollout:
     episode: Episode | None = None
     # [T] log-probs under the full tempered distribution; None where that was sampled from, or the engine doesn't tell.
     full_logps: Tensor | None = None
+    teacher_logps: Tensor | None = None  # [T] log-probs under the teacher; None without one
 
     @property
     def is_dropped(self) -> bool:
@@ -143,6 +144,19 @@ class Sample:
     sampler_logps: Tensor  # [T_i] μ, as the sampling engine recorded them
     old_logps: Tensor | None = None  # [T_i]; None in the step's first update, where the ratio is 1
     ref_logps: Tensor | None = None  # [T_i]
+    teacher_logps: Tensor | None = None  # [T_i]
+    teacher_weight: float = (
+        0.0  # of each of its tokens in the teacher's term: 1 / the update's trainable tokens
+    )
+
+    def keeping(self, kept: Tensor) -> Sample:
+        """Returns the sample of the trainable tokens that `kept` [T_i] bool names; the others are not trained on."""
+        trainable = torch.zeros_like(self.trainable)
+        trainable[torch.nonzero(self.trainable).flatten()[kept]] = True
+        of_tokens = ("advantage", "sampler_logps", "old_logps", "ref_logps", "teacher_logps")
+        fields = {name: getattr(self, name) for name in of_tokens}
+        picked = {name: value[kept] for name, value in fields.items() if isinstance(value, Tensor)}
+        return replace(self, trainable=trainable, length=int(kept.sum()), **picked)
 
     @property
     def advantages(self) -> Tensor:
@@ -225,6 +239,8 @@ class MicroBatch:
     sampler_logps: Tensor | None
     old_logps: Tensor | None  # [N]
     ref_logps: Tensor | None  # [N]
+    teacher_logps: Tensor | None = None  # [N]
+    teacher_weights: Tensor | None = None  # [N]
 
     @property
     def layout(self) -> Layout:
