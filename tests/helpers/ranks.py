@@ -23,7 +23,11 @@ LOSSES: dict[str, dict] = {
     "bnpo": {"reward_funcs": (f"{REWARDS}:digits_in_order_logged",)},
     "dapo": {"updates_per_step": 2, "eval_steps": 2, "eval_samples": 3, "eval_generations": 2},
     "dr_grpo": {"advantage_estimator": "remax"},
-    "cispo": {"entropy_coef": 0.01, "advantage_estimator": f"{REWARDS}:later_tokens_more"},
+    "cispo": {
+        "entropy_coef": 0.01,
+        "teacher_coef": 0.5,
+        "advantage_estimator": f"{REWARDS}:later_tokens_more",
+    },
     "sapo": {"advantage_estimator": "loo_std"},
     "gspo": {"correction_mode": "truncate", "advantage_estimator": "reinforce_plus_plus_global"},
     "clip_cov": {
@@ -73,6 +77,8 @@ def main(directory: Path, layout: str, losses: list[str]) -> None:
             )
             output = str(directory / layout / f"{loss}-{cut}")
             settings = {"loss_type": loss, "output_dir": output, "max_steps": STEPS, "log_completions": 2}
+            if "teacher_coef" in LOSSES[loss]:
+                settings["teacher"] = (str(directory / "model"),)
             settings |= held_out | LOSSES[loss] | (CUTS | SHARDS)[cut]
             config = tiny_config(directory, **settings)
             run = start(config, world)

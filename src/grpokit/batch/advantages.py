@@ -62,7 +62,8 @@ def add_advantages(
     * `loo_std`: R − mean of the others, divided by the std of the others + ε (as NeMo-RL does);
     * `pass_k`: only the best of a group: (R − that of the second) / (std + ε) (2503.19595).
 
-    A group whose rewards are all equal has advantages of exactly 0, where its completions are compared with each other.
+    Without any reward function (a run that learns from a teacher alone), all advantages are 0. A group whose rewards are all
+    equal has advantages of exactly 0, where its completions are compared with each other.
 
     Args:
         groups: the scored groups of a whole step.
@@ -79,6 +80,8 @@ def add_advantages(
         ValueError: an unknown name, a group without rewards, rewards that the estimator can't use, or a function that
             returns something else than advantages.
     """
+    if groups and all(group.rewards is not None and group.rewards.shape[1] == 0 for group in groups):
+        return [_without_rewards(group) for group in groups]
     valid = [_has_reward(group, estimator) for group in groups]
     if not isinstance(estimator, str):
         own = [_by_own(group, ok, estimator) for group, ok in zip(groups, valid, strict=True)]
@@ -211,6 +214,12 @@ def _check_own(
 def _spread(values: Tensor, valid: Tensor) -> Tensor:
     """Returns [G]: the values [n] of the completions with a reward, and 0 elsewhere."""
     return torch.zeros(len(valid), dtype=torch.float64).masked_scatter(valid, values)
+
+
+def _without_rewards(group: RolloutGroup) -> RolloutGroup:
+    """Returns the group with advantages of 0, where a run has no reward functions: its teacher reaches every completion."""
+    kept = torch.tensor([not rollout.is_dropped for rollout in group.rollouts])
+    return _with(group, torch.zeros(len(kept), dtype=torch.float64), None, kept)
 
 
 def _with(

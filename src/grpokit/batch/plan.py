@@ -55,6 +55,26 @@ def plan_update(groups: Sequence[RolloutGroup], loss: Loss, ranks: int = 1) -> U
     return weigh(samples, loss, ranks)
 
 
+def unweighted(groups: Sequence[RolloutGroup]) -> list[Sample]:
+    """Returns the samples of a step's trainable completions, to score them: numbered over all completions of the groups."""
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+    return [
+        Sample(
+            index=index,
+            group=0,
+            prompt_ids=rollout.prompt_ids(group.prompt),
+            completion_ids=rollout.completion_ids,
+            trainable=rollout.trainable,
+            advantage=0.0,
+            weight=0.0,
+            length=int(rollout.trainable.sum()),
+            sampler_logps=rollout.logps[rollout.trainable],
+        )
+        for index, (group, rollout) in enumerate(rollouts)
+        if rollout.trainable.any()
+    ]
+
+
 def weigh(samples: Sequence[Sample], loss: Loss, ranks: int = 1) -> Update:
     """Computes w_i of every sample from the counts of all of them.
 

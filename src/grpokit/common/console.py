@@ -195,8 +195,9 @@ class StepDisplay:
         spread = f"± {row['reward_std']:.3f}" if "reward_std" in row else ""
         shows_accuracy = self.reward_name in ("exact_match", "accuracy") and accuracy is not None
         parts = [
-            f"reward {row['reward']:.3f}" if "reward" in row else "no reward",
+            f"reward {row['reward']:.3f}" if "reward" in row else "" if "teacher/kl" in row else "no reward",
             f"accuracy {accuracy:.3f}" if shows_accuracy else spread,
+            f"KL to teacher {row['teacher/kl']:.3f}" if "teacher/kl" in row else "",
             f"length {row.get('completions/mean_length', 0):.1f}",
             f"zero-std {row['frac_reward_zero_std']:.0%}" if "frac_reward_zero_std" in row else "",
             f"{row.get('tokens_per_second', 0):,.0f} tok/s",

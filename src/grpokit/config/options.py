@@ -19,6 +19,7 @@ from .model_options import (
     RewardOptions,
     SamplingOptions,
 )
+from .teacher_options import TeacherOptions
 from .train_options import (
     AdvantageOptions,
     BatchOptions,
@@ -52,6 +53,7 @@ class TrainConfig(
     CorrectionOptions,
     AdvantageOptions,
     LossOptions,
+    TeacherOptions,
     EngineOptions,
     LoraOptions,
     ModelConfig,

@@ -21,6 +21,7 @@ PATHS = frozenset(
             "model",
             "models",
             "ref_model",
+            "teacher",
             "dataset",
             "eval_dataset",
             "output_dir",

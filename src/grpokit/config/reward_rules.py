@@ -19,7 +19,7 @@ _judges = has_reward("judge")
 REWARD_RULES = [
     Rule(
         "reward_funcs",
-        lambda c: len(c.reward_funcs) > 0 or len(c.environment) > 0,
+        lambda c: len(c.reward_funcs) > 0 or len(c.environment) > 0 or len(getattr(c, "teacher", ())) > 0,
         "at least one is required; see --help",
         "(missing)",
     ),

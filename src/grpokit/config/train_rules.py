@@ -9,6 +9,7 @@ from .lora_rules import LORA_RULES
 from .optimizer_rules import OPTIMIZER_RULES
 from .rules import Rule, above_0, at_least, has_model, ranks
 from .sampling_rules import sampling_rules
+from .teacher_options import TEACHER_RULES
 
 NUMBER_RULES = [
     Rule(
@@ -163,6 +164,7 @@ TRAIN_RULES = [
     *OPTIMIZER_RULES,
     *BATCH_RULES,
     *LOSS_RULES,
+    *TEACHER_RULES,
     *LAYOUT_RULES,
     *SAMPLER_RULES,
     *HUB_RULES,

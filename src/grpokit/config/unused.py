@@ -57,6 +57,9 @@ UNUSED_MODEL_OPTIONS = [
 
 UNUSED_TRAIN_OPTIONS = [
     *unused(
+        "teacher_coef teacher_kl_gradient", lambda c: len(c.teacher) > 0, "does nothing without --teacher"
+    ),
+    *unused(
         "lora_alpha lora_target_modules use_rslora use_dora lora_modules_to_save lora_save",
         lambda c: c.lora_r > 0,
         "is for an adapter; add --lora_r (16 is usual), or leave it out",

@@ -32,7 +32,7 @@ class Loss:
     kl_estimator: str = "k3"
     kl_gradient: str = "own"
     entropy_coef: float = 0.0
-    teacher_coef: float = 0.0  # of the KL to a teacher, whose weights are its own
+    teacher_coef: float = 0.0  # coefficient of the KL to a teacher, whose weights are its own
     teacher_kl_gradient: str = "k2"
     top_entropy_quantile: float | None = None
     correction: Correction | None = None

@@ -46,6 +46,10 @@ def score(
     """
     if not groups:
         return []
+    if not rewards:  # a teacher alone
+        sizes = [len(group.rollouts) for group in groups]
+        none = [torch.full((n,), math.nan, dtype=torch.float64) for n in sizes]
+        return [replace(g, rewards=r[:, None][:, :0], reward=r) for g, r in zip(groups, none, strict=True)]
     report = report or Report()
     batches = [[group] for group in groups] if by_group else [groups]
     kept = [[(g.prompt, r) for g in batch for r in g.rollouts if not r.is_dropped] for batch in batches]
@@ -123,6 +127,8 @@ def reward_metrics(groups: Sequence[RolloutGroup], rewards: Sequence[Reward]) ->
     * `rewards/<name>/mean`, `rewards/<name>/std`: over the completions to which that function applies;
     * `reward/<dataset>/mean`: where there are several datasets, the mean over the completions of each.
     """
+    if not rewards:  # a teacher alone
+        return {}
     totals = [_present(group.reward) for group in groups]
     spread = [_std(values) for values in totals if len(values) > 1]
     equal = [float(values.min() == values.max()) for values in totals if len(values) > 0]

@@ -14,7 +14,7 @@ from ..data.names import split_name, split_weight
 
 # Options by which a run reads something of its own.
 SOURCES = (
-    *("model", "ref_model", "dataset", "reward_funcs"),
+    *("model", "ref_model", "teacher", "dataset", "reward_funcs"),
     *("sampler", "advantage_estimator", "group_filter", "optim", "surrogate"),
     *("tools", "environment", "tool_parser", "chat_template", "sampler_order", "judge_rubric"),
 )

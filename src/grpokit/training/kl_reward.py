@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import torch
 
+from ..batch.plan import unweighted
 from ..policy.learn import score
 from ..policy.policy import Policy
 from ..policy.reference import Reference
 from ..policy.scoring import Learning
-from ..types import Metric, Metrics, RolloutGroup, Sample
+from ..types import Metric, Metrics, RolloutGroup
 
 
 def subtract_kl(
@@ -32,24 +33,9 @@ def subtract_kl(
     Returns:
         The groups, with `kl` set and β·kl subtracted from `reward`.
     """
-    pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
-    samples = [
-        Sample(
-            index=index,
-            group=0,
-            prompt_ids=rollout.prompt_ids(group.prompt),
-            completion_ids=rollout.completion_ids,
-            trainable=rollout.trainable,
-            advantage=0.0,
-            weight=0.0,
-            length=int(rollout.trainable.sum()),
-            sampler_logps=rollout.logps[rollout.trainable],
-        )
-        for index, (group, rollout) in enumerate(pairs)
-        if rollout.trainable.any()
-    ]
+    samples = unweighted(groups)
     old, ref = (score(model, samples, how) for model in (policy, reference))
-    kl = torch.zeros(len(pairs), dtype=torch.float64)  # [B]
+    kl = torch.zeros(sum(len(group.rollouts) for group in groups), dtype=torch.float64)  # [B]
     for index, logps in old.items():
         kl[index] = (logps.double() - ref[index].double()).sum().cpu()
     parts = kl.split([len(group.rollouts) for group in groups])

@@ -53,6 +53,7 @@ def sample_step(run: Run, step: int, clock: Clock) -> StepProgress:
             chosen.add(*score_step(run, step, groups, prompts, early))
     groups = add_advantages(chosen.groups, run.estimator, *run.advantage_settings)
     groups = mask_truncated(groups) if config.mask_truncated_completions else groups
+    groups = run.teachers.teach(groups, run.learning, clock)
     updates = plan_step(groups, run.loss, config.updates_per_step, run.world.size)  # fixes every weight
     run.rollouts.observe(step, chosen.kept + chosen.refused)
     return StepProgress(updates, groups, metrics=run.sampling_metrics(chosen, groups))

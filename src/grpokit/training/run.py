@@ -47,6 +47,7 @@ from .rescue import rescue
 from .scoring import score_groups
 from .setup.announce import StepNotes
 from .signals import StopRequest
+from .teacher import Teachers
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Run:
     loss: Loss
     policy: Policy
     reference: Reference | None
+    teachers: Teachers
     tokenizer: Any
     prompts: PromptOrder
     rewards: tuple[Reward, ...]

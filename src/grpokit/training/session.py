@@ -60,7 +60,8 @@ def iter_session(run: Run, progress: StepProgress | None = None, shows: bool = T
             raise
     if run.callbacks.stops:
         return
-    display = StepDisplay(run.state.step, config.max_steps, config.logging_steps, run.rewards[0].name, shows)
+    first = run.rewards[0].name if run.rewards else ""
+    display = StepDisplay(run.state.step, config.max_steps, config.logging_steps, first, shows)
     with display:
         for step in iter_steps(run, progress):
             display.show(step.step, step.metrics)

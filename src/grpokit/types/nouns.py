@@ -145,9 +145,8 @@ class Sample:
     old_logps: Tensor | None = None  # [T_i]; None in the step's first update, where the ratio is 1
     ref_logps: Tensor | None = None  # [T_i]
     teacher_logps: Tensor | None = None  # [T_i]
-    teacher_weight: float = (
-        0.0  # of each of its tokens in the teacher's term: 1 / the update's trainable tokens
-    )
+    # The weight of each of its tokens in the teacher's term: 1 / the update's trainable tokens.
+    teacher_weight: float = 0.0
 
     def keeping(self, kept: Tensor) -> Sample:
         """Returns the sample of the trainable tokens that `kept` [T_i] bool names; the others are not trained on."""

@@ -78,7 +78,7 @@ class StepNotes:
     def check(self, row: Mapping[str, float]) -> None:
         """Looks at the metrics of one more step."""
         self.steps += 1
-        if "reward" not in row and self.steps == 1:
+        if "reward" not in row and "reward/unscored" in row and self.steps == 1:
             say(
                 "note: no reward function applied to any completion of this step, so nothing was learned from it"
             )

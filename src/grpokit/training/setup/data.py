@@ -8,6 +8,7 @@ from typing import Any
 from ...common.console import say
 from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
+from ...config.teacher_options import TEACHER_COLUMN
 from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
@@ -62,11 +63,16 @@ def load_data(
         prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
     rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
     rewards += () if environments is None else environments.rewards
-    if not rewards:
+    if len(config.teacher) > 1 and TEACHER_COLUMN not in columns_of(prompts, environments):
+        raise ValueError(
+            f"--teacher {' '.join(config.teacher)}: several teachers need a column `{TEACHER_COLUMN}` in the dataset, which "
+            "names that of each row"
+        )
+    if not rewards and not config.teacher:
         raise ValueError(
             "--reward_funcs (missing): the environment has no get_reward and no step, so name a reward"
         )
-    say(describe_rewards(rewards))
+    say(describe_rewards(rewards) if rewards else "rewards: none; the run learns from its teacher alone")
     held_out = load_held_out(config, tokenizer, context, parts, environments, rewards)
     if isinstance(prompts, EnvironmentTasks) and config.eval_steps and not held_out:
         tasks = prompts.in_order(config.eval_samples)

@@ -41,6 +41,10 @@ def loss_from_config(config: TrainConfig) -> Loss:
     with _naming_flags():
         if "max_completion_length" in loss_options(config.loss_type, config.reduction):
             options["max_completion_length"] = config.max_completion_length
+    if config.teacher:
+        several = config.num_iterations * config.updates_per_step > 1
+        options["teacher_coef"] = 1.0 if config.teacher_coef is None else config.teacher_coef
+        options["teacher_kl_gradient"] = config.teacher_kl_gradient or ("ratio" if several else "k2")
     if config.kl_in_reward:  # beta is the reward's
         options["beta"] = 0.0
     kwargs = _loss_kwargs(config, options)

@@ -114,16 +114,26 @@ def announce_trained(policy: Policy) -> None:
         say(f"frozen: {total - trained:,} parameters; {share}")
 
 
-def check_reference(policy: Policy, reference: Policy, path: str) -> None:
-    """Raises ValueError where the reference model cannot score the policy's tokens."""
+def check_reference(policy: Policy, reference: Policy, path: str, flag: str = "--ref_model") -> None:
+    """Checks that a reference model, or a teacher, can score the policy's tokens.
+
+    Args:
+        policy: the policy.
+        reference: the model that is to score.
+        path: where it was loaded from.
+        flag: the option that named it.
+
+    Raises:
+        ValueError: it has another vocabulary or a shorter context. The message names the flag.
+    """
     sizes = [p.model.get_output_embeddings().weight.shape[0] for p in (policy, reference)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"--ref_model {path}: has a vocabulary of {sizes[1]}, and --model one of {sizes[0]}; they must be equal"
+            f"{flag} {path}: has a vocabulary of {sizes[1]}, and --model one of {sizes[0]}; they must be equal"
         )
     own, theirs = context_of(policy), context_of(reference)
     if own is not None and theirs is not None and theirs < own:
-        raise ValueError(f"--ref_model {path}: has a context of {theirs} tokens, less than --model's {own}")
+        raise ValueError(f"{flag} {path}: has a context of {theirs} tokens, less than --model's {own}")
 
 
 def check_moving(policy: Policy, reference: Policy, path: str) -> None:

@@ -41,6 +41,7 @@ from ...runs.trackers import Tracker, start_trackers
 from ..callbacks import Callbacks
 from ..run import Run
 from ..signals import StopRequest
+from ..teacher import load_teachers
 from .announce import StepNotes
 from .data import load_data, longest_row
 from .environments import with_episodes
@@ -96,9 +97,8 @@ def start(
     make_sampler = with_episodes(data.environments, policy, tokenizer, make_sampler, world)
     optimizer = make_optimizer(policy, config, parts.optimizer)
     state = restore(config, checkpoint, policy, reference, optimizer, data.prompts, world)
-    rollouts = make_rollouts(
-        config, make_sampler(config.seed, config), data.prompts, state, checkpoint, world
-    )
+    sampler = make_sampler(config.seed, config)
+    rollouts = make_rollouts(config, sampler, data.prompts, state, checkpoint, world)
     eval_sampler = make_sampler(config.seed + EVAL_SEED, for_evaluation(config))
     run = Run(
         config=config,
@@ -106,6 +106,7 @@ def start(
         loss=loss,
         policy=policy,
         reference=reference,
+        teachers=load_teachers(config, policy, tokenizer, longest, world),
         tokenizer=tokenizer,
         prompts=data.prompts,
         rewards=data.rewards,

@@ -1,0 +1,72 @@
+"""Options of a teacher, and their checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..data.names import split_name
+from .resume import steering
+from .rules import Rule, has_model
+
+TEACHER_COLUMN = "teacher"  # names a row's teacher, where there are several
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """A teacher: on-policy distillation."""
+
+    teacher: tuple[str, ...] = steering(())
+    """Model directory, name on the Hub, or URL of a vLLM server: the policy is drawn towards its probabilities. Several as
+    name=MODEL, by each row's column `teacher`. Without --reward_funcs, the run learns from the teacher alone."""
+    teacher_coef: float | None = steering(None)
+    """Coefficient of the reverse KL to the teacher, averaged over the update's tokens (default: 1)."""
+    teacher_kl_gradient: Literal["k2", "ratio"] | None = steering(None)
+    """Gradient of that KL. k2: unbiased on-policy; ratio: k1 times the importance ratio, for several updates of a step
+    (default: k2 with one update for each step, else ratio)."""
+
+
+def is_server(teacher: str) -> bool:
+    """Tells whether a value of --teacher, without its name, is the URL of a server."""
+    return teacher.startswith(("http://", "https://"))
+
+
+def teachers_of(values: tuple[str, ...]) -> dict[str, str]:
+    """Returns name → model or URL of --teacher; a single one without a name has the name ""."""
+    return dict(split_name(value) for value in values)
+
+
+TEACHER_RULES = [
+    Rule(
+        "teacher",
+        lambda c: len(teachers_of(c.teacher)) == len(c.teacher),
+        "several teachers need a name each: --teacher math=MODEL code=MODEL, and the rows a column `teacher`",
+    ),
+    Rule(
+        "teacher",
+        lambda c: len(c.teacher) < 2 or "" not in teachers_of(c.teacher),
+        "several teachers need a name each: --teacher math=MODEL code=MODEL, and the rows a column `teacher`",
+    ),
+    Rule(
+        "teacher",
+        lambda c: all(is_server(value) or has_model(value) for value in teachers_of(c.teacher).values()),
+        "has no config.json, and is no URL",
+    ),
+    Rule(
+        "temperature",
+        lambda c: c.temperature == 1 or not any(map(is_server, teachers_of(c.teacher).values())),
+        "a server tells the teacher's log-probs at temperature 1 alone; use --temperature 1, or a directory for --teacher",
+    ),
+    Rule(
+        "max_resample_times",
+        lambda c: c.max_resample_times == 0 or len(c.reward_funcs) > 0 or len(c.environment) > 0,
+        "chooses groups by their rewards, and there is no --reward_funcs",
+    ),
+    Rule(
+        "eval_dataset",
+        lambda c: (
+            not c.eval_dataset or len(c.reward_funcs + c.eval_reward_funcs) > 0 or len(c.environment) > 0
+        ),
+        "needs rewards to evaluate by; add --eval_reward_funcs",
+    ),
+]
