@@ -46,7 +46,6 @@ FEWER = (
     "{name} has {a} {things} and gives away {b}. How many {things} are left?",
     "There are {a} {things} in a box. {name} takes {b}. How many {things} are still in it?",
 )
-WRONG = 0.25  # share of the warm-up's answers whose result is wrong
 
 
 def problem(rng: random.Random) -> tuple[str, int, str, int]:
@@ -160,8 +159,9 @@ def warm_up(
     batch_size: int,
     peak: float,
     seed: int,
+    wrong: float,
 ) -> None:
-    """Trains on fresh problems (none of `known`, the held-out questions), some of them with a wrong result."""
+    """Trains on fresh problems (none of `known`, the held-out questions), a share `wrong` of them with a wrong result."""
     rng = random.Random(f"warm-up {seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.0)
     model.train()
@@ -171,7 +171,7 @@ def warm_up(
             question, a, sign, b = problem(rng)
             if question in known:
                 continue
-            error = rng.choice((-2, -1, 1, 2)) if rng.random() < WRONG else 0
+            error = rng.choice((-2, -1, 1, 2)) if rng.random() < wrong else 0
             questions.append(question)
             answers.append(solution(a, sign, b, error))
         inputs, labels = batch(tokenizer, questions, answers)
@@ -199,15 +199,21 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny-chat"))
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--steps", type=int, default=350, help="supervised warm-up steps (default: 350)")
+    parser.add_argument(
+        "--wrong", type=float, default=0.25, help="share of wrong results in it (default: 0.25)"
+    )
+    parser.add_argument("--eval_rows", type=int, default=128, help="held-out questions (default: 128)")
     args = parser.parse_args()
 
     disable_progress_bar()  # transformers' own, for one small file
     torch.set_num_threads(1)  # the model is too small for more
-    train, held_out = make_rows(args.seed, count=2048, held_out=128)
+    train, held_out = make_rows(args.seed, count=2048, held_out=args.eval_rows)
     tokenizer = make_tokenizer(train)
     model = make_model(tokenizer, args.seed)
     known = {row["question"] for row in held_out}
-    warm_up(model, tokenizer, known, steps=args.steps, batch_size=16, peak=2e-3, seed=args.seed)
+    warm_up(
+        model, tokenizer, known, steps=args.steps, batch_size=16, peak=2e-3, seed=args.seed, wrong=args.wrong
+    )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.output_dir / "model")
     tokenizer.save_pretrained(args.output_dir / "model")

@@ -22,6 +22,7 @@ from .estimators import (
     has_spread,
     within_group,
 )
+from .turns import turn_advantages
 
 Estimator = Callable[..., Tensor | Sequence[float] | Sequence[Tensor]]
 """An advantage estimator of one's own: `f(rewards)` or `f(rewards, rollouts)`.
@@ -43,6 +44,7 @@ def add_advantages(
     scale_rewards: str = "group",
     weights: Sequence[float] | None = None,
     epsilon: float = EPSILON,
+    turn_discount: float | None = None,
 ) -> list[RolloutGroup]:
     """Adds `advantages` [G] float64 to groups. A completion without a reward gets 0 and may not be trained on.
 
@@ -71,6 +73,7 @@ def add_advantages(
         scale_rewards: one of SCALINGS; for `group` alone.
         weights: [F], one weight for each reward function; for `gdpo` alone.
         epsilon: ε, added to a std before dividing by it.
+        turn_discount: γ of turn returns (see `turns.py`), for `group` alone; None: one advantage for a completion.
 
     Returns:
         The same groups, in the same order. Where the function gave an advantage for each token, `token_advantages` has
@@ -91,7 +94,9 @@ def add_advantages(
             f"advantage_estimator {estimator}, scale_rewards {scale_rewards}: there are {', '.join(ESTIMATORS)}, "
             f"and {', '.join(SCALINGS)}"
         )
-    row, how = ESTIMATORS[estimator], Settings(scale_rewards, weights, epsilon)
+    row, how = ESTIMATORS[estimator], Settings(scale_rewards, weights, epsilon, turn_discount)
+    if turn_discount is not None:
+        return [_with_turns(group, ok, how) for group, ok in zip(groups, valid, strict=True)]
     scored = [_scored(group, ok) for group, ok in zip(groups, valid, strict=True)]
     found = [within_group(row, group, how) for group in scored]
     if row.over is not None:
@@ -100,7 +105,10 @@ def add_advantages(
 
 
 def has_signal(
-    group: RolloutGroup, estimator: str | Estimator = "group", weights: Sequence[float] | None = None
+    group: RolloutGroup,
+    estimator: str | Estimator = "group",
+    weights: Sequence[float] | None = None,
+    turn_discount: float | None = None,
 ) -> bool:
     """Tells whether a scored group teaches anything under an estimator: whether it gives any advantage that isn't 0.
 
@@ -112,6 +120,7 @@ def has_signal(
         group: a scored group.
         estimator: one of ESTIMATORS, or a function: see `Estimator`.
         weights: [F], one weight for each reward function; for `gdpo` alone.
+        turn_discount: see `add_advantages`.
 
     Returns:
         Whether dynamic sampling keeps the group.
@@ -122,10 +131,26 @@ def has_signal(
         of_completions, of_tokens = _by_own(group, valid, estimator)
         return any(bool((a.abs() > rounding).any()) for a in of_tokens or [of_completions])
     row = ESTIMATORS[estimator]
+    if turn_discount is not None:
+        how = Settings("none", turn_discount=turn_discount)
+        return any(bool(a.any()) for a in _with_turns(group, valid, how).token_advantages or ())
     if row.of_step:
         return bool(valid.any())
     scored, how = _scored(group, valid), Settings(weights=weights)
     return has_spread(row, scored, how) if row.of_functions else bool(within_group(row, scored, how).any())
+
+
+def _with_turns(group: RolloutGroup, valid: Tensor, how: Settings) -> RolloutGroup:
+    """Returns the group with an advantage for each token, by the returns of its turn."""
+    assert how.turn_discount is not None
+    of_tokens = turn_advantages(group, valid, how.turn_discount, how.epsilon, how.scale_rewards != "none")
+    return _with(group, _means(of_tokens, group.rollouts), of_tokens, valid)
+
+
+def _means(of_tokens: Sequence[Tensor], rollouts: Sequence[Rollout]) -> Tensor:
+    """Returns the mean advantage of each completion's trainable tokens [G]; 0 without any."""
+    pairs = zip(of_tokens, rollouts, strict=True)
+    return torch.stack([a[rollout.trainable].mean().nan_to_num() for a, rollout in pairs])
 
 
 def _has_reward(group: RolloutGroup, estimator: str | Estimator) -> Tensor:
@@ -181,10 +206,7 @@ def _by_own(
         next(given) if ok else torch.zeros(len(rollout.completion_ids), dtype=torch.float64)
         for rollout, ok in zip(group.rollouts, valid.tolist(), strict=True)
     )
-    means = [
-        a[rollout.trainable].mean().nan_to_num() for a, rollout in zip(of_tokens, group.rollouts, strict=True)
-    ]
-    return torch.stack(means), of_tokens
+    return _means(of_tokens, group.rollouts), of_tokens
 
 
 def _check_own(

@@ -20,7 +20,11 @@ ADVANTAGE_RULES = [
     ),
     Rule(
         "num_generations",
-        lambda c: c.num_generations >= 2 or c.advantage_estimator not in BY_GROUP,
+        lambda c: (
+            c.num_generations >= 2
+            or c.advantage_estimator not in BY_GROUP
+            or not (c.reward_funcs or c.environment)  # a teacher alone
+        ),
         "the baseline `{c.advantage_estimator}` compares completions of one prompt, so every advantage "
         "would be 0; use 2 or more (8 is usual)",
     ),
@@ -44,6 +48,21 @@ ADVANTAGE_RULES = [
         "advantage_epsilon",
         lambda c: c.advantage_epsilon == 1e-4 or c.scale_rewards != "none",
         "does nothing with --scale_rewards none; leave one of them out",
+    ),
+    Rule(
+        "turn_discount",
+        lambda c: c.turn_discount is None or 0 <= c.turn_discount <= 1,
+        "must be from 0 to 1; 1 adds up all rewards from a turn on",
+    ),
+    Rule(
+        "turn_discount",
+        lambda c: c.turn_discount is None or c.advantage_estimator == "group",
+        "compares turns as --advantage_estimator group does; leave out {c.advantage_estimator}, or this",
+    ),
+    Rule(
+        "turn_discount",
+        lambda c: c.turn_discount is None or c.scale_rewards != "batch",
+        "compares turns within a group; use --scale_rewards group or none",
     ),
     Rule(
         "kl_in_reward",

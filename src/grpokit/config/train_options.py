@@ -73,6 +73,9 @@ class AdvantageOptions:
     remax, gpg, loo_std, pass_k, or file.py:function of your own."""
     scale_rewards: Literal["group", "batch", "none"] | None = steering(None)
     """Divisor of `group` advantages (default: the loss's own; none for dr_grpo, else group)."""
+    turn_discount: float | None = steering(None)
+    """Judge each turn of an episode by the rewards from there on, discounted so much from turn to turn; and so the tokens
+    between those to which a reward function gives rewards of their own (default: a completion has one advantage)."""
     advantage_epsilon: float = steering(1e-4)
     """Added to a standard deviation before advantages are divided by it (verl: 1e-6)."""
 

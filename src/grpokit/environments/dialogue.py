@@ -47,6 +47,7 @@ class Dialogue:
     messages: Messages = field(default_factory=list)  # what was said after the prompt
     ending: Ending | None = None
     reward: float = 0.0  # what the environment's steps have given so far
+    turn_rewards: list[float] = field(default_factory=list)  # the same, by the turn that it was given for
     environment: Any = None
     turns: int = 0
     calls: Counter[str] = field(default_factory=Counter)  # by the tool's name
@@ -94,6 +95,7 @@ class Dialogue:
             The tokens that follow; none where the episode ends here (see `ending`).
         """
         self.turns += 1
+        self.turn_rewards.append(0.0)
         text = self.setting.form.prefix + text
         turn = Turn(text)
         if self._tools:
@@ -223,7 +225,7 @@ class Dialogue:
             raise EnvironmentFailed(
                 f"{self._where('step')}: returned {type(seen).__name__}; expected an Observation"
             )
-        self.reward += self._number(seen.reward, "step") or 0.0
+        self._earn(seen.reward, "step")
         said = seen.content
         messages = [{"role": "user", "content": answer_text(said)}] if not isinstance(said, list) else said
         if seen.done:
@@ -298,9 +300,22 @@ class Dialogue:
         """Returns a tool's answer. A server's tool answers an Observation, which may end the episode, as `step` does."""
         if not isinstance(value, Observation):
             return value
-        self.reward += self._number(value.reward, name) or 0.0
+        self._earn(value.reward, name)
         self.ending = "done" if value.done else self.ending
         return value.content
+
+    def _earn(self, value: Any, method: str) -> None:
+        """Adds a step's reward to the episode's and to the present turn's."""
+        reward = self._number(value, method) or 0.0
+        self.reward += reward
+        self.turn_rewards[-1] += reward
+
+    def rewards_of_turns(self, reward: float | None) -> tuple[float, ...] | None:
+        """Returns each turn's reward, where they add up to the episode's `reward`; else None."""
+        adds_up = reward is not None and math.isclose(
+            sum(self.turn_rewards), reward, rel_tol=1e-9, abs_tol=1e-12
+        )
+        return tuple(self.turn_rewards) if adds_up and any(self.turn_rewards) else None
 
     def _number(self, value: Any, method: str) -> float | None:
         """Returns a reward of the environment as a number; None stays None."""

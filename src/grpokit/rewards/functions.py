@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..common.copies import own_copy
@@ -90,13 +91,17 @@ class _Call:
         return RewardError(f"{place}{who} {what} (while scoring {which})")
 
 
+Score = float | Tensor
+"""A completion's reward, or those of its T tokens [T] float64, whose sum is the completion's."""
+
+
 def call_all(
     rewards: Sequence[Reward],
     parts: Sequence[Pairs],
     timeout: float,
     stuck: Stuck | None,
     reports: Sequence[Report],
-) -> list[list[list[float]]]:
+) -> list[list[list[Score]]]:
     """Calls every function once for each part, with the completions that it applies to.
 
     Part after part, and function after function; then the async functions, of all parts together.
@@ -109,7 +114,7 @@ def call_all(
         reports: collect what the functions log, one for each part.
 
     Returns:
-        [F][B] rewards of each part, NaN where a function doesn't apply.
+        [F][B] scores of each part, NaN where a function doesn't apply.
 
     Raises:
         RewardError: a function failed. The message names it and, where known, file:line and the dataset's row.
@@ -126,9 +131,9 @@ def call_all(
     ]
 
 
-def _row(call: _Call, returned: Any, size: int, report: Report) -> list[float]:
+def _row(call: _Call, returned: Any, size: int, report: Report) -> list[Score]:
     """Returns a function's rewards of all `size` completions of a part, and hands what it has logged to the report."""
-    row = [math.nan] * size
+    row: list[Score] = [math.nan] * size
     if call.rows:
         for place, number in zip(call.rows, _checked(returned, call), strict=True):
             row[place] = number
@@ -225,8 +230,8 @@ def _await_all(calls: Sequence[_Call], until_failure: bool) -> list[Any]:
     return outcomes
 
 
-def _checked(returned: Any, call: _Call) -> list[float]:
-    """Converts a function's result to a float for each of its completions. Raises RewardError unless it is one number each."""
+def _checked(returned: Any, call: _Call) -> list[Score]:
+    """Converts a function's result to a score for each of its completions. Raises RewardError unless it is one each."""
     reward = call.reward
     who = f"{defined_at(reward.fn)}: reward function `{reward.name}`"
     expected = f"expected a list of {len(call.pairs)}, one number or None for each completion"
@@ -240,16 +245,28 @@ def _checked(returned: Any, call: _Call) -> list[float]:
         )
     if len(returned) != len(call.pairs):
         raise RewardError(f"{who} returned {len(returned)} rewards; {expected}")
-    numbers = []
+    numbers: list[Score] = []
     for value, (prompt, rollout) in zip(returned, call.pairs, strict=True):
-        number = _number(value)
+        number = _of_tokens(value, len(rollout.completion_ids)) if _is_list(value) else _number(value)
         if number is None:
             raise RewardError(
                 f"{who} returned {one_line(repr(value), 80)} for a completion of {prompt.source}, "
-                f"{one_line(repr(rollout.text), 80)}; expected a finite number, or None where it doesn't apply"
+                f"{one_line(repr(rollout.text), 80)}; expected a finite number, or None where it doesn't apply, or a finite "
+                f"number for each of its {len(rollout.completion_ids)} tokens"
             )
         numbers.append(number)
     return numbers
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 1)
+
+
+def _of_tokens(value: Any, length: int) -> Tensor | None:
+    """Returns rewards of a completion's tokens [T] float64; None unless they are `length` finite numbers."""
+    numbers = [_number(one) for one in value]
+    known = [number for number in numbers if number is not None and math.isfinite(number)]
+    return torch.tensor(known, dtype=torch.float64) if len(known) == len(numbers) == length else None
 
 
 def _number(value: Any) -> float | None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Metric, Metrics, RolloutGroup
-from .functions import RewardError, Stuck, call_all
+from ..types import Metric, Metrics, Rollout, RolloutGroup
+from .functions import RewardError, Score, Stuck, call_all
 from .registry import Reward
 from .reporting import Report
 
@@ -74,7 +74,7 @@ def score(
 def _with_rewards(
     groups: Sequence[RolloutGroup],
     rewards: Sequence[Reward],
-    scores: Sequence[Sequence[float]],
+    scores: Sequence[Sequence[Score]],
     report: Report,
 ) -> list[RolloutGroup]:
     """Adds rewards to the groups that were scored together.
@@ -82,25 +82,44 @@ def _with_rewards(
     Args:
         groups: the groups.
         rewards: F reward functions.
-        scores: [F][B] rewards of the completions that aren't dropped; empty where all of them are.
+        scores: [F][B] scores of the completions that aren't dropped; empty where all of them are.
         report: what the functions have logged of these groups.
 
     Returns:
         The groups with rewards.
     """
-    is_kept = torch.tensor([not r.is_dropped for g in groups for r in g.rollouts])  # [B]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    is_kept = torch.tensor([not rollout.is_dropped for rollout in rollouts])  # [B]
     table = torch.full((len(is_kept), len(rewards)), math.nan, dtype=torch.float64)  # [B, F]
     if scores:
-        table[is_kept] = torch.tensor(scores, dtype=torch.float64).T
+        numbers = [[float(s.sum()) if isinstance(s, Tensor) else s for s in own] for own in scores]
+        table[is_kept] = torch.tensor(numbers, dtype=torch.float64).T
     sizes = [len(group.rollouts) for group in groups]
     total = _weighted_sum(table, rewards)  # [B]
     extras = _extras_of_groups(report.extras, is_kept, sizes)
-    return [
+    scored = [
         replace(group, rewards=each, reward=summed, extras=logged)
         for group, each, summed, logged in zip(
             groups, table.split(sizes), total.split(sizes), extras, strict=True
         )
     ]
+    if not any(isinstance(score, Tensor) for own in scores for score in own):
+        return scored
+    placed = iter(_of_tokens(rollouts, is_kept, rewards, scores))
+    return [replace(g, token_rewards=tuple(next(placed) for _ in g.rollouts)) for g in scored]
+
+
+def _of_tokens(
+    rollouts: Sequence[Rollout], is_kept: Tensor, rewards: Sequence[Reward], scores: Sequence[Sequence[Score]]
+) -> list[Tensor]:
+    """Returns the weighted sum of the rewards that functions gave to tokens, [T] for each of the B completions."""
+    found = [torch.zeros(len(rollout.completion_ids), dtype=torch.float64) for rollout in rollouts]
+    kept = torch.nonzero(is_kept).flatten().tolist()
+    for reward, own in zip(rewards, scores, strict=True):
+        for b, score in zip(kept, own, strict=True):
+            if isinstance(score, Tensor):
+                found[b] += reward.weight * score
+    return found
 
 
 def _extras_of_groups(

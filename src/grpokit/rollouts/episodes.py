@@ -99,6 +99,7 @@ class _Growing:
                 prompt=other.added,
                 kind=other.kind_name,
                 reward=reward,
+                turn_rewards=other.rewards_of_turns(reward),
                 calls=dict(other.calls),
                 failures=other.failures,
                 seconds=other.seconds,

@@ -75,6 +75,10 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
             found[name] = torch.cat(parts)
     if groups and groups[0].token_advantages is not None:
         found["token_advantages"] = torch.cat([a for group in groups for a in group.token_advantages or ()])
+    if groups and any(group.token_rewards is not None for group in groups):
+        none = [torch.zeros(len(r.completion_ids), dtype=torch.float64) for r in rollouts]
+        given = [r for group in groups for r in group.token_rewards or [None] * len(group.rollouts)]
+        found["token_rewards"] = torch.cat([n if g is None else g for n, g in zip(none, given, strict=True)])
     if groups and groups[0].greedy_reward is not None:
         found["greedy_reward"] = torch.stack([g.greedy_reward for g in groups if g.greedy_reward is not None])
     return found
@@ -106,11 +110,12 @@ def groups_from_tensors(
     per_group: dict[str, Sequence[Any]] = {
         n: tensors[n].split(sizes) for n in ("rewards", "reward", "advantages", "kl") if n in tensors
     }
-    if "token_advantages" in tensors:
-        of_tokens = tensors["token_advantages"].split(lengths)
-        per_group["token_advantages"] = tuple(
-            of_tokens[end - size : end] for size, end in zip(sizes, ends, strict=True)
-        )
+    for name in ("token_advantages", "token_rewards"):
+        if name in tensors:
+            of_tokens = tensors[name].split(lengths)
+            per_group[name] = tuple(
+                of_tokens[end - size : end] for size, end in zip(sizes, ends, strict=True)
+            )
     if "greedy_reward" in tensors:
         per_group["greedy_reward"] = tensors["greedy_reward"].unbind()
     extras = json.loads(_text(tensors["extras"])) if "extras" in tensors else [{}] * len(sizes)

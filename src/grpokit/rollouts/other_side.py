@@ -53,6 +53,10 @@ class OtherSide(Protocol):
         """Returns the environment's own reward, where it has one."""
         ...
 
+    def rewards_of_turns(self, reward: float | None) -> tuple[float, ...] | None:
+        """Returns each turn's reward, where they add up to the episode's `reward`; else None."""
+        ...
+
     def close(self) -> Waiting[None]:
         """Ends the episode, whatever has happened. Does nothing the second time."""
         ...

@@ -102,9 +102,10 @@ class Run:
         return [reward.weight for reward in self.rewards]
 
     @property
-    def advantage_settings(self) -> tuple[str, list[float], float]:
+    def advantage_settings(self) -> tuple[str, list[float], float, float | None]:
         """What `add_advantages` takes beside the estimator."""
-        return self.scale_rewards, self.reward_weights, self.config.advantage_epsilon
+        config = self.config
+        return self.scale_rewards, self.reward_weights, config.advantage_epsilon, config.turn_discount
 
     @property
     def moving_reference(self) -> Policy | None:

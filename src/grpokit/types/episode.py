@@ -35,6 +35,9 @@ class Episode:
     prompt: Messages | None = None  # the prompt's messages, where `reset` added to those of the row
     kind: str | None = None  # the class of the environment
     reward: float | None = None  # its own reward
+    turn_rewards: tuple[float, ...] | None = (
+        None  # what each turn has added to it; None where that isn't known
+    )
     calls: Mapping[str, int] | None = None  # calls of each tool
     failures: int = 0  # calls that were answered by an error
     seconds: float = 0.0  # how long it waited for its tools and its environment
@@ -52,4 +55,6 @@ class Episode:
         """Restores what `to_json` wrote."""
         fields = json.loads(text)
         turns = tuple((begin, end) for begin, end in fields.pop("turns"))
+        rewards = fields.pop("turn_rewards", None)
+        fields["turn_rewards"] = None if rewards is None else tuple(rewards)
         return Episode(prompt_ids=tuple(fields.pop("prompt_ids")), turns=turns, **fields)

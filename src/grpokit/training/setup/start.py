@@ -116,7 +116,12 @@ def start(
         estimator=estimator,
         scale_rewards=config.scale_rewards or loss.scale_rewards,
         group_filter=own_filter
-        or partial(has_signal, estimator=estimator, weights=[reward.weight for reward in data.rewards]),
+        or partial(
+            has_signal,
+            estimator=estimator,
+            weights=[reward.weight for reward in data.rewards],
+            turn_discount=config.turn_discount,
+        ),
         masks_refused=own_filter is not None,
         layout=choose_layout(config, policy, reference, longest),
         router=find_router_loss(policy, config.router_aux_loss_coef),

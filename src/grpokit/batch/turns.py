@@ -1,0 +1,100 @@
+"""Turn returns: the tokens of each turn are judged by the rewards from there on (`--turn_discount`).
+
+A turn is one of an episode's, or what ends at a token to which a reward function gave a reward of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..types import Rollout, RolloutGroup
+from .estimators import ESTIMATORS, Scored, Settings, within_group
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A completion's K turns. Example: `Turns(ends=[2, 5], returns=torch.tensor([1.5, 1.0]).double())`"""
+
+    ends: list[int]  # of each turn, the last token + 1; tokens behind the last belong to it
+    returns: Tensor  # [K] float64, Σ_{j≥k} γ^{j−k} r_j
+
+    def at(self, turn: int) -> float:
+        """Returns the return of a turn. A completion that ended earlier counts with its last one."""
+        return float(self.returns[min(turn, len(self.ends) - 1)])
+
+
+def turns_of(rollout: Rollout, token_rewards: Tensor | None, total: float, discount: float) -> Turns:
+    """Finds a completion's turns and their returns.
+
+    Args:
+        rollout: the completion.
+        token_rewards: [T] rewards at tokens, of reward functions; None without any.
+        total: R, the completion's whole reward. What earlier turns don't have is the last turn's.
+        discount: γ.
+
+    Returns:
+        The turns.
+    """
+    rewards = torch.zeros(max(1, len(rollout.completion_ids)), dtype=torch.float64)
+    if token_rewards is not None:
+        rewards[: len(token_rewards)] += token_rewards
+    ends = {index + 1 for index in torch.nonzero(rewards).flatten().tolist()}
+    if rollout.episode is not None:
+        ends |= {end for begin, end in rollout.episode.turns if end > begin}
+        for (_, end), reward in zip(rollout.episode.turns, rollout.episode.turn_rewards or (), strict=False):
+            rewards[max(end - 1, 0)] += reward
+    ordered = sorted(ends) or [len(rewards)]
+    firsts = [0, *ordered[:-1]]
+    own = [float(rewards[first:end].sum()) for first, end in zip(firsts, ordered, strict=True)]
+    own[-1] = total - sum(own[:-1])
+    returns = [own[-1]]
+    for reward in reversed(own[:-1]):
+        returns.append(reward + discount * returns[-1])
+    return Turns(ordered, torch.tensor(returns[::-1], dtype=torch.float64))
+
+
+def turn_advantages(
+    group: RolloutGroup, valid: Tensor, discount: float, epsilon: float, is_scaled: bool
+) -> tuple[Tensor, ...]:
+    """Computes an advantage for each token: (R_{i,k} − b_k) / (s_k + ε), with b_k and s_k over the group's completions.
+
+    Where the returns of a turn are all equal, it is exactly 0. With γ = 1 and rewards in the last turns alone, it is that of
+    the estimator `group`.
+
+    Args:
+        group: a scored group.
+        valid: [G] bool, the completions that have a reward.
+        discount: γ.
+        epsilon: ε.
+        is_scaled: whether it is divided by the standard deviation.
+
+    Returns:
+        G × [T] float64; 0 where there is no reward.
+    """
+    assert group.reward is not None
+    of_tokens = group.token_rewards or [None] * len(group.rollouts)
+    found = [torch.zeros(len(rollout.completion_ids), dtype=torch.float64) for rollout in group.rollouts]
+    known = [i for i, ok in enumerate(valid.tolist()) if ok]
+    turns = {i: turns_of(group.rollouts[i], of_tokens[i], float(group.reward[i]), discount) for i in known}
+    for turn in range(max((len(each.ends) for each in turns.values()), default=0)):
+        returns = torch.tensor([turns[i].at(turn) for i in known], dtype=torch.float64)
+        for i, advantage in zip(known, _compared(returns, epsilon, is_scaled), strict=True):
+            ends = turns[i].ends
+            if turn < len(ends):
+                first = ends[turn - 1] if turn else 0
+                last = len(found[i]) if turn == len(ends) - 1 else ends[turn]
+                found[i][first:last] = advantage
+    return tuple(found)
+
+
+def _compared(returns: Tensor, epsilon: float, is_scaled: bool) -> Sequence[float]:
+    """The estimator `group` on the returns [n] of one turn."""
+    scored = Scored(returns, returns[:, None], torch.ones_like(returns), None, "")
+    how = Settings("group" if is_scaled else "none", epsilon=epsilon)
+    row = ESTIMATORS["group"]
+    advantages = [within_group(row, scored, how)]
+    return (advantages if row.over is None else row.over(advantages, [scored], how))[0].tolist()
