@@ -129,7 +129,7 @@ def test_server_and_trainer_agree():
 
 def test_a_command_that_is_none_is_found_out(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="prompts_per_stop: no such option of grpokit train"):
         parse(arguments_of("grpokit train --config recipes/demo.yaml --prompts_per_stop 3"))
 
 

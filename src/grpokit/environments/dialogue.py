@@ -310,13 +310,6 @@ class Dialogue:
         self.reward += reward
         self.turn_rewards[-1] += reward
 
-    def rewards_of_turns(self, reward: float | None) -> tuple[float, ...] | None:
-        """Returns each turn's reward, where they add up to the episode's `reward`; else None."""
-        adds_up = reward is not None and math.isclose(
-            sum(self.turn_rewards), reward, rel_tol=1e-9, abs_tol=1e-12
-        )
-        return tuple(self.turn_rewards) if adds_up and any(self.turn_rewards) else None
-
     def _number(self, value: Any, method: str) -> float | None:
         """Returns a reward of the environment as a number; None stays None."""
         try:

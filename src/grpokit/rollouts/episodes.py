@@ -21,6 +21,7 @@ import torch
 from ..common.waiting import Waiting
 from ..parallel import ALONE, World
 from ..types import Episode, EpisodeFailed, NoRoom, Prompt, Rollout, RolloutGroup
+from ..types.episode import rewards_of_turns
 from .dropped import ErrorBudget
 from .other_side import PATIENCE, OtherSide, close_all
 from .pending import Progress, RolloutsPending, sample_together
@@ -99,7 +100,7 @@ class _Growing:
                 prompt=other.added,
                 kind=other.kind_name,
                 reward=reward,
-                turn_rewards=other.rewards_of_turns(reward),
+                turn_rewards=rewards_of_turns(other.turn_rewards, reward),
                 calls=dict(other.calls),
                 failures=other.failures,
                 seconds=other.seconds,

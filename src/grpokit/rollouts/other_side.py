@@ -23,6 +23,7 @@ class OtherSide(Protocol):
     ending: Any
     calls: Any
     failures: int
+    turn_rewards: list[float]
     seconds: float
     environment: Any
 
@@ -51,10 +52,6 @@ class OtherSide(Protocol):
 
     def final_reward(self) -> Waiting[float | None]:
         """Returns the environment's own reward, where it has one."""
-        ...
-
-    def rewards_of_turns(self, reward: float | None) -> tuple[float, ...] | None:
-        """Returns each turn's reward, where they add up to the episode's `reward`; else None."""
         ...
 
     def close(self) -> Waiting[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,17 @@ class EpisodeFailed(ValueError):
 
 class NoRoom(Exception):
     """An episode can't begin now, but will later, such as on a server that is full. It is begun again."""
+
+
+def rewards_of_turns(rewards: Sequence[float], total: float | None) -> tuple[float, ...] | None:
+    """Returns the rewards of an episode's turns, where there are any and they add up to its reward `total`; else None.
+
+    Example:
+        >>> rewards_of_turns([0.5, 1.0], 1.5), rewards_of_turns([0.5, 1.0], 7.0)
+        ((0.5, 1.0), None)
+    """
+    adds_up = total is not None and math.isclose(sum(rewards), total, rel_tol=1e-9, abs_tol=1e-12)
+    return tuple(rewards) if adds_up and any(rewards) else None
 
 
 @dataclass(frozen=True, eq=False)
