@@ -8,6 +8,7 @@ FOLDER has `policy/`, `old/` and `reference/`, models of one shape (`make_models
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,6 @@ def make_trainer(
     `own`: TRL's class. `micro_batches`: of one optimizer step, over all ranks. `sampler`: vLLM stands behind it. It notes
     `gradients`, those of each optimizer step before they are clipped, and `generated`, the batches.
     """
-    from accelerate import PartialState
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig
@@ -105,7 +105,7 @@ def make_trainer(
             self.now = {name: value.clone() for name, value in self.model.state_dict().items()}
             return super().training_step(model, *rest, **named)
 
-    size = PartialState().num_processes
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     options = (
         QUIET
         | PLAIN
@@ -152,7 +152,6 @@ def gradient(folder: Path, *given: Any, **named: Any) -> torch.Tensor:
 
 def main(folder: Path, jobs: Path) -> None:
     """Writes the gradient of every job, a dictionary of `make_trainer`'s arguments, and the log of its first step."""
-    from accelerate import PartialState
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
@@ -161,7 +160,7 @@ def main(folder: Path, jobs: Path) -> None:
         trainer = make_trainer(folder, **job)
         trainer.train()
         found[name], logs[name] = trainer.gradients[0].clone(), trainer.state.log_history[0]
-    if PartialState().is_main_process:
+    if trainer.accelerator.is_main_process:
         save_file(found, jobs.with_suffix(".safetensors"))
         jobs.with_suffix(".logs.json").write_text(json.dumps(logs))
 
