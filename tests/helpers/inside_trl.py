@@ -50,12 +50,13 @@ def make_trainer(
     *,
     own: bool = False,
     micro_batches: int = 1,
+    evaluates: bool = False,
     **options: Any,
 ) -> Any:
     """A trainer on COMPLETIONS, whose first generation was sampled by `old`.
 
-    `own`: TRL's class. `micro_batches`: of one optimizer step, over all ranks. `sampler`: vLLM stands behind it. It notes
-    `gradients`, those of each optimizer step before they are clipped, and `generated`, the batches.
+    `own`: TRL's class. `micro_batches`: of one optimizer step, over all ranks. `evaluates`: on the same prompts. It notes
+    `gradients`, those of each optimizer step before they are clipped, `before`, its weights, and `generated`, the batches.
     """
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -101,8 +102,12 @@ def make_trainer(
             self.generated.append(output)
             return output
 
-        def training_step(self, model: Any, *rest: Any, **named: Any) -> Any:
+        def note_weights(self) -> None:
             self.now = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.before[self.state.global_step :] = [self.now]
+
+        def training_step(self, model: Any, *rest: Any, **named: Any) -> Any:
+            self.note_weights()
             return super().training_step(model, *rest, **named)
 
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -117,22 +122,26 @@ def make_trainer(
         }
         | options
     )
-    config = GRPOConfig(**{key: value for key, value in options.items() if value is not ...})
+    config = GRPOConfig(**options)
     mine = {} if own else {"grpokit_loss": loss, "loss_kwargs": kwargs}
     if own and loss is not None:
         config.loss_type = loss
+    rows = Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])
     trainer = Fixed(
         model=str(folder / "policy"),
         processing_class=tokenizer,
         reward_funcs=spread,
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS]),
+        train_dataset=rows,
+        eval_dataset=rows if evaluates else None,
         **mine,
     )
     trainer.model.double()
     if trainer.ref_model is not None:
         trainer.ref_model.double().load_state_dict(loaded(folder, "reference").state_dict())
     trainer.gradients, trainer.generated = [], []
+    trainer.folder, trainer.before = folder, []
+    trainer.note_weights()
     clip = trainer.accelerator.clip_grad_norm_
 
     def clip_and_keep(parameters: Any, *given: Any, **named: Any) -> Any:
@@ -148,6 +157,12 @@ def gradient(folder: Path, *given: Any, **named: Any) -> torch.Tensor:
     trainer = make_trainer(folder, *given, **named)
     trainer.train()
     return trainer.gradients[0]
+
+
+def assert_same(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> None:
+    """Checks that two gradients are equal, relative to their norm, and that there is one."""
+    assert one.norm() > 1e-3
+    assert float((one - other).norm() / one.norm()) < tolerance
 
 
 def main(folder: Path, jobs: Path) -> None:

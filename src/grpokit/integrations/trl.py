@@ -11,6 +11,7 @@ options that a GRPOConfig lacks. TRL is imported when `GRPOTrainer` is.
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -97,12 +98,11 @@ class GrpokitLoss(_Base):
         """Scores tokens by grpokit's head. TRL's stays for the router auxiliary loss, and where DeepSpeed shards the head."""
         if self.aux_loss_enabled or self.is_deepspeed_enabled:
             return
-        from trl.trainer.utils import FusedCausalLMOutput
-
+        output = importlib.import_module("trl.trainer.utils").FusedCausalLMOutput
         for model in (self.model, self.ref_model):
             if model is not None:
                 plain = model.get_base_model() if hasattr(model, "peft_config") else model
-                add_head(plain, self.temperature, FusedCausalLMOutput)
+                add_head(plain, self.temperature, output)
 
     # ----------------------------------------------------------------------- the batch
 

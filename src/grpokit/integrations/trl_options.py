@@ -60,6 +60,14 @@ def loss_from_trl(args: Any, loss: str | Loss | None = None, kwargs: Mapping[str
     return make_loss(name, **options)
 
 
+def _refuse_cap(name: str, theirs: Mapping[str, Any]) -> None:
+    """Raises the error of `make_loss`, with the option of a GRPOConfig that sets the cap."""
+    try:
+        make_loss(name, epsilon_high=theirs["epsilon_high"] or theirs["epsilon"])
+    except ValueError as error:
+        raise ValueError(f"{error}: set GRPOConfig(epsilon_high=5.0)") from error
+
+
 def _changed(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of a loss that TRL lacks: those that aren't at TRL's default."""
     known = ("epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg")
