@@ -251,6 +251,7 @@ def test_run_resumes_from_a_checkpoint_of_trl(folder, tmp_path):
         ({"loss": "dppo_tv"}, r"GRPOConfig\(use_vllm=True\)"),
         ({"loss": "real", "micro_batches": 2, "steps_per_generation": 4}, "set steps_per_generation to 2"),
         ({"loss": "gmpo", "kwargs": {"tau": 1}}, "tau 1: not used by loss_type gmpo"),
+        ({"loss": "gmpo", "kwargs": {"teacher_coef": 0.1}}, "TRL's GRPOTrainer has no teacher"),
         ({"loss": "gmppo"}, "did you mean 'gmpo'"),
         ({"loss": "grpo", "use_adaptive_entropy": True}, "use_adaptive_entropy"),
         ({"loss": make_loss("grpo"), "kwargs": {"epsilon": 0.1}}, "give them to make_loss"),

@@ -42,10 +42,8 @@ def loss_from_trl(args: Any, loss: str | Loss | None = None, kwargs: Mapping[str
     convert_loss(draft)
     convert_correction(draft, bool(theirs.get("use_vllm")))
     ours = draft.ours
-    if (
-        "max_grad_norm" in ours
-    ):  # cispo's cap below 1: a loss alone can't express it, and make_loss says what works
-        make_loss(name, epsilon_high=theirs.get("epsilon_high") or theirs["epsilon"])
+    if "max_grad_norm" in ours:  # a cap below 1, which convert-config expresses by the optimizer's options
+        _refuse_cap(name, theirs)
     options = {key: ours[key] for key in LOSS_OPTIONS if key in ours}
     options["ratio_level"] = ours.get("importance_sampling_level")
     options |= {
@@ -97,6 +95,10 @@ def check_with_trl(args: Any, loss: Loss, has_sampler: bool) -> None:
         raise ValueError(
             f"beta {loss.beta:g}: {loss.name} has it, and GRPOConfig has beta {args.beta:g}, by which TRL decides whether to "
             f"load a reference model; set GRPOConfig(beta={loss.beta:g})"
+        )
+    if loss.teacher_coef:
+        raise ValueError(
+            f"teacher_coef {loss.teacher_coef:g}: TRL's GRPOTrainer has no teacher; leave it out, or train with grpokit's trainer"
         )
     if args.use_adaptive_entropy:
         raise ValueError(
