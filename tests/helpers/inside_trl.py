@@ -7,6 +7,7 @@ FOLDER has `policy/`, `old/` and `reference/`, models of one shape (`make_models
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -70,6 +71,7 @@ def make_trainer(
         not gc.get_freeze_count()
     ):  # Trainer collects garbage, which takes longer than a step with all that is imported
         gc.freeze()
+        atexit.register(gc.unfreeze)
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
     near, plain = loaded(folder, "old"), loaded(folder, "policy")
     with torch.no_grad():  # near the policy: ratios on both sides of the clip range

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from grpokit.losses import Counts, LossBatch, UpdateStats, make_loss, policy_loss, sequence_weights
+from helpers.against_trl import COMPLETIONS, spread
 from helpers.inside_trl import assert_same, gradient, loaded, make_trainer
+from helpers.places import ROOT
 
 pytestmark = [
     pytest.mark.integrations,
@@ -234,6 +238,26 @@ def test_run_resumes_from_a_checkpoint_of_trl(folder, tmp_path):
     assert resumed.state.global_step == 2
     assert len(resumed.gradients) == 1
     assert_same(straight.gradients[1], resumed.gradients[0], 1e-6)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_pages_program_trains(folder, tmp_path, monkeypatch, language):
+    import datasets
+    import trl.rewards
+
+    page = (ROOT / "docs" / language / "integrations.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python trl\n(.*?)```", page, re.DOTALL)
+    rows = datasets.Dataset.from_list([{"prompt": prompt} for prompt in COMPLETIONS])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr(trl.rewards, "accuracy_reward", spread)
+    small = "gradient_accumulation_steps=4, max_steps=1, max_completion_length=4, use_cpu=True, bf16=False, report_to='none'"
+    program = program.replace("gradient_accumulation_steps=4", small)
+    program = program.replace("Qwen/Qwen2.5-0.5B-Instruct", str(folder / "policy"))
+    program = program.replace("runs/gmpo", str(tmp_path))
+    names = {}
+    exec(program, names)  # noqa: S102 (our own documentation)
+    assert str(names["trainer"].grpokit_loss).startswith("gmpo")
+    assert names["trainer"].state.global_step == 1
 
 
 # --------------------------------------------------------------------------- refusals
