@@ -101,6 +101,7 @@ class GrpokitLoss(_Base):
         output = importlib.import_module("trl.trainer.utils").FusedCausalLMOutput
         for model in (self.model, self.ref_model):
             if model is not None:
+                model = self.accelerator.unwrap_model(model)
                 plain = model.get_base_model() if hasattr(model, "peft_config") else model
                 add_head(plain, self.temperature, output)
 
