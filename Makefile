@@ -3,6 +3,7 @@
 # make test   everything that is claimed, proven in some minutes
 # make test-all   the slow tests too: more ranks, more faults, every page of the guides, twice the random cases
 # make test-vllm  the tests that need a vLLM server, which they install
+# make test-integrations  the losses inside other trainers, which it installs
 # make walls  the rooms of the source, and which imports which
 # make bench  the claims about speed, measured
 # make docs   the site of the docs, under site/
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready
 # A file at a time to each of two workers: what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: walls demo demo-agent test test-all test-vllm bench lint types format docs clean setup
+.PHONY: walls demo demo-agent test test-all test-vllm test-integrations bench lint types format docs clean setup
 
 demo: setup
 	rm -rf runs/demo runs/demo-task
@@ -33,15 +34,20 @@ demo-agent: setup
 		--output_dir runs/demo-agent $(DEMO_FLAGS)
 
 test: setup
-	$(PYTEST) -m "not slow and not vllm" --hypothesis-profile quick $(TEST_FLAGS)
+	$(PYTEST) -m "not slow and not vllm and not integrations" --hypothesis-profile quick $(TEST_FLAGS)
 
 test-all: setup
-	$(PYTEST) -m "not vllm" $(TEST_FLAGS)
+	$(PYTEST) -m "not vllm and not integrations" $(TEST_FLAGS)
 
 # Through a real vLLM server, in an environment of its own (3.5 GB).
 test-vllm: setup
 	$(PYTHON) .ci/vllm_environment.py .venv-vllm
 	GRPOKIT_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(PYTEST) -m vllm $(TEST_FLAGS)
+
+# Inside other trainers, in an environment that sees the packages of this one and adds the trainers.
+test-integrations: setup
+	$(BIN)/python .ci/integrations_environment.py .venv-integrations $(VENV)
+	.venv-integrations/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m integrations tests/integrations $(TEST_FLAGS)
 
 # Every claim about speed, in a short form; benchmarks/RESULTS.md has the long one.
 bench: setup
@@ -89,4 +95,4 @@ docs: setup
 	@echo "site/index.html"
 
 clean:
-	rm -rf $(VENV) .venv-vllm runs site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-integrations runs site build dist .pytest_cache .ruff_cache .hypothesis

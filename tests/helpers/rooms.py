@@ -21,7 +21,7 @@ FLOORS = (
     ("rollouts", "environments", "rewards"),
     ("runs",),
     ("training",),
-    ("commands",),
+    ("integrations", "commands"),
     ("__main__", "benchmarks"),
 )
 # Files at the top that are no rooms: the package's face, and a face of losses/testing.py.

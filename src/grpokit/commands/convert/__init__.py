@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ...config.commands import ConvertConfig
+from ...config.conversion.draft import OURS, Draft, Trainer
+from ...config.conversion.losses import convert_loss
 from ...config.foreign import NOT_NEEDED, RENAMED, SWIFT_ONLY, TRL_ONLY
 from ...config.options import TrainConfig
 from ...config.yaml import from_yaml, with_options
 from .batch import convert_batch, convert_steps
 from .data import convert_data, convert_logging, convert_prompts, convert_rewards, convert_sampling
-from .draft import OURS, Draft, Trainer
 from .evaluation import convert_best, convert_columns, convert_shares
 from .hub import convert_hub
-from .losses import convert_loss
 from .model import convert_adapter, convert_engine, convert_model, convert_optimizer
 from .script import read_launch
 

@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...config.conversion.draft import Draft, listed
 from ...config.foreign import COUNTED, IN_OPTIMIZER_STEPS
 from ...data.names import read_name
-from .draft import Draft, listed
 
 
 @dataclass(frozen=True)

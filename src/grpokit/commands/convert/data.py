@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...common.text import BUILT_IN_REWARDS
+from ...config.conversion.correction import PLAIN_SAMPLING
+from ...config.conversion.draft import Draft, listed, shown
 from ...config.foreign_defaults import DEFAULTS
 from ...data.names import read_name
 from ...data.sources import is_hub_name
-from .draft import Draft, listed, shown
 
 READERS = ("json", "csv", "parquet")  # the paths of `datasets` that read files
 TRUNCATION = {"left": "truncate_left", "delete": "drop", "raise": "error"}
@@ -24,13 +25,6 @@ TRL_REWARDS = {
 FORMATS = {
     "trl": {"think_format_reward": r"^<think>(?!.*<think>)(.*?)</think>.*$"},
     "swift": {"format": r"^<think>.*?</think>\s*<answer>.*?</answer>(?![\s\S])"},
-}
-# Sampling that changes the distribution: their values that don't.
-PLAIN_SAMPLING = {
-    "top_p": (1.0, None),
-    "top_k": (0, -1, None),
-    "min_p": (0.0, None),
-    "repetition_penalty": (1.0, None),
 }
 # Options of `generation_kwargs`, and where they go.
 GENERATION = {"stop_strings": "stop_words", "stop": "stop_words", "min_new_tokens": "min_completion_length"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ...config.conversion.draft import Draft, listed
 from ...data.names import read_names
-from .draft import Draft, listed
 
 # ms-swift's names of columns: those that state the prompt, and those that hold the reference answer.
 PROMPTS = ("query", "messages", "prompt", "question")

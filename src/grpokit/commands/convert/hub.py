@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...config.conversion.draft import Draft
 from ...config.hub_rules import REPOSITORY
-from .draft import Draft
 
 
 def convert_hub(draft: Draft) -> None:

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from ...common.hub import is_hub_model
+from ...config.conversion.correction import convert_correction
+from ...config.conversion.draft import Draft, listed, shown
 from ...config.foreign_defaults import SWIFT_LEARNING_RATE
 from ...config.schedule import NO_FUNCTIONS, SCHEDULES
-from .correction import convert_correction
-from .draft import Draft, listed, shown
 
 ATTENTION = {
     "flash_attn": "flash_attention_2",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .draft import Trainer, listed
+from ...config.conversion.draft import Trainer, listed
 from .shell import VARIABLE, Command, read_commands
 
 PROGRAMS: dict[tuple[str, str], Trainer] = {("swift", "rlhf"): "swift", ("trl", "grpo"): "trl"}

@@ -9,14 +9,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ...config.conversion.draft import shown
+from ...config.conversion.losses import NO_BOUND, VESPO
 from ...config.foreign_defaults import TRL_DEFAULTS
 from ...config.options import TrainConfig
 from ...config.yaml import with_options
 from ...data.form import parse_template_kwargs
 from .data import TRL_REWARDS, listed
 from .datasets_to_trl import name_datasets
-from .draft import shown
-from .losses import NO_BOUND, VESPO
 from .to_trl_training import Say, write_batch, write_optimizer
 
 # What carries over under another name.

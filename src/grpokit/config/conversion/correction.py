@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from .data import PLAIN_SAMPLING
 from .draft import Draft
 from .losses import NO_BOUND
+
+# Sampling that changes the distribution: their values that don't.
+PLAIN_SAMPLING = {
+    "top_p": (1.0, None),
+    "top_k": (0, -1, None),
+    "min_p": (0.0, None),
+    "repetition_penalty": (1.0, None),
+}
 
 
 def convert_correction(draft: Draft, uses_vllm: bool) -> None:

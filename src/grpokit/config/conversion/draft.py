@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...config.foreign_defaults import DEFAULTS, NAMES
-from ...config.options import TrainConfig
+from ..foreign_defaults import DEFAULTS, NAMES
+from ..options import TrainConfig
 
 Trainer = Literal["trl", "swift"]
 OURS = TrainConfig.__dataclass_fields__

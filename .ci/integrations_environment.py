@@ -1,0 +1,42 @@
+"""An environment with other trainers, for the tests of grpokit inside them: python .ci/integrations_environment.py DIR BASE
+
+It sees every package of BASE, grpokit's own environment, and adds the trainers alone. So it takes seconds, and the
+versions of everything else are the ones that grpokit is tested with.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+# Their own requirements are in BASE; EXTRA has what isn't.
+TRAINERS = ("trl==1.16.0",)
+EXTRA: tuple[str, ...] = ()
+
+
+def site_packages(place: Path) -> Path:
+    """The directory of an environment's packages."""
+    (found,) = place.glob("lib/python*/site-packages")
+    return found.absolute()
+
+
+def main() -> None:
+    place, base = Path(sys.argv[1]), Path(sys.argv[2])
+    ready = place / f".ready-{'-'.join((*TRAINERS, *EXTRA))}"
+    if ready.exists():
+        return
+    print(f"installing {', '.join(TRAINERS)} into {place}, over {base}", flush=True)
+    venv.create(place, clear=True, with_pip=False, symlinks=True)
+    # addsitedir reads the .pth files there too, so that grpokit's editable install is found.
+    line = f"import site; site.addsitedir({str(site_packages(base))!r})\n"
+    (site_packages(place) / "base.pth").write_text(line)
+    pip = [str(base / "bin" / "python"), "-m", "pip", "--python", str(place / "bin" / "python")]
+    install = [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*install, *TRAINERS, *EXTRA], check=True)
+    ready.touch()
+
+
+if __name__ == "__main__":
+    main()

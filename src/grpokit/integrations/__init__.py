@@ -1,0 +1,1 @@
+"""grpokit's losses inside other trainers. `trl.py` has TRL's GRPOTrainer with any of them."""
