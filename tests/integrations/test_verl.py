@@ -49,7 +49,7 @@ MEANING = {
     "cispo": {"epsilon_low_cap": 0.85, "epsilon_high": 1.25},
     "sapo": {"tau_pos": 1.1, "tau_neg": 1.3},
     "spo": {"epsilon": 0.15},
-    **dict.fromkeys(ON_THE_SAMPLER, {"dppo_delta": 0.15, "dppo_cap": 1.6}),
+    **{name: {"dppo_delta": 0.15, "dppo_cap": 1.6} for name in ON_THE_SAMPLER},
 }
 
 
@@ -315,18 +315,21 @@ assert loss_from_verl("vespo", config, config.loss_agg_mode).options["vespo_k_po
 assert _bypasses(config)
 """
 NO_PLUGINS = {"VERL_USE_EXTERNAL_PLUGINS": "none"}
+BY_EXTERNAL_LIB = """
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+from verl.workers.config import HFModelConfig
+del sys.modules["grpokit.integrations.verl"]
+for name in [name for name in POLICY_LOSS_REGISTRY if name.startswith("grpokit/")]:
+    del POLICY_LOSS_REGISTRY[name]
+try:
+    HFModelConfig(path="/nowhere", external_lib="grpokit.integrations.verl")
+except Exception as error:
+    assert "/nowhere" in str(error), error
+"""
 MECHANISMS = {
     "entry point": ({}, "import verl"),
     "environment": (NO_PLUGINS | {"VERL_USE_EXTERNAL_MODULES": "grpokit.integrations.verl"}, "import verl"),
-    "external_lib": (
-        NO_PLUGINS,
-        "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY\n"
-        "from verl.workers.config import HFModelConfig\n"
-        "assert not [name for name in POLICY_LOSS_REGISTRY if name.startswith('grpokit')]\n"
-        "try: HFModelConfig(path='/nowhere', external_lib='grpokit.integrations.verl')\n"
-        "except Exception as error: assert '/nowhere' in str(error), error",
-    ),
-    "config": (NO_PLUGINS, BY_CONFIG),
+    "config and external_lib": (NO_PLUGINS, BY_CONFIG + BY_EXTERNAL_LIB),
 }
 
 
@@ -340,7 +343,7 @@ def processes(tmp_path_factory):
     lines = [f"{name} = {value}\n" for name, value in project["entry-points"]["verl.plugins"].items()]
     (metadata / "entry_points.txt").write_text("[verl.plugins]\n" + "".join(lines))
     path = os.pathsep.join([str(metadata.parent), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    yield {
+    return {
         name: subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", f"{program}\n{CHECK}"],
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables,

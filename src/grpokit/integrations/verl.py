@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ PREFIX = "grpokit/"
 def _import_verl() -> tuple[Any, Any]:
     """Imports verl's register of losses and its config. Raises ImportError where verl is missing, or another version."""
     try:
-        import verl  # pyright: ignore[reportMissingImports]
-        from verl.trainer.ppo import core_algos  # pyright: ignore[reportMissingImports]
-        from verl.workers import config  # pyright: ignore[reportMissingImports]
+        verl, core_algos, config = (
+            import_module(name) for name in ("verl", "verl.trainer.ppo.core_algos", "verl.workers.config")
+        )
     except ImportError as error:
         raise ImportError(
             f"grpokit.integrations.verl needs verl {TESTED}, and it can't be imported ({error}): pip install 'grpokit[verl]'"

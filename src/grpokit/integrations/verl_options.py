@@ -144,8 +144,8 @@ def _constant_length(config: Any) -> int:
     length = config.get("loss_scale_factor", None)
     if length is None:
         raise ValueError(
-            "loss_scale_factor is missing: loss_agg_mode seq-mean-token-sum-norm divides by it. Without it verl divides by the width "
-            "of the padded batch, which changes from one to the next; set actor.loss_scale_factor=${data.max_response_length}"
+            "loss_scale_factor is missing: loss_agg_mode seq-mean-token-sum-norm divides by it. Without it, verl divides by the "
+            "width of the padded batch, which isn't constant; set actor.loss_scale_factor=${data.max_response_length}"
         )
     return int(length)
 
