@@ -217,6 +217,36 @@ def test_clip_ratio_stands_for_both_sides_where_they_are_null(batch):
     assert_same(expected, run_update(batch, config)[0])
 
 
+SEQUENCES = {"loss_agg_mode": "seq-mean-token-mean"}
+PAPERS = {
+    "grpo": SEQUENCES,
+    "dr_grpo": {"loss_agg_mode": "seq-mean-token-sum-norm"},
+    "dapo": {"clip_ratio_high": 0.28},
+    "cispo": {"clip_ratio_low": 1, "clip_ratio_high": 4},
+    "sapo": SEQUENCES,
+    "gspo": SEQUENCES | {"clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4},
+    "gspo_token": SEQUENCES | {"clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4},
+    "gmpo": SEQUENCES | {"clip_ratio_low": 0.4, "clip_ratio_high": 0.4},
+    "luspo": {"loss_agg_mode": "seq-mean-token-sum", "clip_ratio_low": 2e-3, "clip_ratio_high": 2.5e-3},
+    "vespo": {},
+    "dppo_tv": {"clip_ratio_c": 20},
+    "dppo_kl": {"clip_ratio_c": 20, "clip_ratio_low": 0.05, "clip_ratio_high": 0.05},
+    "spo": SEQUENCES,
+    "reinforce": {},
+    "importance_sampling": {},
+    "fipo": {},
+}
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_settings_of_the_page_are_those_of_the_paper(name):
+    papers = make_loss(name)
+    options = {"delta": None} if "delta" in papers.options and papers.ratio_level == "token" else {}
+    config = actor_config(f"grpokit/{name}", options, bypass=name in ON_THE_SAMPLER, **PAPERS[name])
+    found = loss_from_verl(name, config, config.loss_agg_mode)
+    assert (found.reduction, dict(found.options)) == (papers.reduction, dict(papers.options))
+
+
 def test_dual_clip_is_for_ratios_of_tokens_as_in_verl():
     for ratio_level, delta in (("token", 1.6), ("sequence", None)):
         config = actor_config("grpokit/grpo", {"ratio_level": ratio_level}, **RANGE)
