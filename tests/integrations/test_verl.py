@@ -85,7 +85,7 @@ def whole_update(batch, name, reduction, factor=None, **options):
         weights=weights,
     )
     output = policy_loss(loss, tokens)
-    return torch.autograd.grad(output.loss, batch.logps)[0], float(output.loss)
+    return torch.autograd.grad(output.loss, batch.logps)[0], float(output.loss.detach())
 
 
 def assert_same(one, other, tolerance=1e-10):
