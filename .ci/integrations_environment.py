@@ -12,8 +12,12 @@ import venv
 from pathlib import Path
 
 # Their own requirements are in BASE; EXTRA has what isn't.
-TRAINERS = ("trl==1.16.0",)
-EXTRA: tuple[str, ...] = ()
+TRAINERS = ("trl==1.16.0", "verl==0.9.1")
+# What verl's losses import, and hydra, which reads its config files. No Ray runs.
+EXTRA = (
+    *("ray==2.60.0", "tensordict==0.10.0", "codetiming==1.4.0", "omegaconf==2.3.0", "hydra-core==1.3.8"),
+    *("antlr4-python3-runtime==4.9.3", "cloudpickle==3.1.3", "msgpack==1.2.4", "pyvers==0.2.3"),
+)
 
 
 def site_packages(place: Path) -> Path:
