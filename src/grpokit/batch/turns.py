@@ -19,7 +19,7 @@ from .estimators import ESTIMATORS, Scored, Settings, within_group
 class Turns:
     """A completion's K turns. Example: `Turns(ends=[2, 5], returns=torch.tensor([1.5, 1.0]).double())`"""
 
-    ends: list[int]  # of each turn, the last token + 1; tokens behind the last belong to it
+    ends: list[int]  # the last token + 1 of each turn; tokens behind the last belong to it
     returns: Tensor  # [K] float64, Σ_{j≥k} γ^{j−k} r_j
 
     def at(self, turn: int) -> float:

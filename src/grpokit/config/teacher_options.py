@@ -59,13 +59,15 @@ TEACHER_RULES = [
     ),
     Rule(
         "max_resample_times",
-        lambda c: c.max_resample_times == 0 or len(c.reward_funcs) > 0 or len(c.environment) > 0,
+        lambda c: not c.teacher or c.max_resample_times == 0 or len(c.reward_funcs + c.environment) > 0,
         "chooses groups by their rewards, and there is no --reward_funcs",
     ),
     Rule(
         "eval_dataset",
         lambda c: (
-            not c.eval_dataset or len(c.reward_funcs + c.eval_reward_funcs) > 0 or len(c.environment) > 0
+            not (c.teacher and c.eval_dataset)
+            or len(c.reward_funcs + c.eval_reward_funcs) > 0
+            or len(c.environment) > 0
         ),
         "needs rewards to evaluate by; add --eval_reward_funcs",
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
-from ...batch.advantages import has_signal
+from ...batch.advantages import Estimator, has_signal
 from ...batch.estimators import ESTIMATORS
 from ...common.console import say
 from ...common.writing import write_text
@@ -25,6 +25,7 @@ from ...policy.reference import Reference
 from ...rewards import Reward
 from ...rollouts import Sampler
 from ...rollouts.dropped import ErrorBudget
+from ...rollouts.resample import GroupFilter
 from ...rollouts.step_rollouts import PromptOrder, StepRollouts
 from ...runs.checkpoint import TrainState, load_checkpoint, read_record
 from ...runs.directory import (
@@ -115,13 +116,7 @@ def start(
         optimizer=optimizer,
         estimator=estimator,
         scale_rewards=config.scale_rewards or loss.scale_rewards,
-        group_filter=own_filter
-        or partial(
-            has_signal,
-            estimator=estimator,
-            weights=[reward.weight for reward in data.rewards],
-            turn_discount=config.turn_discount,
-        ),
+        group_filter=own_filter or keeps_signal(config, estimator, data.rewards),
         masks_refused=own_filter is not None,
         layout=choose_layout(config, policy, reference, longest),
         router=find_router_loss(policy, config.router_aux_loss_coef),
@@ -169,6 +164,12 @@ def restore(
     state = load_checkpoint(checkpoint, policy, optimizer, prompts.at, world, moving)
     check_length(config, state)
     return state
+
+
+def keeps_signal(config: TrainConfig, estimator: str | Estimator, rewards: tuple[Reward, ...]) -> GroupFilter:
+    """Returns the filter of dynamic sampling: whether the run's estimator learns anything from a group."""
+    weights = [reward.weight for reward in rewards]
+    return partial(has_signal, estimator=estimator, weights=weights, turn_discount=config.turn_discount)
 
 
 def make_rollouts(
