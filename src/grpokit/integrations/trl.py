@@ -51,7 +51,7 @@ def _trainer_class() -> type:
 def _import_trl() -> Any:
     """Imports TRL. Raises ImportError where it is missing, or another version than the one that was tested."""
     try:
-        import trl
+        import trl  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             f"grpokit.integrations.trl needs TRL {TESTED}, and it can't be imported ({error}): pip install 'grpokit[trl]'"
