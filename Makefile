@@ -48,6 +48,7 @@ test-vllm: setup
 test-integrations: setup
 	$(BIN)/python .ci/integrations_environment.py .venv-integrations $(VENV)
 	.venv-integrations/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m integrations tests/integrations $(TEST_FLAGS)
+	.venv-integrations/bin/python -m pytest -n 2 tests/commands/test_convert_against_trl.py $(TEST_FLAGS)
 
 # Every claim about speed, in a short form; benchmarks/RESULTS.md has the long one.
 bench: setup
