@@ -52,8 +52,8 @@ def distill(folder: Path, seed: int, steps: int) -> tuple[float, float, float, f
         model=str(student / "model"),
         train_dataset=str(student / "train.jsonl"),
         teacher=str(teacher / "model"),
-        prompts_per_step=32,
-        num_generations=2,
+        prompts_per_step=64,
+        num_generations=1,  # nothing is compared within a group
         max_completion_length=32,
         learning_rate=1e-3,
         lr_scheduler_type="linear",
@@ -74,7 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import math
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from grpokit.batch.plan import unweighted
 from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
 from grpokit.policy.learn import Learning
@@ -27,10 +29,12 @@ from grpokit.rollouts.trial import log_probs_alone
 from grpokit.rollouts.vllm.sampler import VLLMSampler
 from grpokit.rollouts.vllm.server import Server
 from grpokit.training import scoring as scoring_room
+from grpokit.training.loop import iter_steps
 from grpokit.training.run import Run
 from grpokit.types import Sample
 from helpers import completions
 from helpers.agents import WORLDS
+from helpers.chat import chat_tokenizer
 from helpers.launch import ENVIRONMENT, rows, torchrun
 from helpers.places import REWARDS
 from helpers.running import start
@@ -526,3 +530,36 @@ def test_scores_time_outs_and_refusals_of_a_server_that_judges(task, server, tmp
     assert [group.reward.tolist() for group in score(groups, away)] == [[0.7, 0.7], [0.7]]
     with pytest.raises(RewardError, match="no answer in 1 tries"):
         score([completions.group("4")], away)
+
+
+@needs_vllm
+def test_the_server_teaches(task, server, tmp_path):
+    """With the policy's own weights on the server, its log-probs are the policy's, and the KL to it is 0."""
+    config = config_for(
+        task,
+        tmp_path / "run",
+        server.url,
+        temperature=1.0,
+        reward_funcs=(),
+        correction_mode="none",
+        teacher=(server.url,),
+        max_steps=2,
+        learning_rate=1e-2,
+    )
+    run = start(config)
+    for step in iter_steps(run):
+        row = step.metrics
+        own = run.teachers.by_name[""]
+        samples = unweighted(step.groups)
+        told = own.score(samples)
+        assert {s.index: len(told[s.index]) for s in samples} == {s.index: s.length for s in samples}
+        if step.step == 1:  # the server has the weights that the step began with
+            assert abs(row["teacher/kl"]) < 1e-3
+            assert row["loss/policy"] == 0
+    run.close()
+    with pytest.raises(ValueError, match=r"--teacher .*has a context of 256 tokens"):
+        own.check(run.tokenizer, 256)
+    with pytest.raises(ValueError, match=r"--teacher .*its tokenizer is another one"):
+        own.check(chat_tokenizer("qwen"), 64)
+    with pytest.raises(ValueError, match=r"--teacher .*refused"):
+        own.score([dataclasses.replace(samples[0], prompt_ids=samples[0].prompt_ids * 100)])
