@@ -163,7 +163,8 @@ def test_the_order_of_groups_and_of_completions_changes_nothing(name):
 @pytest.mark.parametrize("rewards", [[0.1] * 8, [0.3] * 7, [5.0], [NAN, 2.0], [NAN, NAN]])
 def test_a_group_without_spread_is_exactly_0(name, rewards):
     groups = [group_of(rewards), group_of([0.0, 1.0], position=1)]
-    assert found(groups, name)[0] == [0.0] * len(rewards) if name != "gdpo" else True
+    groups = [dataclasses.replace(g, rewards=g.rewards.expand(-1, 2)) for g in groups]
+    assert found(groups, name)[0] == [0.0] * len(rewards)
     assert not has_signal(group_of(rewards), name)
 
 
@@ -197,14 +198,31 @@ def test_a_group_has_a_signal_where_an_advantage_is_not_0(name):
     assert ESTIMATORS[name].compares is not signals[0] or name == "remax"
 
 
+@pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if row.compares])
+@pytest.mark.parametrize("rewards", [[0.3, 0.1 + 0.2], [0.7, 0.1 * 7], [0.3, 0.1 + 0.2, 0.3]])
+def test_rounding_error_is_no_spread(name, rewards):
+    """.1 + .2 isn't .3 in floating point."""
+    groups = [group_of(rewards), group_of([0.0, 1.0], position=1)]
+    assert (
+        max(
+            map(
+                abs, found([dataclasses.replace(g, rewards=g.rewards.expand(-1, 2)) for g in groups], name)[0]
+            )
+        )
+        == 0
+    )
+    assert not has_signal(groups[0], name)
+
+
 # --------------------------------------------------------------------------- what is particular to some
 
 
 def test_maxrl_divides_by_the_mean_and_refuses_negative_rewards():
     """Rewards 0, 0, 0, 1: mean 1/4, so the right one counts four times its deviation."""
     assert found([group_of([0.0, 0.0, 0.0, 1.0])], "maxrl") == [[-1, -1, -1, 3]]
-    with pytest.raises(ValueError, match=r"maxrl: a completion of t.jsonl:1 has the reward -1"):
-        found([group_of([-1.0, 1.0])], "maxrl")
+    for rewards in ([-1.0, 1.0], [-1.0, -1.0]):
+        with pytest.raises(ValueError, match=r"maxrl: a completion of t.jsonl:1 has the reward -1"):
+            found([group_of(rewards)], "maxrl")
 
 
 def test_remax_learns_from_equal_rewards_and_needs_the_greedy_one():
@@ -233,6 +251,11 @@ def test_loo_std_is_undivided_where_the_others_are_equal():
     zero = -(1 / 3) / (1 / 3**0.5 + 1e-4)
     assert found([group_of([0.0, 0.0, 0.0, 1.0])], "loo_std") == [pytest.approx([zero] * 3 + [1.0])]
     assert found([group_of([0.0, 3.0])], "loo_std") == [[-3, 3]]
+
+
+def test_loo_std_does_not_divide_by_rounding_error():
+    """The others of the last are .3 up to rounding: its difference of .7 isn't divided."""
+    assert found([group_of([0.3, 0.1 + 0.2, 0.3, 1.0])], "loo_std")[0][3] == pytest.approx(0.7)
 
 
 def test_pass_k_gives_ties_nothing():
@@ -284,6 +307,12 @@ def test_advantages_of_tokens_survive_a_checkpoint_and_the_way_between_ranks():
     for group, again in zip(groups, back, strict=True):
         pairs = zip(group.token_advantages, again.token_advantages, strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+    [none] = add_advantages([group_of([NAN, NAN], position=2)], rising)
+    assert none.token_advantages is None
+    for order in ([none, *groups], [*groups, none]):  # a group without any reward has none
+        places = {g.prompt.position: g.prompt for g in order}
+        again = groups_from_tensors(groups_to_tensors(order), places.get)
+        assert [g.token_advantages is None for g in again] == [g is none for g in order]
     [update] = updates_from_tensors(updates_to_tensors([plan_update(groups, make_loss("dapo"))]))
     want = [s.advantages.tolist() for s in plan_update(groups, make_loss("dapo")).samples]
     assert [s.advantages.tolist() for s in update.samples] == want

@@ -132,7 +132,7 @@ def test_a_completion_without_a_reward_is_left_out():
 
 STEPS = """
 def steps(completion_ids):
-    return [[float(t == 1) for t in range(len(ids))] for ids in completion_ids]
+    return [[1.0 if t == 1 else None for t in range(len(ids))] for ids in completion_ids]
 
 def total(completions):
     return [2.0] * len(completions)
@@ -149,23 +149,39 @@ def test_a_function_may_give_each_token_a_reward(tmp_path):
     [scored] = score([group("abc", "de")], rewards)
     assert scored.rewards.tolist() == [[1.0, 2.0], [1.0, 2.0]]
     assert scored.reward.tolist() == [2.5, 2.5]
-    want = [[0.5 * (t == 1) for t in range(len(r.completion_ids))] for r in scored.rollouts]
-    assert [x.tolist() for x in scored.token_rewards] == want
+    want = [[0.5 if t == 1 else NAN for t in range(len(r.completion_ids))] for r in scored.rollouts]
+    assert [x.tolist() for x in scored.token_rewards] == [pytest.approx(row, nan_ok=True) for row in want]
     [back] = groups_from_tensors(groups_to_tensors([scored]), lambda position: scored.prompt)
-    assert [x.tolist() for x in back.token_rewards] == want
+    assert [x.tolist() for x in back.token_rewards] == [pytest.approx(row, nan_ok=True) for row in want]
 
 
 def test_another_number_of_tokens_is_refused(tmp_path):
     (tmp_path / "r.py").write_text(STEPS)
-    with pytest.raises(RewardError, match="or a finite number for each of its 2 tokens"):
+    with pytest.raises(RewardError, match="or a list with a number or None for each of its 2 tokens"):
         score([group("ab", "cd")], load(f"{tmp_path}/r.py:short"))
 
 
 def test_rewards_of_tokens_divide_a_completion_into_steps():
     """A reward at tokens 1 and 3 of five: two steps. The last has what is missing from the total, and the token behind it."""
     plain = group_of([4.0, 0.0], [5, 5])
-    first = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0]).double()
-    given = dataclasses.replace(plain, token_rewards=(first, torch.zeros(5).double()))
+    first = torch.tensor([NAN, 1.0, NAN, 2.0, NAN]).double()
+    given = dataclasses.replace(plain, token_rewards=(first, torch.full((5,), NAN).double()))
     [made] = add_advantages([given], "group", "none", turn_discount=1.0)
     assert made.token_advantages[0].tolist() == [2.0, 2.0, 1.5, 1.5, 1.5]
     assert made.token_advantages[1].tolist() == [-2.0] * 5
+
+
+def test_a_step_worth_nothing_is_a_step():
+    """Rewards 1, 0, 1 and 0, 1, 1: the returns of the second step are 1 and 2, those of the first 2 and 2."""
+    plain = group_of([2.0, 2.0], [3, 3])
+    given = tuple(torch.tensor(x).double() for x in ([1.0, 0.0, 1.0], [0.0, 1.0, 1.0]))
+    [made] = add_advantages(
+        [dataclasses.replace(plain, token_rewards=given)], "group", "none", turn_discount=1.0
+    )
+    assert [a.tolist() for a in made.token_advantages] == [[0.0, -0.5, 0.0], [0.0, 0.5, 0.0]]
+
+
+def test_other_estimators_refuse_turns():
+    for options in (("rloo",), ("group", "batch")):
+        with pytest.raises(ValueError, match="compares turns as the estimator group does"):
+            add_advantages([group_of([1.0, 0.0])], *options, turn_discount=1.0)

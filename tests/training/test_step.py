@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from grpokit.batch.advantages import add_advantages
+from grpokit.batch.collate import collate
 from grpokit.batch.plan import plan_step
+from grpokit.losses import make_loss
 from grpokit.policy.learn import Learning, NonFiniteError, StepProgress, learn, optimize, score
 from grpokit.policy.load import load_policy, load_tokenizer
-from grpokit.policy.mismatch import drop_rejected
+from grpokit.policy.mismatch import drop_rejected, micro_mismatch
 from grpokit.rollouts.transformers import TransformersSampler
 from grpokit.runs.metrics import METRICS, declared_name, values
 from grpokit.types import Prompt, RolloutGroup
@@ -313,3 +315,12 @@ def test_scoring_equals_the_training_pass(directory):
     for micro in micro_batches(rows, 30):
         scores, _ = policy(micro, build("grpo"))
         assert torch.equal(torch.cat([scored[row.index] for row in micro.samples]), scores.logps.detach())
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+def test_an_empty_micro_batch_measures_nothing(layout):
+    """A rank without samples computes one, so that it takes part in the collectives."""
+    found = micro_mismatch(collate([], layout, "cpu"), torch.zeros(0), make_loss("grpo"), "full")
+    assert {name: math.isnan(metric.value) for name, metric in found.items()} == dict.fromkeys(
+        ("sampler/ppl", "sampler/trainer_ppl", "sampler/log_ppl_diff", "sampler/chi2_seq"), True
+    )

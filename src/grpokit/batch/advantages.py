@@ -94,6 +94,10 @@ def add_advantages(
             f"advantage_estimator {estimator}, scale_rewards {scale_rewards}: there are {', '.join(ESTIMATORS)}, "
             f"and {', '.join(SCALINGS)}"
         )
+    if turn_discount is not None and (estimator != "group" or scale_rewards == "batch"):
+        raise ValueError(
+            f"turn_discount {turn_discount:g}: compares turns as the estimator group does, scaled by group or not at all"
+        )
     row, how = ESTIMATORS[estimator], Settings(scale_rewards, weights, epsilon, turn_discount)
     if turn_discount is not None:
         return [_with_turns(group, ok, how) for group, ok in zip(groups, valid, strict=True)]
@@ -129,11 +133,16 @@ def has_signal(
     if not isinstance(estimator, str):
         rounding = 1e-12 * max(1.0, float(_rewards(group).nan_to_num().abs().max()))
         of_completions, of_tokens = _by_own(group, valid, estimator)
-        return any(bool((a.abs() > rounding).any()) for a in of_tokens or [of_completions])
+        if of_tokens is None:
+            return bool((of_completions.abs() > rounding).any())
+        pairs = zip(of_tokens, group.rollouts, strict=True)
+        return any(bool((a[rollout.trainable].abs() > rounding).any()) for a, rollout in pairs)
     row = ESTIMATORS[estimator]
     if turn_discount is not None:
         how = Settings("none", turn_discount=turn_discount)
-        return any(bool(a.any()) for a in _with_turns(group, valid, how).token_advantages or ())
+        made = _with_turns(group, valid, how)
+        pairs = zip(made.token_advantages or (), made.rollouts, strict=True)
+        return any(bool(a[rollout.trainable].any()) for a, rollout in pairs)
     if row.of_step:
         return bool(valid.any())
     scored, how = _scored(group, valid), Settings(weights=weights)

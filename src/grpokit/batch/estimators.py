@@ -72,6 +72,7 @@ class EstimatorRow:
     compares: bool = True
     needs_greedy: bool = False  # whether the prompt's greedy completion is sampled too
     of_functions: bool = False  # whether it compares each reward function by itself, and not the total
+    check: Callable[[Scored], None] | None = None  # raises where it can't use a group's rewards
     of_step: bool = False  # whether only the step's rewards tell if a group teaches anything
 
 
@@ -96,17 +97,21 @@ def _gdpo(g: Scored, how: Settings) -> Tensor:
     ):
         ok = ~values.isnan()
         r = values[ok]
-        if len(r) > 1 and r.max() > r.min():
+        if _differ(r):
             total[ok] += weight * (r - r.mean()) / (r.std() + how.epsilon)
     return total
 
 
-def _maxrl(g: Scored, how: Settings) -> Tensor:
+def _not_negative(g: Scored) -> None:
+    """Raises ValueError where a reward is negative."""
     if g.rewards.min() < 0:
         raise ValueError(
             f"--advantage_estimator maxrl: a completion of {g.source} has the reward {float(g.rewards.min()):g}; it "
             "divides by the group's mean, and needs rewards of at least 0"
         )
+
+
+def _maxrl(g: Scored, how: Settings) -> Tensor:
     return g.deviation / g.rewards.mean()
 
 
@@ -120,12 +125,14 @@ def _loo_std(g: Scored, how: Settings) -> Tensor:
     if n == 2:
         return d
     others = g.rewards.expand(n, n)[~torch.eye(n, dtype=torch.bool)].reshape(n, n - 1)
-    std = torch.where(others.amax(1) > others.amin(1), others.std(1), 0.0)
+    std = torch.where(others.amax(1) - others.amin(1) > _rounding(g.rewards), others.std(1), 0.0)
     return torch.where(std > 0, d / (std + how.epsilon), d)
 
 
 def _pass_k(g: Scored, how: Settings) -> Tensor:
     best, second = g.rewards.topk(2).values
+    if best - second <= _rounding(g.rewards):
+        return torch.zeros_like(g.rewards)
     return torch.where(g.rewards == best, (best - second) / (g.rewards.std() + how.epsilon), 0.0)
 
 
@@ -174,7 +181,7 @@ ESTIMATORS = {
         EstimatorRow("reinforce_plus_plus", _group, _normalised),
         EstimatorRow("opo", _opo),
         EstimatorRow("gdpo", _gdpo, _normalised, of_functions=True),
-        EstimatorRow("maxrl", _maxrl),
+        EstimatorRow("maxrl", _maxrl, check=_not_negative),
         EstimatorRow("remax", _remax, compares=False, needs_greedy=True),
         EstimatorRow(
             "reinforce_plus_plus_global", _rewards_as_they_are, _whitened, compares=False, of_step=True
@@ -193,6 +200,8 @@ def within_group(row: EstimatorRow, group: Scored, how: Settings) -> Tensor:
     mean may not be.
     """
     r = group.rewards
+    if row.check is not None and len(r):
+        row.check(group)
     if len(r) == 0 or (row.compares and not has_spread(row, group, how)):
         return torch.zeros_like(r)
     return row.within(group, how)
@@ -211,11 +220,16 @@ def has_spread(row: EstimatorRow, group: Scored, how: Settings) -> bool:
 
 
 def _differ(rewards: Tensor) -> bool:
-    return len(rewards) > 1 and bool(rewards.max() > rewards.min())
+    return len(rewards) > 1 and bool(rewards.max() - rewards.min() > _rounding(rewards))
+
+
+def _rounding(rewards: Tensor) -> Tensor:
+    """Returns the largest difference of two rewards that may be rounding error alone, such as that of .3 and .1 + .2."""
+    return 4 * torch.finfo(rewards.dtype).eps * rewards.abs().max()
 
 
 def _centred(rewards: Tensor, baseline: Tensor) -> Tensor:
     """R − baseline [n]. A difference that is only rounding error has a random sign, so it becomes 0."""
     centred = rewards - baseline
-    centred[centred.abs() <= 4 * torch.finfo(rewards.dtype).eps * rewards.abs().max()] = 0
+    centred[centred.abs() <= _rounding(rewards)] = 0
     return centred

@@ -113,5 +113,10 @@ def _advantage(group: RolloutGroup, g: int, loss: Loss) -> float | Tensor:
                 f"{group.prompt.source}: its tokens have advantages of their own, and {loss.name} has one value for a "
                 "sequence; use loss_type gspo_token, or a loss of tokens such as dapo"
             )
+        if loss.opsm_threshold is not None and len(found.unique()) > 1:
+            raise ValueError(
+                f"opsm_threshold {loss.opsm_threshold:g}: drops sequences by the sign of their advantage, and the tokens of "
+                f"{group.prompt.source} have advantages of their own; leave it out"
+            )
         return found
     return float(group.advantages[g])

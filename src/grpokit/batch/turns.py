@@ -32,7 +32,7 @@ def turns_of(rollout: Rollout, token_rewards: Tensor | None, total: float, disco
 
     Args:
         rollout: the completion.
-        token_rewards: [T] rewards at tokens, of reward functions; None without any.
+        token_rewards: [T] rewards at the tokens that end a step, by reward functions; NaN elsewhere; None without any.
         total: R, the completion's whole reward. What earlier turns don't have is the last turn's.
         discount: γ.
 
@@ -40,9 +40,10 @@ def turns_of(rollout: Rollout, token_rewards: Tensor | None, total: float, disco
         The turns.
     """
     rewards = torch.zeros(max(1, len(rollout.completion_ids)), dtype=torch.float64)
+    ends: set[int] = set()
     if token_rewards is not None:
-        rewards[: len(token_rewards)] += token_rewards
-    ends = {index + 1 for index in torch.nonzero(rewards).flatten().tolist()}
+        rewards[: len(token_rewards)] += token_rewards.nan_to_num()
+        ends = {index + 1 for index in torch.nonzero(~token_rewards.isnan()).flatten().tolist()}
     if rollout.episode is not None:
         ends |= {end for begin, end in rollout.episode.turns if end > begin}
         for (_, end), reward in zip(rollout.episode.turns, rollout.episode.turn_rewards or (), strict=False):

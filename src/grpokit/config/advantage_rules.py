@@ -75,8 +75,17 @@ ADVANTAGE_RULES = [
         "remax compares with a greedy completion, whose KL is not computed; use --beta alone, or --advantage_estimator group",
     ),
     Rule(
+        "kl_in_reward",
+        lambda c: not c.kl_in_reward or c.advantage_estimator != "maxrl",
+        "maxrl needs rewards of at least 0, and the KL takes them below; use --beta alone, or --advantage_estimator group",
+    ),
+    Rule(
         "max_resample_times",
-        lambda c: c.max_resample_times == 0 or c.advantage_estimator != "reinforce_plus_plus_global",
+        lambda c: (
+            c.max_resample_times == 0
+            or c.group_filter != ""
+            or c.advantage_estimator != "reinforce_plus_plus_global"
+        ),
         "does nothing with --advantage_estimator reinforce_plus_plus_global, which learns from groups of equal rewards "
         "too; leave it out",
     ),

@@ -53,6 +53,11 @@ TEACHER_RULES = [
         "has no config.json, and is no URL",
     ),
     Rule(
+        "teacher_coef",
+        lambda c: c.teacher_coef is None or c.teacher_coef > 0,
+        "must be above 0; to train without the teacher, leave out --teacher",
+    ),
+    Rule(
         "temperature",
         lambda c: c.temperature == 1 or not any(map(is_server, teachers_of(c.teacher).values())),
         "a server tells the teacher's log-probs at temperature 1 alone; use --temperature 1, or a directory for --teacher",

@@ -57,6 +57,12 @@ UNUSED_MODEL_OPTIONS = [
 
 UNUSED_TRAIN_OPTIONS = [
     *unused(
+        "group_filter advantage_estimator kl_in_reward turn_discount advantage_epsilon scale_rewards correction correction_mode "
+        "opsm_threshold rejected_tokens",
+        lambda c: not c.teacher or len(c.reward_funcs + c.environment) > 0,
+        "does nothing without rewards: the teacher alone teaches; add --reward_funcs, or leave it out",
+    ),
+    *unused(
         "teacher_coef teacher_kl_gradient", lambda c: len(c.teacher) > 0, "does nothing without --teacher"
     ),
     *unused(

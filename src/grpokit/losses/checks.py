@@ -59,12 +59,14 @@ def make_correction(given: Mapping[str, Any]) -> Correction | None:
     Raises:
         ValueError: an option is given that would have no effect, or has a value that cannot work.
     """
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None and value is not False}
     name = given.pop("correction", None)
     if name is not None and name not in PRESETS:
         raise ValueError(f"correction {name!r}: is not one of {', '.join(PRESETS)}")
     own = {key.removeprefix("correction_"): value for key, value in given.items()}
-    preset = {} if name is None else PRESETS[name]
+    preset = {} if name is None else dict(PRESETS[name])
+    if own.get("mode", preset.get("mode")) != preset.get("mode"):
+        preset = {"level": preset["level"]} if preset else {}  # its bounds are those of its mode
     mode = own.get("mode", preset.get("mode"))
     if mode is None:
         if own:
@@ -174,6 +176,12 @@ def _check_with_loss(loss: Loss, correction: Correction) -> None:
         raise ValueError(
             f"{flag}: {loss.name} takes the weights into its ratio, where this has no meaning; leave it out"
         )
+    by_token = correction.mode != "truncate" and correction.level == "token"
+    if loss.rejected_tokens == "drop" and correction.keep is not None and by_token:
+        raise ValueError(
+            "correction_keep: would be asked again of the tokens that rejected_tokens drop has left of a sequence; use "
+            "correction_mode truncate, or rejected_tokens keep"
+        )
     if correction.normalize and loss.rejected_tokens == "drop":
         raise ValueError(
             "correction_normalize: the mean is over all tokens, and rejected_tokens drop takes some out; leave one of them out"
@@ -221,6 +229,11 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
     if q is not None and not 0 < q <= 1:
         raise ValueError(
             f"top_entropy_quantile {q}: the share of tokens that keep their policy term, above 0 and at most 1; 0.2 is usual"
+        )
+    if loss.rejected_tokens == "drop" and loss.teacher_coef:
+        raise ValueError(
+            "rejected_tokens drop: takes tokens from the teacher too, whose term is over all of them; leave rejected_tokens at "
+            "keep"
         )
     if loss.rejected_tokens not in ("keep", "drop"):
         raise ValueError(f"rejected_tokens {loss.rejected_tokens!r}: is not one of keep, drop")

@@ -47,12 +47,14 @@ def micro_mismatch(micro: MicroBatch, logps: Tensor, loss: Loss, sampled: str) -
         return {"sampler/kept_mass": Metric.mean(clamp_log_ratio(old - sampler).exp())}
     if micro.sampler_logps is None:
         return {}
-    lengths = torch.tensor([sample.length for sample in micro.samples], device=old.device)
-    live = [bool(sample.advantages.any()) or not loss.drops_dead_rows for sample in micro.samples]
+    lengths = torch.tensor([sample.length for sample in micro.samples], dtype=torch.int64, device=old.device)
+    live = torch.tensor(
+        [bool(sample.advantages.any()) or not loss.drops_dead_rows for sample in micro.samples],
+        dtype=torch.bool,
+        device=old.device,
+    )
     found = of_sequences(old, sampler, lengths)
-    return {
-        name: Metric.mean(values[torch.tensor(live, device=old.device)]) for name, values in found.items()
-    }
+    return {name: Metric.mean(values[live]) for name, values in found.items()}
 
 
 def drop_rejected(update: Update, old: Mapping[int, Tensor], loss: Loss, ranks: int = 1) -> Update:

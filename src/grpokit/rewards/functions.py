@@ -251,8 +251,8 @@ def _checked(returned: Any, call: _Call) -> list[Score]:
         if number is None:
             raise RewardError(
                 f"{who} returned {one_line(repr(value), 80)} for a completion of {prompt.source}, "
-                f"{one_line(repr(rollout.text), 80)}; expected a finite number, or None where it doesn't apply, or a finite "
-                f"number for each of its {len(rollout.completion_ids)} tokens"
+                f"{one_line(repr(rollout.text), 80)}; expected a finite number, or None where it doesn't apply, or a "
+                f"list with a number or None for each of its {len(rollout.completion_ids)} tokens"
             )
         numbers.append(number)
     return numbers
@@ -263,9 +263,9 @@ def _is_list(value: Any) -> bool:
 
 
 def _of_tokens(value: Any, length: int) -> Tensor | None:
-    """Returns rewards of a completion's tokens [T] float64; None unless they are `length` finite numbers."""
+    """Returns rewards of a completion's tokens [T] float64, NaN for None; None unless they are `length` numbers or Nones."""
     numbers = [_number(one) for one in value]
-    known = [number for number in numbers if number is not None and math.isfinite(number)]
+    known = [number for number in numbers if number is not None]
     return torch.tensor(known, dtype=torch.float64) if len(known) == len(numbers) == length else None
 
 

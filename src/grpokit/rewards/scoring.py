@@ -92,7 +92,7 @@ def _with_rewards(
     is_kept = torch.tensor([not rollout.is_dropped for rollout in rollouts])  # [B]
     table = torch.full((len(is_kept), len(rewards)), math.nan, dtype=torch.float64)  # [B, F]
     if scores:
-        numbers = [[float(s.sum()) if isinstance(s, Tensor) else s for s in own] for own in scores]
+        numbers = [[float(s.nansum()) if isinstance(s, Tensor) else s for s in own] for own in scores]
         table[is_kept] = torch.tensor(numbers, dtype=torch.float64).T
     sizes = [len(group.rollouts) for group in groups]
     total = _weighted_sum(table, rewards)  # [B]
@@ -112,13 +112,15 @@ def _with_rewards(
 def _of_tokens(
     rollouts: Sequence[Rollout], is_kept: Tensor, rewards: Sequence[Reward], scores: Sequence[Sequence[Score]]
 ) -> list[Tensor]:
-    """Returns the weighted sum of the rewards that functions gave to tokens, [T] for each of the B completions."""
-    found = [torch.zeros(len(rollout.completion_ids), dtype=torch.float64) for rollout in rollouts]
+    """Returns the weighted sum of the rewards that functions gave to tokens, [T] for each of the B completions; NaN elsewhere."""
+    found = [torch.full((len(r.completion_ids),), torch.nan, dtype=torch.float64) for r in rollouts]
     kept = torch.nonzero(is_kept).flatten().tolist()
     for reward, own in zip(rewards, scores, strict=True):
         for b, score in zip(kept, own, strict=True):
             if isinstance(score, Tensor):
-                found[b] += reward.weight * score
+                ends = found[b].isnan() & score.isnan()
+                added = found[b].nan_to_num() + reward.weight * score.nan_to_num()
+                found[b] = torch.where(ends, torch.nan, added)
     return found
 
 

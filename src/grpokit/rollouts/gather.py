@@ -73,15 +73,25 @@ def groups_to_tensors(groups: Sequence[RolloutGroup]) -> Tensors:
         parts = [getattr(group, name) for group in groups]
         if parts and parts[0] is not None:
             found[name] = torch.cat(parts)
-    if groups and groups[0].token_advantages is not None:
-        found["token_advantages"] = torch.cat([a for group in groups for a in group.token_advantages or ()])
-    if groups and any(group.token_rewards is not None for group in groups):
-        none = [torch.zeros(len(r.completion_ids), dtype=torch.float64) for r in rollouts]
-        given = [r for group in groups for r in group.token_rewards or [None] * len(group.rollouts)]
-        found["token_rewards"] = torch.cat([n if g is None else g for n, g in zip(none, given, strict=True)])
+    for name in ("token_advantages", "token_rewards"):
+        if any(getattr(group, name) is not None for group in groups):
+            found |= _of_tokens(groups, name)
     if groups and groups[0].greedy_reward is not None:
         found["greedy_reward"] = torch.stack([g.greedy_reward for g in groups if g.greedy_reward is not None])
     return found
+
+
+def _of_tokens(groups: Sequence[RolloutGroup], name: str) -> Tensors:
+    """Returns a field of the groups that has [T] for each completion, and which groups have it."""
+    parts = [
+        torch.zeros(len(rollout.completion_ids), dtype=torch.float64) if value is None else value
+        for group in groups
+        for rollout, value in zip(
+            group.rollouts, getattr(group, name) or [None] * len(group.rollouts), strict=True
+        )
+    ]
+    known = torch.tensor([getattr(group, name) is not None for group in groups])
+    return {name: torch.cat(parts), f"{name}_known": known}
 
 
 def groups_from_tensors(
@@ -112,10 +122,12 @@ def groups_from_tensors(
     }
     for name in ("token_advantages", "token_rewards"):
         if name in tensors:
-            of_tokens = tensors[name].split(lengths)
-            per_group[name] = tuple(
-                of_tokens[end - size : end] for size, end in zip(sizes, ends, strict=True)
-            )
+            parts = tensors[name].split(lengths)
+            known = tensors[f"{name}_known"].tolist()
+            per_group[name] = [
+                parts[end - size : end] if has else None
+                for size, end, has in zip(sizes, ends, known, strict=True)
+            ]
     if "greedy_reward" in tensors:
         per_group["greedy_reward"] = tensors["greedy_reward"].unbind()
     extras = json.loads(_text(tensors["extras"])) if "extras" in tensors else [{}] * len(sizes)

@@ -42,7 +42,9 @@ def kept_mass(rollouts: Sequence[Rollout]) -> Metrics:
 
 def greedy_reward(groups: Sequence[RolloutGroup]) -> Metrics:
     """Measures the mean reward of the prompts' greedy completions; {} where none were sampled."""
-    known = torch.tensor([float(g.greedy_reward) for g in groups if g.greedy_reward is not None])
+    known = torch.tensor(
+        [float(g.greedy_reward) for g in groups if g.greedy_reward is not None], dtype=torch.float64
+    )
     return {"reward/greedy": Metric.mean(known[~known.isnan()])} if len(known) else {}
 
 

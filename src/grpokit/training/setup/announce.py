@@ -82,7 +82,11 @@ class StepNotes:
             say(
                 "note: no reward function applied to any completion of this step, so nothing was learned from it"
             )
-        self.without_signal = self.without_signal + 1 if row.get("frac_reward_zero_std") == 1 else -math.inf
+        self.without_signal = (
+            self.without_signal + 1
+            if row.get("frac_reward_zero_std") == 1 and not row.get("grad_norm")
+            else -math.inf
+        )
         if self.without_signal == STEPS_WITHOUT_SIGNAL:
             say(
                 f"note: in the first {STEPS_WITHOUT_SIGNAL} steps, no group had differing rewards, so nothing was learned; "

@@ -8,7 +8,7 @@ from typing import Any
 from ...common.console import say
 from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
-from ...config.teacher_options import TEACHER_COLUMN
+from ...config.teacher_options import TEACHER_COLUMN, teachers_of
 from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
@@ -63,9 +63,13 @@ def load_data(
         prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
     rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
     rewards += () if environments is None else environments.rewards
-    if len(config.teacher) > 1 and TEACHER_COLUMN not in columns_of(prompts, environments):
+    if (
+        "" not in teachers_of(config.teacher)
+        and config.teacher
+        and TEACHER_COLUMN not in columns_of(prompts, environments)
+    ):
         raise ValueError(
-            f"--teacher {' '.join(config.teacher)}: several teachers need a column `{TEACHER_COLUMN}` in the dataset, which "
+            f"--teacher {' '.join(config.teacher)}: teachers with names need a column `{TEACHER_COLUMN}` in the dataset, which "
             "names that of each row"
         )
     if not rewards and not config.teacher:
