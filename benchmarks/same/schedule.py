@@ -84,9 +84,17 @@ class Board:
 
 
 def run_all(
-    cases: Sequence[Case], code: dict[str, Path], place: Path, jobs: int, console: Console
+    cases: Sequence[Case],
+    code: dict[str, Path],
+    place: Path,
+    jobs: int,
+    console: Console,
+    ignored: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Run every case on both sides, `jobs` processes at once, and compare each case once both sides have ended."""
+    """Run every case on both sides, `jobs` processes at once, and compare each case once both sides have ended.
+
+    `ignored`: patterns of files that were meant to change.
+    """
     outcomes = [Outcome(case) for case in cases]
     waiting = [(outcome, side) for outcome in outcomes for side in SIDES]
     running: dict[int, Job] = {}  # by process id
@@ -101,7 +109,7 @@ def run_all(
                 ended = reap(running)
                 for outcome in dict.fromkeys(ended):
                     if len(outcome.codes) == len(SIDES):
-                        outcome.difference = judge(outcome, place)
+                        outcome.difference = judge(outcome, place, ignored)
                         board.tell(outcome)
                 board.show(list(running.values()), len(ended))
                 time.sleep(0.05)
@@ -150,7 +158,7 @@ def stop(running: dict[int, Job]) -> None:
             time.sleep(0.05)
 
 
-def judge(outcome: Outcome, place: Path) -> str:
+def judge(outcome: Outcome, place: Path, ignored: Sequence[str] = ()) -> str:
     """The first difference of a case, or the last line of what a run said that failed; empty where all agree."""
     folders = {side: place / side / outcome.case.name for side in SIDES}
     for side, code in outcome.codes.items():
@@ -159,7 +167,7 @@ def judge(outcome: Outcome, place: Path) -> str:
             return next((line for line in reversed(said) if line.strip()), f"exit code {code}")
     try:
         for name in outcome.case.outputs:
-            found = compare(folders["old"] / name, folders["new"] / name, name)
+            found = compare(folders["old"] / name, folders["new"] / name, name, ignored)
             if found:
                 return str(found)
         for side in SIDES if outcome.case.killed else ():
