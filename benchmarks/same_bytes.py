@@ -6,7 +6,8 @@
     python benchmarks/same_bytes.py HEAD --demo_steps 150  with the whole demo
 
 The old version makes the task: a tiny model and its data. Then both run each case, with the same command line, model and
-interpreter, in directories of the same form. Compared are metrics.jsonl and evaluations.jsonl without times and without figures that only the new version has,
+interpreter, in directories of the same form. Compared are metrics.jsonl and evaluations.jsonl without times
+and without figures that only the new version has,
 completions.jsonl, and every file in final/. A run that is killed and resumed must also end as one that is not.
 Needs a system that can fork: Linux or macOS. Exit code: 0 where all agree, 1 where something differs, 2 for wrong usage.
 """

@@ -171,7 +171,7 @@ def judge(outcome: Outcome, place: Path, ignored: Sequence[str] = ()) -> str:
             if found:
                 return str(found)
         for side in SIDES if outcome.case.killed else ():
-            found = compare(folders[side] / RUN, folders[side] / RESUMED, RESUMED)
+            found = compare(folders[side] / RUN, folders[side] / RESUMED, RESUMED, ignored)
             if found:
                 return f"{side} version, not killed → {found}"
     except (OSError, ValueError) as error:

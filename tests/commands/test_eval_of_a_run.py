@@ -81,7 +81,7 @@ def test_the_trained_model_beside_the_file_is_named(run_file, place, capsys):
     (place / "final").mkdir(exist_ok=True)
     (place / "final" / "config.json").write_text("{}")
     parse(["eval", "--config", run_file()])
-    assert f"--model {place / 'final'} is the model that it trained" in capsys.readouterr().out
+    assert f"for what it trained, add --model {place / 'final'}" in " ".join(capsys.readouterr().out.split())
     parse(["eval", "--config", run_file(), "--model", "x"])
     assert "that it trained" not in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -200,7 +201,7 @@ def _by_own(
     try:
         wants_rollouts = len(inspect.signature(estimator).parameters) > 1
         found = estimator(rewards, rollouts) if wants_rollouts else estimator(rewards)
-        values = [torch.as_tensor(one, dtype=torch.float64) for one in found]
+        values = [torch.as_tensor(one, dtype=torch.float64) for one in (found if _is_listed(found) else [])]
     except Exception as error:
         raise ValueError(
             f"--advantage_estimator {name}: raised {type(error).__name__}: {one_line(error)} ({raised_in(error, estimator)}) "
@@ -216,6 +217,10 @@ def _by_own(
         for rollout, ok in zip(group.rollouts, valid.tolist(), strict=True)
     )
     return _means(of_tokens, group.rollouts), of_tokens
+
+
+def _is_listed(found: Any) -> bool:
+    return isinstance(found, Sequence) or (isinstance(found, Tensor | np.ndarray) and found.ndim > 0)
 
 
 def _check_own(

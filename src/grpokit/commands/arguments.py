@@ -50,7 +50,9 @@ def read_arguments(
         said = f"--config {path}: {summary}"
         trained = trained_model(path)
         if trained and not {"model", "models"} & set(given):
-            said += f"; --model {trained} is the model that it trained"
+            said += (
+                f"; evaluates the model that the run began with: for what it trained, add --model {trained}"
+            )
     default = with_options(cls(), values, f"--config {path}: ")
     default = dataclasses.replace(default, config=path) if path else default
     config = with_json_read(parse(default=with_one_length(default, given)))

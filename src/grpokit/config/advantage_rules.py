@@ -16,7 +16,8 @@ ADVANTAGE_RULES = [
     Rule(
         "advantage_estimator",
         lambda c: ":" in c.advantage_estimator or c.advantage_estimator in BY_GROUP + WITHOUT_GROUP,
-        f"is not one of {', '.join(BY_GROUP + WITHOUT_GROUP)}, and not file.py:function",
+        f"is not one of {', '.join(BY_GROUP + WITHOUT_GROUP)}; TRL's grpo is group, verl's grpo_passk is pass_k; your own is "
+        "file.py:function",
     ),
     Rule(
         "num_generations",

@@ -20,7 +20,7 @@ REWARD_RULES = [
     Rule(
         "reward_funcs",
         lambda c: len(c.reward_funcs) > 0 or len(c.environment) > 0 or len(getattr(c, "teacher", ())) > 0,
-        "at least one is required; see --help",
+        "at least one is required, unless a --teacher teaches alone; see --help",
         "(missing)",
     ),
     Rule(

@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.console import say
 from ..losses import Loss
 from .trl_head import add_head
 from .trl_options import check_with_trl, loss_from_trl
@@ -93,6 +95,8 @@ class GrpokitLoss(_Base):
         self._window: Window | None = None
         theirs(*args, **named)
         self._add_heads()
+        if self.accelerator.is_main_process:
+            say(f"loss: {self.grpokit_loss}")
 
     def _add_heads(self) -> None:
         """Scores tokens by grpokit's head. TRL's stays for the router auxiliary loss, and where DeepSpeed shards the head."""
@@ -230,5 +234,5 @@ class GrpokitLoss(_Base):
     def _log_window(self, window: Window, mode: str) -> None:
         """Adds the step's metrics to TRL's. The loss itself is logged by transformers' Trainer."""
         for name, value in window.joined_metrics().items():
-            if name != "loss":
+            if name != "loss" and not math.isnan(value):  # a step without a signal has no ratios
                 self._metrics[mode][name].append(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..config.conversion.correction import convert_correction
@@ -50,7 +50,7 @@ def loss_from_trl(args: Any, loss: str | Loss | None = None, kwargs: Mapping[str
         key: float(value) for key, _, value in (item.partition("=") for item in ours.get("loss_kwargs", ()))
     }
     if name not in LOSSES["trl"]:
-        options |= _changed(theirs)
+        options |= _changed(theirs, loss_options(name))
     options |= kwargs
     name = ours["loss_type"]
     if "max_completion_length" in loss_options(name, options.get("reduction")):
@@ -66,8 +66,8 @@ def _refuse_cap(name: str, theirs: Mapping[str, Any]) -> None:
         raise ValueError(f"{error}: set GRPOConfig(epsilon_high=5.0)") from error
 
 
-def _changed(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a loss that TRL lacks: those that aren't at TRL's default."""
+def _changed(theirs: Mapping[str, Any], takes: Collection[str]) -> dict[str, Any]:
+    """Returns the options of a loss that TRL lacks: those that aren't at TRL's default. `takes`: what the loss has."""
     known = ("epsilon", "epsilon_high", "delta", "sapo_temperature_pos", "sapo_temperature_neg")
     defaults = TRL_CONFIG | {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}
     changed = {
@@ -75,6 +75,10 @@ def _changed(theirs: Mapping[str, Any]) -> dict[str, Any]:
         for key in known
         if theirs.get(key) is not None and theirs[key] != defaults.get(key)
     }
+    if (
+        "epsilon" in changed and "epsilon_high" in takes and "epsilon_high" not in changed
+    ):  # TRL's meaning of epsilon_high=None
+        changed["epsilon_high"] = changed["epsilon"]
     level = theirs.get("importance_sampling_level", "token")
     return changed if level == "token" else changed | {"ratio_level": level}
 

@@ -6,14 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .correction import (
-    CORRECTION_LEVELS,
-    CORRECTION_MODES,
-    ESTIMATORS,
-    PRESETS,
-    SEQUENCE_LEVELS,
-    Correction,
-)
+from .correction import CORRECTION_MODES, PRESETS, SEQUENCE_LEVELS, Correction
 from .kl import KL_ESTIMATORS, KL_GRADIENTS, TEACHER_GRADIENTS
 from .loss import Loss
 from .surrogate import Surrogate
@@ -79,7 +72,7 @@ def make_correction(given: Mapping[str, Any]) -> Correction | None:
         raise ValueError(f"correction_mode {mode!r}: is not one of {', '.join(CORRECTION_MODES)}")
     _check_used(own, mode)
     values = {key: value for key, value in preset.items() if key not in _NOT_USED_BY[mode]} | own
-    return _checked(_with_defaults(values))
+    return Correction(**values)
 
 
 # Options that do nothing with a mode.
@@ -99,74 +92,6 @@ def _check_used(own: Mapping[str, Any], mode: str) -> None:
             raise ValueError(
                 f"correction_{key} {own[key]}: acts only with correction_keep; set it to {' or '.join(SEQUENCE_LEVELS)}"
             )
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Fills in the bounds that a mode has by default."""
-    if values["mode"] == "mask":
-        return {"low": 0.5, "high": 5.0} | values
-    if values["mode"] == "reject" and values.get("estimator", "k1") == "k1" and "high" in values:
-        high = values["high"]
-        return {"low": 1 / high if high else 0.0} | values
-    return values
-
-
-def _checked(values: Mapping[str, Any]) -> Correction:
-    """Makes the correction. Raises ValueError where a value cannot work, naming the option and a value that works."""
-    c = Correction(**values)
-    levels = CORRECTION_LEVELS if c.mode == "reject" else CORRECTION_LEVELS[:-1]
-    for flag, value, allowed in (
-        ("level", c.level, levels),
-        ("estimator", c.estimator, tuple(ESTIMATORS)),
-        ("keep", c.keep, (None, *SEQUENCE_LEVELS)),
-    ):
-        if value not in allowed:
-            raise ValueError(
-                f"correction_{flag} {value!r}: is not one of {', '.join(name for name in allowed if name)}"
-            )
-    if not 0 < c.cap < math.inf:
-        raise ValueError(f"correction_cap {c.cap}: must be above 0; 2 is usual")
-    if c.mode == "truncate" and not 0 <= c.low < c.cap:
-        raise ValueError(f"correction_low {c.low}, correction_cap {c.cap}: must be 0 ≤ low < cap; 0 is usual")
-    if c.mode == "mask" and not 0 <= c.low < c.high < math.inf:
-        raise ValueError(
-            f"correction_low {c.low}, correction_high {c.high}: must be 0 ≤ low < high; 0.5 and 5 are usual"
-        )
-    if c.mode == "reject":
-        _check_rejection(c, "low" in values)
-    if c.keep is not None and not 0 <= c.keep_low < c.keep_high:
-        raise ValueError(
-            f"correction_keep_low {c.keep_low}, correction_keep_high {c.keep_high}: must be 0 ≤ low < high; "
-            "0.999 and 1.002 are usual for sequence_geometric"
-        )
-    if c.keep is not None and (c.keep_low, c.keep_high) == (0.0, math.inf):
-        raise ValueError(
-            f"correction_keep {c.keep}: keeps every sequence without a bound; set correction_keep_low or correction_keep_high"
-        )
-    return c
-
-
-def _check_rejection(c: Correction, has_low: bool) -> None:
-    if c.high == math.inf:
-        raise ValueError(
-            f"correction_mode reject: needs a bound on {c.estimator}; set correction_high (2 for k1 of a token, 0.1 for k3)"
-        )
-    if c.estimator == "k1":
-        if c.level == "sequence_max":
-            raise ValueError(
-                "correction_level sequence_max: is for k2 and k3, whose largest value has a meaning"
-            )
-        if not 0 < c.low < c.high:
-            raise ValueError(
-                f"correction_low {c.low}, correction_high {c.high}: the bounds of k1 are ratios, 0 < low < high; "
-                "0.5 and 2 are usual"
-            )
-    elif has_low:
-        raise ValueError(
-            f"correction_low {c.low}: {c.estimator} is never below 0, so it has an upper bound alone"
-        )
-    elif not c.high > 0:
-        raise ValueError(f"correction_high {c.high}: must be above 0; 0.1 is usual")
 
 
 def _check_with_loss(loss: Loss, correction: Correction) -> None:
@@ -219,6 +144,8 @@ def check_terms(loss: Loss, kl_estimator: str | None, kl_gradient: str | None) -
             )
     if not -float("inf") < loss.entropy_coef < float("inf"):
         raise ValueError(f"entropy_coef {loss.entropy_coef}: must be a finite number; 0.001 is usual")
+    if loss.opsm_threshold is not None and loss.opsm_threshold < 0:
+        raise ValueError(f"opsm_threshold {loss.opsm_threshold}: must be at least 0; 0.1 is usual")
     if loss.teacher_coef < 0:
         raise ValueError(f"teacher_coef {loss.teacher_coef}: must be 0 (no teacher) or above; 1 is usual")
     if loss.teacher_kl_gradient not in TEACHER_GRADIENTS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -53,9 +54,9 @@ class Correction:
     mode: str = "truncate"
     level: str = "token"
     cap: float = 2.0  # truncate: min(c, cap)
-    # truncate: max(c, low); mask: c where low ≤ c ≤ high, else 0; reject: see `rejects`
-    low: float = 0.0
-    high: float = math.inf
+    # truncate: max(c, low); mask: c where low ≤ c ≤ high, else 0; reject: see `rejects`. None: see `_DEFAULTS`.
+    low: float | None = None
+    high: float | None = None
     estimator: str = "k1"  # reject: what is bounded
     keep: str | None = (
         None  # one of SEQUENCE_LEVELS: only sequences with keep_low ≤ c ≤ keep_high keep their weights
@@ -63,6 +64,33 @@ class Correction:
     keep_low: float = 0.0
     keep_high: float = math.inf
     normalize: bool = False  # weights are divided by their mean over the update, after truncation
+
+    def __post_init__(self) -> None:
+        """Fills in the bounds, and checks them.
+
+        Raises:
+            ValueError: a value can't work. The message names the option and a value that works.
+        """
+        numbers = {name: getattr(self, name) for name in ("cap", "low", "high", "keep_low", "keep_high")}
+        for name, value in numbers.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ValueError(f"correction_{name} {value!r}: must be a number")
+        _check_words(self)
+        if self.mode == "reject":
+            _check_rejection(self)
+        low, high = _DEFAULTS[self.mode]
+        if self.mode == "reject" and self.estimator == "k1" and self.high is not None:
+            low = 1 / self.high
+        object.__setattr__(self, "low", low if self.low is None else self.low)
+        object.__setattr__(self, "high", high if self.high is None else self.high)
+        _check_bounds(self)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Returns the bounds (low, high)."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
 
     def __str__(self) -> str:
         """Names the options that make this correction, as `make_loss` takes them."""
@@ -115,17 +143,18 @@ class Correction:
         """
         if self.mode == "truncate":
             return torch.zeros_like(value, dtype=torch.bool)
+        low, high = self.bounds
         if self.mode == "mask":
             c = value.exp()
-            return (c < self.low) | (c > self.high)
+            return (c < low) | (c > high)
         if self.estimator == "k1":
-            return (value < math.log(self.low)) | (value > math.log(self.high))
-        return value > self.high
+            return (value < math.log(low)) | (value > math.log(high))
+        return value > high
 
     def weight(self, value: Tensor) -> Tensor:
         """Returns the factor of each token [N] for the value at this level [N], without `keep` and `normalize`."""
         if self.mode == "truncate":
-            return value.exp().clamp(self.low, self.cap)
+            return value.exp().clamp(self.bounds[0], self.cap)
         return torch.where(self.rejects(value), 0.0, value.exp() if self.mode == "mask" else 1.0)
 
     def log_weight(self, value: Tensor) -> Tensor:
@@ -134,6 +163,66 @@ class Correction:
         It serves losses that take the correction inside their ratio.
         """
         return self.weight(value).clamp(min=1e-8).log().clamp(math.log(1e-8), MAX_LOG_RATIO)
+
+
+_DEFAULTS = {"truncate": (0.0, math.inf), "mask": (0.5, 5.0), "reject": (0.0, math.inf)}  # mode → low, high
+
+
+def _check_words(c: Correction) -> None:
+    only = "; sequence_max goes with reject" if c.level == "sequence_max" else ""
+    for flag, value, allowed in (
+        ("mode", c.mode, CORRECTION_MODES),
+        ("level", c.level, CORRECTION_LEVELS if c.mode == "reject" else CORRECTION_LEVELS[:-1]),
+        ("estimator", c.estimator, tuple(ESTIMATORS)),
+        ("keep", c.keep, (None, *SEQUENCE_LEVELS)),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"correction_{flag} {value!r}: is not one of {', '.join(name for name in allowed if name)}{only}"
+            )
+
+
+def _check_rejection(c: Correction) -> None:
+    if c.high is None:
+        raise ValueError(
+            f"correction_mode reject: needs a bound on {c.estimator}; set correction_high (2 for k1 of a token, 0.1 for k3)"
+        )
+    if not 0 < c.high < math.inf:
+        raise ValueError(
+            f"correction_high {c.high}: must be above 0; 2 is usual for k1 of a token, 0.1 for k3"
+        )
+    if c.estimator == "k1" and c.level == "sequence_max":
+        raise ValueError("correction_level sequence_max: is for k2 and k3, whose largest value has a meaning")
+    if c.estimator == "k1" and not 0 < (1 / c.high if c.low is None else c.low) < c.high:
+        raise ValueError(
+            f"correction_low {c.low}, correction_high {c.high}: the bounds of k1 are ratios, 0 < low < high; 0.5 and 2 are "
+            "usual"
+        )
+    if c.estimator != "k1" and c.low is not None:
+        raise ValueError(
+            f"correction_low {c.low}: {c.estimator} is never below 0, so it has an upper bound alone"
+        )
+
+
+def _check_bounds(c: Correction) -> None:
+    low, high = c.bounds
+    if not 0 < c.cap < math.inf:
+        raise ValueError(f"correction_cap {c.cap}: must be above 0; 2 is usual")
+    if c.mode == "truncate" and not 0 <= low < c.cap:
+        raise ValueError(f"correction_low {low}, correction_cap {c.cap}: must be 0 ≤ low < cap; 0 is usual")
+    if c.mode == "mask" and not 0 <= low < high < math.inf:
+        raise ValueError(
+            f"correction_low {low}, correction_high {high}: must be 0 ≤ low < high, both finite; 0.5 and 5 are usual"
+        )
+    if c.keep is not None and not 0 <= c.keep_low < c.keep_high:
+        raise ValueError(
+            f"correction_keep_low {c.keep_low}, correction_keep_high {c.keep_high}: must be 0 ≤ low < high; "
+            "0.999 and 1.002 are usual for sequence_geometric"
+        )
+    if c.keep is not None and (c.keep_low, c.keep_high) == (0.0, math.inf):
+        raise ValueError(
+            f"correction_keep {c.keep}: keeps every sequence without a bound; set correction_keep_low or correction_keep_high"
+        )
 
 
 _REDUCED = {"sequence_product": "sum", "sequence_geometric": "mean", "sequence_max": "max"}
@@ -166,7 +255,7 @@ def diagnostics(
         return found
     if correction.mode == "truncate":
         c = value.exp()
-        found["sampler/truncated"] = Metric.mean((c > correction.cap) | (c < correction.low))
+        found["sampler/truncated"] = Metric.mean((c > correction.cap) | (c < correction.bounds[0]))
     if correction.mode != "truncate" or kept is not None:
         lost = correction.rejects(value)
         found["sampler/masked"] = Metric.mean(lost if kept is None else lost | ~kept)

@@ -160,6 +160,5 @@ class Loss:
         options = ", ".join(
             f"{name} {v:g}" if isinstance(v, float) else f"{name} {v}" for name, v in shown.items()
         )
-        return (
-            f"{self.name} = {self.ratio_level} ratio × {self.surrogate.name} × {self.reduction} ({options})"
-        )
+        corrected = "" if self.correction is None else f", {self.correction}"
+        return f"{self.name} = {self.ratio_level} ratio × {self.surrogate.name} × {self.reduction} ({options}{corrected})"

@@ -134,7 +134,7 @@ def _take_config(args: TrainConfig | Mapping[str, Any]) -> TrainConfig:
         return with_options(TrainConfig(), args, "args: ")
     if not isinstance(args, TrainConfig):
         raise ValueError(
-            f"args: a {type(args).__name__}; expected a grpokit.TrainConfig, or a dict of its options"
+            f"args: a {type(args).__name__}; expected a grpokit.TrainConfig, or a dict of its options (docs/en/migrating.md)"
         )
     return args
 

@@ -85,6 +85,14 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
             raise ValueError(
                 f"callbacks: {callback.__name__} is a class; make an object of it: {callback.__name__}()"
             )
+        if any(
+            c.__name__ == "TrainerCallback" and c.__module__.startswith("transformers")
+            for c in type(callback).__mro__
+        ):
+            raise ValueError(
+                f"callbacks: {name} is a callback of transformers' Trainer, which is called with args, state and control; here "
+                "an object has on_step_end(self, step, metrics, groups) (docs/en/python.md)"
+            )
         found = [method for method in METHODS if hasattr(callback, method)]
         if not found:
             known = [attribute for attribute in dir(callback) if attribute.startswith("on_")]

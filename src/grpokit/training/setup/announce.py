@@ -29,6 +29,11 @@ def announce_settings(config: TrainConfig, ranks: int) -> None:
 
 def announce_loss(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> None:
     """Prints the loss, and a note for each option that would do nothing."""
+    if config.teacher and not (config.reward_funcs or config.environment):
+        say(
+            f"loss: reverse KL to the teacher, mean over tokens (teacher_kl_gradient {loss.teacher_kl_gradient})"
+        )
+        return
     say(f"loss: {loss}")
     for note in start_notes(config, loss, layout):
         say(f"note: {note}")
