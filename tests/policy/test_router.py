@@ -283,7 +283,10 @@ def test_a_run_logs_it_and_resumes(directory, tmp_path):
         return (tmp_path / output / "final" / "model.safetensors").read_bytes()
 
     whole = run("whole", 2)
-    assert all(row["aux_loss"] > 0 for row in rows(tmp_path / "whole", "metrics.jsonl"))
+    for row in rows(tmp_path / "whole", "metrics.jsonl"):
+        assert row["loss/router"] == pytest.approx(0.1 * row["aux_loss"])
+        assert row["loss/router"] > 0
+        assert row["loss"] == pytest.approx(row["loss/policy"] + row["loss/router"])
     run("halves", 1)
     assert run("halves", 2) == whole
 
