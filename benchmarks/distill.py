@@ -52,11 +52,13 @@ def distill(folder: Path, seed: int, steps: int) -> tuple[float, float, float, f
         model=str(student / "model"),
         train_dataset=str(student / "train.jsonl"),
         teacher=str(teacher / "model"),
-        prompts_per_step=64,
+        prompts_per_step=128,
         num_generations=1,  # nothing is compared within a group
         max_completion_length=32,
         learning_rate=1e-3,
-        lr_scheduler_type="linear",
+        adam_beta2=0.95,
+        warmup_steps=20,
+        lr_scheduler_type="cosine",
         max_steps=steps,
         seed=seed,
         output_dir=str(folder / "run"),
@@ -74,7 +76,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=330)
+    parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from grpokit.config.yaml import to_yaml
 from grpokit.environments import Observation
 from helpers.agents import config_of
 from helpers.launch import rows
-from helpers.stops import STOPPED, in_update, same_bytes, stop_when
+from helpers.stops import goes_on_from_an_update
 
 COUNTS = """
 from grpokit.environments import Observation
@@ -91,12 +91,7 @@ def test_the_tokens_of_a_turn_have_the_advantage_of_its_return(tmp_path):
 
 def test_a_stop_within_an_update_and_a_resume_change_nothing(tmp_path, monkeypatch):
     command = command_for(tmp_path, updates_per_step=2)
-    assert main([*command, str(tmp_path / "expected")]) == 0
-    with monkeypatch.context() as patched:
-        stop_when(patched, in_update(1))
-        assert main([*command, str(tmp_path / "run")]) == STOPPED
-    assert main([*command, str(tmp_path / "run"), "--resume_from_checkpoint", "auto"]) == 0
-    same_bytes(tmp_path / "run", tmp_path / "expected")
+    goes_on_from_an_update(monkeypatch, command, tmp_path)
 
 
 def test_cuts_change_nothing(tmp_path):

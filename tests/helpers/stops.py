@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from grpokit.commands.cli import main
 from grpokit.policy.learn import StepProgress
 from grpokit.training import loop
 from grpokit.training.run import Run
@@ -43,3 +44,19 @@ def same_bytes(run: Path, expected: Path) -> None:
     assert ours == theirs
     for name in ("metrics.jsonl", "completions.jsonl"):
         assert rows(run, name) == rows(expected, name)
+
+
+def goes_on_from_an_update(monkeypatch, command: list[str], directory: Path) -> None:
+    """A run that is stopped in its first step, after an update, and resumed, ends as one that nothing happened to.
+
+    Args:
+        monkeypatch: pytest's.
+        command: the run's command; its last argument, the output directory, is missing.
+        directory: where both runs go.
+    """
+    assert main([*command, str(directory / "expected")]) == 0
+    with monkeypatch.context() as patched:
+        stop_when(patched, in_update(1))
+        assert main([*command, str(directory / "run")]) == STOPPED
+    assert main([*command, str(directory / "run"), "--resume_from_checkpoint", "auto"]) == 0
+    same_bytes(directory / "run", directory / "expected")

@@ -294,6 +294,6 @@ def test_another_version_of_trl_is_refused(monkeypatch):
 
     monkeypatch.setattr(trl, "__version__", "1.17.0")
     with pytest.raises(
-        ImportError, match=r"TRL 1\.17\.0: .* 1\.16 is the tested one: pip install 'grpokit\[trl\]'"
+        ImportError, match=r"trl 1\.17\.0: .* 1\.16 is the tested one: pip install 'grpokit\[trl\]'"
     ):
         _import_trl()

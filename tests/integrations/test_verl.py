@@ -316,11 +316,11 @@ def test_numbers_of_the_mini_batch_must_be_there(batch, number):
 def test_another_version_of_verl_is_refused(monkeypatch):
     import verl
 
-    from grpokit.integrations.verl import _import_verl
+    from grpokit.integrations.versions import import_tested
 
     monkeypatch.setattr(verl, "__version__", "0.10.0")
     with pytest.raises(ImportError, match=r"verl 0\.10\.0: .* 0\.9 is the tested one"):
-        _import_verl()
+        import_tested("verl", "0.9")
 
 
 # --------------------------------------------------------------------------- registration

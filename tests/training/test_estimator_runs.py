@@ -12,7 +12,7 @@ from grpokit.config.yaml import to_yaml
 from helpers.launch import rows
 from helpers.places import REWARDS
 from helpers.reward_functions import digits_in_order
-from helpers.stops import STOPPED, in_update, same_bytes, stop_when
+from helpers.stops import goes_on_from_an_update
 from helpers.tiny import tiny_config
 
 BY_TOKEN = f"{REWARDS}:later_tokens_more"
@@ -106,12 +106,7 @@ def test_remax_compares_with_what_the_model_would_say_greedily(tmp_path):
 @pytest.mark.parametrize("name", ["remax", BY_TOKEN])
 def test_a_stop_within_an_update_and_a_resume_change_nothing(tmp_path, monkeypatch, name):
     command = command_for(tmp_path, advantage_estimator=name, updates_per_step=2)
-    assert main([*command, str(tmp_path / "expected")]) == 0
-    with monkeypatch.context() as patched:
-        stop_when(patched, in_update(1))
-        assert main([*command, str(tmp_path / "run")]) == STOPPED
-    assert main([*command, str(tmp_path / "run"), "--resume_from_checkpoint", "auto"]) == 0
-    same_bytes(tmp_path / "run", tmp_path / "expected")
+    goes_on_from_an_update(monkeypatch, command, tmp_path)
 
 
 def test_remax_resamples_groups_that_equal_their_greedy_completion(tmp_path):
@@ -120,9 +115,9 @@ def test_remax_resamples_groups_that_equal_their_greedy_completion(tmp_path):
         tmp_path, advantage_estimator="remax", max_resample_times=2, max_completion_length=1
     )
     assert main([*command, str(tmp_path / "run")]) == 0
-    for row in rows(tmp_path / "run", "metrics.jsonl"):
-        assert row["resampled_groups"] >= 0
-        assert "reward/greedy" in row
+    metrics = rows(tmp_path / "run", "metrics.jsonl")
+    assert sum(row["resampled_groups"] for row in metrics) > 0
+    assert all("reward/greedy" in row for row in metrics)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from grpokit import GRPOTrainer
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
 from helpers.launch import rows
-from helpers.stops import STOPPED, in_update, same_bytes, stop_when
+from helpers.stops import goes_on_from_an_update
 from helpers.tiny import ROWS, make_model_dir, tiny_config, write_rows
 
 
@@ -126,12 +126,7 @@ def test_several_teachers_by_a_column(tmp_path, capsys, teacher):
 @pytest.mark.parametrize("changes", [{}, {"num_iterations": 2, "loss_type": "gspo"}])
 def test_a_stop_within_an_update_and_a_resume_change_nothing(tmp_path, monkeypatch, teacher, changes):
     command = command_for(tmp_path, teacher=(str(teacher),), updates_per_step=2, log_completions=4, **changes)
-    assert main([*command, str(tmp_path / "expected")]) == 0
-    with monkeypatch.context() as patched:
-        stop_when(patched, in_update(1))
-        assert main([*command, str(tmp_path / "run")]) == STOPPED
-    assert main([*command, str(tmp_path / "run"), "--resume_from_checkpoint", "auto"]) == 0
-    same_bytes(tmp_path / "run", tmp_path / "expected")
+    goes_on_from_an_update(monkeypatch, command, tmp_path)
 
 
 @pytest.mark.parametrize(

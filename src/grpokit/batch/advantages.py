@@ -56,14 +56,15 @@ def add_advantages(
     * `rloo`: R − mean of the others of its group (arXiv 2402.14740);
     * `reinforce_plus_plus`: (d − mean d) / (std d + ε) over the step (2501.03262, its baseline variant);
     * `reinforce_plus_plus_global`: (R − mean R) / (std R + ε) over the step, without a group (2501.03262);
-    * `opo`: R − Σ T·R / Σ T of the group, T the completions' trainable tokens (2505.23585);
+    * `opo`: R − (Σ T·R) / (Σ T), sums over the group, T the completions' trainable tokens (2505.23585);
     * `gdpo`: each reward function normalised within its group, their weighted sum, normalised over the step
       (2601.05242). `weights` [F] are those of the reward functions;
-    * `maxrl`: d / mean of the group (2602.02710);
+    * `maxrl`: d / the group's mean reward; rewards must be at least 0 (2602.02710);
     * `remax`: R − the reward of the prompt's greedy completion (2310.10505);
     * `gpg`: d · B / (B − M), with M of the step's B completions in groups without spread (2504.02546);
-    * `loo_std`: R − mean of the others, divided by the std of the others + ε (as NeMo-RL does);
-    * `pass_k`: only the best of a group: (R − that of the second) / (std + ε) (2503.19595).
+    * `loo_std`: R − mean of the others, divided by the std of the others + ε, unless that std is 0 or there is one other
+      (as NeMo-RL does);
+    * `pass_k`: the best completion gets (R − the second-best R) / (std of the group + ε), all others 0 (2503.19595).
 
     Without any reward function (a run that learns from a teacher alone), all advantages are 0. A group whose rewards are all
     equal has advantages of exactly 0, where its completions are compared with each other.
@@ -92,12 +93,12 @@ def add_advantages(
         return [_with(group, *a, ok) for group, a, ok in zip(groups, own, valid, strict=True)]
     if estimator not in ESTIMATORS or scale_rewards not in SCALINGS:
         raise ValueError(
-            f"advantage_estimator {estimator}, scale_rewards {scale_rewards}: there are {', '.join(ESTIMATORS)}, "
-            f"and {', '.join(SCALINGS)}"
+            f"advantage_estimator {estimator}, scale_rewards {scale_rewards}: there are {', '.join(ESTIMATORS)} for the one, "
+            f"and {', '.join(SCALINGS)} for the other"
         )
     if turn_discount is not None and (estimator != "group" or scale_rewards == "batch"):
         raise ValueError(
-            f"turn_discount {turn_discount:g}: compares turns as the estimator group does, scaled by group or not at all"
+            f"turn_discount {turn_discount:g}: compares turns as the estimator group does, and needs scale_rewards group or none"
         )
     row, how = ESTIMATORS[estimator], Settings(scale_rewards, weights, epsilon, turn_discount)
     if turn_discount is not None:

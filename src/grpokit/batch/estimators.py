@@ -1,4 +1,4 @@
-"""The advantage estimators: one row each. Everything is float64, over the step that was sampled.
+"""The table of advantage estimators. All arithmetic is in float64; a step is all groups that were sampled together.
 
 A row has two parts: what a completion's advantage is within its group, and what is then done over the step.
 """
@@ -38,7 +38,7 @@ class Scored:
 
     @property
     def mean_of_others(self) -> Tensor:
-        """Returns each completion's mean reward of the others [n]; needs n ≥ 2."""
+        """Returns for each completion the mean reward of the others [n]; needs n ≥ 2."""
         return (self.rewards.sum() - self.rewards) / (len(self.rewards) - 1)
 
 
@@ -73,7 +73,9 @@ class EstimatorRow:
     needs_greedy: bool = False  # whether the prompt's greedy completion is sampled too
     of_functions: bool = False  # whether it compares each reward function by itself, and not the total
     check: Callable[[Scored], None] | None = None  # raises where it can't use a group's rewards
-    of_step: bool = False  # whether only the step's rewards tell if a group teaches anything
+    of_step: bool = (
+        False  # whether a group of equal rewards may teach something too, by the step's other rewards
+    )
 
 
 def _group(g: Scored, how: Settings) -> Tensor:
@@ -106,8 +108,8 @@ def _not_negative(g: Scored) -> None:
     """Raises ValueError where a reward is negative."""
     if g.rewards.min() < 0:
         raise ValueError(
-            f"--advantage_estimator maxrl: a completion of {g.source} has the reward {float(g.rewards.min()):g}; it "
-            "divides by the group's mean, and needs rewards of at least 0"
+            f"--advantage_estimator maxrl: a completion of {g.source} has the reward {float(g.rewards.min()):g}; maxrl "
+            "divides by the group's mean reward, so rewards must be at least 0"
         )
 
 

@@ -1,6 +1,7 @@
 """Turn returns: the tokens of each turn are judged by the rewards from there on (`--turn_discount`).
 
-A turn is one of an episode's, or what ends at a token to which a reward function gave a reward of its own.
+A turn ends where an episode's turn ends, and at each token to which a reward function gave a reward of its own. A
+completion with neither has one turn.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def turns_of(rollout: Rollout, token_rewards: Tensor | None, total: float, disco
     Args:
         rollout: the completion.
         token_rewards: [T] rewards at the tokens that end a step, by reward functions; NaN elsewhere; None without any.
-        total: R, the completion's whole reward. What earlier turns don't have is the last turn's.
+        total: R, the completion's whole reward. The last turn's reward is R minus the rewards of the earlier turns.
         discount: γ.
 
     Returns:
@@ -61,10 +62,11 @@ def turns_of(rollout: Rollout, token_rewards: Tensor | None, total: float, disco
 def turn_advantages(
     group: RolloutGroup, valid: Tensor, discount: float, epsilon: float, is_scaled: bool
 ) -> tuple[Tensor, ...]:
-    """Computes an advantage for each token: (R_{i,k} − b_k) / (s_k + ε), with b_k and s_k over the group's completions.
+    """Gives every token of turn k of completion i the advantage (R_{i,k} − b_k) / (s_k + ε).
 
-    Where the returns of a turn are all equal, it is exactly 0. With γ = 1 and rewards in the last turns alone, it is that of
-    the estimator `group`.
+    R_{i,k} is the turn's return; b_k and s_k are mean and unbiased std of R_{·,k} over the group, in which a completion that
+    ended earlier counts with the return of its last turn. Where all returns of a turn are equal, the advantage is exactly 0.
+    With γ = 1 and rewards in the last turns alone, advantages equal those of the estimator `group`.
 
     Args:
         group: a scored group.

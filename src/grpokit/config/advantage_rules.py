@@ -26,7 +26,7 @@ ADVANTAGE_RULES = [
             or c.advantage_estimator not in BY_GROUP
             or not (c.reward_funcs or c.environment)  # a teacher alone
         ),
-        "the baseline `{c.advantage_estimator}` compares completions of one prompt, so every advantage "
+        "the estimator `{c.advantage_estimator}` compares completions of one prompt, so every advantage "
         "would be 0; use 2 or more (8 is usual)",
     ),
     Rule(
@@ -37,7 +37,7 @@ ADVANTAGE_RULES = [
     Rule(
         "advantage_epsilon",
         lambda c: 0 <= c.advantage_epsilon < math.inf,
-        "must be at least 0; 1e-4 is usual",
+        "must be finite and at least 0; 1e-4 is usual",
     ),
     Rule(
         "advantage_epsilon",

@@ -17,13 +17,13 @@ class TeacherOptions:
     """A teacher: on-policy distillation."""
 
     teacher: tuple[str, ...] = steering(())
-    """Model directory, name on the Hub, or URL of a vLLM server: the policy is drawn towards its probabilities. Several as
-    name=MODEL, by each row's column `teacher`. Without --reward_funcs, the run learns from the teacher alone."""
+    """Model directory, name on the Hub, or URL of a vLLM server: the loss adds the reverse KL to this model, on the sampled
+    tokens. Give several as name=MODEL; a row's column `teacher` names its own. Without --reward_funcs it teaches alone."""
     teacher_coef: float | None = steering(None)
     """Coefficient of the reverse KL to the teacher, averaged over the update's tokens (default: 1)."""
     teacher_kl_gradient: Literal["k2", "ratio"] | None = steering(None)
-    """Gradient of that KL. k2: unbiased on-policy; ratio: k1 times the importance ratio, for several updates of a step
-    (default: k2 with one update for each step, else ratio)."""
+    """Gradient of that KL, x = log(policy / teacher). k2: that of x²/2, unbiased on-policy. ratio: that of x times the
+    importance ratio, unbiased in a step's later updates too (default: k2 with one update for each step, else ratio)."""
 
 
 def is_server(teacher: str) -> bool:
@@ -50,7 +50,7 @@ TEACHER_RULES = [
     Rule(
         "teacher",
         lambda c: all(is_server(value) or has_model(value) for value in teachers_of(c.teacher).values()),
-        "has no config.json, and is no URL",
+        "is neither a model with a config.json nor a URL (http://...)",
     ),
     Rule(
         "teacher_coef",
@@ -65,7 +65,7 @@ TEACHER_RULES = [
     Rule(
         "max_resample_times",
         lambda c: not c.teacher or c.max_resample_times == 0 or len(c.reward_funcs + c.environment) > 0,
-        "chooses groups by their rewards, and there is no --reward_funcs",
+        "chooses groups by their rewards, and there are none; add --reward_funcs, or leave it out",
     ),
     Rule(
         "eval_dataset",

@@ -24,6 +24,7 @@ from ..common.console import say
 from ..losses import Loss
 from .trl_head import add_head
 from .trl_options import check_with_trl, loss_from_trl
+from .versions import import_tested
 from .windows import Rows, Window
 
 GRPOTrainer: Any
@@ -52,18 +53,7 @@ def _trainer_class() -> type:
 
 def _import_trl() -> Any:
     """Imports TRL. Raises ImportError where it is missing, or another version than the one that was tested."""
-    try:
-        import trl  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            f"grpokit.integrations.trl needs TRL {TESTED}, and it can't be imported ({error}): pip install 'grpokit[trl]'"
-        ) from error
-    if trl.__version__.split(".")[:2] != TESTED.split("."):
-        raise ImportError(
-            f"TRL {trl.__version__}: grpokit's losses are inside parts of its GRPOTrainer that change between versions, and "
-            f"{TESTED} is the tested one: pip install 'grpokit[trl]'"
-        )
-    return trl
+    return import_tested("trl", TESTED, "trl")[0]
 
 
 class GrpokitLoss(_Base):
@@ -201,7 +191,7 @@ class GrpokitLoss(_Base):
         return share
 
     def _processes_and_steps(self, training: bool) -> int:
-        """Returns the factor that turns this process's share into what its gradient must be of.
+        """Returns the factor to multiply this process's share of the loss by, so that the gradient is that of the sum.
 
         Shares are summed over processes and micro-batches. Data parallelism averages gradients over processes, and Trainer or
         accelerate may divide by the number of micro-batches.
@@ -212,8 +202,8 @@ class GrpokitLoss(_Base):
         """Returns what Trainer and accelerate divide a micro-batch's loss by, before its backward pass."""
         if not training:
             return 1
-        # Older Trainers don't read `loss_is_scaled_for_ga`. They divide the losses of models that take no loss arguments, and
-        # those of batches without a number of labels, which TRL's all are.
+        # Older Trainers don't read `loss_is_scaled_for_ga`. They divide the loss if the model takes no loss arguments, or if
+        # the batch has no number of labels; TRL's batches have none.
         reads = any(
             "loss_is_scaled_for_ga" in vars(c)
             for c in type(self).__mro__

@@ -16,7 +16,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,30 +24,12 @@ from torch import Tensor
 from ..losses import LOSSES, Counts, Loss, LossBatch, policy_loss, sequence_weights
 from ..types import LossOutput
 from .verl_options import AGGREGATIONS, loss_from_verl
+from .versions import import_tested
 
 TESTED = "0.9"
 PREFIX = "grpokit/"
 
-
-def _import_verl() -> tuple[Any, Any]:
-    """Imports verl's register of losses and its config. Raises ImportError where verl is missing, or another version."""
-    try:
-        verl, core_algos, config = (
-            import_module(name) for name in ("verl", "verl.trainer.ppo.core_algos", "verl.workers.config")
-        )
-    except ImportError as error:
-        raise ImportError(
-            f"grpokit.integrations.verl needs verl {TESTED}, and it can't be imported ({error}): pip install 'grpokit[verl]'"
-        ) from error
-    if verl.__version__.split(".")[:2] != TESTED.split("."):
-        raise ImportError(
-            f"verl {verl.__version__}: what verl tells a loss changes between versions, and {TESTED} is the tested one: "
-            "pip install 'grpokit[verl]'"
-        )
-    return core_algos, config
-
-
-_core_algos, _config = _import_verl()
+_core_algos, _config = import_tested("verl", TESTED, "verl.trainer.ppo.core_algos", "verl.workers.config")
 
 
 @dataclass

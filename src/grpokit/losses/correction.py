@@ -1,8 +1,8 @@
 """Corrections for a sampler that differs from the trainer: weights c = π_old / μ, always detached, and their diagnostics.
 
 The engine that sampled the tokens (μ) and the trainer at the start of the step (old) differ a little, by numerics or by
-age. c is truncated (TIS, arXiv 2510.18927 and others) or masked (IcePop), or tokens are rejected without a weight (verl).
-OPSM drops sequences (arXiv 2512.02556).
+age. `truncate` caps c (truncated importance sampling). `mask` takes c inside a range, else 0 (IcePop). `reject` takes 1 inside
+its bounds, else 0 (verl). Off-policy sequence masking (OPSM, arXiv 2512.02556) is apart: see `opsm_threshold`.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _check_rejection(c: Correction) -> None:
         )
     if not 0 < c.high < math.inf:
         raise ValueError(
-            f"correction_high {c.high}: must be above 0; 2 is usual for k1 of a token, 0.1 for k3"
+            f"correction_high {c.high}: must be finite and above 0; 2 is usual for k1 of a token, 0.1 for k3"
         )
     if c.estimator == "k1" and c.level == "sequence_max":
         raise ValueError("correction_level sequence_max: is for k2 and k3, whose largest value has a meaning")
@@ -207,7 +207,7 @@ def _check_rejection(c: Correction) -> None:
 def _check_bounds(c: Correction) -> None:
     low, high = c.bounds
     if not 0 < c.cap < math.inf:
-        raise ValueError(f"correction_cap {c.cap}: must be above 0; 2 is usual")
+        raise ValueError(f"correction_cap {c.cap}: must be finite and above 0; 2 is usual")
     if c.mode == "truncate" and not 0 <= low < c.cap:
         raise ValueError(f"correction_low {low}, correction_cap {c.cap}: must be 0 ≤ low < cap; 0 is usual")
     if c.mode == "mask" and not 0 <= low < high < math.inf:

@@ -30,12 +30,15 @@ def sampler_mismatch(samples: Iterable[Sample], old: Mapping[int, Tensor], loss:
 
 
 def micro_mismatch(micro: MicroBatch, logps: Tensor, loss: Loss, sampled: str) -> Metrics:
-    """Measures what the loss does not: the diagnostics of whole sequences, or how much of the distribution was sampled from.
+    """Measures how far sampler and trainer are apart, beside what the loss reports.
+
+    Where the sampler took a part of the distribution (top-p and the like), that is `sampler/kept_mass`, the mean mass of that
+    part; else the diagnostics of `of_sequences`.
 
     Args:
         micro: the micro-batch.
-        logps: [N] the policy's log-probs, which are `old` in a step's first update.
-        loss: the loss. Where it drops dead samples, only the others count.
+        logps: [N] the policy's log-probs; they are the old ones where `micro.old_logps` is None.
+        loss: the loss. Where it drops samples whose advantages are all 0, these don't count here either.
         sampled: see `Learning.sampled`.
 
     Returns:

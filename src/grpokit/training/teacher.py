@@ -32,7 +32,9 @@ class Teachers:
     by_name: Mapping[str, Policy | TeacherServer] = field(default_factory=dict)
 
     def teach(self, groups: Sequence[RolloutGroup], how: Learning, clock: Clock) -> list[RolloutGroup]:
-        """Adds `teacher_logps` [T] to the completions. A collective; {} of teachers changes nothing.
+        """Adds `teacher_logps` [T] to the completions, 0 at tokens that aren't trained on. A collective.
+
+        Without teachers the groups stay as they are. Raises ValueError where a row names a teacher that there isn't.
 
         Args:
             groups: the step's groups of all ranks.
@@ -74,7 +76,7 @@ def _logps(teacher: Policy | TeacherServer, samples: Sequence[Sample], how: Lear
         with how.world.together():
             own = teacher.score(how.world.share(samples), how.pause)
         return how.world.gather_by_index(own)
-    # Rows apart from each other are right for every architecture; the teacher's layouts are not tried.
+    # Each sequence is a padded row: that is right for every architecture. Packing and shared prompts are not tried for it.
     return score(teacher, samples, replace(how, packed=False, share="never", router=None))
 
 
@@ -115,8 +117,8 @@ def load_teachers(
         check_reference(policy, teacher, place, "--teacher")
         if load_tokenizer(place, config.trust_remote_code).get_vocab() != tokenizer.get_vocab():
             raise ValueError(
-                f"--teacher {place}: its tokenizer has other tokens than --model's, so that it reads other texts from the same "
-                "tokens; use a teacher of the same family"
+                f"--teacher {place}: its tokenizer has other tokens than --model's, so the same token ids are another text to "
+                "it; use a teacher with the same tokenizer"
             )
         found[name] = teacher
     return Teachers(found)

@@ -51,8 +51,8 @@ class TeacherServer:
         room = self.card.get("max_model_len")
         if room is not None and longest >= room:  # one token is sampled behind it
             raise ValueError(
-                f"--teacher {self.url}: has a context of {room} tokens, and the longest row of the run may have {longest}; "
-                f"start it with --max-model-len {longest + 1}"
+                f"--teacher {self.url}: has a context of {room} tokens. The run needs {longest + 1}: its longest prompt with "
+                f"completion, and one token that the server must sample; start it with --max-model-len {longest + 1}"
             )
         asked = {"model": self.card["id"], "prompt": PROBE, "add_special_tokens": False}
         try:
@@ -74,13 +74,13 @@ class TeacherServer:
 
         Args:
             samples: the samples of this rank.
-            pause: not called while requests are under way; a stop is seen afterwards.
+            pause: taken as the local scorer takes it, and not called; a stop is seen after scoring.
 
         Returns:
             The log-probs.
 
         Raises:
-            ValueError: the server refuses a request, or doesn't answer for `timeout` seconds.
+            ValueError: the server refuses a request, answers without log-probs, or doesn't answer for `timeout` seconds.
         """
         self.alive = time.monotonic()
         return dict(run_anywhere(self._score_all(samples))) if samples else {}
