@@ -115,7 +115,10 @@ def test_keep_asks_the_whole_sequence():
         ({"mode": "reject", "high": 0.5}, "the bounds of k1 are ratios"),
         ({"mode": "reject", "high": 2.0, "level": "sequence_max"}, "is for k2 and k3"),
         ({"mode": "reject", "high": 0.1, "low": 0.0, "estimator": "k3"}, "k3 is never below 0"),
-        ({"mode": "reject", "high": 0.0, "estimator": "k3"}, "correction_high 0.0: must be above 0"),
+        (
+            {"mode": "reject", "high": 0.0, "estimator": "k3"},
+            "correction_high 0.0: must be finite and above 0",
+        ),
         ({"mode": "reject", "high": 2.0, "normalize": True}, "correction_normalize True: not used"),
         ({"mode": "reject", "high": 2.0, "estimator": "k4"}, "is not one of k1, k2, k3"),
         ({"mode": "truncate", "keep_high": 2.0}, "acts only with correction_keep"),

@@ -124,7 +124,7 @@ def test_remax_resamples_groups_that_equal_their_greedy_completion(tmp_path):
     ("changes", "message"),
     [
         ({"advantage_estimator": "rloo", "advantage_epsilon": 1e-6}, "divides by no standard deviation"),
-        ({"advantage_epsilon": -1.0}, "--advantage_epsilon -1.0: must be at least 0"),
+        ({"advantage_epsilon": -1.0}, "--advantage_epsilon -1.0: must be finite and at least 0"),
         ({"scale_rewards": "none", "advantage_epsilon": 1e-6}, "--scale_rewards none"),
         (
             {"advantage_estimator": "remax", "kl_in_reward": True, "beta": 0.1},
@@ -135,7 +135,7 @@ def test_remax_resamples_groups_that_equal_their_greedy_completion(tmp_path):
             {"advantage_estimator": "reinforce_plus_plus_global", "max_resample_times": 1},
             "learns from groups of equal rewards",
         ),
-        ({"advantage_estimator": "maxrl", "reward_weights": (-1.0,)}, "needs rewards of at least 0"),
+        ({"advantage_estimator": "maxrl", "reward_weights": (-1.0,)}, "so rewards must be at least 0"),
         ({"advantage_estimator": BY_TOKEN, "loss_type": "gspo"}, "gspo_token"),
     ],
 )

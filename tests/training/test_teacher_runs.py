@@ -136,7 +136,7 @@ def test_a_stop_within_an_update_and_a_resume_change_nothing(tmp_path, monkeypat
             {"teacher_coef": 0.5, "reward_funcs": ("accuracy",)},
             "--teacher_coef 0.5: does nothing without --teacher",
         ),
-        ({"teacher": ("no/such/place/x",)}, "has no config.json, and is no URL"),
+        ({"teacher": ("no/such/place/x",)}, "is neither a model with a config.json nor a URL"),
         ({"teacher": ("a=http://h:1", "http://h:2")}, "several teachers need a name each"),
         ({"teacher": ("http://127.0.0.1:9",), "temperature": 0.7}, "at temperature 1 alone"),
         ({"teacher": ("http://127.0.0.1:9",)}, "--teacher http://127.0.0.1:9: no vLLM server answers there"),

@@ -97,8 +97,8 @@ def check_with_trl(args: Any, loss: Loss, has_sampler: bool) -> None:
     check_window(args.gradient_accumulation_steps, args.steps_per_generation)
     if loss.beta != args.beta:
         raise ValueError(
-            f"beta {loss.beta:g}: is the loss's, and GRPOConfig's is {args.beta:g}, by which TRL decides whether to load a reference "
-            f"model; set GRPOConfig(beta={loss.beta:g})"
+            f"beta {loss.beta:g}: is the loss's, and GRPOConfig's is {args.beta:g}, by which TRL decides whether to load a "
+            f"reference model; set GRPOConfig(beta={loss.beta:g})"
         )
     if loss.teacher_coef:
         raise ValueError(
@@ -111,7 +111,8 @@ def check_with_trl(args: Any, loss: Loss, has_sampler: bool) -> None:
         )
     if loss.rejected_tokens == "drop":
         raise ValueError(
-            "rejected_tokens drop: is not available inside TRL, where denominators are fixed before tokens are rejected; leave it at keep"
+            "rejected_tokens drop: is not available inside TRL, where denominators are fixed before tokens are rejected; "
+            "leave it at keep"
         )
     by_sampler = loss.correction is not None or loss.surrogate.anchor == "sampler"
     if by_sampler and not has_sampler:
