@@ -30,7 +30,7 @@ def config(**options):
         ({"sapo_temperature_neg": 2.0}, "sapo", {}, make_loss("sapo", tau_neg=2.0)),
         ({"vespo_k_pos": 1.5}, "vespo", {}, make_loss("vespo", vespo_k_pos=1.5)),
         ({}, "gmpo", {}, make_loss("gmpo")),
-        ({"epsilon": 0.3}, "gmpo", {}, make_loss("gmpo", epsilon=0.3)),
+        ({"epsilon": 0.3}, "gmpo", {}, make_loss("gmpo", epsilon=0.3, epsilon_high=0.3)),
         ({}, "gspo", {}, make_loss("gspo")),
         ({}, "spo", {"epsilon": 0.1}, make_loss("spo", epsilon=0.1)),
         ({"entropy_coef": 0.1, "top_entropy_quantile": 0.2}, "real", {"real_tau": 0.3}, None),
@@ -84,5 +84,5 @@ def test_missing_trl_is_said(monkeypatch):
 
     trl._trainer_class.cache_clear()
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(ImportError, match=r"needs TRL 1\.16, .*: pip install 'grpokit\[trl\]'"):
+    with pytest.raises(ImportError, match=r"needs trl 1\.16, .*: pip install 'grpokit\[trl\]'"):
         _ = trl.GRPOTrainer

@@ -507,7 +507,7 @@ MISTAKES = [
     ({"loss_type": "grop"}, "loss_type 'grop'"),
     ({"loss_type": "cispo", "epsilon_high": 0.2}, "epsilon_high 0.2"),
     ({"tau_pos": 2}, "tau_pos 2"),
-    ({"num_generations": 1}, "num_generations 1: the baseline"),
+    ({"num_generations": 1}, "num_generations 1: the estimator"),
     ({"updates_per_step": 3}, "updates_per_step 3: must divide prompts_per_step 4"),
     ({"loss_type": "dr_grpo", "scale_rewards": "group"}, "scale_rewards group: dr_grpo"),
     ({"ref_model": "somewhere"}, "ref_model somewhere: is not used with beta 0"),

@@ -83,6 +83,7 @@ def load_policy(
     model, stored = (
         _load(path, options, flag, saves) if isinstance(source, str) else (source, stored_dtypes(source))
     )
+    _keep_4_bits(model)
     apply_softcap(model, attn_implementation)
     model.config.use_cache = True
     dropped = remove_dropout(model)
@@ -101,6 +102,17 @@ def load_policy(
     if probe:
         probe_head(policy, path, flag)
     return policy
+
+
+def _keep_4_bits(model: Any) -> None:
+    """Keeps bitsandbytes from packing 4-bit weights anew for CPUs with AVX512-BF16.
+
+    It does so in place at the first forward without gradient, for shapes of some sizes alone. That forward then differs from
+    those of training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _note_layouts(policy: Policy, world: World) -> None:
