@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from grpokit.commands.cli import main, parse
-from grpokit.commands.plan.estimate import ALWAYS, again
+from grpokit.commands.plan.estimate import ALWAYS, again, make_plan
 from grpokit.commands.plan.footprint import sizes_of
 from grpokit.commands.plan.tables import remedies
 from grpokit.config.options import PlanConfig
+from grpokit.policy.load import skeleton
 from grpokit.policy.optimizer import make_optimizer
 from grpokit.policy.policy import Policy
 from helpers.places import ROOT
@@ -44,6 +46,29 @@ def test_a_real_config_gives_the_known_parameters_without_their_memory(tmp_path,
     assert f"{sizes.numel / 1e9:.2f} billion" in done.stdout
     assert len(sizes.layers) == config["num_hidden_layers"]
     assert sizes.root.numel == (2 * config["vocab_size"] + 1) * config["hidden_size"]
+
+
+def test_teachers_are_held_and_gathered_as_a_reference_is(tmp_path, capsys):
+    """One from a directory; a server takes nothing here."""
+    model, teacher = (
+        write_config(tmp_path / name, {"model_type": "qwen3", **SMALL, "num_hidden_layers": layers})
+        for name, layers in (("model", 3), ("teacher", 5))
+    )
+    config = PlanConfig(model=str(model), teacher=(str(teacher),), ranks=2, max_completion_length=16)
+    skeletons = [skeleton(str(path), "--model", None) for path in (model, teacher)]
+    plan = make_plan(config, skeletons[0], None, skeletons[1:])
+    sizes = sizes_of(skeletons[1])
+    held = {part.name: part.bytes for part in plan.memory if part.phase == ALWAYS}
+    assert held["teachers"] == sizes.shard(2) * 4
+    alike = make_plan(replace(config, teacher=(), beta=0.1), skeletons[0], skeletons[1])
+    received = plan.traffic["gather the teachers' weights"]
+    assert received == alike.traffic["gather the reference's weights"] > 0
+    assert (
+        main(["plan", "--model", str(model), "--teacher", str(teacher), "--max_completion_length", "16"]) == 0
+    )
+    assert "teachers" in capsys.readouterr().out
+    server = ["a=http://127.0.0.1:9", f"b={teacher}"]
+    assert main(["plan", "--model", str(model), "--teacher", *server, "--max_completion_length", "16"]) == 0
 
 
 def test_tied_weights_count_once(tmp_path):

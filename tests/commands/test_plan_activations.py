@@ -7,7 +7,7 @@ import torch
 
 from grpokit.batch.plan import plan_step
 from grpokit.commands.cli import main
-from grpokit.commands.plan.estimate import batch_of
+from grpokit.commands.plan.batch import batch_of
 from grpokit.commands.plan.footprint import activations_of
 from grpokit.config.options import PlanConfig
 from grpokit.losses import make_loss

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save
 
-from grpokit.commands.plan.estimate import ALWAYS, ROLLOUT_BYTES
+from grpokit.commands.plan.estimate import ALWAYS
+from grpokit.commands.plan.traffic import ROLLOUT_BYTES
 from grpokit.rollouts.gather import groups_to_tensors
 from helpers import forked
 from helpers.plan_ranks import BASE, CASES

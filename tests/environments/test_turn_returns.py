@@ -9,8 +9,8 @@ import torch
 
 from grpokit import GRPOTrainer
 from grpokit.commands.cli import main
+from grpokit.common.imports import load_object
 from grpokit.config.yaml import to_yaml
-from grpokit.environments import Observation
 from helpers.agents import config_of
 from helpers.launch import rows
 from helpers.stops import goes_on_from_an_update
@@ -41,19 +41,12 @@ def command_for(directory, **changes):
 def test_the_tokens_of_a_turn_have_the_advantage_of_its_return(tmp_path):
     """From Python, with the environment's class: recomputed from the rewards that the episodes recorded."""
 
-    class Counts:
-        def reset(self, **columns):
-            self.turns = 0
-
-        def step(self, message) -> Observation:
-            self.turns += 1
-            return Observation("go on", reward=len(message) / 8 / self.turns, done=self.turns == 3)
-
+    (tmp_path / "world.py").write_text(COUNTS)
     config = config_of(tmp_path)
     trainer = GRPOTrainer(
         model=config.model,
         train_dataset=config.dataset,
-        environment_factory=Counts,
+        environment_factory=load_object(f"{tmp_path}/world.py:Counts", "environment_factory"),
         turn_discount=0.5,
         scale_rewards="none",
         prompts_per_step=4,

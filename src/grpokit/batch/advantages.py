@@ -100,9 +100,9 @@ def add_advantages(
         raise ValueError(
             f"turn_discount {turn_discount:g}: compares turns as the estimator group does, and needs scale_rewards group or none"
         )
-    row, how = ESTIMATORS[estimator], Settings(scale_rewards, weights, epsilon, turn_discount)
+    row, how = ESTIMATORS[estimator], Settings(scale_rewards, weights, epsilon)
     if turn_discount is not None:
-        return [_with_turns(group, ok, how) for group, ok in zip(groups, valid, strict=True)]
+        return [_with_turns(group, ok, turn_discount, how) for group, ok in zip(groups, valid, strict=True)]
     scored = [_scored(group, ok) for group, ok in zip(groups, valid, strict=True)]
     found = [within_group(row, group, how) for group in scored]
     if row.over is not None:
@@ -135,27 +135,29 @@ def has_signal(
     if not isinstance(estimator, str):
         rounding = 1e-12 * max(1.0, float(_rewards(group).nan_to_num().abs().max()))
         of_completions, of_tokens = _by_own(group, valid, estimator)
-        if of_tokens is None:
-            return bool((of_completions.abs() > rounding).any())
-        pairs = zip(of_tokens, group.rollouts, strict=True)
-        return any(bool((a[rollout.trainable].abs() > rounding).any()) for a, rollout in pairs)
+        if of_tokens is not None:
+            return _reaches_tokens(of_tokens, group.rollouts, rounding)
+        return bool((of_completions.abs() > rounding).any())
     row = ESTIMATORS[estimator]
     if turn_discount is not None:
-        how = Settings("none", turn_discount=turn_discount)
-        made = _with_turns(group, valid, how)
-        pairs = zip(made.token_advantages or (), made.rollouts, strict=True)
-        return any(bool(a[rollout.trainable].any()) for a, rollout in pairs)
+        made = _with_turns(group, valid, turn_discount, Settings("none"))
+        return _reaches_tokens(made.token_advantages or (), made.rollouts)
     if row.of_step:
         return bool(valid.any())
     scored, how = _scored(group, valid), Settings(weights=weights)
     return has_spread(row, scored, how) if row.of_functions else bool(within_group(row, scored, how).any())
 
 
-def _with_turns(group: RolloutGroup, valid: Tensor, how: Settings) -> RolloutGroup:
-    """Returns the group with an advantage for each token, by the returns of its turn."""
-    assert how.turn_discount is not None
-    of_tokens = turn_advantages(group, valid, how.turn_discount, how.epsilon, how.scale_rewards != "none")
+def _with_turns(group: RolloutGroup, valid: Tensor, discount: float, how: Settings) -> RolloutGroup:
+    """Returns the group with an advantage for each token; see `turn_advantages`."""
+    of_tokens = turn_advantages(group, valid, discount, how)
     return _with(group, _means(of_tokens, group.rollouts), of_tokens, valid)
+
+
+def _reaches_tokens(of_tokens: Sequence[Tensor], rollouts: Sequence[Rollout], rounding: float = 0.0) -> bool:
+    """Tells whether any trainable token has an advantage whose size is above `rounding`."""
+    pairs = zip(of_tokens, rollouts, strict=True)
+    return any(bool((a[rollout.trainable].abs() > rounding).any()) for a, rollout in pairs)
 
 
 def _means(of_tokens: Sequence[Tensor], rollouts: Sequence[Rollout]) -> Tensor:

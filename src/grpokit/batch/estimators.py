@@ -49,7 +49,6 @@ class Settings:
     scale_rewards: str = "group"  # one of SCALINGS; for `group`
     weights: Sequence[float] | None = None  # [F] of the reward functions; for `gdpo`
     epsilon: float = EPSILON
-    turn_discount: float | None = None  # γ of turn returns; None: a completion has one advantage
 
 
 WithinGroup = Callable[[Scored, Settings], Tensor]

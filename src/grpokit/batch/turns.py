@@ -59,9 +59,7 @@ def turns_of(rollout: Rollout, token_rewards: Tensor | None, total: float, disco
     return Turns(ordered, torch.tensor(returns[::-1], dtype=torch.float64))
 
 
-def turn_advantages(
-    group: RolloutGroup, valid: Tensor, discount: float, epsilon: float, is_scaled: bool
-) -> tuple[Tensor, ...]:
+def turn_advantages(group: RolloutGroup, valid: Tensor, discount: float, how: Settings) -> tuple[Tensor, ...]:
     """Gives every token of turn k of completion i the advantage (R_{i,k} − b_k) / (s_k + ε).
 
     R_{i,k} is the turn's return; b_k and s_k are mean and unbiased std of R_{·,k} over the group, in which a completion that
@@ -72,8 +70,7 @@ def turn_advantages(
         group: a scored group.
         valid: [G] bool, the completions that have a reward.
         discount: γ.
-        epsilon: ε.
-        is_scaled: whether it is divided by the standard deviation.
+        how: ε, and whether advantages are divided by the standard deviation.
 
     Returns:
         G × [T] float64; 0 where there is no reward.
@@ -85,7 +82,7 @@ def turn_advantages(
     turns = {i: turns_of(group.rollouts[i], of_tokens[i], float(group.reward[i]), discount) for i in known}
     for turn in range(max((len(each.ends) for each in turns.values()), default=0)):
         returns = torch.tensor([turns[i].at(turn) for i in known], dtype=torch.float64)
-        for i, advantage in zip(known, _compared(returns, epsilon, is_scaled), strict=True):
+        for i, advantage in zip(known, _compared(returns, how), strict=True):
             ends = turns[i].ends
             if turn < len(ends):
                 first = ends[turn - 1] if turn else 0
@@ -94,10 +91,9 @@ def turn_advantages(
     return tuple(found)
 
 
-def _compared(returns: Tensor, epsilon: float, is_scaled: bool) -> Sequence[float]:
+def _compared(returns: Tensor, how: Settings) -> Sequence[float]:
     """The estimator `group` on the returns [n] of one turn."""
     scored = Scored(returns, returns[:, None], torch.ones_like(returns), None, "")
-    how = Settings("group" if is_scaled else "none", epsilon=epsilon)
     row = ESTIMATORS["group"]
     advantages = [within_group(row, scored, how)]
     return (advantages if row.over is None else row.over(advantages, [scored], how))[0].tolist()

@@ -210,6 +210,7 @@ def plan(config: PlanConfig) -> int:
 
     with waiting("loading torch"):
         _quiet()
+        from ..config.teacher_options import local_teachers
         from ..policy.load import skeleton
         from .plan.estimate import check_plan_config, make_plan
         from .plan.tables import tables
@@ -217,7 +218,8 @@ def plan(config: PlanConfig) -> int:
     with waiting("running the model's forward on shapes alone"):
         how = config.attn_implementation, config.trust_remote_code
         reference = skeleton(config.ref_model, "--ref_model", *how) if config.ref_model else None
-        planned = make_plan(config, skeleton(config.model, "--model", *how), reference)
+        teachers = [skeleton(place, "--teacher", *how) for place in local_teachers(config.teacher)]
+        planned = make_plan(config, skeleton(config.model, "--model", *how), reference, teachers)
     console.print(*tables(planned), sep="\n")
     return 0
 

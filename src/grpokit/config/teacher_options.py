@@ -36,15 +36,15 @@ def teachers_of(values: tuple[str, ...]) -> dict[str, str]:
     return dict(split_name(value) for value in values)
 
 
+def local_teachers(values: tuple[str, ...]) -> list[str]:
+    """Returns the teachers that a run loads itself."""
+    return [place for place in teachers_of(values).values() if not is_server(place)]
+
+
 TEACHER_RULES = [
     Rule(
         "teacher",
-        lambda c: len(teachers_of(c.teacher)) == len(c.teacher),
-        "several teachers need a name each: --teacher math=MODEL code=MODEL, and the rows a column `teacher`",
-    ),
-    Rule(
-        "teacher",
-        lambda c: len(c.teacher) < 2 or "" not in teachers_of(c.teacher),
+        lambda c: len(c.teacher) < 2 or len(teachers_of(c.teacher).keys() - {""}) == len(c.teacher),
         "several teachers need a name each: --teacher math=MODEL code=MODEL, and the rows a column `teacher`",
     ),
     Rule(

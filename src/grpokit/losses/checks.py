@@ -57,10 +57,10 @@ def make_correction(given: Mapping[str, Any]) -> Correction | None:
     if name is not None and name not in PRESETS:
         raise ValueError(f"correction {name!r}: is not one of {', '.join(PRESETS)}")
     own = {key.removeprefix("correction_"): value for key, value in given.items()}
-    preset = {} if name is None else dict(PRESETS[name])
-    if own.get("mode", preset.get("mode")) != preset.get("mode"):
-        preset = {"level": preset["level"]} if preset else {}  # its bounds are those of its mode
+    preset: dict[str, Any] = {} if name is None else dict(PRESETS[name])
     mode = own.get("mode", preset.get("mode"))
+    if preset and mode != preset["mode"]:
+        preset = {"level": preset["level"]}  # its bounds are those of its mode
     if mode is None:
         if own:
             key, value = next(iter(own.items()))
@@ -68,11 +68,8 @@ def make_correction(given: Mapping[str, Any]) -> Correction | None:
                 f"correction_{key} {value}: acts only with a correction_mode; set it to {', '.join(CORRECTION_MODES)}"
             )
         return None
-    if mode not in CORRECTION_MODES:
-        raise ValueError(f"correction_mode {mode!r}: is not one of {', '.join(CORRECTION_MODES)}")
     _check_used(own, mode)
-    values = {key: value for key, value in preset.items() if key not in _NOT_USED_BY[mode]} | own
-    return Correction(**values)
+    return Correction(**(preset | own))
 
 
 # Options that do nothing with a mode.
@@ -84,7 +81,7 @@ _NOT_USED_BY = {
 
 
 def _check_used(own: Mapping[str, Any], mode: str) -> None:
-    for key in _NOT_USED_BY[mode]:
+    for key in _NOT_USED_BY.get(mode, ()):
         if own.get(key):
             raise ValueError(f"correction_{key} {own[key]}: not used by correction_mode {mode}")
     for key in ("keep_low", "keep_high"):

@@ -45,8 +45,8 @@ def micro_mismatch(micro: MicroBatch, logps: Tensor, loss: Loss, sampled: str) -
         Additive metrics by name.
     """
     old = (logps if micro.old_logps is None else micro.old_logps).detach().double()
-    sampler = torch.cat([old.new_zeros(0), *(s.sampler_logps.to(old) for s in micro.samples)])  # [N] μ
-    if sampled == "part":
+    if sampled == "part":  # the micro-batch has no sampler's log-probs, which are not to be compared
+        sampler = torch.cat([old.new_zeros(0), *(s.sampler_logps.to(old) for s in micro.samples)])  # [N] μ
         return {"sampler/kept_mass": Metric.mean(clamp_log_ratio(old - sampler).exp())}
     if micro.sampler_logps is None:
         return {}
@@ -56,7 +56,7 @@ def micro_mismatch(micro: MicroBatch, logps: Tensor, loss: Loss, sampled: str) -
         dtype=torch.bool,
         device=old.device,
     )
-    found = of_sequences(old, sampler, lengths)
+    found = of_sequences(old, micro.sampler_logps.double(), lengths)
     return {name: Metric.mean(values[live]) for name, values in found.items()}
 
 

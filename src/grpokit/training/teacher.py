@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batch.plan import unweighted
 from ..common.text import did_you_mean
 from ..config.options import TrainConfig
-from ..config.teacher_options import TEACHER_COLUMN, is_server, teachers_of
+from ..config.teacher_options import TEACHER_COLUMN, is_server, local_teachers, teachers_of
 from ..parallel import World
 from ..policy.learn import Learning, score
 from ..policy.load import load_tokenizer
@@ -74,7 +74,7 @@ def _logps(teacher: Policy | TeacherServer, samples: Sequence[Sample], how: Lear
     """Scores samples under a teacher on all ranks: sample index → [T_i]."""
     if isinstance(teacher, TeacherServer):
         with how.world.together():
-            own = teacher.score(how.world.share(samples), how.pause)
+            own = teacher.score(how.world.share(samples))
         return how.world.gather_by_index(own)
     # Each sequence is a padded row: that is right for every architecture. Packing and shared prompts are not tried for it.
     return score(teacher, samples, replace(how, packed=False, share="never", router=None))
@@ -87,10 +87,34 @@ def _with_logps(rollout: Rollout, logps: Tensor | None) -> Rollout:
     return replace(rollout, teacher_logps=whole)
 
 
+def check_teachers(config: TrainConfig, tokenizer: Any, columns: Collection[str]) -> None:
+    """Checks before any weights are loaded what can be known then.
+
+    Args:
+        config: the run's configuration.
+        tokenizer: the run's tokenizer.
+        columns: the columns of the dataset.
+
+    Raises:
+        ValueError: teachers have names, and the rows don't; or a teacher that the run loads has another tokenizer.
+    """
+    if config.teacher and "" not in teachers_of(config.teacher) and TEACHER_COLUMN not in columns:
+        raise ValueError(
+            f"--teacher {' '.join(config.teacher)}: teachers with names need a column `{TEACHER_COLUMN}` in the dataset, which "
+            "names that of each row"
+        )
+    for place in local_teachers(config.teacher):
+        if load_tokenizer(place, config.trust_remote_code).get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"--teacher {place}: its tokenizer has other tokens than --model's, so the same token ids are another text to "
+                "it; use a teacher with the same tokenizer"
+            )
+
+
 def load_teachers(
     config: TrainConfig, policy: Policy, tokenizer: Any, longest: int, world: World
 ) -> Teachers:
-    """Loads the models that --teacher names.
+    """Loads the models that --teacher names; see also `check_teachers`.
 
     Args:
         config: the run's configuration.
@@ -103,7 +127,8 @@ def load_teachers(
         The teachers.
 
     Raises:
-        ValueError: a teacher can't be loaded, or has another tokenizer, vocabulary or a shorter context than the policy.
+        ValueError: a teacher can't be loaded, or has another vocabulary or a shorter context than the policy; or a server has
+            another tokenizer.
     """
     found: dict[str, Policy | TeacherServer] = {}
     for name, place in teachers_of(config.teacher).items():
@@ -115,10 +140,5 @@ def load_teachers(
             continue
         teacher = load_configured(place, config, world, flag="--teacher").requires_grad_(False)
         check_reference(policy, teacher, place, "--teacher")
-        if load_tokenizer(place, config.trust_remote_code).get_vocab() != tokenizer.get_vocab():
-            raise ValueError(
-                f"--teacher {place}: its tokenizer has other tokens than --model's, so the same token ids are another text to "
-                "it; use a teacher with the same tokenizer"
-            )
         found[name] = teacher
     return Teachers(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -32,6 +32,7 @@ class TeacherServer:
 
     def __init__(self, url: str, timeout: float) -> None:
         """Raises ValueError where no vLLM server answers at `url`."""
+        self.alive = time.monotonic()  # when the server last answered
         self.url, self.timeout = url.rstrip("/").removesuffix("/v1"), timeout
         try:
             self.card = httpx.get(f"{self.url}/v1/models", timeout=min(timeout, HELLO)).json()["data"][0]
@@ -65,19 +66,12 @@ class TeacherServer:
             ) from error
         if theirs != tokenizer(PROBE, add_special_tokens=False)["input_ids"]:
             raise ValueError(
-                f"--teacher {self.url}: its tokenizer is another one than --model's, so that it reads other texts from the same "
-                "tokens; use a teacher of the same family"
+                f"--teacher {self.url}: its tokenizer is another one than --model's, so the same token ids are another text to "
+                "it; use a teacher with the same tokenizer"
             )
 
-    def score(self, samples: Sequence[Sample], pause: Callable[[], None] | None = None) -> dict[int, Tensor]:
+    def score(self, samples: Sequence[Sample]) -> dict[int, Tensor]:
         """Scores samples: sample index → [T_i] log-probs of the trainable tokens, float32.
-
-        Args:
-            samples: the samples of this rank.
-            pause: taken as the local scorer takes it, and not called; a stop is seen after scoring.
-
-        Returns:
-            The log-probs.
 
         Raises:
             ValueError: the server refuses a request, answers without log-probs, or doesn't answer for `timeout` seconds.

@@ -47,9 +47,8 @@ class Episode:
     prompt: Messages | None = None  # the prompt's messages, where `reset` added to those of the row
     kind: str | None = None  # the class of the environment
     reward: float | None = None  # its own reward
-    turn_rewards: tuple[float, ...] | None = (
-        None  # what each turn has added to it; None where that isn't known
-    )
+    # What each turn has added to it; None where that isn't known.
+    turn_rewards: tuple[float, ...] | None = None
     calls: Mapping[str, int] | None = None  # calls of each tool
     failures: int = 0  # calls that were answered by an error
     seconds: float = 0.0  # how long it waited for its tools and its environment

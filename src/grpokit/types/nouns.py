@@ -108,7 +108,8 @@ class RolloutGroup:
     rewards: Tensor | None = None  # [G, F] float64; NaN where a function does not apply
     reward: Tensor | None = None  # [G] float64, the weighted sum; NaN where no function applies
     advantages: Tensor | None = None  # [G] float64; exactly 0 for a group without signal
-    # G × [T] float64, the weighted sum of rewards that functions gave to single tokens; they are in `reward` too.
+    # G × [T] float64, the weighted sum of the rewards that functions gave to tokens that end a step, NaN at all others.
+    # `reward` has them too.
     token_rewards: tuple[Tensor, ...] | None = None
     # G × [T] float64, where the estimator gives an advantage for each token. `advantages` are then their means.
     token_advantages: tuple[Tensor, ...] | None = None

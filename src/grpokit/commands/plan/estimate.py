@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,24 +12,20 @@ from ...config.checks import check_train_config
 from ...config.options import PlanConfig
 from ...config.rules import has_model
 from ...logprobs.chunks import CHUNK_BYTES, CHUNK_ROWS
-from ...losses import Loss
 from ...policy.freeze import freeze
 from ...policy.lora import attach
 from ...policy.lora_targets import choose_modules
 from ...policy.policy import DTYPES, resolve_dtype
 from ...policy.probes import router_coefficient
-from ...training.setup.loss import lora_from_config, loss_from_config
+from ...training.setup.loss import lora_from_config
+from .batch import PROMPT, Batch, batch_of, completion_tokens, fullest, prompt_tokens
 from .footprint import Activations, Sizes, Types, activations_of, sizes_of
-from .held import matrices, optimizer_state, optimizer_step, without_4_bits
+from .held import optimizer_state, optimizer_step, without_4_bits
+from .traffic import traffic_of
 
 # Bytes per completion and vocabulary entry while a token is picked: logits and log-probs in float32, probs and their
 # cumulative sum in float64.
 PICKING_BYTES = 4 + 4 + 8 + 8
-# Bytes sent per token: its id, log-prob, entropy, mask and text (about 4 letters). Losses with statistics send those
-# too.
-ROLLOUT_BYTES = 8 + 4 + 4 + 1 + 4
-STATISTICS_BYTES = 5 * 8 + 5 * 4
-PROMPT = 256  # tokens of a prompt, if --prompt_tokens is not given
 # Kept free for what no formula covers: the device's context, collectives' buffers, the allocator's fragments.
 HEADROOM = 0.1
 
@@ -52,31 +48,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The samples of an update on the rank that has the most, all of the mean length."""
-
-    rows: int
-    length: int  # tokens of a sample, prompt included
-    micro_batches: int
-    rows_of_each: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one full micro-batch."""
-        return self.rows_of_each * self.length
-
-    def fill(self, budget: int) -> float:
-        """The share of the micro-batches' budget that holds tokens."""
-        return self.rows * self.length / (self.micro_batches * budget)
-
-
-@dataclass(frozen=True)
 class Plan:
     """The estimate. Memory and traffic are bytes of one rank."""
 
     config: PlanConfig
     sizes: Sizes
     reference: Sizes
+    teachers: tuple[Sizes, ...]  # those that the run loads
     activations: Activations
     types: Types
     batch: Batch
@@ -132,24 +110,14 @@ def check_plan_config(config: PlanConfig) -> None:
         raise ValueError(f"--device_memory {config.device_memory}: must be 0 (unknown) or more, in GiB")
 
 
-def prompt_tokens(config: PlanConfig) -> int:
-    """Returns the mean length of a prompt."""
-    return PROMPT if config.prompt_tokens is None else config.prompt_tokens
-
-
-def completion_tokens(config: PlanConfig) -> int:
-    """Returns the mean length of a completion."""
-    given = config.completion_tokens
-    return config.max_completion_length if given is None else given
-
-
-def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
+def make_plan(config: PlanConfig, model: Any, reference: Any = None, teachers: Sequence[Any] = ()) -> Plan:
     """Makes the plan of a checked configuration.
 
     Args:
         config: the options, checked by `check_plan_config`.
         model: the model on the meta device.
         reference: another reference model on the meta device; None: the same one.
+        teachers: the teachers that the run loads, on the meta device.
 
     Raises:
         ValueError: the lengths do not fit the model's context.
@@ -176,36 +144,40 @@ def make_plan(config: PlanConfig, model: Any, reference: Any = None) -> Plan:
     types = Types(compute, master, stored, frozen=master if lora is None else compute)
     sizes = sizes_of(model)
     other = sizes if reference is None else sizes_of(reference)
-    return _plan(config, sizes, other, activations, types)
-
-
-def batch_of(config: PlanConfig, length: int) -> Batch:
-    """Cuts an update of samples of `length` tokens on the rank that has the most, as `micro_batches` does."""
-    update = config.prompts_per_step * config.num_generations // config.updates_per_step
-    rows = -(-update // config.ranks)
-    of_each = min(rows, max(1, config.micro_batch_tokens // length))
-    return Batch(rows, length, -(-rows // of_each), of_each)
-
-
-def fullest(config: PlanConfig) -> tuple[int, int]:
-    """Returns the samples, and the tokens of each, in the largest micro-batch: of mean samples, or of the longest."""
-    lengths = {prompt_tokens(config) + n for n in (completion_tokens(config), config.max_completion_length)}
-    batch = max((batch_of(config, length) for length in lengths), key=lambda b: (b.tokens, b.length))
-    return batch.rows_of_each, batch.length
+    return _plan(config, sizes, other, tuple(map(sizes_of, teachers)), activations, types)
 
 
 def again(plan: Plan, **changes: Any) -> Plan:
     """Returns the plan with some flags changed. Activations are scaled, not measured again."""
     config = replace(plan.config, **changes)
-    return _plan(config, plan.sizes, plan.reference, plan.activations.scaled(*fullest(config)), plan.types)
+    activations = plan.activations.scaled(*fullest(config))
+    return _plan(config, plan.sizes, plan.reference, plan.teachers, activations, plan.types)
 
 
-def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activations, types: Types) -> Plan:
+def _plan(
+    config: PlanConfig,
+    sizes: Sizes,
+    reference: Sizes,
+    teachers: tuple[Sizes, ...],
+    activations: Activations,
+    types: Types,
+) -> Plan:
+    """Makes the plan. Takes what a `Plan` has.
+
+    Args:
+        config: see `Plan`, as all others.
+        sizes: the policy's.
+        reference: the reference's.
+        teachers: the teachers'.
+        activations: of the policy's forward.
+        types: the dtypes.
+    """
     batch = batch_of(config, prompt_tokens(config) + completion_tokens(config))
     held, packed = without_4_bits(config, sizes)
     parts = (
         Part(ALWAYS, "weights in 4 bits, whole on every rank", packed),
         *_state(config, held, reference, types),
+        _of_teachers(config, teachers, types),
         *_sampling(config, held, activations, types),
         *_learning(config, held, activations, types),
     )
@@ -213,11 +185,12 @@ def _plan(config: PlanConfig, sizes: Sizes, reference: Sizes, activations: Activ
         config=config,
         sizes=sizes,
         reference=reference,
+        teachers=teachers,
         activations=activations,
         types=types,
         batch=batch,
         memory=tuple(part for part in parts if part.bytes),
-        traffic=_traffic(config, held, reference, batch, types, loss_from_config(config)),
+        traffic=traffic_of(config, held, reference, teachers, batch, types),
         host=_host(config, sizes, types),
     )
 
@@ -244,6 +217,12 @@ def _state(config: PlanConfig, sizes: Sizes, reference: Sizes, types: Types) -> 
     yield Part(ALWAYS, *optimizer_state(config, sizes.trained, ranks, size))
     yield Part(ALWAYS, "reference", reference.shard(ranks) * size if loaded else 0)
     yield Part(STEPPING, *optimizer_step(config, sizes.trained, ranks, size))
+
+
+def _of_teachers(config: PlanConfig, teachers: Sequence[Sizes], types: Types) -> Part:
+    """Returns the shards of the teachers, which are held as a reference is."""
+    ranks = config.shard_size or config.ranks
+    return Part(ALWAYS, "teachers", sum(teacher.shard(ranks) for teacher in teachers) * types.master.itemsize)
 
 
 def _sampling(config: PlanConfig, sizes: Sizes, activations: Activations, types: Types) -> Iterator[Part]:
@@ -298,41 +277,3 @@ def _learning(config: PlanConfig, sizes: Sizes, activations: Activations, types:
     head = sizes.vocabulary if trained.root.numel else 0  # an adapter has no part in the head
     gradients = (head + 2 * tokens) * sizes.hidden * size
     yield Part(LEARNING, "head: weight's gradient, inputs and theirs", gradients)
-
-
-def _traffic(
-    config: PlanConfig, sizes: Sizes, reference: Sizes, batch: Batch, types: Types, loss: Loss
-) -> dict[str, float]:
-    """Returns the bytes that a rank receives in a step, by purpose, without scalars (norms, counts, metrics)."""
-    ranks = config.shard_size or config.ranks
-    copies, size = config.ranks // ranks, types.master.itemsize
-    updates, passes = config.updates_per_step, config.updates_per_step * config.num_iterations
-    forwards = batch.micro_batches * passes
-    scorings = updates - 1 + (updates if loss.rejected_tokens == "drop" else 0)
-    scorings += updates if config.kl_in_reward else 0
-    scorings += passes if loss.needs_stats or config.router_aux_loss_coef else 0
-
-    def gathered(part: Sizes, layers: int, roots: int) -> float:
-        inside = sum(group.shard(ranks) for group in part.layers) * types.compute.itemsize
-        return (ranks - 1) * (layers * inside + roots * types.bytes(part.root, ranks))
-
-    shard = sizes.trained.shard(ranks) * size
-    muon = matrices(sizes.trained).shard(ranks) * size if config.optim == "muon" else 0.0
-    of_step = config.prompts_per_step * config.num_generations * completion_tokens(config)
-    logps = updates - 1 + bool(config.num_iterations > 1) + (updates if config.beta else 0)
-    logps += updates if config.kl_in_reward else 0
-    logps += updates if loss.rejected_tokens == "drop" else 0
-    statistics = config.num_iterations * STATISTICS_BYTES if loss.needs_stats else 0
-    data = of_step * (ROLLOUT_BYTES + statistics + size * logps / updates)
-    return {
-        "gather weights for forward and backward": gathered(sizes, 2 * forwards, forwards),
-        "scatter gradients": forwards * (ranks - 1) * shard,
-        "add up gradients of the replicas": forwards * 2 * (copies - 1) / copies * shard,
-        "gather weights to score": gathered(sizes, scorings * batch.micro_batches, scorings),
-        "gather the reference's weights": gathered(reference, updates * batch.micro_batches, updates)
-        if config.beta
-        else 0.0,
-        "gather weights to sample": gathered(sizes, 1, 1),
-        "gather matrices to orthogonalise": muon * passes * (ranks - 1),
-        "the step's data": data * (config.ranks - 1) / config.ranks,
-    }

@@ -8,12 +8,12 @@ from typing import Any
 from ...common.console import say
 from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
-from ...config.teacher_options import TEACHER_COLUMN, teachers_of
 from ...data.tasks import EnvironmentTasks
 from ...parallel import ALONE, World
 from ...policy.policy import Policy
 from ...rewards import Reward, describe_rewards, load_rewards, pass_note
 from ..early_stop import check_early_stop
+from ..teacher import check_teachers
 from .columns import columns_of, note_empty_routes
 from .environments import Environments, find_environments, longest_sequence
 from .held_out import HeldOutSet, load_held_out
@@ -63,15 +63,7 @@ def load_data(
         prompts = load_training_prompts(config, tokenizer, context, parts.train_dataset, tools_of)
     rewards = load_rewards(config, columns_of(prompts, environments), parts.reward_funcs)
     rewards += () if environments is None else environments.rewards
-    if (
-        "" not in teachers_of(config.teacher)
-        and config.teacher
-        and TEACHER_COLUMN not in columns_of(prompts, environments)
-    ):
-        raise ValueError(
-            f"--teacher {' '.join(config.teacher)}: teachers with names need a column `{TEACHER_COLUMN}` in the dataset, which "
-            "names that of each row"
-        )
+    check_teachers(config, tokenizer, columns_of(prompts, environments))
     if not rewards and not config.teacher:
         raise ValueError(
             "--reward_funcs (missing): the environment has no get_reward and no step, so name a reward"

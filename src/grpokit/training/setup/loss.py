@@ -97,13 +97,14 @@ def checked_loss(config: TrainConfig) -> Loss:
             f"--turn_discount {config.turn_discount:g}: gives the turns advantages of their own, and {one} needs one for a "
             "sequence; use --loss_type gspo_token, or a loss of tokens such as dapo"
         )
-    if config.advantage_epsilon != 1e-4 and (config.scale_rewards or loss.scale_rewards) == "none":
-        by_group = config.advantage_estimator == "group"
-        if by_group:
-            raise ValueError(
-                f"--advantage_epsilon {config.advantage_epsilon:g}: does nothing with --loss_type {loss.name}, whose advantages "
-                "aren't divided; leave it out"
-            )
+    undivided = (
+        config.advantage_estimator == "group" and (config.scale_rewards or loss.scale_rewards) == "none"
+    )
+    if undivided and config.advantage_epsilon != 1e-4:
+        raise ValueError(
+            f"--advantage_epsilon {config.advantage_epsilon:g}: does nothing with --loss_type {loss.name}, whose advantages "
+            "aren't divided; leave it out"
+        )
     if config.scale_rewards == "group" and loss.scale_rewards == "none":
         raise ValueError(
             f"--scale_rewards group: {loss.name} is the loss that leaves advantages unscaled; leave the flag out, or "
