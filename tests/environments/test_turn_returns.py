@@ -116,3 +116,10 @@ def test_the_log_has_means(tmp_path):
     assert main([*command_for(tmp_path, max_steps=1), str(tmp_path / "run")]) == 0
     lines = (tmp_path / "run" / "completions.jsonl").read_text().splitlines()
     assert all(len(json.loads(line)["advantages"]) == 4 for line in lines)
+
+
+@pytest.mark.parametrize(("max_turns", "said"), [(1, True), (3, False)])
+def test_turns_that_change_nothing_are_said(tmp_path, capsys, max_turns, said):
+    assert main([*command_for(tmp_path, max_steps=1, max_turns=max_turns), str(tmp_path / "run")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("has one advantage for all its tokens: --turn_discount acts where" in out) == said

@@ -97,3 +97,12 @@ def test_without_the_teachers_log_probs_it_says_so():
     loss = make_loss("grpo", teacher_coef=1.0)
     with pytest.raises(ValueError, match=r"LossBatch\.teacher_logps and teacher_weights"):
         policy_loss(loss, flat(loss, make_step(1)))
+
+
+@pytest.mark.parametrize("name", ["dapo", "real"])
+def test_formula_and_description_have_it(name):
+    """real's formula gives the whole loss itself."""
+    loss = make_loss(name, teacher_coef=0.5)
+    assert r"\log\pi_{teacher}" in loss.formula.splitlines()[0]
+    assert "teacher_coef 0.5" in str(loss)
+    assert "teacher" not in make_loss(name).formula + str(make_loss(name))

@@ -79,9 +79,19 @@ def test_the_first_update_is_that_of_a_plain_loop(tmp_path, teacher):
     assert not [name for name in step.metrics if name.startswith("reward")]
 
 
-def test_the_policy_comes_closer_to_its_teacher(tmp_path, teacher):
+def test_the_policy_comes_closer_to_its_teacher(tmp_path, capsys, teacher):
     command = command_for(tmp_path, teacher=(str(teacher),), max_steps=12, learning_rate=3e-3)
     assert main([*command, str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "loss: reverse KL to the teacher, mean over tokens (teacher_coef 1, teacher_kl_gradient k2)" in said
+    )
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert "by on-policy distillation: 12 steps of training" in card
+    assert "- grpo\n" not in card
+    assert "--teacher TEACHER" in card
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "KL to the teacher" in page
     gaps = [row["teacher/kl"] for row in rows(tmp_path / "run", "metrics.jsonl")]
     assert sum(gaps[-3:]) < 0.5 * sum(gaps[:3])
 

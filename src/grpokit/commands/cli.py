@@ -242,9 +242,9 @@ def report(config: ReportConfig) -> int:
     saved = Path(config.run) / "config.yaml"
     formula = None
     if saved.is_file():
-        from ..training.setup.loss import loss_from_config
+        from ..training.setup.loss import objective_of
 
-        formula = loss_from_config(load_yaml(TrainConfig, str(saved))).formula
+        formula = objective_of(load_yaml(TrainConfig, str(saved)))[1]
     print(write_report(config.run, config.output or None, formula=formula))
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .rules import Rule
+from .teacher_options import teaches_alone
 
 # The estimators of batch/estimators.py, by what they compare a completion with.
 BY_GROUP = (*("group", "rloo", "reinforce_plus_plus", "opo", "gdpo", "maxrl", "gpg", "loo_std", "pass_k"),)
@@ -21,11 +22,7 @@ ADVANTAGE_RULES = [
     ),
     Rule(
         "num_generations",
-        lambda c: (
-            c.num_generations >= 2
-            or c.advantage_estimator not in BY_GROUP
-            or not (c.reward_funcs or c.environment)  # a teacher alone
-        ),
+        lambda c: c.num_generations >= 2 or c.advantage_estimator not in BY_GROUP or teaches_alone(c),
         "the estimator `{c.advantage_estimator}` compares completions of one prompt, so every advantage "
         "would be 0; use 2 or more (8 is usual)",
     ),

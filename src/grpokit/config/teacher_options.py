@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..data.names import split_name
 from .resume import steering
@@ -36,6 +36,11 @@ def teachers_of(values: tuple[str, ...]) -> dict[str, str]:
     return dict(split_name(value) for value in values)
 
 
+def teaches_alone(config: Any) -> bool:
+    """Tells whether a run has a teacher, and no rewards beside it."""
+    return len(config.teacher) > 0 and not (config.reward_funcs or config.environment)
+
+
 def local_teachers(values: tuple[str, ...]) -> list[str]:
     """Returns the teachers that a run loads itself."""
     return [place for place in teachers_of(values).values() if not is_server(place)]
@@ -64,16 +69,12 @@ TEACHER_RULES = [
     ),
     Rule(
         "max_resample_times",
-        lambda c: not c.teacher or c.max_resample_times == 0 or len(c.reward_funcs + c.environment) > 0,
+        lambda c: c.max_resample_times == 0 or not teaches_alone(c),
         "chooses groups by their rewards, and there are none; add --reward_funcs, or leave it out",
     ),
     Rule(
         "eval_dataset",
-        lambda c: (
-            not (c.teacher and c.eval_dataset)
-            or len(c.reward_funcs + c.eval_reward_funcs) > 0
-            or len(c.environment) > 0
-        ),
+        lambda c: not (teaches_alone(c) and c.eval_dataset) or len(c.eval_reward_funcs) > 0,
         "needs rewards to evaluate by; add --eval_reward_funcs",
     ),
 ]

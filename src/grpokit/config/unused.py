@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.names import split_name
 from .rules import Rule
+from .teacher_options import teaches_alone
 
 
 def unused(flags: str, is_used: Callable[[Any], bool], why: str) -> list[Rule]:
@@ -59,7 +60,7 @@ UNUSED_TRAIN_OPTIONS = [
     *unused(
         "group_filter advantage_estimator kl_in_reward turn_discount advantage_epsilon scale_rewards correction correction_mode "
         "opsm_threshold rejected_tokens",
-        lambda c: not c.teacher or len(c.reward_funcs + c.environment) > 0,
+        lambda c: not teaches_alone(c),
         "does nothing without rewards: the teacher alone teaches; add --reward_funcs, or leave it out",
     ),
     *unused(

@@ -11,6 +11,8 @@ from .ratio import RATIO_LEVELS, RatioLevel
 from .reductions import REDUCTION_FORMULAS
 from .surrogate import COUPLINGS, Surrogate
 
+TEACHER_FORMULA = r"\frac{\gamma}{\sum_j T_j}\sum_{i,t}\left(\log\pi - \log\pi_{teacher}\right)"
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -142,21 +144,18 @@ class Loss:
             terms += rf" + \beta\,{'k_' + self.kl_estimator[1]}"
         if self.entropy_coef:
             terms += r" - c\,H_{i,t}"
+        teacher = f" + {TEACHER_FORMULA}" if self.teacher_coef else ""
         if self.surrogate.weighs_itself:  # its formula gives L itself
-            return self.surrogate.formula
+            return self.surrogate.formula + teacher
         inner = terms if terms == r"\ell_{i,t}" else rf"\left({terms}\right)"
-        lines = [r"L = \sum_{i,t} w_i\," + inner, self.surrogate.formula]
+        lines = [r"L = \sum_{i,t} w_i\," + inner + teacher, self.surrogate.formula]
         if self.ratio_level != "token":
             lines.append(self.level.formula)
-        lines.append(REDUCTION_FORMULAS[self.reduction])
-        if self.teacher_coef:
-            lines[0] += r" + \frac{\gamma}{\sum_j T_j}\sum_{i,t}\left(\log\pi - \log\pi_{teacher}\right)"
-        return "\n".join(lines)
+        return "\n".join([*lines, REDUCTION_FORMULAS[self.reduction]])
 
     def __str__(self) -> str:
-        shown = {name: value for name, value in self.options.items() if value is not None} | {
-            "beta": self.beta
-        }
+        shown = {name: value for name, value in self.options.items() if value is not None}
+        shown |= {"beta": self.beta} | ({"teacher_coef": self.teacher_coef} if self.teacher_coef else {})
         options = ", ".join(
             f"{name} {v:g}" if isinstance(v, float) else f"{name} {v}" for name, v in shown.items()
         )

@@ -49,6 +49,7 @@ class ModelCard:
     after: Mapping[str, float] | None = None  # this model's
     before_step: int = 0
     is_best: bool = False  # best/, not final/
+    is_taught: bool = False  # by a teacher alone, without rewards
     is_adapter: bool = False
     is_plain: bool = True  # an adapter without DoRA and whole modules, which vLLM can serve
     repository: str = ""  # ORG/NAME of the Hub that it is uploaded to
@@ -63,7 +64,9 @@ class ModelCard:
             "library_name": "peft" if self.is_adapter else "transformers",
             "model_name": self.name,
             "pipeline_tag": "text-generation",
-            "tags": list(dict.fromkeys(["grpo", "reinforcement-learning", "grpokit", self.loss])),
+            "tags": ["distillation", "grpokit"]
+            if self.is_taught
+            else list(dict.fromkeys(["grpo", "reinforcement-learning", "grpokit", self.loss])),
         }
 
     def text(self) -> str:
@@ -87,7 +90,9 @@ class ModelCard:
         base = _code(self.base)
         what = f"A LoRA adapter of {base}, trained" if self.is_adapter else f"A model trained from {base}"
         which = ", the best of its run by `eval/reward`" if self.is_best else ""
-        return f"{what} by reinforcement learning: {self.steps} steps of GRPO training with grpokit{which}."
+        how = "on-policy distillation" if self.is_taught else "reinforcement learning"
+        kind = "training" if self.is_taught else "GRPO training"
+        return f"{what} by {how}: {self.steps} steps of {kind} with grpokit{which}."
 
     def _loss(self) -> str:
         formula = r",\quad ".join(line for line in self.formula.splitlines() if line)
@@ -154,7 +159,8 @@ class ModelCard:
         return f"{where}{_fenced('python', python)}\n\nWith vLLM:\n\n{_fenced('bash', served)}"
 
     def _training(self) -> str:
-        command = f"grpokit train --model {self._place} --dataset DATASET --reward_funcs REWARD --loss_type {self.loss}"
+        signal = "--teacher TEACHER" if self.is_taught else f"--reward_funcs REWARD --loss_type {self.loss}"
+        command = f"grpokit train --model {self._place} --dataset DATASET {signal}"
         note = (
             "\n\nThe adapter is merged into its base first; `--lora_r` trains a new one."
             if self.is_adapter

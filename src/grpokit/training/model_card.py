@@ -13,12 +13,14 @@ from ..common.hub import is_hub_model
 from ..common.text import FROM_PYTHON, one_line
 from ..config.options import TrainConfig
 from ..config.paths import public_name
+from ..config.teacher_options import teaches_alone
 from ..data.mixture import MixedPrompts
 from ..data.names import read_names
 from ..data.ordered import OrderedPrompts
 from ..data.sources import is_hub_name
 from ..runs import report
 from ..runs.card import CARD, CURVE, ModelCard, public_base, public_settings
+from .setup.loss import objective_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -52,7 +54,7 @@ def _files(run: Run, step: int, figures: Mapping[str, float], is_best: bool) -> 
     config, evaluations = run.config, run.recorder.evaluations
     shown = [*evaluations, {**figures, "step": step}] if is_best else evaluations
     curve = report.reward_curve(run.recorder.metrics_file.rows(), shown)
-    base = public_base(config.model)
+    base, (described, formula) = public_base(config.model), objective_of(config, run.loss)
     card = ModelCard(
         name=config.push_to_hub.rpartition("/")[2] or config.run_name or run.output.resolve().name,
         base=base,
@@ -61,8 +63,9 @@ def _files(run: Run, step: int, figures: Mapping[str, float], is_best: bool) -> 
         on_hub=hub_datasets(config),
         steps=step,
         loss=run.loss.name,
-        described=str(run.loss),
-        formula=run.loss.formula,
+        described=described,
+        formula=formula,
+        is_taught=teaches_alone(config),
         settings=public_settings(config),
         versions=_versions(config),
         before=evaluations[0] if evaluations else None,

@@ -46,6 +46,7 @@ from .model_card import card_files
 from .rescue import rescue
 from .scoring import score_groups
 from .setup.announce import StepNotes
+from .setup.loss import objective_of
 from .signals import StopRequest
 from .teacher import Teachers
 
@@ -205,7 +206,7 @@ class Run:
         config, groups = self.config, progress.groups
         tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
         row = values(metrics | clock.metrics(tokens, self.world))
-        self.notes.check(row)
+        self.notes.check(row, groups)
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
         with self.world.together():
@@ -322,7 +323,7 @@ class Run:
         from ..runs.report import write_report
 
         try:
-            return str(write_report(self.output, formula=self.loss.formula))
+            return str(write_report(self.output, formula=objective_of(self.config, self.loss)[1]))
         except Exception as error:  # noqa: BLE001 - everything is saved, and the run has succeeded
             where = self.recorder.write_error(error)
             return f"could not be written ({type(error).__name__}: {one_line(error)}; {where}); try `grpokit report`"

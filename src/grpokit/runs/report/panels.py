@@ -144,6 +144,13 @@ PANELS: tuple[Panel, ...] = (
         from_zero=True,
     ),
     Panel(
+        "teacher-kl",
+        "KL to the teacher",
+        "Should fall towards 0; where it levels off far above, the student seldom samples what the teacher would.",
+        (Line("teacher/kl", "KL per token, nats"),),
+        from_zero=True,
+    ),
+    Panel(
         "sampler-kl",
         "Sampler against trainer",
         "Should be close to 0: the sampler's probabilities and the trainer's are of the same policy.",

@@ -18,7 +18,15 @@ from .svg import AMBER, BLUE, GREEN, GREY, INK, PINK, RED, STYLE, figure_svg
 
 # Inches. A plot is drawn for the width at which it is shown, so that its text has the page's size: 72 points an inch.
 SIZES = {"wide": (10.6, 3.1), "narrow": (4.7, 2.9), "normal": (4.7, 2.45), "small": (4.7, 1.9)}
-PHASES = {"rollout": BLUE, "learn": AMBER, "reward": GREEN, "sync": PINK, "other": GREY}  # parts of time/step
+# Parts of time/step.
+PHASES = {
+    "rollout": BLUE,
+    "learn": AMBER,
+    "reward": GREEN,
+    "sync": PINK,
+    "teacher": RED,
+    "other": GREY,
+}
 
 
 class Key(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.optim import Optimizer
@@ -11,11 +11,14 @@ from torch.optim import Optimizer
 from ...common.console import say
 from ...config.options import TrainConfig
 from ...config.sampled import shaping_flags
+from ...config.teacher_options import teaches_alone
 from ...config.yaml import to_yaml
 from ...losses import Loss
 from ...losses.lint import correction_note, notes
 from ...policy.layout import LayoutChoice
 from ...policy.optimizer import describe_optimizer
+from ...types import RolloutGroup
+from .loss import objective_of
 
 STEPS_WITHOUT_SIGNAL = 5  # steps without anything to learn from, before the run says so
 
@@ -29,13 +32,8 @@ def announce_settings(config: TrainConfig, ranks: int) -> None:
 
 def announce_loss(config: TrainConfig, loss: Loss, layout: LayoutChoice) -> None:
     """Prints the loss, and a note for each option that would do nothing."""
-    if config.teacher and not (config.reward_funcs or config.environment):
-        say(
-            f"loss: reverse KL to the teacher, mean over tokens (teacher_kl_gradient {loss.teacher_kl_gradient})"
-        )
-        return
-    say(f"loss: {loss}")
-    for note in start_notes(config, loss, layout):
+    say(f"loss: {objective_of(config, loss)[0]}")
+    for note in [] if teaches_alone(config) else start_notes(config, loss, layout):
         say(f"note: {note}")
 
 
@@ -80,9 +78,16 @@ class StepNotes:
         self.steps = 0  # since this process began
         self.without_signal = 0.0  # steps in a row; minus infinity once one taught something
 
-    def check(self, row: Mapping[str, float]) -> None:
-        """Looks at the metrics of one more step."""
+    def check(self, row: Mapping[str, float], groups: Sequence[RolloutGroup] = ()) -> None:
+        """Looks at the metrics of one more step, and at its groups."""
         self.steps += 1
+        of_tokens = [a for group in groups for a in group.token_advantages or () if len(a)]
+        is_one = any(a.any() for a in of_tokens) and all(bool((a == a[0]).all()) for a in of_tokens)
+        if self.steps == 1 and is_one:
+            say(
+                "note: each completion of this step has one advantage for all its tokens: --turn_discount acts where an episode "
+                "has several turns, or a reward function gives rewards to tokens; a function of yours, where its numbers differ"
+            )
         if "reward" not in row and "reward/unscored" in row and self.steps == 1:
             say(
                 "note: no reward function applied to any completion of this step, so nothing was learned from it"

@@ -9,8 +9,10 @@ from typing import Any
 from ...common.text import name_and_value
 from ...config.options import TrainConfig
 from ...config.sampled import sampled_from, shaping_flags
+from ...config.teacher_options import teaches_alone
 from ...losses import Loss, loss_options, make_loss
 from ...losses.family import COMMON_OPTIONS, follows_sampler
+from ...losses.loss import TEACHER_FORMULA
 from ...policy.lora import Lora
 
 # Options passed to `make_loss`. None means the loss's own default; an option that the loss doesn't use is an error.
@@ -72,6 +74,20 @@ def _naming_flags() -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"--{error}") from error
+
+
+def objective_of(config: TrainConfig, loss: Loss | None = None) -> tuple[str, str]:
+    """Describes what a run minimises: its parts and options, and its formula in LaTeX, one line per part.
+
+    Args:
+        config: the configuration.
+        loss: its loss, where it is made already.
+    """
+    loss = loss or loss_from_config(config)
+    if not teaches_alone(config):
+        return str(loss), loss.formula
+    options = f"teacher_coef {loss.teacher_coef:g}, teacher_kl_gradient {loss.teacher_kl_gradient}"
+    return f"reverse KL to the teacher, mean over tokens ({options})", f"L = {TEACHER_FORMULA}"
 
 
 def checked_loss(config: TrainConfig) -> Loss:
