@@ -1,7 +1,7 @@
 """verl with grpokit's losses, as `actor_rollout_ref.actor.policy_loss.loss_mode: grpokit/NAME`.
 
-Importing this module enters them in verl's register. verl does so in every process, by the entry point `grpokit` of the group
-`verl.plugins`. The class `PolicyLossConfig` does it too, and has the options that verl's config lacks:
+Importing this module registers every loss with verl. verl imports it in every process, by the entry point `grpokit` of the
+group `verl.plugins`. The class `PolicyLossConfig` is here too: it has the options that verl's config lacks.
 
     actor_rollout_ref:
       actor:
@@ -44,9 +44,9 @@ class PolicyLossConfig(_config.PolicyLossConfig):
 
 
 def register_losses() -> None:
-    """Enters every row of LOSSES in verl's register, as `grpokit/NAME`. Call it again after `grpokit.losses.register`.
+    """Registers every row of LOSSES with verl, as `grpokit/NAME`. Call it again after `grpokit.losses.register`.
 
-    A loss that verl can't compute is entered too: it says why at its first call.
+    A loss that verl can't compute is registered too. Its first call raises ValueError with the reason.
     """
     for name in LOSSES:
         _core_algos.register_policy_loss(PREFIX + name)(_for_verl(name))

@@ -98,7 +98,7 @@ class Window:
 
     @classmethod
     def plan(cls, loss: Loss, rows: Sequence[Rows], gather: Gather) -> Window:
-        """Fixes the weights of all micro-batches, by the counts of all of them on all ranks. A collective.
+        """Computes the loss weights [B] of each micro-batch, from the counts of the whole step on all ranks. A collective.
 
         Args:
             loss: names the reduction.
@@ -123,8 +123,8 @@ class Window:
         """Computes what the loss must know about the whole step, over all ranks. A collective.
 
         Args:
-            scores: (log-probs [B, T], entropies [B, T]) of each micro-batch, under the weights of the step's start.
-            seed: the run's seed.
+            scores: (log-probs [B, T], entropies [B, T]) of each micro-batch, under the parameters at the step's start.
+            seed: the run's seed. With `version`, it keys random selections.
             version: the number of optimizer steps so far.
         """
         batches = [self.batch(i, logps, entropies) for i, (logps, entropies) in enumerate(scores)]
