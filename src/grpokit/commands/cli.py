@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
 from ..common.terminal import toughen_output, write_error
 from ..common.text import did_you_mean
-from ..config.checks import check_train_config
 from ..config.commands import (
-    CompareConfig,
+    CompareBatchConfig,
     ConvertConfig,
     InspectConfig,
     LossesConfig,
@@ -31,10 +26,8 @@ from ..config.options import EvalConfig, PlanConfig, TrainConfig
 from ..config.paths import expand_home
 from ..config.yaml import load_yaml
 from .arguments import read_arguments
-
-if TYPE_CHECKING:
-    from ..parallel import World
-    from ..training.signals import StopRequest
+from .messages import fail, quiet
+from .train import train
 
 COMMANDS = {
     "train": TrainConfig,
@@ -44,7 +37,7 @@ COMMANDS = {
     "play": PlayConfig,
     "report": ReportConfig,
     "losses": LossesConfig,
-    "compare-batch": CompareConfig,
+    "compare-batch": CompareBatchConfig,
     "replay": ReplayConfig,
     "convert-config": ConvertConfig,
     "task": TaskConfig,
@@ -65,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(arguments)
         return RUN[type(config)](config)
     except ValueError as error:
-        return _fail(error, *getattr(error, "__notes__", []))
+        return fail(error, *getattr(error, "__notes__", []))
     except OSError as error:
-        _fail(error, *getattr(error, "__notes__", []))
+        fail(error, *getattr(error, "__notes__", []))
         return 1
     except KeyboardInterrupt:
         write_error("stopped by Ctrl-C")
@@ -106,78 +99,12 @@ def parse(arguments: Sequence[str]) -> Any:
     return tyro.cli(chosen, prog="grpokit", description=about, args=list(arguments), **how)
 
 
-def train(config: TrainConfig) -> int:
-    """`grpokit train`, in one process or under torchrun."""
-    check_train_config(config)
-    from ..common.console import waiting
-
-    with waiting("loading torch and the model"):
-        _quiet()
-        from ..parallel import end_process, from_torchrun
-        from ..training.signals import StopRequest
-    code = _train_among_ranks(config, StopRequest())
-    if from_torchrun():
-        end_process(code)
-    return code
-
-
-def _train_among_ranks(config: TrainConfig, stop: StopRequest) -> int:
-    from ..common.console import say
-    from ..parallel import joined_world
-    from ..training.signals import Stopped
-
-    tell = _tell if int(os.environ.get("RANK", "0")) == 0 else (lambda text: None)
-    with joined_world(config.ddp_timeout) as world, stop.listening(tell):
-        try:
-            return _train(config, world, stop)
-        except Stopped as stopped:
-            say(f"stopped by {stopped}")
-            return stopped.exit_code
-        except Exception as error:
-            if world.size == 1:
-                raise
-            return _fail_among_ranks(error, world)
-
-
-def _train(config: TrainConfig, world: World, stop: StopRequest) -> int:
-    from ..training.session import open_run, train_to_end
-    from ..training.signals import Stopped
-
-    run, progress = open_run(config, world, stop)
-    try:
-        train_to_end(run, progress)
-    except Exception as error:
-        if world.is_main and not isinstance(error, Stopped):
-            error.add_note(run.recorder.write_error(error))
-        raise
-    finally:
-        run.close()
-    return 0
-
-
-def _fail_among_ranks(error: Exception, world: World) -> int:
-    """One message for the whole job, from the rank that knows the cause, or else from one that misses another."""
-    from ..parallel import FailedOnSomeRank, is_lost_connection, whereabouts
-
-    own = error.__cause__ if isinstance(error, FailedOnSomeRank) else error
-    if is_lost_connection(error):
-        lost = world.lost_peer()
-        if lost is not None:
-            _fail(f"{whereabouts(world)}: {lost}; continue with --resume_from_checkpoint auto")
-        return 1
-    if own is not None and world.is_first_to_fail():
-        _fail(f"{whereabouts(world)}: {own}", *getattr(error, "__notes__", []))
-        if not isinstance(own, ValueError | OSError):
-            traceback.print_exception(own)
-    return 2 if isinstance(own, ValueError) else 1
-
-
 def evaluate(config: EvalConfig) -> int:
     """`grpokit eval`."""
     from .evaluate import check, evaluate
 
     check(config)
-    _quiet()
+    quiet()
     evaluate(config)
     return 0
 
@@ -188,7 +115,7 @@ def inspect_data(config: InspectConfig) -> int:
 
     with waiting("reading the data"):
         if config.model:
-            _quiet()
+            quiet()
         from .inspect_data import inspect_data as run
     return int(run(config))
 
@@ -198,7 +125,7 @@ def play(config: PlayConfig) -> int:
     from ..common.console import waiting
 
     with waiting("loading torch"):
-        _quiet()
+        quiet()
         from .play import play as run
     run(config)
     return 0
@@ -209,7 +136,7 @@ def plan(config: PlanConfig) -> int:
     from ..common.console import console, waiting
 
     with waiting("loading torch"):
-        _quiet()
+        quiet()
         from ..config.teacher_options import local_teachers
         from ..policy.load import skeleton
         from .plan.estimate import check_plan_config, make_plan
@@ -229,7 +156,7 @@ def replay(config: ReplayConfig) -> int:
     from ..common.console import waiting
 
     with waiting("loading torch and the model"):
-        _quiet()
+        quiet()
         from ..training.setup.loss import loss_from_config
         from .replay import replay as run
     return int(run(config, loss_from_config))
@@ -255,7 +182,7 @@ def task(config: TaskConfig) -> int:
     from .tasks import write_task
 
     with waiting("loading torch"):
-        _quiet()
+        quiet()
     write_task(config.name, config.output_dir or f"runs/{config.name}", seed=config.seed)
     return 0
 
@@ -279,7 +206,7 @@ def losses(config: LossesConfig) -> int:
     return 0
 
 
-def compare_batch(config: CompareConfig) -> int:
+def compare_batch(config: CompareBatchConfig) -> int:
     """`grpokit compare-batch FILE`."""
     from .compare_batch import print_comparison
 
@@ -309,41 +236,11 @@ RUN: dict[type, Callable[[Any], int]] = {
     PlayConfig: play,
     ReportConfig: report,
     LossesConfig: losses,
-    CompareConfig: compare_batch,
+    CompareBatchConfig: compare_batch,
     ReplayConfig: replay,
     ConvertConfig: convert_config,
     TaskConfig: task,
 }
-
-
-def _quiet() -> None:
-    """Our own lines and warnings only: transformers' bars and advice would bury them."""
-    import logging
-
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    from transformers.utils import logging as theirs
-
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-
-
-PATIENCE = 10.0  # seconds; torchrun ends all ranks as soon as one has ended
-
-
-def _fail(error: Exception | str, *notes: str) -> int:
-    """Print it and return the exit code. A mistake that every rank finds is for rank 0 to tell, which ends the others."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank and isinstance(error, Exception):
-        time.sleep(PATIENCE)
-        error = f"rank {rank}: {error}"  # still here: rank 0 has found nothing
-    write_error("\n".join([f"error: {error}", *notes]))
-    return 2
-
-
-def _tell(text: str) -> None:
-    """A line from within a signal handler, where print may not be called."""
-    with suppress(OSError):  # the terminal may be gone
-        os.write(2, f"\n{text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class LossesConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareBatchConfig:
     """Send one recorded batch through any set of losses and compare what they do to it."""
 
     file: tyro.conf.Positional[str]
