@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from grpokit.commands.cli import main, parse
-from grpokit.commands.plan.estimate import ALWAYS, again, make_plan
-from grpokit.commands.plan.footprint import sizes_of
-from grpokit.commands.plan.tables import remedies
+from grpokit.commands.plan import remedies
 from grpokit.config.options import PlanConfig
 from grpokit.policy.load import skeleton
 from grpokit.policy.optimizer import make_optimizer
 from grpokit.policy.policy import Policy
+from grpokit.training.plan.estimate import ALWAYS, again, make_plan
+from grpokit.training.plan.footprint import sizes_of
 from helpers.places import ROOT
 from helpers.plans import LLAMA, QWEN, SMALL, build, plan_of, write_config
 

@@ -7,12 +7,12 @@ import torch
 
 from grpokit.batch.plan import plan_step
 from grpokit.commands.cli import main
-from grpokit.commands.plan.batch import batch_of
-from grpokit.commands.plan.footprint import activations_of
 from grpokit.config.options import PlanConfig
 from grpokit.losses import make_loss
 from grpokit.policy.architecture import backbone, layers
 from grpokit.policy.policy import Policy
+from grpokit.training.plan.batch import batch_of
+from grpokit.training.plan.footprint import activations_of
 from helpers.plans import SMALL, build, write_config
 from helpers.running import micro_batches
 from helpers.tiny import group_of

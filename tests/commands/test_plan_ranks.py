@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save
 
-from grpokit.commands.plan.estimate import ALWAYS
-from grpokit.commands.plan.traffic import ROLLOUT_BYTES
 from grpokit.rollouts.gather import groups_to_tensors
+from grpokit.training.plan.estimate import ALWAYS
+from grpokit.training.plan.traffic import ROLLOUT_BYTES
 from helpers import forked
 from helpers.plan_ranks import BASE, CASES
 from helpers.plans import SMALL, build, plan_of

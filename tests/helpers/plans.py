@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from grpokit.commands.plan.estimate import make_plan
 from grpokit.config.options import PlanConfig
 from grpokit.policy.load import skeleton
+from grpokit.training.plan.estimate import make_plan
 
 # The config.json that the models' authors publish.
 QWEN = {

@@ -139,8 +139,8 @@ def plan(config: PlanConfig) -> int:
         quiet()
         from ..config.teacher_options import local_teachers
         from ..policy.load import skeleton
-        from .plan.estimate import check_plan_config, make_plan
-        from .plan.tables import tables
+        from ..training.plan.estimate import check_plan_config, make_plan
+        from .plan import tables
     check_plan_config(config)
     with waiting("running the model's forward on shapes alone"):
         how = config.attn_implementation, config.trust_remote_code

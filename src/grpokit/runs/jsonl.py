@@ -18,7 +18,7 @@ class JsonLines:
 
         With several ranks, only one `writes`. For the others the file does not exist.
         """
-        self.path, self.file = path, None
+        self.path, self.file, self.writes = path, None, writes
         if not writes:
             return
         kept = [line for line in _lines(path) if _step_of(line) <= last_step]

@@ -25,6 +25,10 @@ METRICS: dict[str, Declared] = {
     "reward/unscored": Declared(
         "mean", "share of completions to which no reward function applied: nothing is learned from them"
     ),
+    "reward/length_correlation": Declared(
+        "mean",
+        "correlation of reward and length within groups: near 1, longer completions get the higher reward",
+    ),
     "reward_std": Declared("mean", "standard deviation of the reward within a group, mean over groups"),
     "frac_reward_zero_std": Declared(
         "mean", "share of groups whose rewards are all equal: they teach nothing"

@@ -31,6 +31,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
         "num_tokens": Metric.sum(lengths.sum() + prompts),
         **kept_mass(rollouts),
         **greedy_reward(groups),
+        **length_correlation(groups),
     } | episode_metrics(groups)
 
 
@@ -46,6 +47,27 @@ def greedy_reward(groups: Sequence[RolloutGroup]) -> Metrics:
         [float(g.greedy_reward) for g in groups if g.greedy_reward is not None], dtype=torch.float64
     )
     return {"reward/greedy": Metric.mean(known[~known.isnan()])} if len(known) else {}
+
+
+def length_correlation(groups: Sequence[RolloutGroup]) -> Metrics:
+    """Measures how far the reward goes with the length within groups; {} where either never differs within one.
+
+    It is Pearson's correlation of (reward − the group's mean) and (length − the group's mean), over all completions.
+    """
+    rewards, lengths = [], []
+    for group in groups:
+        known = None if group.reward is None else ~group.reward.isnan()
+        if group.reward is None or known is None or not known.any():
+            continue
+        tokens = torch.tensor([len(r.completion_ids) for r in group.rollouts], dtype=torch.float64)[known]
+        own = group.reward[known]
+        rewards.append(own - own.mean() if own.max() > own.min() else torch.zeros_like(own))  # no rounding
+        lengths.append(tokens - tokens.mean())
+    if not rewards:
+        return {}
+    reward, length = torch.cat(rewards), torch.cat(lengths)
+    norm = reward.norm() * length.norm()
+    return {"reward/length_correlation": Metric.mean((reward @ length / norm)[None])} if norm else {}
 
 
 def undropped(rollouts: list[Rollout]) -> list[Rollout]:

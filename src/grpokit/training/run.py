@@ -209,6 +209,7 @@ class Run:
         self.notes.check(row, groups)
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
+        self.notes.advise(step, row)
         with self.world.together():
             self.recorder.write_step(step, row, groups)
         moving = self.moving_reference

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...common import VERSION
 from ...config.options import TrainConfig
+from ..advice import advise
 from .data import RunData
 from .groups import groups_html
 from .markup import escape
@@ -27,6 +28,7 @@ def render_page(run: RunData, formula: str | None = None) -> str:
         (
             _header(run),
             cards_html(run),
+            _advice(run),
             _plots(run),
             _formula(formula, run),
             groups_html(run),
@@ -64,6 +66,17 @@ def _datasets(value: Any) -> list[str]:
 
 def _batch(prompts: Any, generations: Any) -> list[str]:
     return [f"{prompts} prompts × {generations} completions a step"] if prompts and generations else []
+
+
+def _advice(run: RunData) -> str:
+    """Lists what is likely wrong; nothing where no rule spoke."""
+    found = advise(run.steps, run.evaluations, run.config)
+    items = "".join(
+        f'<li class="{advice.severity}">{escape(advice.text)} <small>'
+        f"{'since' if advice.now else 'seen at'} step {advice.step:,}; docs/en/{escape(advice.guide)}</small></li>"
+        for advice in found
+    )
+    return f"<section><h2>Advice</h2><ul class='advice'>{items}</ul></section>" if found else ""
 
 
 # --------------------------------------------------------------------------- plots

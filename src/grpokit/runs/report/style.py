@@ -30,6 +30,11 @@ font-variant-numeric:tabular-nums}
 .card span{font-size:.84rem;font-weight:400;color:var(--ink-2);letter-spacing:0}
 .card small{display:block;margin-top:2px;line-height:1.4;color:var(--ink-2);font-size:.78rem;
 font-weight:400;letter-spacing:0}
+.advice{list-style:none;margin:0;padding:0}
+.advice li{background:var(--card);border:1px solid var(--line);border-left:4px solid var(--amber);border-radius:8px;
+padding:10px 14px;margin-bottom:8px}
+.advice .warn{border-left-color:var(--red)}
+.advice small{color:var(--ink-2);font-size:.82rem;display:block}
 .plots{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:16px}
 .plot{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px 14px;
 display:flex;flex-direction:column;break-inside:avoid}

@@ -17,6 +17,7 @@ from ...losses import Loss
 from ...losses.lint import correction_note, notes
 from ...policy.layout import LayoutChoice
 from ...policy.optimizer import describe_optimizer
+from ...runs.advice import Adviser
 from ...types import RolloutGroup
 from .loss import objective_of
 
@@ -71,10 +72,15 @@ def _kept_mass(config: TrainConfig) -> str:
 
 
 class StepNotes:
-    """Says once where steps teach nothing."""
+    """Says once what is wrong with a run's steps.
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    Args:
+        output: the run's directory.
+        adviser: the rules, which have seen the steps before this process.
+    """
+
+    def __init__(self, output: Path, adviser: Adviser) -> None:
+        self.output, self.adviser = output, adviser
         self.steps = 0  # since this process began
         self.without_signal = 0.0  # steps in a row; minus infinity once one taught something
 
@@ -102,6 +108,11 @@ class StepNotes:
                 f"note: in the first {STEPS_WITHOUT_SIGNAL} steps, no group had differing rewards, so nothing was learned; "
                 f"see {self.output}/completions.jsonl"
             )
+
+    def advise(self, step: int, row: Mapping[str, float]) -> None:
+        """Says the advice that step `step`, counted from 1, gives for the first time."""
+        for advice in self.adviser.add({"step": step, **row}):
+            say(f"advice at step {advice.step}: {advice.text} (docs/en/{advice.guide})")
 
 
 def batch_plan(config: TrainConfig, ranks: int = 1) -> str:

@@ -101,6 +101,7 @@ def start(
     sampler = make_sampler(config.seed, config)
     rollouts = make_rollouts(config, sampler, data.prompts, state, checkpoint, world)
     eval_sampler = make_sampler(config.seed + EVAL_SEED, for_evaluation(config))
+    recorder = open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world)
     run = Run(
         config=config,
         world=world,
@@ -120,11 +121,11 @@ def start(
         masks_refused=own_filter is not None,
         layout=choose_layout(config, policy, reference, longest),
         router=find_router_loss(policy, config.router_aux_loss_coef),
-        recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
+        recorder=recorder,
         state=replace(state, unfinished=None, ahead=(), sources={**state.sources, **digests(config)}),
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
-        notes=StepNotes(output),
+        notes=StepNotes(output, recorder.adviser(vars(config))),
         resume_by=resume_by,
     )
     rollouts.pause = run.pause

@@ -17,7 +17,7 @@ from ...policy.lora import attach
 from ...policy.lora_targets import choose_modules
 from ...policy.policy import DTYPES, resolve_dtype
 from ...policy.probes import router_coefficient
-from ...training.setup.loss import lora_from_config
+from ..setup.loss import lora_from_config
 from .batch import PROMPT, Batch, batch_of, completion_tokens, fullest, prompt_tokens
 from .footprint import Activations, Sizes, Types, activations_of, sizes_of
 from .held import optimizer_state, optimizer_step, without_4_bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...config.options import PlanConfig
-from ...training.setup.loss import loss_from_config
+from ..setup.loss import loss_from_config
 from .batch import Batch, completion_tokens
 from .footprint import Sizes, Types
 from .held import matrices

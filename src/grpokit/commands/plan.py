@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .estimate import ALWAYS, HEADROOM, LEARNING, SAMPLING, Plan, again, prompt_tokens
+from ..training.plan.estimate import ALWAYS, HEADROOM, LEARNING, SAMPLING, Plan, again, prompt_tokens
 
 MOST_RANKS = 4096  # more are not tried
 
