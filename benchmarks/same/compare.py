@@ -90,7 +90,7 @@ def compare_lines(old: Path, new: Path) -> str:
 
 def untimed(line: bytes) -> bytes:
     """One line without what only time decides; the other bytes stay as they are."""
-    return re.sub(rb',\s*"(time/[^"]*|tokens_per_second)"\s*:[^,}]*', b"", line)
+    return re.sub(rb',\s*"((?:time|memory|tflops|mfu)/[^"]*|tokens_per_second[^"]*)"\s*:[^,}]*', b"", line)
 
 
 def compare_values(old: Any, new: Any) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from grpokit.runs.metrics import is_of_machine
 from helpers.places import TESTS
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
@@ -27,5 +28,4 @@ def torchrun(ranks: int, *command: str, timeout: float = 600, **options) -> subp
 def rows(run: Path, name: str) -> list[dict]:
     """A run's file of JSON lines, without what only time decides."""
     lines = [json.loads(line) for line in (run / name).read_text().splitlines()]
-    timed = ("time/", "tokens_per_second")
-    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
+    return [{k: v for k, v in line.items() if not is_of_machine(k)} for line in lines]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from grpokit.commands.cli import main
 from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import to_yaml
-from grpokit.runs.metrics import METRICS, declared_name
+from grpokit.runs.metrics import METRICS, declared_name, is_of_machine
 from helpers import forked
 from helpers.places import REWARDS
 from helpers.running import start, train
@@ -43,9 +43,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def without_time(rows: list[dict]) -> list[dict]:
-    return [
-        {k: v for k, v in r.items() if not k.startswith("time/") and k != "tokens_per_second"} for r in rows
-    ]
+    return [{k: v for k, v in r.items() if not is_of_machine(k)} for r in rows]
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo", "dr_grpo"])

@@ -31,6 +31,7 @@ NUMBER_RULES = [
     *at_least(
         0,
         "save_steps eval_steps warmup_steps log_completions record_batches save_total_limit max_skipped_steps shard_size "
+        "log_tokens profile_steps device_tflops "
         "max_resample_times beta weight_decay max_grad_norm learning_rate adam_epsilon min_lr",
     ),
     Rule(

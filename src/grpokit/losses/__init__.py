@@ -16,7 +16,7 @@ from .batch import LossBatch, UnscoredTokens
 from .correction import Correction
 from .family import LOSSES, LossRow, find_surrogate, loss_options, make_loss, register
 from .loss import Loss
-from .policy_loss import policy_loss
+from .policy_loss import TokenPull, policy_loss, token_pull
 from .ratio import RATIO_LEVELS
 from .reductions import REDUCTIONS, Counts, sequence_weights
 from .stats import Stats, UpdateStats
@@ -37,6 +37,7 @@ __all__ = [
     "Stats",
     "StepStats",
     "Surrogate",
+    "TokenPull",
     "UnscoredTokens",
     "UpdateStats",
     "find_surrogate",
@@ -46,4 +47,5 @@ __all__ = [
     "register",
     "sequence_weights",
     "surrogate",
+    "token_pull",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -39,20 +41,84 @@ def policy_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> Los
         tensor(-1.)
     """
     batch = batch.upcast()
-    if stats is None and loss.coupling != "token":
-        stats = _own_stats(loss, batch)
-    _require(loss, batch)
+    stats = _checked(loss, batch, stats)
     raw = token_log_ratio(batch, loss.surrogate.anchor)
     log_ratio = _log_ratio(loss, batch, clamp_log_ratio(raw), stats)
-    policy = _policy_term(loss, batch, log_ratio, stats)
-    parts = {"policy": policy.sum() if loss.surrogate.weighs_itself else (batch.weights * policy).sum()}
-    parts |= {name: (weights * term).sum() for name, (weights, term) in _added(loss, batch).items()}
+    parts = _parts(loss, batch, log_ratio, stats)
     share = torch.stack(list(parts.values())).sum() if len(parts) > 1 else parts["policy"]
     with torch.no_grad():
         metrics = {"loss": Metric.sum(share), **_metrics(loss, batch, raw, log_ratio, stats)}
         if len(parts) > 1:
             metrics |= {f"loss/{name}": Metric.sum(part) for name, part in parts.items()}
     return LossOutput(share, metrics)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPull:
+    """What a loss does to each of N tokens. Example: `TokenPull(torch.ones(2), torch.ones(2), torch.ones(2))`"""
+
+    pull: Tensor  # [N] −∂L/∂log π: above 0, an optimizer step makes the token likelier; below 0, less likely
+    policy: Tensor  # [N] the part of it that is the policy term's, without KL and teacher
+    factor: Tensor  # [N] the sampler's correction times the masks: 0 where they take the token out
+
+
+def token_pull(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> TokenPull:
+    """Computes −∂L/∂log π of each token: how an optimizer step pulls at its log-prob. An entropy bonus has no part in it.
+
+    Args:
+        loss: from `make_loss`.
+        batch: the slice's tokens; it takes part in no graph.
+        stats: as for `policy_loss`.
+
+    Returns:
+        The pull of all terms and of the policy term, and the factor.
+
+    Raises:
+        ValueError: as for `policy_loss`.
+
+    Example:
+        >>> from grpokit.losses import make_loss
+        >>> ids, one = torch.tensor([0, 1]), torch.ones(2)
+        >>> batch = LossBatch(logps=-one, advantages=torch.tensor([1.0, -1.0]), weights=one / 2, sequence_ids=ids)
+        >>> token_pull(make_loss("grpo"), batch).pull
+        tensor([ 0.5000, -0.5000])
+    """
+    batch = batch.upcast()
+    logps = batch.logps.detach().requires_grad_()
+    batch = replace(batch, logps=logps)
+    with torch.enable_grad():
+        stats = _checked(loss, batch, stats)
+        log_ratio = _log_ratio(
+            loss, batch, clamp_log_ratio(token_log_ratio(batch, loss.surrogate.anchor)), stats
+        )
+        parts = _parts(loss, batch, log_ratio, stats)
+    policy = _gradient(parts["policy"], logps)
+    added = [_gradient(part, logps) for name, part in parts.items() if name != "policy"]
+    with torch.no_grad():
+        return TokenPull(-(policy + sum(added)), -policy, _factor(loss, batch, stats))
+
+
+def _gradient(part: Tensor, logps: Tensor) -> Tensor:
+    """Computes ∂part/∂logps [N]: zeros where it doesn't depend on them."""
+    if not part.requires_grad:
+        return torch.zeros_like(logps)
+    (found,) = torch.autograd.grad(part, logps, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(logps) if found is None else found
+
+
+def _checked(loss: Loss, batch: LossBatch, stats: Stats | None) -> Stats | None:
+    """Checks that the batch has what the loss needs. Returns its statistics, computed where the batch has whole sequences."""
+    if stats is None and loss.coupling != "token":
+        stats = _own_stats(loss, batch)
+    _require(loss, batch)
+    return stats
+
+
+def _parts(loss: Loss, batch: LossBatch, log_ratio: Tensor, stats: Stats | None) -> dict[str, Tensor]:
+    """Computes the slice's share of each term of the loss, by name."""
+    policy = _policy_term(loss, batch, log_ratio, stats)
+    parts = {"policy": policy.sum() if loss.surrogate.weighs_itself else (batch.weights * policy).sum()}
+    return parts | {name: (weights * term).sum() for name, (weights, term) in _added(loss, batch).items()}
 
 
 def _policy_term(loss: Loss, batch: LossBatch, log_ratio: Tensor, stats: Stats | None) -> Tensor:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..batch.collate import loss_batch, split_by_sample
+from ..batch.collate import split_by_sample
 from ..common.shards import full
-from ..losses import Loss, Stats, UpdateStats
-from ..parallel import World
+from ..losses import Loss
 from ..types import (
-    ExpertUse,
     Metric,
     Metrics,
     RolloutGroup,
@@ -23,10 +20,10 @@ from ..types import (
     Update,
     join_metrics,
 )
+from .first_pass import first_pass
 from .mismatch import drop_rejected, micro_mismatch, sampler_mismatch
 from .policy import Policy
 from .reference import Reference
-from .router import Balance, RouterLoss
 from .scoring import (
     Dump,
     FirstPass,
@@ -36,7 +33,6 @@ from .scoring import (
     cut_of,
     fill_logps,
     iter_micro_batches,
-    iter_scores,
     samples_to_score,
     samples_to_train,
     score,
@@ -180,6 +176,8 @@ def optimize(
         progress.torn = True
     optimizer.step()
     policy.version += 1
+    if how.observe is not None and progress is not None:
+        how.observe(progress.done % len(progress.updates), update, logps, whole.stats)
     kept = sum(sample.length for sample in samples)
     if how.world.size > 1:
         metrics["time/imbalance"] = Metric.max(torch.tensor([cut.imbalance]))
@@ -250,79 +248,6 @@ def _write_dump(dump: Dump, offender: Offender) -> str:
         return f" The micro-batch is in {dump(offender)}: `grpokit replay` runs it again."
     except OSError as error:
         return f" The micro-batch could not be written: {error}."
-
-
-@torch.no_grad()
-def first_pass(
-    policy: Policy, update: Update, loss: Loss, how: Learning
-) -> tuple[FirstPass, dict[int, Tensor]]:
-    """Computes what couples the samples of an update, in a pass over all of them. Does nothing where no term couples them.
-
-    Samples with A = 0 are included: the statistics cover them, and the router auxiliary loss trains on them.
-
-    Args:
-        policy: the model that is trained.
-        update: the update.
-        loss: the loss.
-        how: the settings of learning.
-
-    Returns:
-        What is fixed, and this rank's log-probs: sample index → [T_i].
-    """
-    parts: list[UpdateStats] = []
-    used: list[ExpertUse] = []
-    logps: dict[int, Tensor] = {}
-    if not (update.samples and (loss.needs_stats or how.router)):
-        return FirstPass(), logps
-    asked = {"with_entropy": loss.needs_entropies, "router": how.router}
-    for micro, scores in iter_scores(policy, update.samples, how, **asked):
-        logps |= split_by_sample(micro, scores.logps)
-        if loss.needs_stats:
-            parts.append(UpdateStats.of(loss, loss_batch(micro, scores)))
-        if scores.experts is not None:
-            used.append(scores.experts)
-    stats = gather_stats(parts, policy, loss, how) if loss.needs_stats else None
-    return FirstPass(stats, how.router and gather_balance(used, policy, how.router, how.world)), logps
-
-
-def gather_stats(parts: Sequence[UpdateStats], policy: Policy, loss: Loss, how: Learning) -> Stats:
-    """Joins the statistics of all slices and ranks, and finishes them. A collective.
-
-    Args:
-        parts: this rank's slices.
-        policy: the model, for its device and version.
-        loss: the loss.
-        how: the settings of learning.
-
-    Returns:
-        The update's statistics, the same on every rank.
-    """
-    mine = UpdateStats.join(parts).tokens
-    ranks = [
-        UpdateStats(
-            dataclasses.replace(mine, **{name: value.to(policy.device) for name, value in part.items()})
-        )
-        for part in how.world.gather_tensors(mine.tensors())
-    ]
-    return UpdateStats.join(ranks).finish(loss, how.seed, policy.version)
-
-
-def gather_balance(used: Sequence[ExpertUse], policy: Policy, router: RouterLoss, world: World) -> Balance:
-    """Adds up how often each expert was chosen, over all slices and ranks. A collective.
-
-    Args:
-        used: this rank's slices.
-        policy: the model, for its device.
-        router: the router loss.
-        world: the ranks.
-
-    Returns:
-        What the second pass needs, the same on every rank.
-    """
-    mine = functools.reduce(ExpertUse.__add__, used)
-    ranks = [ExpertUse(**part) for part in world.gather_tensors(vars(mine))]
-    total = functools.reduce(ExpertUse.__add__, ranks)
-    return Balance.of(router, ExpertUse(total.chosen.to(policy.device), total.pairs.to(policy.device)))
 
 
 def zero_gradients(policy: Policy) -> None:

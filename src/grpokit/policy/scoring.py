@@ -22,6 +22,7 @@ from ..types import (
     TokenScores,
     Update,
 )
+from .flops import Work
 from .reference import Reference
 from .router import Balance, RouterLoss
 
@@ -50,6 +51,9 @@ class Offender:
 
 
 Dump = Callable[[Offender], Path]
+# Called after each update with its number within the step, the update, this rank's log-probs (sample index → [T_i]), and the
+# statistics of the whole update.
+Observe = Callable[[int, Update, Mapping[int, Tensor], Stats | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Learning:
     world: World = ALONE
     pause: Callable[[], None] | None = None  # called between micro-batches on all ranks; may raise
     dump: Dump | None = None  # writes an offending micro-batch to disk
+    observe: Observe | None = None
+    work: Work | None = None  # counts the FLOPs of every forward and backward
 
 
 def cut_of(samples: Iterable[Sample], how: Learning) -> Cut:
@@ -84,6 +90,8 @@ def iter_micro_batches(cut: Cut, how: Learning, policy: Reference) -> Iterator[M
         if how.pause is not None:
             how.pause()
         whole, compared = how.router is not None, how.sampled == "full"
+        if how.work is not None:
+            how.work.add(policy, samples, cut.layout, whole)
         yield collate(samples, cut.layout, policy.device, whole=whole, compared=compared)
 
 

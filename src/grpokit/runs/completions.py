@@ -55,6 +55,7 @@ def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, An
             for k, v in group.prompt.columns.items()
         },
         "completions": [group.prompt.prefix + rollout.text for rollout in group.rollouts],
+        "lengths": [len(rollout.completion_ids) for rollout in group.rollouts],
         "finish_reasons": [rollout.finish_reason for rollout in group.rollouts],
         **_episodes(group),
         "rewards": {r.name: numbers(None if table is None else table[:, f]) for f, r in enumerate(rewards)},

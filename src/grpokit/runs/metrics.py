@@ -136,6 +136,20 @@ METRICS: dict[str, Declared] = {
     "tokens_per_second": Declared(
         "mean", "completion tokens sampled and learned from, per second of the step"
     ),
+    "tokens_per_second/<phase>": Declared(
+        "mean", "the same completion tokens, per second of one phase: rollout or learn"
+    ),
+    "tflops/<phase>": Declared(
+        "mean",
+        "TFLOP/s that a rank's device has achieved in the phase, from the model's shapes: rollout or learn",
+    ),
+    "mfu/<phase>": Declared(
+        "mean", "model FLOPs utilization: the same as a share of what the device can do (--device_tflops)"
+    ),
+    "memory/<phase>": Declared(
+        "max",
+        "peak memory of the phase in GiB: the allocator's on a GPU, the process's on a CPU; host: resident memory",
+    ),
     "num_tokens": Declared("sum", "tokens of prompts and completions in the step"),
     "time/step": Declared("max", "seconds of the whole step"),
     "time/rollout": Declared(
@@ -153,8 +167,24 @@ METRICS: dict[str, Declared] = {
     "time/environment": Declared(
         "max", "seconds that the episode which waited longest waited for its tools and environment"
     ),
+    "time/teacher": Declared("max", "seconds in which teachers score the completions"),
+    "time/tokens": Declared("max", "seconds of recording tokens, a part of time/learn (--log_tokens)"),
     "time/sync": Declared("max", "seconds of handing the new weights to the sampler"),
 }
+
+
+# Metrics of the machine, which differ from run to run though the training is the same.
+BY_PHASE = ("tokens_per_second", "tflops", "mfu", "memory")
+
+
+def is_of_machine(name: str) -> bool:
+    """Tells whether a metric measures the machine: two runs with the same seed differ in it.
+
+    Example:
+        >>> is_of_machine("time/step"), is_of_machine("memory/learn"), is_of_machine("reward")
+        (True, True, False)
+    """
+    return name.split("/")[0] in ("time", *BY_PHASE)
 
 
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -179,6 +209,8 @@ def is_taken(name: str) -> bool:
 def declared_name(name: str) -> str:
     """Returns the key of METRICS that declares `name`: rewards/x/mean → rewards/<name>/mean."""
     parts = name.split("/")
+    if parts[0] in BY_PHASE and len(parts) == 2:
+        return f"{parts[0]}/<phase>"
     if parts[0] == "tools" and len(parts) == 3:
         return "tools/<name>/calls"
     if parts[0] == "endings":

@@ -14,7 +14,8 @@ from ..batch.plan import plan_step
 from ..policy.learn import StepProgress, learn
 from ..policy.optimizer import set_learning_rate
 from ..rewards import reward_metrics
-from .measure import Clock, rollout_metrics
+from .clock import Clock
+from .measure import rollout_metrics
 from .run import Run, Step
 from .scoring import EarlyScores, score_step
 
@@ -22,14 +23,14 @@ from .scoring import EarlyScores, score_step
 def iter_steps(run: Run, progress: StepProgress | None = None) -> Iterator[Step]:
     """Trains to `max_steps`, and yields each step once it is recorded. `progress`, a checkpoint's step, is finished first."""
     for step in run.remaining_steps():
-        clock = Clock()
+        clock = run.clock()
         try:
             with clock("step"):
                 progress = progress or sample_step(run, step, clock)
                 run.rollouts.begin_next(step)  # with --async_depth 1, the next step's
                 metrics = set_learning_rate(run.optimizer, run.config, step)
                 how = run.policy, run.reference, progress, run.loss, run.optimizer, run.learning
-                with clock("learn"), run.record_batch(step, progress):
+                with clock("learn"), run.recording(step, progress):
                     metrics |= learn(*how)
                 run.rollouts.sync(clock)
             metrics |= reward_metrics(progress.groups, run.rewards) | rollout_metrics(progress.groups)

@@ -1,14 +1,11 @@
-"""Measures a step: lengths and endings of its completions, their age, and wall time by phase."""
+"""Measures a step's completions: their lengths and endings, and the turns of episodes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
-from ..parallel import ALONE, World
 from ..types import Metric, Metrics, Rollout, RolloutGroup
 
 ENDINGS = ("done", "no_call", "turns", "length", "error")
@@ -102,23 +99,3 @@ def episode_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
         ended = torch.tensor([each == ending for each in endings])
         found[f"endings/{ending}"] = Metric.mean(ended.double())
     return found
-
-
-class Clock:
-    """Wall time by phase: `with clock("rollout"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    def metrics(self, completion_tokens: float, world: World = ALONE) -> Metrics:
-        """`time/*`, the largest of any rank, and completion tokens of all ranks per second of the step."""
-        seconds = {**dict.fromkeys(("step", "rollout", "reward", "learn", "sync"), 0.0), **self.seconds}
-        times = {f"time/{phase}": Metric.max(torch.tensor([value])) for phase, value in seconds.items()}
-        times = world.join_metrics(times)
-        return times | {"tokens_per_second": Metric.share(completion_tokens, times["time/step"].value)}

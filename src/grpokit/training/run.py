@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,27 +22,28 @@ from ..config.yaml import to_yaml
 from ..losses import Loss
 from ..parallel import World
 from ..policy.export import SaveFormat, save_model
+from ..policy.flops import Work, rollout_flops
 from ..policy.layout import LayoutChoice
 from ..policy.learn import Learning, Offender, StepProgress
-from ..policy.learn import score as score_samples
 from ..policy.policy import Policy
 from ..policy.reference import Reference, move_reference
 from ..policy.router import RouterLoss
 from ..rewards import Reward
 from ..rollouts.resample import GroupFilter, StepGroups
 from ..rollouts.step_rollouts import PromptOrder, StepRollouts
-from ..runs.batches import write_batch
 from ..runs.checkpoint import RandomState, TrainState, prune, random_state_now, save_checkpoint
 from ..runs.dumps import write_offender
 from ..runs.metrics import values
 from ..runs.recorder import Recorder
 from ..types import Metrics, RolloutGroup
 from .callbacks import Callbacks
+from .clock import Clock
 from .early_stop import has_stalled
 from .evaluation import HeldOut, describe_evaluation, evaluate_sets
 from .kl_reward import kl_metrics
-from .measure import Clock
+from .memory import PeakMemory
 from .model_card import card_files
+from .recording import TokenTrace, recording
 from .rescue import rescue
 from .scoring import score_groups
 from .setup.announce import StepNotes
@@ -89,6 +90,10 @@ class Run:
     stop: StopRequest
     callbacks: Callbacks
     notes: StepNotes
+    token_trace: TokenTrace | None  # follows the tokens of --log_tokens
+    memory: PeakMemory
+    work: Work  # the FLOPs that this rank has done
+    peak_flops: float | None  # FLOP/s that a rank's device can do, where that is known
     resume_by: str = "--resume_from_checkpoint auto"  # what to tell the user
     random_state: RandomState = field(default_factory=random_state_now)  # where the present step began
 
@@ -137,6 +142,8 @@ class Run:
             world=self.world,
             pause=self.pause,
             dump=self.dump,
+            observe=self.token_trace and self.token_trace.observe,
+            work=self.work,
         )
 
     def remaining_steps(self) -> Iterator[int]:
@@ -205,7 +212,10 @@ class Run:
         """
         config, groups = self.config, progress.groups
         tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
-        row = values(metrics | clock.metrics(tokens, self.world))
+        if self.token_trace is not None:
+            clock.seconds["tokens"] = self.token_trace.seconds
+        speed = clock.metrics(tokens, self.world, self._sampled_flops(groups), self.peak_flops)
+        row = values(metrics | speed)
         self.notes.check(row, groups)
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
@@ -220,27 +230,25 @@ class Run:
         self.random_state = random_state_now()
         return Step(step, groups, row)
 
+    def _sampled_flops(self, groups: Sequence[RolloutGroup]) -> float:
+        """Returns the FLOPs of sampling a step's groups; 0 where they were sampled elsewhere or meanwhile."""
+        elsewhere = self.config.async_depth or (
+            self.config.sampler != "transformers" and self.config.vllm_mode == "server"
+        )
+        return 0.0 if elsewhere else rollout_flops(self.work.of(self.policy.model), groups)
+
     def save_if_due(self) -> None:
         """Writes a checkpoint every --save_steps steps."""
         if self.config.save_steps and self.state.step % self.config.save_steps == 0:
             self.save()
 
-    @contextmanager
-    def record_batch(self, step: int, progress: StepProgress) -> Iterator[None]:
-        """Records the first update's tokens before and after a step's learning, for the first --record_batches steps."""
-        wanted = step < self.config.record_batches
-        if wanted and progress.done:
-            say(f"note: the batch of step {step + 1} is not recorded: it was under way when the run stopped")
-        if not wanted or progress.done or not progress.updates[0].samples:
-            yield
-            return
-        samples = progress.updates[0].samples
-        old = score_samples(self.policy, samples, self.learning)
-        yield
-        new = score_samples(self.policy, samples, self.learning)
-        with self.world.together():
-            if self.world.is_main:
-                write_batch(self.output / "batches" / f"step-{step + 1}.safetensors", samples, old, new)
+    def clock(self) -> Clock:
+        """Returns what measures the phases of a new step."""
+        return Clock(self.memory, self.work)
+
+    def recording(self, step: int, progress: StepProgress) -> AbstractContextManager[None]:
+        """Records a step's learning, as --record_batches and --log_tokens ask for."""
+        return recording(self, step, progress)
 
     def dump(self, offender: Offender) -> Path:
         """Writes a micro-batch whose loss or gradient is not finite, for `grpokit replay`."""

@@ -16,7 +16,7 @@ from .kl_reward import subtract_kl
 from .rescue import end_stuck
 
 if TYPE_CHECKING:
-    from .measure import Clock
+    from .clock import Clock
     from .run import Run
 
 

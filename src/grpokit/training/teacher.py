@@ -22,7 +22,7 @@ from .setup.models import check_reference, load_configured
 from .teacher_server import TeacherServer
 
 if TYPE_CHECKING:
-    from .measure import Clock
+    from .clock import Clock
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
 from ...config.yaml import to_yaml
 from ...parallel import ALONE, World
+from ...policy.flops import Work, peak_flops
 from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
 from ...policy.optimizer import make_optimizer
@@ -40,6 +41,8 @@ from ...runs.recorder import Recorder
 from ...runs.sources import digests
 from ...runs.trackers import Tracker, start_trackers
 from ..callbacks import Callbacks
+from ..memory import PeakMemory
+from ..recording import token_trace
 from ..run import Run
 from ..signals import StopRequest
 from ..teacher import load_teachers
@@ -126,6 +129,10 @@ def start(
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
         notes=StepNotes(output, recorder.adviser(vars(config))),
+        token_trace=token_trace(output, config.log_tokens, loss, tokenizer, state.step, world.is_main),
+        memory=PeakMemory(policy.device),
+        work=Work(),
+        peak_flops=1e12 * config.device_tflops or peak_flops(policy.device, policy.compute_dtype),
         resume_by=resume_by,
     )
     rollouts.pause = run.pause
