@@ -137,16 +137,12 @@ def plan(config: PlanConfig) -> int:
 
     with waiting("loading torch"):
         quiet()
-        from ..config.teacher_options import local_teachers
-        from ..policy.load import skeleton
-        from ..training.plan.estimate import check_plan_config, make_plan
+        from ..training.plan.estimate import check_plan_config
+        from ..training.plan.of_run import plan_config
         from .plan import tables
     check_plan_config(config)
     with waiting("running the model's forward on shapes alone"):
-        how = config.attn_implementation, config.trust_remote_code
-        reference = skeleton(config.ref_model, "--ref_model", *how) if config.ref_model else None
-        teachers = [skeleton(place, "--teacher", *how) for place in local_teachers(config.teacher)]
-        planned = make_plan(config, skeleton(config.model, "--model", *how), reference, teachers)
+        planned = plan_config(config)
     console.print(*tables(planned), sep="\n")
     return 0
 

@@ -56,9 +56,9 @@ class ModelFlops:
         21010000000.0
     """
 
-    token: float  # of an input token in the matrices of the layers
+    token: float  # an input token in the matrices of the layers
     trained: float  # the part of them whose weights are trained
-    head: float  # of a predicted token in the head
+    head: float  # a predicted token in the head
     trained_head: float  # the same if the head is trained, else 0
     # FLOPs of a pair of a query and a key in all layers of one kind, and the window of that kind (None: the whole sequence).
     pairs: tuple[tuple[float, int | None], ...]

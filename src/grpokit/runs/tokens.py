@@ -27,7 +27,7 @@ from ..rewards import Reward
 from ..types import Rollout, RolloutGroup
 
 FOLDER = "tokens"
-MOST_BYTES = 256 * 2**20  # of all files together
+MOST_BYTES = 256 * 2**20  # all files together
 STATES = ("trained", "clipped", "masked", "advantage 0", "not the model's", "not known")
 TRAINED, CLIPPED, MASKED, NO_ADVANTAGE, NOT_OURS, UNKNOWN = range(len(STATES))
 

@@ -12,7 +12,7 @@ from torch.profiler import record_function
 from ..parallel import ALONE, World
 from ..policy.flops import Work
 from ..types import Metric, Metrics
-from .memory import PeakMemory
+from .memory import PeakMemory, resident_memory
 
 PHASES = ("step", "rollout", "reward", "learn", "sync")  # each has its time, also where it took none
 GIB = 2**30
@@ -70,7 +70,7 @@ class Clock:
         found |= {
             f"memory/{phase}": _most(value / GIB) for phase, value in self.peaks.items() if phase != "step"
         }
-        if self.memory is not None and (host := self.memory.host()):
+        if self.memory is not None and (host := resident_memory()):
             found["memory/host"] = _most(host / GIB)
         learned = {"flops": Metric.sum(torch.tensor(self.flops.get("learn", 0.0), dtype=torch.float64))}
         found = world.join_metrics(found | learned)

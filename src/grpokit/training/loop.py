@@ -23,7 +23,7 @@ from .scoring import EarlyScores, score_step
 def iter_steps(run: Run, progress: StepProgress | None = None) -> Iterator[Step]:
     """Trains to `max_steps`, and yields each step once it is recorded. `progress`, a checkpoint's step, is finished first."""
     for step in run.remaining_steps():
-        clock = run.clock()
+        clock = run.meters.clock()
         try:
             with clock("step"):
                 progress = progress or sample_step(run, step, clock)

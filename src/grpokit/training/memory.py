@@ -15,6 +15,7 @@ class PeakMemory:
 
     Args:
         device: the run's device. On a CPU it is the resident memory of the whole process.
+        before: bytes that the process had before the model was loaded (None: not known).
 
     Example:
         >>> peak = PeakMemory(torch.device("cpu")).take()
@@ -22,8 +23,9 @@ class PeakMemory:
         True
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, before: int | None = None) -> None:
         self.device = device
+        self.before = before if device.type == "cpu" else None
         self.reads = device.type == "cuda" or _can_reset()
 
     def take(self) -> int | None:
@@ -38,9 +40,10 @@ class PeakMemory:
         CLEAR.write_text(RESET_PEAK)
         return peak
 
-    def host(self) -> int | None:
-        """Returns the resident memory of the process in bytes; None where the system doesn't tell it."""
-        return _status("VmRSS") if STATUS.exists() else None
+
+def resident_memory() -> int | None:
+    """Returns the resident memory of the process in bytes; None where the system doesn't tell it."""
+    return _status("VmRSS") if STATUS.exists() else None
 
 
 def _can_reset() -> bool:

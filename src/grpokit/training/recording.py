@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,7 @@ from ..losses import Loss, Stats, token_pull
 from ..policy.learn import StepProgress
 from ..policy.learn import score as score_samples
 from ..runs.batches import write_batch
-from ..runs.tokens import FOLDER, Pieces, TokenFiles, TracedTokens, choose, completion_records, token_tensors
+from ..runs.tokens import Pieces, TokenFiles, TracedTokens, choose, completion_records, token_tensors
 from ..types import Sample, TokenScores, Update
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 @contextmanager
 def recording(run: Run, step: int, progress: StepProgress) -> Iterator[None]:
     """Records the learning of step `step`, counted from 0, as --record_batches and --log_tokens ask for."""
-    trace = run.token_trace
+    trace = run.meters.token_trace
     if trace is not None:
         trace.begin(progress, run.learning.sampled == "full")
     with _recorded_batch(run, step, progress):
@@ -88,7 +87,14 @@ class TokenTrace:
         self.seconds = time.perf_counter() - began
 
     def observe(self, number: int, update: Update, logps: Mapping[int, Tensor], stats: Stats | None) -> None:
-        """Takes update `number` of the step, as it was just trained on; see `Observe`."""
+        """Takes an update of the step that was just trained on.
+
+        Args:
+            number: its number within the step.
+            update: the update.
+            logps: this rank's log-probs of its forward: sample index → [T_i].
+            stats: the statistics of the whole update, or None.
+        """
         began = time.perf_counter()
         wanted = {i - self.first[number] for i in self.chosen}
         samples = [s for s in update.samples if s.index in wanted and s.index in logps]
@@ -164,24 +170,3 @@ def _gathered(run: Run, traced: Mapping[int, TracedTokens]) -> dict[int, TracedT
             i, name = key.split("/")
             fields.setdefault(int(i), {})[name] = value
     return {i: TracedTokens(**found) for i, found in fields.items()}
-
-
-def token_trace(
-    run_output: Path, count: int, loss: Loss, tokenizer: object, step: int, is_main: bool
-) -> TokenTrace | None:
-    """Returns what follows the tokens of a run; None without --log_tokens.
-
-    Args:
-        run_output: the run's directory.
-        count: --log_tokens.
-        loss: the run's loss.
-        tokenizer: the run's tokenizer.
-        step: steps done so far; files of later steps are removed.
-        is_main: whether this rank writes.
-    """
-    if not count:
-        return None
-    files = TokenFiles(run_output / FOLDER) if is_main else None
-    if files is not None:
-        files.cut(step)
-    return TokenTrace(count, loss, Pieces(tokenizer), files)

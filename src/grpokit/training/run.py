@@ -22,7 +22,7 @@ from ..config.yaml import to_yaml
 from ..losses import Loss
 from ..parallel import World
 from ..policy.export import SaveFormat, save_model
-from ..policy.flops import Work, rollout_flops
+from ..policy.flops import rollout_flops
 from ..policy.layout import LayoutChoice
 from ..policy.learn import Learning, Offender, StepProgress
 from ..policy.policy import Policy
@@ -41,9 +41,9 @@ from .clock import Clock
 from .early_stop import has_stalled
 from .evaluation import HeldOut, describe_evaluation, evaluate_sets
 from .kl_reward import kl_metrics
-from .memory import PeakMemory
+from .meters import Meters
 from .model_card import card_files
-from .recording import TokenTrace, recording
+from .recording import recording
 from .rescue import rescue
 from .scoring import score_groups
 from .setup.announce import StepNotes
@@ -90,10 +90,7 @@ class Run:
     stop: StopRequest
     callbacks: Callbacks
     notes: StepNotes
-    token_trace: TokenTrace | None  # follows the tokens of --log_tokens
-    memory: PeakMemory
-    work: Work  # the FLOPs that this rank has done
-    peak_flops: float | None  # FLOP/s that a rank's device can do, where that is known
+    meters: Meters
     resume_by: str = "--resume_from_checkpoint auto"  # what to tell the user
     random_state: RandomState = field(default_factory=random_state_now)  # where the present step began
 
@@ -142,8 +139,8 @@ class Run:
             world=self.world,
             pause=self.pause,
             dump=self.dump,
-            observe=self.token_trace and self.token_trace.observe,
-            work=self.work,
+            observe=self.meters.token_trace and self.meters.token_trace.observe,
+            work=self.meters.work,
         )
 
     def remaining_steps(self) -> Iterator[int]:
@@ -158,6 +155,7 @@ class Run:
                 )
                 return
             self.rollouts.begin_step(step)
+            self.meters.profiler.begin_step(self, self.config.max_steps - step)
             yield step
 
     def step_groups(self, step: int) -> StepGroups:
@@ -212,14 +210,15 @@ class Run:
         """
         config, groups = self.config, progress.groups
         tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
-        if self.token_trace is not None:
-            clock.seconds["tokens"] = self.token_trace.seconds
-        speed = clock.metrics(tokens, self.world, self._sampled_flops(groups), self.peak_flops)
+        if self.meters.token_trace is not None:
+            clock.seconds["tokens"] = self.meters.token_trace.seconds
+        speed = clock.metrics(tokens, self.world, self._sampled_flops(groups), self.meters.peak_flops)
         row = values(metrics | speed)
         self.notes.check(row, groups)
         if step == config.max_steps or (config.eval_steps and step % config.eval_steps == 0):
             row |= self.evaluate(step)
         self.notes.advise(step, row)
+        self.meters.profiler.end_step(row)
         with self.world.together():
             self.recorder.write_step(step, row, groups)
         moving = self.moving_reference
@@ -235,16 +234,12 @@ class Run:
         elsewhere = self.config.async_depth or (
             self.config.sampler != "transformers" and self.config.vllm_mode == "server"
         )
-        return 0.0 if elsewhere else rollout_flops(self.work.of(self.policy.model), groups)
+        return 0.0 if elsewhere else rollout_flops(self.meters.work.of(self.policy.model), groups)
 
     def save_if_due(self) -> None:
         """Writes a checkpoint every --save_steps steps."""
         if self.config.save_steps and self.state.step % self.config.save_steps == 0:
             self.save()
-
-    def clock(self) -> Clock:
-        """Returns what measures the phases of a new step."""
-        return Clock(self.memory, self.work)
 
     def recording(self, step: int, progress: StepProgress) -> AbstractContextManager[None]:
         """Records a step's learning, as --record_batches and --log_tokens ask for."""
@@ -339,5 +334,6 @@ class Run:
 
     def close(self) -> None:
         """Stops sampling that is in progress, and closes the run's files."""
+        self.meters.profiler.finish(self)
         self.rollouts.close()
         self.recorder.close()

@@ -8,6 +8,7 @@ from ..common.console import StepDisplay, say, waiting
 from ..config.options import TrainConfig
 from ..parallel import World
 from ..policy.learn import StepProgress
+from .about import write_about
 from .loop import iter_steps
 from .publish import check_publishing, publish
 from .run import Run, Step
@@ -36,6 +37,7 @@ def open_run(
     run, progress = start(config, world, stop, parts)
     announce_loss(config, run.loss, run.layout)
     announce_optimizer(run.optimizer)
+    write_about(run)
     return run, progress
 
 

@@ -1,1 +1,1 @@
-"""`grpokit plan`: estimates the memory, micro-batches and traffic of a run from a model's config.json."""
+"""Estimates the memory, micro-batches and traffic of a run before any weight is loaded, for `grpokit plan` and profiles."""

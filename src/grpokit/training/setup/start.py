@@ -16,7 +16,6 @@ from ...config.options import TrainConfig
 from ...config.sampled import for_evaluation
 from ...config.yaml import to_yaml
 from ...parallel import ALONE, World
-from ...policy.flops import Work, peak_flops
 from ...policy.layout import choose_layout
 from ...policy.learn import StepProgress
 from ...policy.optimizer import make_optimizer
@@ -41,8 +40,8 @@ from ...runs.recorder import Recorder
 from ...runs.sources import digests
 from ...runs.trackers import Tracker, start_trackers
 from ..callbacks import Callbacks
-from ..memory import PeakMemory
-from ..recording import token_trace
+from ..memory import resident_memory
+from ..meters import make_meters
 from ..run import Run
 from ..signals import StopRequest
 from ..teacher import load_teachers
@@ -90,6 +89,7 @@ def start(
     tokenizer = find_tokenizer(config, parts, str(checkpoint or config.model))
     data = load_data(config, tokenizer, context, parts)
     config, data = with_order(config, data, parts, world)
+    before = resident_memory()
     policy, reference = load_models(config, checkpoint, world, parts.model)
     set_threads(config, policy)
     longest = longest_row(data, config, policy, world)
@@ -129,17 +129,19 @@ def start(
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
         notes=StepNotes(output, recorder.adviser(vars(config))),
-        token_trace=token_trace(output, config.log_tokens, loss, tokenizer, state.step, world.is_main),
-        memory=PeakMemory(policy.device),
-        work=Work(),
-        peak_flops=1e12 * config.device_tflops or peak_flops(policy.device, policy.compute_dtype),
+        meters=make_meters(config, policy, loss, tokenizer, before, state.step, world.is_main),
         resume_by=resume_by,
     )
-    rollouts.pause = run.pause
-    rollouts.data_state(state.step)  # raises now, not at the first checkpoint, where it can't be written
-    if own_sampler is not None:
-        rollouts.sampler.sync()  # a resumed run's weights are not the model directory's
+    begin_rollouts(run, own_sampler is not None)
     return run, state.unfinished
+
+
+def begin_rollouts(run: Run, has_own_sampler: bool) -> None:
+    """Prepares the engine for the first step. Raises ValueError where the data's place can't be written to a checkpoint."""
+    run.rollouts.pause = run.pause
+    run.rollouts.data_state(run.state.step)  # raises now, not at the first checkpoint
+    if has_own_sampler:
+        run.rollouts.sampler.sync()  # a resumed run's weights are not the model directory's
 
 
 def restore(
