@@ -30,6 +30,7 @@ class Wanted:
     sort: Literal["reward", "length", "group"] = "group"
     descending: bool = True
     page: int = 0
+    holding: str = ""  # group/generation of a completion: the page that has it
 
 
 def rows_of(groups: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -87,7 +88,8 @@ def listed(groups: Sequence[Mapping[str, Any]], wanted: Wanted) -> Row:
     rows = rows_of(groups)
     found = chosen(rows, wanted)
     pages = max(1, -(-len(found) // PAGE))
-    page = min(max(0, wanted.page), pages - 1)
+    places = [i for i, row in enumerate(found) if f"{row['group']}/{row['generation']}" == wanted.holding]
+    page = min(max(0, places[0] // PAGE if places else wanted.page), pages - 1)
     shown = found[page * PAGE : (page + 1) * PAGE]
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     lengths = [row["length"] for row in rows]

@@ -168,7 +168,7 @@ class WatchedRun:
             lines = self._error().strip().splitlines()
             return Status("failed", lines[-1] if lines else "error.txt is empty", step, most, None)
         if final > 0 and written <= final + AFTER_FINAL:
-            return Status("finished", f"finished after step {step:,}", step, most, None)
+            return Status("finished", "finished", step, most, None)
         if not self.metrics:
             return Status("waiting", "waiting for the first step", 0, most, None)
         left = max(0, most - step) * each if most and each is not None else None

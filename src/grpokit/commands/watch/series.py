@@ -175,24 +175,23 @@ _KINDS = {
 
 def side_by_side(runs: dict[str, TableRun], most: int = 300) -> list[Data]:
     """Returns the panels of several runs: a plot for each line of a panel, with a line for each run."""
-    found: dict[tuple[str, str], Data] = {}
-    labels: dict[str, set[str]] = {}
+    found: dict[str, dict[str, Data]] = {}  # panel → line → plot
     for name, run in runs.items():
         for panel in panels(run, most):
-            lines = (
-                [line("step", BLUE, *run.metric("time/step"), most)]
-                if panel["kind"] == "stacked"
-                else panel["lines"]
-            )
-            for entry in lines:
-                labels.setdefault(panel["key"], set()).add(entry["label"])
-                plot = found.setdefault(
-                    (panel["key"], entry["label"]),
-                    {**panel, "kind": "lines", "lines": [], "key": f"{panel['key']} {entry['label']}"},
-                )
-                points = {key: entry[key] for key in ("x", "y", "mark") if key in entry}
-                plot["lines"].append({"label": name, **points})
-    for (key, label), plot in found.items():
-        if len(labels[key]) > 1:
-            plot["title"] = f"{plot['title']}: {label}"
-    return list(found.values())
+            plots = found.setdefault(panel["key"], {})
+            for entry in _comparable(panel, run, most):
+                key = f"{panel['key']} {entry['label']}" if plots else panel["key"]
+                new = {**panel, "key": key, "kind": "lines", "lines": []}
+                points = {part: entry[part] for part in ("x", "y", "mark") if part in entry}
+                plots.setdefault(entry["label"], new)["lines"].append({"label": name, **points})
+    for plots in found.values():
+        for label, plot in plots.items():
+            plot["title"] += f": {label}" if len(plots) > 1 else ""
+    return [plot for plots in found.values() for plot in plots.values()]
+
+
+def _comparable(panel: Data, run: TableRun, most: int) -> list[Data]:
+    """Returns the lines of a panel that several runs can share: of phases, the whole; evaluations have a panel of their own."""
+    if panel["kind"] == "stacked":
+        return [line("step", BLUE, *run.metric("time/step"), most)]
+    return [entry for entry in panel["lines"] if entry.get("mark") != "dots"]

@@ -88,6 +88,7 @@ def _completions(views: Views, given: QueryParams) -> Any:
         sort=sort,
         descending=given.get("order", "down") == "down",
         page=_whole(given, "page") or 0,
+        holding=given.get("holding", ""),
     )
     return views.completions(given.get("run", ""), _whole(given, "step"), wanted)
 
