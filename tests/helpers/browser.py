@@ -60,7 +60,9 @@ def page_of(browser, address, **context):
     opened.set_default_timeout(10_000)
     page = opened.new_page()
     page.errors, page.requests_outside = [], []
-    page.on("console", lambda said: page.errors.append(said.text) if said.type in ("error", "warning") else None)
+    page.on(
+        "console", lambda said: page.errors.append(said.text) if said.type in ("error", "warning") else None
+    )
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     inside = address.split("?")[0].split("#")[0]
 

@@ -52,8 +52,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or passes it on."""
-        if scope["type"] != "http":
-            raise ValueError(f"watch: expected a request by http, got {scope['type']}")
+        if scope["type"] != "http":  # the start and the end; web sockets, of which the page has none
+            return await self.app(scope, receive, send)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

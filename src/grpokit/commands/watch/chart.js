@@ -138,13 +138,13 @@ export class Chart {
     this.logButton.setAttribute("aria-pressed", String(this.isLog));
     if (!this.isLog && panel.fromZero && low >= 0) low = 0;
     if (high === low) [low, high] = low === 0 ? [0, panel.percent ? 0.01 : 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
-    if (!this.isLog) [low, high] = widened(low, high, 4);
+    if (!this.isLog) [low, high] = widened(low, high, 5);
     this.x = { low: first, high: last === first ? first + 1 : last, from: MARGIN.left, to: width - MARGIN.right, log: false };
     this.y = { low, high, from: this.height - MARGIN.bottom, to: MARGIN.top, log: this.isLog };
   }
 
   axes() {
-    const ticks = this.isLog ? logTicks(this.y.low, this.y.high) : linearTicks(this.y.low, this.y.high, 4);
+    const ticks = this.isLog ? logTicks(this.y.low, this.y.high) : linearTicks(this.y.low, this.y.high, 5);
     const rows = ticks.map((tick) => {
       const y = place(this.y, tick);
       return [

@@ -195,4 +195,3 @@ def listen(host: str, port: int) -> socket.socket:
                     f"--host {host} --port {number}: {error.strerror}; use 127.0.0.1 and a port from 1024"
                 ) from error
     raise ValueError(f"--port {port}: it and the {PORTS - 1} after it are taken; name another")
-

@@ -22,8 +22,7 @@ export function badge(run) {
 }
 
 export function timeLeft(run) {
-  const going = run.state === "running" || run.state === "quiet";
-  return going && run.secondsLeft !== null && run.secondsLeft > 0 ? `about ${seconds(run.secondsLeft)} left` : "";
+  return run.state === "running" && run.secondsLeft !== null && run.secondsLeft > 0 ? `about ${seconds(run.secondsLeft)} left` : "";
 }
 
 export function reward(run) {
