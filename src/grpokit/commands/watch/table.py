@@ -96,7 +96,7 @@ class TableRun(RunData):
     """A run whose metrics are in tables, for the report's panels and cards."""
 
     table: Table
-    figures: Table  # of evaluations.jsonl
+    figures: Table  # evaluations.jsonl
 
     def metric(self, name: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a metric, where it exists and is finite."""

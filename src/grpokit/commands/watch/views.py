@@ -88,7 +88,14 @@ class Views:
             return {"steps": steps, "step": shown, **listed(run.completions.groups(shown), wanted)}
 
     def completion(self, name: str, step: int, group: int, generation: int) -> Data:
-        """Returns a completion in full."""
+        """Returns a completion in full.
+
+        Args:
+            name: the run.
+            step: the step.
+            group: the group's place among those that the step has recorded.
+            generation: the completion's place in its group.
+        """
         run = self._run(name)
         with run.lock:
             run.completions.refresh()
@@ -111,7 +118,14 @@ class Views:
             return {"steps": steps, "step": shown, "completions": rows, "states": STATES}
 
     def tokens(self, name: str, step: int, place: int, first: int) -> Data:
-        """Returns some tokens of a completion, with the numbers of each."""
+        """Returns some tokens of a completion, with the numbers of each.
+
+        Args:
+            name: the run.
+            step: the step.
+            place: the completion's place among those whose tokens were recorded.
+            first: the first token.
+        """
         run = self._run(name)
         with run.lock:
             file = read_tokens(run.folder, step)
