@@ -1,7 +1,7 @@
 // Curves against the step: drawn as SVG, with the figures of a step under the pointer or by the arrow keys.
 
 import { el, number, percent, put, seconds, svg } from "./dom.js";
-import { linearTicks, logTicks, nearest, place, smooth, trendWindow, widened } from "./scale.js";
+import { linearTicks, logTicks, nearest, place, smooth, tickStep, trendWindow, widened } from "./scale.js";
 
 const MARGIN = { left: 56, right: 14, top: 10, bottom: 26 };
 const DASHES = ["", "7 4", "2 3"];
@@ -138,13 +138,14 @@ export class Chart {
     this.logButton.setAttribute("aria-pressed", String(this.isLog));
     if (!this.isLog && panel.fromZero && low >= 0) low = 0;
     if (high === low) [low, high] = low === 0 ? [0, panel.percent ? 0.01 : 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
-    if (!this.isLog) [low, high] = widened(low, high, 5);
+    this.rowStep = tickStep(low, high, 4);
+    if (!this.isLog) [low, high] = widened(low, high, this.rowStep);
     this.x = { low: first, high: last === first ? first + 1 : last, from: MARGIN.left, to: width - MARGIN.right, log: false };
     this.y = { low, high, from: this.height - MARGIN.bottom, to: MARGIN.top, log: this.isLog };
   }
 
   axes() {
-    const ticks = this.isLog ? logTicks(this.y.low, this.y.high) : linearTicks(this.y.low, this.y.high, 5);
+    const ticks = this.isLog ? logTicks(this.y.low, this.y.high) : linearTicks(this.y.low, this.y.high, this.rowStep);
     const rows = ticks.map((tick) => {
       const y = place(this.y, tick);
       return [
@@ -153,7 +154,7 @@ export class Chart {
       ];
     });
     const most = Math.max(2, Math.floor(this.width / 110));
-    const steps = linearTicks(this.x.low, this.x.high, most).filter(Number.isInteger);
+    const steps = linearTicks(this.x.low, this.x.high, tickStep(this.x.low, this.x.high, most)).filter(Number.isInteger);
     const columns = steps.map((tick) => svg("text", { class: "tick", x: place(this.x, tick), y: this.height - 8, "text-anchor": "middle" }, number(tick)));
     const base = svg("line", { class: "axis", x1: MARGIN.left, x2: this.width - MARGIN.right, y1: this.y.from, y2: this.y.from });
     return [rows, base, columns];

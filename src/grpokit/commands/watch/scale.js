@@ -6,24 +6,22 @@ export function place(scale, value) {
   return from + share * (to - from);
 }
 
-// About `count` round numbers between two values.
-export function linearTicks(low, high, count) {
-  const step = tickStep(low, high, count);
+// A round distance of about `count` ticks between two values.
+export function tickStep(low, high, count) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+}
+
+export function linearTicks(low, high, step) {
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(Number((i * step).toPrecision(12)));
   return ticks;
 }
 
 // The range from the tick below the lowest value to the one above the highest.
-export function widened(low, high, count) {
-  const step = tickStep(low, high, count);
+export function widened(low, high, step) {
   return [Math.floor(low / step + 1e-9) * step, Math.ceil(high / step - 1e-9) * step];
-}
-
-function tickStep(low, high, count) {
-  const rough = (high - low) / count;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
 }
 
 // Powers of ten, with 2 and 5 between them where there are few.
