@@ -325,6 +325,16 @@ def test_a_run_that_failed_shows_the_last_line_of_its_error(tmp_path):
     assert status(run).state == "running"
 
 
+def test_a_run_by_epochs_has_its_steps_from_what_the_run_says_of_itself(tmp_path):
+    make_watched_run(tmp_path, 100, 40)
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 100\n", ""))
+    run = WatchedRun("run", tmp_path)
+    assert (status(run).max_steps, run.status().seconds_left) == (None, None)
+    (tmp_path / "about.json").write_text('{"max_steps": 50}')
+    assert status(run).max_steps == 50
+
+
 def test_versions_change_with_what_a_view_shows(tmp_path):
     make_watched_run(tmp_path, 100, 10)
     run = WatchedRun("run", tmp_path)

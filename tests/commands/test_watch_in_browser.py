@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from grpokit.commands.watch import views
+from grpokit.runs.advice import Advice
 from helpers.browser import browser, page_of, serving
 from helpers.synthetic_runs import EVIL, evil_run
 from helpers.watched import append_step, make_watched_run, write_tokens
@@ -60,6 +62,19 @@ def test_a_page_waits_for_the_first_step(chromium, tmp_path):
         make_watched_run(tmp_path / "later", 10, 2)
         page.wait_for_selector("text=step 2 of 10")
         page.wait_for_selector("#plot-reward path.curve")
+
+
+def test_advice_is_at_the_top_of_the_page(chromium, run, monkeypatch):
+    said = Advice("flat", "warn", "Half of the groups have <b>no spread</b>.", 40, "guides/not-learning.md#x")
+    monkeypatch.setattr(views, "advise", lambda steps, evaluations, config: [said])
+    with serving(run) as address, page_of(chromium, address) as page:
+        page.wait_for_selector(".advice li.warn")
+        told = text(page, ".advice")
+        assert "Warning" in told
+        assert said.text in told
+        assert "step 40 · see docs/en/guides/not-learning.md#x" in told
+        top = "(selector) => document.querySelector(selector).getBoundingClientRect().top"
+        assert page.evaluate(top, ".advice") < page.evaluate(top, ".cards")
 
 
 def test_figures_of_a_step_under_the_pointer_and_by_keys(chromium, run):
@@ -158,6 +173,12 @@ def test_tokens_are_coloured_and_explained(chromium, run):
         assert "open" in text(page, ".colours")
         lines = "() => new Set([...document.querySelectorAll('.t')].map((t) => getComputedStyle(t).textDecoration)).size"
         assert page.evaluate(lines) == 5  # the states differ in more than colour
+        page.get_by_label("latest").check()
+        page.wait_for_function("() => location.hash.endsWith('/tokens/latest/1')")
+        page.locator(".t").nth(2).click()
+        page.wait_for_function(
+            "() => location.hash.endsWith('/tokens/36/1')"
+        )  # who looks at a token keeps it
         page.get_by_label("completion").select_option("3")
         page.wait_for_function("() => location.hash.endsWith('/tokens/36/3')")
 

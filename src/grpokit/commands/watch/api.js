@@ -7,11 +7,21 @@ export async function ask(question, given = {}) {
       if (one !== null && one !== undefined && one !== "") query.append(name, one);
     }
   }
-  const response = await fetch(`api/${question}?${query}`, { signal: AbortSignal.timeout(20000) });
+  const response = await answer(`api/${question}?${query}`);
   if (response.status === 400) throw new Refused((await response.json()).error);
-  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  if (!response.ok) throw new Unreachable(`the server answered ${response.status}`);
   return response.json();
 }
+
+async function answer(address) {
+  try {
+    return await fetch(address, { signal: AbortSignal.timeout(20000) });
+  } catch (error) {
+    throw new Unreachable(error.message);
+  }
+}
+
+export class Unreachable extends Error {}
 
 // What the server says can't be shown, and why.
 export class Refused extends Error {}

@@ -59,7 +59,10 @@ export class Completions {
 
   async changed(runs, before) {
     const [now, old] = [this.app.run(this.name), before.get(this.name)];
-    if (now && now.versions.completions !== old?.versions.completions) await this.load();
+    if (!now || now.versions.completions === old?.versions.completions) return;
+    if (this.stepper.follows || !this.stepper.steps.length) return this.load();
+    const { steps } = await ask("completions", { run: this.name, step: this.stepper.step });
+    this.stepper.update(steps, this.stepper.step); // what one reads stays as it is
   }
 
   async load() {
@@ -73,7 +76,9 @@ export class Completions {
     this.showChoices(found);
     const none = found.steps.length ? "This step has recorded none." : "Waiting for the first completions.";
     this.found.textContent = found.total ? `${whole(found.found)} of ${whole(found.total)} completions that step ${whole(found.step)} has recorded` : none;
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.parentNode.dataset.key : null;
     put(this.list, found.rows.map((row) => this.row(row)));
+    if (focused) this.list.querySelector(`[data-key="${focused}"] button`)?.focus();
     const turn = (by, title) => el("button", { type: "button", class: "quiet", disabled: this.page + by < 0 || this.page + by >= found.pages, onclick: () => this.turn(by) }, title);
     put(this.pager, found.pages > 1 ? [turn(-1, "\u2039 before"), ` page ${found.page + 1} of ${found.pages} `, turn(1, "after \u203a")] : "");
     const open = this.list.querySelector(`[data-key="${this.opened}"]`);

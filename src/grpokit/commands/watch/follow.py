@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-MARK = 64  # bytes before the offset that must still be the same, or the file was rewritten
+MARK = 1024  # bytes before the offset that must still be the same, or the file was rewritten
 
 
 def inside(folder: Path, name: str) -> Path | None:
@@ -32,7 +32,6 @@ class GrowingFile:
         self.folder, self.name = folder, name
         self.offset = 0  # bytes read so far
         self.restarts = 0
-        self._inode = -1
         self._mark = b""
 
     def is_rewritten(self) -> bool:
@@ -40,7 +39,7 @@ class GrowingFile:
         path = inside(self.folder, self.name)
         if self.offset == 0:
             return False
-        if path is not None and path.stat().st_ino == self._inode:
+        if path is not None and path.is_file():
             with path.open("rb") as file:
                 file.seek(self.offset - len(self._mark))
                 if file.read(len(self._mark)) == self._mark:
@@ -60,7 +59,6 @@ class GrowingFile:
         if path is None or not path.is_file():
             return
         with path.open("rb") as file:
-            self._inode = path.stat().st_ino
             file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):

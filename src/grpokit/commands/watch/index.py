@@ -11,7 +11,7 @@ from typing import Any
 
 from .follow import GrowingFile
 
-STEP = re.compile(rb'^\{"step": ?(\d+),')  # how a run begins each line
+STEP = re.compile(rb'^\{"step": ?(\d{1,18}),')  # how a run begins each line
 
 
 class CompletionIndex:
@@ -51,7 +51,7 @@ class CompletionIndex:
             return int(found[1])
         row = self._parse(offset, line)
         step = row.get("step") if row else None
-        return step if isinstance(step, int) else None
+        return step if isinstance(step, int) and 0 <= step < 1 << 63 else None
 
     def _parse(self, offset: int, line: bytes) -> dict[str, Any] | None:
         try:

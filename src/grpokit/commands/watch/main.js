@@ -1,6 +1,6 @@
 // The page: which view is shown, and what is asked of the server while a run trains.
 
-import { ask, Refused } from "./api.js";
+import { ask, Refused, Unreachable } from "./api.js";
 import { Compare } from "./compare.js";
 import { Completions } from "./completions.js";
 import { el, put } from "./dom.js";
@@ -43,7 +43,8 @@ async function update(action) {
     await action();
     root.querySelector(":scope > .refused")?.remove();
   } catch (error) {
-    if (!(error instanceof Refused)) return unreachable(error);
+    if (error instanceof Unreachable) return unreachable(error);
+    if (!(error instanceof Refused)) throw error;
     root.querySelector(":scope > .refused")?.remove();
     root.prepend(el("p", { class: "refused", role: "alert" }, error.message));
   }
@@ -76,21 +77,27 @@ function unreachable(error) {
   document.body.classList.add("stale");
 }
 
+function reached() {
+  state.failures = 0;
+  document.getElementById("connection").textContent = "";
+  document.body.classList.remove("stale");
+}
+
 async function poll() {
   try {
-    if (!document.hidden) {
+    if (!document.hidden || !state.version) {
       const found = await ask("changes", { since: state.version });
-      if (state.failures) {
-        state.failures = 0;
-        document.getElementById("connection").textContent = "";
-        document.body.classList.remove("stale");
-      }
+      const wasAway = state.failures > 0;
+      if (wasAway) reached();
       if (!found.same) await changed(found);
+      if (wasAway) await show(); // it may have asked in vain
     }
   } catch (error) {
+    if (!(error instanceof Unreachable)) throw error;
     unreachable(error);
+  } finally {
+    setTimeout(poll, Math.min(AT_MOST, EVERY * (1 + state.failures)));
   }
-  setTimeout(poll, Math.min(AT_MOST, EVERY * (1 + state.failures)));
 }
 
 async function changed(found) {
@@ -98,7 +105,8 @@ async function changed(found) {
   const before = new Map(state.runs.map((run) => [run.name, run]));
   state.runs = found.runs;
   state.version = found.version;
-  if (first || before.size !== found.runs.length) return show();
+  const isSame = before.size === found.runs.length && found.runs.every((run) => before.has(run.name));
+  if (first || !isSame) return show();
   await update(() => state.view.changed?.(found.runs, before));
 }
 
@@ -111,8 +119,6 @@ const app = {
 };
 
 addEventListener("hashchange", show);
-document.addEventListener("visibilitychange", () => document.hidden || ask("changes", { since: state.version }).then(
-  (found) => found.same || changed(found), unreachable));
 document.getElementById("run").addEventListener("change", (event) => {
   const { view } = place();
   const name = event.target.value;

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
 from ...runs.report.data import RunData, is_number
 from .follow import GrowingFile
 
@@ -44,7 +46,7 @@ class Table(Sequence[Mapping[str, float]]):
             self.problems.append(f"{where}: the line is left out, because it is not JSON ({error})")
             return
         step = row.get("step", self.steps[-1] + 1 if self.steps else 0) if isinstance(row, dict) else None
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 63:
             self.problems.append(
                 f"{where}: the line is left out; expected an object whose step is a number from 0"
             )
@@ -72,10 +74,11 @@ class Table(Sequence[Mapping[str, float]]):
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a column, where it is finite."""
-        found = [
-            (s, v) for s, v in zip(self.steps, self.columns.get(name, ()), strict=False) if math.isfinite(v)
-        ]
-        return [step for step, _ in found], [value for _, value in found]
+        if name not in self.columns:
+            return [], []
+        steps, values = np.array(self.steps), np.array(self.columns[name])
+        known = np.isfinite(values)
+        return steps[known].tolist(), values[known].tolist()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -96,7 +99,6 @@ class TableRun(RunData):
     """A run whose metrics are in tables, for the report's panels and cards."""
 
     table: Table
-    figures: Table  # evaluations.jsonl
 
     def metric(self, name: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a metric, where it exists and is finite."""
@@ -104,10 +106,8 @@ class TableRun(RunData):
 
     def evaluation(self, name: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a figure of the evaluations, which a run may also have in its metrics."""
-        found = dict(zip(*self.table.series(name), strict=True)) if name.startswith("eval/") else {}
-        found |= dict(zip(*self.figures.series(name), strict=True))
-        steps = sorted(found)
-        return steps, [found[step] for step in steps]
+        found = [(row["step"], row[name]) for row in self.evaluations if name in row]
+        return [step for step, _ in found], [value for _, value in found]
 
     def has(self, name: str) -> bool:
         """Checks whether a metric has at least one finite value."""
@@ -128,9 +128,13 @@ def table_run(folder: Path, config: Mapping[str, Any], table: Table, figures: Ta
     Args:
         folder: the run's directory.
         config: its options.
-        table: its metrics.
+        table: its metrics, which may have figures of evaluations too.
         figures: its evaluations.
     """
-    of_metrics = {name for name in table.columns if name.startswith("eval/")}
-    evaluations = tuple(figures) or tuple(row for row in table if of_metrics & row.keys())
-    return TableRun(folder, config, (), evaluations, (), table, figures)
+    rows: dict[int, dict[str, float]] = {}
+    for source in (table, figures):
+        for name in source.columns:
+            if name.startswith("eval/"):
+                for step, value in zip(*source.series(name), strict=True):
+                    rows.setdefault(step, {"step": step})[name] = value
+    return TableRun(folder, config, (), tuple(rows[step] for step in sorted(rows)), (), table)

@@ -22,7 +22,7 @@ export class Tokens {
     this.key = el("ul", { class: "states" });
     this.pager = el("p", { class: "pager" });
     this.text = el("div", { class: "tokens", tabindex: "0", role: "application", "aria-label": "Tokens. The arrow keys go from one to the next.",
-      onkeydown: (event) => this.move(event), onpointerover: (event) => this.point(event), onclick: (event) => this.point(event),
+      onkeydown: (event) => this.move(event), onpointerover: (event) => this.point(event), onclick: (event) => this.click(event),
       onpointerleave: () => document.activeElement === this.text || this.leave(), onfocus: () => this.at ?? this.select(0), onblur: () => this.leave() });
     this.box = el("div", { class: "box figures", role: "status", hidden: true });
     this.note = el("p", { class: "note", hidden: true });
@@ -60,7 +60,7 @@ export class Tokens {
     const ticket = (this.asked += 1);
     const found = await ask("recorded", { run: this.name, step: this.stepper.wanted });
     if (ticket !== this.asked) return;
-    this.note.hidden = this.steps = found.steps.length > 0;
+    this.note.hidden = found.steps.length > 0;
     this.note.textContent = "No tokens were recorded yet. `grpokit train --log_tokens N` records those of N completions a step.";
     this.body.hidden = !found.steps.length;
     this.stepper.element.hidden = !found.steps.length;
@@ -72,7 +72,7 @@ export class Tokens {
     this.choice.value = this.place;
     const data = await ask("tokens", { run: this.name, step: found.step, place: this.place, first: this.first });
     if (ticket !== this.asked) return;
-    this.app.remember(this.name, "tokens", this.stepper.follows ? "latest" : found.step, this.place);
+    this.remember();
     this.showTokens(data);
   }
 
@@ -125,8 +125,25 @@ export class Tokens {
     if (event.key === "Escape") this.leave();
     if (!(event.key in moves)) return;
     event.preventDefault();
+    this.stay();
     this.select(Math.max(0, Math.min(last, moves[event.key])));
     this.text.children[this.at].scrollIntoView({ block: "nearest" });
+  }
+
+  // Who looks at a token keeps it: the newest step isn't followed any more.
+  stay() {
+    if (!this.stepper.follows) return;
+    this.stepper.pin(this.stepper.step);
+    this.remember();
+  }
+
+  click(event) {
+    this.stay();
+    this.point(event);
+  }
+
+  remember() {
+    this.app.remember(this.name, "tokens", this.stepper.follows ? "latest" : this.stepper.step, this.place);
   }
 
   select(place) {

@@ -18,6 +18,9 @@ from .series import panels, side_by_side
 from .tokens import STATES, read_tokens, tokens_of
 
 TOKENS = 2048  # most tokens of one answer
+ADVICE_STEPS = (
+    5000  # the newest steps that advice is given about, so that a very long run is answered soon too
+)
 Data = dict[str, Any]
 
 
@@ -59,7 +62,10 @@ class Views:
             return {
                 **_head(run),
                 "facts": _facts(run),
-                "advice": [asdict(said) for said in advise(run.metrics, tables.evaluations, run.config)],
+                "advice": [
+                    asdict(said)
+                    for said in advise(run.metrics[-ADVICE_STEPS:], tables.evaluations, run.config)
+                ],
                 "cards": [card._asdict() for card in cards_of(tables)] if run.metrics else [],
                 "panels": panels(tables),
                 "about": run.about,
