@@ -13,7 +13,7 @@ export class Tokens {
     this.first = 0;
     this.quantity = "logps";
     this.asked = 0;
-    this.stepper = new Stepper(() => this.again(0));
+    this.stepper = new Stepper(() => this.again(this.place));
     this.choice = el("select", { "aria-label": "completion", onchange: () => this.again(Number(this.choice.value)) });
     const radios = Object.entries(QUANTITIES).map(([key, { title }]) =>
       el("label", {}, el("input", { type: "radio", name: "quantity", value: key, checked: key === this.quantity, onchange: () => this.paint(key) }), ` ${title}`));
