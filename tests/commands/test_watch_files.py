@@ -254,13 +254,20 @@ def test_tokens_behind_a_link_that_leads_out_are_refused(tmp_path):
 
 
 def test_runs_are_found_in_directories_of_runs(tmp_path):
-    for name in ("runs/demo", "runs/sweep/seed-1", "runs/sweep/seed-2", "runs/a/b/too-deep", "else/demo"):
+    for name in (
+        "runs/demo",
+        "runs/sweep/seed-1",
+        "runs/sweep/seed-10",
+        "runs/sweep/seed-2",
+        "runs/a/b/too-deep",
+        "else/demo",
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text("seed: 1\n")
     (tmp_path / "runs" / "demo" / "checkpoint-5" / "trainer").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "checkpoint-5" / "trainer" / "config.yaml").write_text("seed: 1\n")
     (tmp_path / "runs" / "out").symlink_to(tmp_path / "else" / "demo")
-    assert list(find_runs([tmp_path / "runs"])) == ["demo", "sweep/seed-1", "sweep/seed-2"]
+    assert list(find_runs([tmp_path / "runs"])) == ["demo", "sweep/seed-1", "sweep/seed-2", "sweep/seed-10"]
     assert find_runs([tmp_path / "runs" / "out"]) == {
         "demo": tmp_path / "runs" / "out"
     }  # a link that is named itself

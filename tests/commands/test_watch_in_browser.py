@@ -168,6 +168,8 @@ def test_tokens_are_coloured_and_explained(chromium, run):
             "() => [...document.querySelectorAll('.t')].map((t) => t.style.getPropertyValue('--heat')).join()"
         )
         before = page.evaluate(paler)
+        page.get_by_text("Prompt", exact=True).click()
+        assert text(page, "details.prompt pre") == "3142="
         page.get_by_label("entropy").check()
         assert page.evaluate(paler) != before
         assert "open" in text(page, ".colours")
@@ -228,11 +230,16 @@ def test_what_a_model_writes_stays_text(chromium, tmp_path):
 
 @pytest.mark.parametrize("how", [PHONE, {"color_scheme": "dark"}], ids=["phone", "dark"])
 def test_every_view_fits_a_phone_and_the_dark(chromium, run, tmp_path, how):
-    views = {"": ".plot path.curve", "/completions/40/3/0": ".turn.trained", "/tokens/36/1": ".t"}
-    with serving(tmp_path) as address, page_of(chromium, f"{address}#/compare", **how) as page:
-        page.wait_for_selector(".plot path.curve")
+    make_watched_run(tmp_path / "a-run-with-a-long-name" / "and-a-long-variant-of-it", 12, loss_type="dapo")
+    views = {
+        "#/compare": ".plot path.curve",
+        "#/run/demo": ".plot path.curve",
+        "#/run/demo/completions/40/3/0": ".turn.trained",
+        "#/run/demo/tokens/36/1": ".t",
+    }
+    with serving(tmp_path) as address, page_of(chromium, address, **how) as page:
         for view, selector in views.items():
-            page.goto(f"{address}#/run/demo{view}")
+            page.goto(f"{address}{view}")
             page.wait_for_selector(selector)
             width, body = page.evaluate(
                 "() => [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +21,17 @@ def find_runs(places: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[Path, str] = {}
     for place in places:
-        runs = [place] if is_run(place) else sorted(_runs_below(place, place, DEPTH))
+        runs = [place] if is_run(place) else sorted(_runs_below(place, place, DEPTH), key=_by_numbers)
         for run in runs or [place]:
             name = place.resolve().name if run == place else run.relative_to(place).as_posix()
             found.setdefault(run, name)
     names = list(found.values())
     return {name if names.count(name) == 1 else str(run): run for run, name in found.items()}
+
+
+def _by_numbers(path: Path) -> list[str | int]:
+    """Returns a key that sorts seed-2 before seed-10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
 
 
 def _runs_below(folder: Path, top: Path, depth: int) -> Iterator[Path]:

@@ -71,9 +71,7 @@ function navigation(name, view) {
 
 function unreachable(error) {
   state.failures += 1;
-  const said = document.getElementById("connection");
-  said.textContent = "The server doesn\u2019t answer; trying again.";
-  said.title = error.message;
+  document.getElementById("connection").textContent = error.message;
   document.body.classList.add("stale");
 }
 

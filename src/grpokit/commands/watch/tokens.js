@@ -1,6 +1,7 @@
 // A completion token by token: a quantity as colour, what the loss did to each as a line below it, all figures in a box.
 
 import { ask } from "./api.js";
+import { conversation } from "./completions.js";
 import { el, number, put, signed, whole } from "./dom.js";
 import { bar, QUANTITIES, tint } from "./heat.js";
 import { Stepper } from "./stepper.js";
@@ -18,6 +19,7 @@ export class Tokens {
     const radios = Object.entries(QUANTITIES).map(([key, { title }]) =>
       el("label", {}, el("input", { type: "radio", name: "quantity", value: key, checked: key === this.quantity, onchange: () => this.paint(key) }), ` ${title}`));
     this.meta = el("p", { class: "meta" });
+    this.prompt = el("div");
     this.bar = el("div", { class: "colours" });
     this.key = el("ul", { class: "states" });
     this.pager = el("p", { class: "pager" });
@@ -26,7 +28,7 @@ export class Tokens {
       onpointerleave: () => document.activeElement === this.text || this.leave(), onfocus: () => this.at ?? this.select(0), onblur: () => this.leave() });
     this.box = el("div", { class: "box figures", role: "status", hidden: true });
     this.note = el("p", { class: "note", hidden: true });
-    this.body = el("div", { hidden: true }, el("p", { class: "chosen" }, this.choice), this.meta,
+    this.body = el("div", { hidden: true }, el("p", { class: "chosen" }, this.choice), this.meta, el("details", { class: "prompt" }, el("summary", {}, "Prompt"), this.prompt),
       el("fieldset", { class: "quantities" }, el("legend", { class: "unseen" }, "Colour"), radios), this.bar, this.key, this.pager,
       el("div", { class: "area" }, this.text, this.box));
     root.append(el("header", {}, el("p", { class: "eyebrow" }, name), el("h1", {}, "Tokens")), this.stepper.element, this.note, this.body);
@@ -85,6 +87,7 @@ export class Tokens {
       Object.entries(data.rewards ?? {}).map(([name, value]) => el("span", {}, `${name} ${number(value)}`)),
       el("span", {}, `A ${data.advantage === null || data.advantage === undefined ? "\u2013" : signed(data.advantage)}`),
       el("span", {}, `${whole(data.length)} tokens`), el("span", {}, `ended by ${data.ending ?? data.finish_reason}`), data.source ? el("span", {}, data.source) : null);
+    put(this.prompt, conversation(Array.isArray(data.prompt) ? data.prompt : [{ role: "", content: data.prompt ?? "" }], false));
     const counts = this.states.map((_, state) => columns.state.filter((value) => value === state).length);
     put(this.key, this.states.map((state, i) => el("li", {}, el("span", { class: `sample s${i}` }, "abc"), ` ${state} ${whole(counts[i])}`)));
     const more = (by, text) => {
