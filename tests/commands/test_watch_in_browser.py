@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from grpokit.commands.watch import views
@@ -145,6 +147,10 @@ def test_the_newest_completions_are_followed_and_earlier_ones_chosen(chromium, r
         page.wait_for_selector("text=step 40 of 42")
         page.get_by_label("latest").check()
         page.wait_for_selector("text=that step 42 has recorded")
+        page.goto(f"{address}#/run/demo/completions/7")
+        page.wait_for_selector("text=that step 7 has recorded")
+        page.go_back()
+        page.wait_for_selector("text=that step 42 has recorded")
 
 
 def test_tokens_are_coloured_and_explained(chromium, run):
@@ -258,18 +264,17 @@ def test_every_view_fits_a_phone_and_the_dark(chromium, run, tmp_path, how):
 
 
 def test_a_server_that_is_gone_is_said_and_found_again(chromium, run):
-    with serving(run) as address:
-        opened = page_of(chromium, address)
-        page = opened.__enter__()
+    first = ExitStack()
+    address = first.enter_context(serving(run))
+    with first, page_of(chromium, address) as page:
         page.wait_for_selector("#plot-reward path.curve")
-        port = int(address.split(":")[2].strip("/"))
-    page.wait_for_selector("text=The server doesn’t answer; trying again.")
-    with serving(run, port=port):
-        append_step(run, 41, 100)
-        page.wait_for_selector("text=step 41 of 100")
-        assert text(page, "#connection") == ""
-        page.errors.clear()  # the browser's own lines on refused connections
-        opened.__exit__(None, None, None)
+        first.close()
+        page.wait_for_selector("text=The server doesn’t answer; trying again.")
+        page.get_by_role("link", name="Completions").click()  # asked in vain
+        with serving(run, port=int(address.split(":")[2].strip("/"))):
+            page.wait_for_selector("text=that step 40 has recorded")
+            assert text(page, "#connection") == ""
+            page.errors.clear()  # the browser's own lines on refused connections
 
 
 def test_the_page_with_a_token(chromium, run):

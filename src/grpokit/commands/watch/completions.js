@@ -22,7 +22,7 @@ export class Completions {
   }
 
   filters() {
-    const search = later(() => this.again());
+    const search = later(() => this.choose());
     const text = (name, label, hint) => el("label", {}, label, el("input", { name, type: "text", inputmode: "decimal", placeholder: hint, size: 6 }));
     this.ending = el("select", { name: "ending" }, el("option", { value: "" }, "any"));
     const sort = el("select", { name: "sort" }, [["group", "as sampled"], ["reward", "reward"], ["length", "length"]].map(([value, title]) => el("option", { value }, title)));
@@ -36,11 +36,6 @@ export class Completions {
     return this.form;
   }
 
-  again() {
-    this.page = 0;
-    this.app.update(() => this.load());
-  }
-
   choose() {
     this.page = 0;
     this.opened = null;
@@ -49,11 +44,8 @@ export class Completions {
 
   // The address has a step and perhaps a completion: completions/12/3/4.
   async show([step, group, generation]) {
-    if (step && step !== "latest") {
-      this.stepper.follows = false;
-      this.stepper.step = Number(step);
-      this.opened = group !== undefined && generation !== undefined ? `${group}/${generation}` : null;
-    }
+    this.stepper.start(step);
+    this.opened = generation !== undefined ? `${group}/${generation}` : null;
     await this.load();
   }
 

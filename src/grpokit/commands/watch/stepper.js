@@ -15,6 +15,12 @@ export class Stepper {
     this.element = el("div", { class: "stepper" }, this.back, this.slider, this.on, this.label, el("label", {}, this.latest, " latest"));
   }
 
+  // Begins at the step that an address names.
+  start(step = "latest") {
+    this.follows = step === "latest";
+    if (!this.follows) this.step = Number(step);
+  }
+
   // The step to ask for: null is the newest one.
   get wanted() {
     return this.follows ? null : this.step;

@@ -42,10 +42,7 @@ export class Tokens {
 
   // The address has a step and a completion: tokens/12/3.
   async show([step, place]) {
-    if (step && step !== "latest") {
-      this.stepper.follows = false;
-      this.stepper.step = Number(step);
-    }
+    this.stepper.start(step);
     if (place !== undefined) this.place = Number(place);
     await this.load();
   }
