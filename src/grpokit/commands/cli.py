@@ -21,6 +21,7 @@ from ..config.commands import (
     ReplayConfig,
     ReportConfig,
     TaskConfig,
+    WatchConfig,
 )
 from ..config.options import EvalConfig, PlanConfig, TrainConfig
 from ..config.paths import expand_home
@@ -36,6 +37,7 @@ COMMANDS = {
     "inspect-data": InspectConfig,
     "play": PlayConfig,
     "report": ReportConfig,
+    "watch": WatchConfig,
     "losses": LossesConfig,
     "compare-batch": CompareBatchConfig,
     "replay": ReplayConfig,
@@ -172,6 +174,13 @@ def report(config: ReportConfig) -> int:
     return 0
 
 
+def watch(config: WatchConfig) -> int:
+    """`grpokit watch RUN…`, until Ctrl-C."""
+    from .watch import watch as serve
+
+    return serve(config)
+
+
 def task(config: TaskConfig) -> int:
     """`grpokit task NAME`."""
     from ..common.console import waiting
@@ -231,6 +240,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     InspectConfig: inspect_data,
     PlayConfig: play,
     ReportConfig: report,
+    WatchConfig: watch,
     LossesConfig: losses,
     CompareBatchConfig: compare_batch,
     ReplayConfig: replay,

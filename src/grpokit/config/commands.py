@@ -99,6 +99,20 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """Show runs on a page in the browser while they train: curves, advice, completions, tokens."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Runs' --output_dir, or directories that hold runs. A run may have yet to begin."""
+    host: str = "127.0.0.1"
+    """Address to serve at. Anything but this machine's own asks for the token that is printed."""
+    port: int = 8700
+    """Port to serve at; the next free one where it is taken (0: any)."""
+    open: bool = False
+    """Open the page in the browser."""
+
+
+@dataclass(frozen=True)
 class LossesConfig:
     """List the losses, show one, or plot some."""
 

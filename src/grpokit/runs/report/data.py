@@ -47,6 +47,14 @@ class RunData:
         """Checks whether a metric has at least one finite value."""
         return any(is_number(row.get(name)) for row in self.steps)
 
+    def names(self) -> set[str]:
+        """Returns the names of all metrics."""
+        return {name for row in self.steps for name in row}
+
+    def num_done(self) -> int:
+        """Returns the number of steps that have metrics, evaluations aside."""
+        return sum(any(name != "step" and not name.startswith("eval/") for name in row) for row in self.steps)
+
 
 def is_number(value: Any) -> bool:
     """Checks whether `value` is a finite number (True and False are not)."""
@@ -76,14 +84,15 @@ def read_run(path: Path) -> RunData:
         evaluated[step] = {**evaluated.get(step, {}), **_figures(row)}
     return RunData(
         path=path,
-        config=_read_config(config),
+        config=read_config(config),
         steps=tuple(rows[step] for step in sorted(rows)),
         evaluations=tuple({"step": step, **evaluated[step]} for step in sorted(evaluated) if evaluated[step]),
         groups=_last_groups(path / "completions.jsonl"),
     )
 
 
-def _read_config(path: Path) -> Row:
+def read_config(path: Path) -> Row:
+    """Reads a config.yaml. Raises ValueError where it is not YAML, or not `name: value` lines."""
     import yaml
 
     try:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from ...common import VERSION
-from ...config.options import TrainConfig
 from ..advice import advise
+from .colours import COLOURS
 from .data import RunData
 from .groups import groups_html
 from .markup import escape
 from .panels import REWARD, Panel, panels_of
 from .plots import Key, draw
 from .series import MOST_POINTS, trend_window
+from .settings import Setting, settings_of
 from .style import CSS
 from .summary import cards_html
-from .svg import COLOURS, formula_svg
+from .svg import formula_svg
 
 # The browser enforces it: the page runs nothing and fetches nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -142,16 +142,9 @@ def _formula(formula: str | None, run: RunData) -> str:
 
 def _configuration(run: RunData) -> str:
     """Shows all options in a table. Options that differ from their defaults come first."""
-    defaults = {
-        field.name: _plain(field.default)
-        for field in dataclasses.fields(TrainConfig)
-        if field.default is not dataclasses.MISSING
-    }
-    changed = [n for n, value in run.config.items() if n not in defaults or _plain(value) != defaults[n]]
-    same = [name for name in run.config if name not in changed]
-    rows = "".join(_option(name, run.config[name], True, defaults.get(name)) for name in changed)
-    rows += "".join(_option(name, run.config[name], False, None) for name in same)
-    count = f"{len(changed)} of {len(run.config)} options differ from their defaults"
+    settings = settings_of(run.config)
+    rows = "".join(map(_option, settings))
+    count = f"{sum(s.changed for s in settings)} of {len(settings)} options differ from their defaults"
     return (
         f"<section><details><summary><h2>Configuration</h2> <span class='note'>{count}</span></summary>"
         f"<table class='options'><thead><tr><th>option</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>"
@@ -159,27 +152,9 @@ def _configuration(run: RunData) -> str:
     )
 
 
-def _option(name: str, value: Any, changed: bool, default: Any) -> str:
-    was = (
-        f' <span class="note">default {_value(default)}</span>'
-        if changed and default not in (None, "", [])
-        else ""
-    )
-    css = ' class="changed"' if changed else ""
-    return f"<tr{css}><th scope='row'>{escape(name).replace('_', '_<wbr>')}</th><td>{_value(value)}{was}</td></tr>"
-
-
-def _value(value: Any) -> str:
-    """Formats a value as on the command line; a dash where nothing was given."""
-    if value is None or value == "" or value == []:
-        return "–"
-    if isinstance(value, list):
-        return escape(" ".join(map(str, value)))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return escape(f"{value:.10g}" if isinstance(value, float) else value)
-
-
-def _plain(value: Any) -> Any:
-    """Converts tuples to lists, because YAML has no tuples."""
-    return list(value) if isinstance(value, tuple) else value
+def _option(setting: Setting) -> str:
+    default = setting.default
+    was = f' <span class="note">default {escape(default)}</span>' if default else ""
+    css = ' class="changed"' if setting.changed else ""
+    name = escape(setting.name).replace("_", "_<wbr>")
+    return f"<tr{css}><th scope='row'>{name}</th><td>{escape(setting.value)}{was}</td></tr>"

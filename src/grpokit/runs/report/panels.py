@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...common.figures import set_names
+from .colours import AMBER, BLUE, GREEN, GREY, PINK, RED
 from .data import RunData
-from .svg import AMBER, BLUE, GREEN, GREY, PINK, RED
+
+# Parts of time/step, and the colour of each.
+PHASES = {
+    "rollout": BLUE,
+    "learn": AMBER,
+    "reward": GREEN,
+    "sync": PINK,
+    "teacher": RED,
+    "other": GREY,
+}
 
 
 @dataclass(frozen=True)
@@ -167,8 +177,37 @@ PANELS: tuple[Panel, ...] = (
         "throughput",
         "Tokens per second",
         "Completion tokens sampled and learned from; falls as completions grow longer.",
-        (Line("tokens_per_second", "tokens per second"),),
+        (
+            Line("tokens_per_second", "whole step"),
+            Line("tokens_per_second/rollout", "sampling", GREEN),
+            Line("tokens_per_second/learn", "learning", AMBER),
+        ),
         from_zero=True,
+    ),
+    Panel(
+        "utilization",
+        "Share of the device's arithmetic",
+        "Model FLOPs over the device's peak; sampling is bound by memory, so its share is always small.",
+        (
+            Line("mfu/rollout", "sampling", GREEN),
+            Line("mfu/learn", "learning", AMBER),
+        ),
+        percent=True,
+        from_zero=True,
+    ),
+    Panel(
+        "memory",
+        "Peak memory of each phase",
+        "GiB; a slow rise over many steps is a leak or longer completions, and the highest line is what must fit.",
+        (
+            Line("memory/rollout", "sampling", BLUE),
+            Line("memory/learn", "learning", AMBER),
+            Line("memory/reward", "rewards", GREEN),
+            Line("memory/sync", "handing over weights", PINK),
+            Line("memory/host", "the host's, resident", GREY),
+        ),
+        from_zero=True,
+        trend=False,
     ),
     Panel(
         "loss",
@@ -210,7 +249,7 @@ def panels_of(run: RunData) -> list[Panel]:
 
 def _lines_of(run: RunData, group: str) -> tuple[Line, ...]:
     """Returns a line for each metric `group/NAME/mean`, as far as there are colours."""
-    names = sorted({name for row in run.steps for name in row if re.fullmatch(rf"{group}/.+/mean", name)})
+    names = sorted(name for name in run.names() if re.fullmatch(rf"{group}/.+/mean", name))
     colours = (BLUE, RED, GREEN, PINK, AMBER, GREY)
     return tuple(
         Line(name, name.split("/", 1)[1].removesuffix("/mean"), colour)

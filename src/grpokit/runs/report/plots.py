@@ -11,22 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from .colours import BLUE, INK, RED
 from .data import Row, RunData, is_number
-from .panels import Line, Panel, describe, evaluation_lines
+from .panels import PHASES, Line, Panel, describe, evaluation_lines
 from .series import Floats, smooth, thin, trend_window
-from .svg import AMBER, BLUE, GREEN, GREY, INK, PINK, RED, STYLE, figure_svg
+from .svg import STYLE, figure_svg
 
 # Inches. A plot is drawn for the width at which it is shown, so that its text has the page's size: 72 points an inch.
 SIZES = {"wide": (10.6, 3.1), "narrow": (4.7, 2.9), "normal": (4.7, 2.45), "small": (4.7, 1.9)}
-# Parts of time/step.
-PHASES = {
-    "rollout": BLUE,
-    "learn": AMBER,
-    "reward": GREEN,
-    "sync": PINK,
-    "teacher": RED,
-    "other": GREY,
-}
 
 
 class Key(NamedTuple):
@@ -37,7 +29,7 @@ class Key(NamedTuple):
     """
 
     label: str
-    colour: str  # one of svg.COLOURS
+    colour: str  # one of colours.COLOURS
     mark: Literal["line", "band", "area", "dot"]
 
 

@@ -26,8 +26,13 @@ class Card(NamedTuple):
 
 def cards_html(run: RunData) -> str:
     """Returns the cards as one list of terms."""
-    items = "".join(_card(card) for card in (*_reward(run), *_evaluations(run), *_progress(run)))
+    items = "".join(_card(card) for card in cards_of(run))
     return f'<dl class="cards">{items}</dl>'
+
+
+def cards_of(run: RunData) -> list[Card]:
+    """Returns the reward, the evaluations and the progress of a run."""
+    return [*_reward(run), *_evaluations(run), *_progress(run)]
 
 
 def _card(card: Card) -> str:
@@ -81,7 +86,7 @@ def _evaluations(run: RunData) -> list[Card]:
 
 def _progress(run: RunData) -> list[Card]:
     """Returns the finished steps and their wall time."""
-    done = sum(any(name != "step" and not name.startswith("eval/") for name in row) for row in run.steps)
+    done = run.num_done()
     wanted = run.config.get("max_steps")
     unfinished = isinstance(wanted, int) and done < wanted
     note = f"of {wanted:,}, not finished" if unfinished else "all done" if wanted else ""

@@ -1,0 +1,105 @@
+"""Reads the files tokens/step-N.safetensors: some completions of a step, token by token."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from .follow import inside
+
+COLUMNS = ("ids", "logps", "entropies", "trainable", "advantages", "ratios", "pull", "state")
+STATES = ("trained", "clipped", "masked", "no advantage", "not the model's")
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """What is said of the completions of a file, and where each begins.
+
+    Example: `read_tokens(Path("runs/demo"), 12).completions[0]["reward"]`
+    """
+
+    path: Path
+    completions: tuple[dict[str, Any], ...]
+    lengths: tuple[int, ...]
+    pieces: tuple[str, ...]  # the texts of tokens; the tensor `piece` has places in it
+
+
+def recorded_steps(folder: Path) -> list[int]:
+    """Returns the steps whose tokens were recorded, in order."""
+    directory = inside(folder, "tokens")
+    if directory is None or not directory.is_dir():
+        return []
+    found = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in directory.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_tokens(folder: Path, step: int) -> TokenFile:
+    """Reads what a step's file says of its completions; the tokens themselves stay on the disk.
+
+    Raises:
+        ValueError: there is no such file, it leads out of the run's directory, or it is not what it should be.
+    """
+    names = [f"tokens/step-{step:06d}.safetensors", f"tokens/step-{step}.safetensors"]
+    path = next((path for name in names if (path := inside(folder, name))), None)
+    if path is None:
+        raise ValueError(
+            f"step {step}: its tokens were not recorded; `grpokit train --log_tokens N` records N completions a step"
+        )
+    stat = path.stat()
+    return _open(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4)
+def _open(path: Path, modified: int, size: int) -> TokenFile:
+    """Reads a file's description. `modified` and `size` make a rewritten file another key of the cache."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = file.metadata() or {}
+            lengths = file.get_tensor("lengths").tolist()
+        completions, pieces = json.loads(told["completions"]), json.loads(told["pieces"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path.name}: is not a file of tokens ({error!r})") from error
+    if len(completions) != len(lengths):
+        raise ValueError(f"{path.name}: has {len(completions)} completions and {len(lengths)} lengths")
+    return TokenFile(path, tuple(completions), tuple(lengths), tuple(pieces))
+
+
+def tokens_of(file: TokenFile, place: int, first: int, count: int) -> dict[str, Any]:
+    """Returns some tokens of a completion in columns: their texts, and the numbers of each.
+
+    Args:
+        file: the step's file.
+        place: the completion's place in it, from 0.
+        first: the first token, from 0.
+        count: how many tokens.
+
+    Raises:
+        ValueError: there is no such completion.
+    """
+    if not 0 <= place < len(file.lengths):
+        raise ValueError(f"completion {place}: the step has {len(file.lengths)} recorded ones, from 0")
+    begin = sum(file.lengths[:place])
+    start = begin + min(first, file.lengths[place])
+    end = begin + min(first + count, file.lengths[place])
+    with safe_open(file.path, framework="numpy") as opened:
+        names = opened.keys()
+        columns = {name: opened.get_slice(name)[start:end] for name in ("piece", *COLUMNS) if name in names}
+    texts = [file.pieces[i] if 0 <= i < len(file.pieces) else "\ufffd" for i in columns.pop("piece").tolist()]
+    return {"pieces": texts, **{name: _plain(column) for name, column in columns.items()}}
+
+
+def _plain(column: np.ndarray[Any, Any]) -> list[Any]:
+    """Converts a column to a list; numbers have five digits, and None stands for one that was not computed."""
+    if column.dtype.kind in "iub":
+        return column.tolist()
+    return [
+        float(f"{value:.5g}") if known else None
+        for value, known in zip(column, np.isfinite(column), strict=True)
+    ]
