@@ -54,7 +54,7 @@ def test_a_function_that_was_written_for_trl_works_as_it_is():
     assert first.rewards[:, 0].tolist() == [0.3, 0.0]
     assert (first.extras, second.extras) == ({"golden": ["a", "a"]}, {"golden": ["a"]})
     assert report.metrics["accuracy"].value == pytest.approx((1 / 3 + 1) / 2)  # two calls of 3 completions
-    assert group_record(first, [])["extras"] == {"golden": ["a", "a"]}
+    assert group_record(0, first, [])["extras"] == {"golden": ["a", "a"]}
     assert (TrainerState().epoch, TrainerState().log_history) == (None, [])
 
 

@@ -13,21 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from grpokit.commands.tasks import sort_digits
-from grpokit.runs.tokens import (
-    CLIPPED,
-    MASKED,
-    NO_ADVANTAGE,
-    NOT_OURS,
-    STATES,
-    TRAINED,
-    UNKNOWN,
-    Pieces,
-    TokenFiles,
-    TracedTokens,
-    choose,
-    completion_records,
-    token_tensors,
-)
+from grpokit.runs.token_states import CLIPPED, MASKED, NO_ADVANTAGE, NOT_OURS, STATES, TRAINED, UNKNOWN
+from grpokit.runs.tokens import Pieces, TokenFiles, TracedTokens, choose, completion_records, token_tensors
 from grpokit.types.episode import Episode
 from helpers.tiny import group_of
 

@@ -17,7 +17,7 @@ from grpokit.losses import token_pull
 from grpokit.parallel import ALONE
 from grpokit.policy.flops import Work
 from grpokit.runs.batches import batch_for, read_batch
-from grpokit.runs.tokens import CLIPPED, NO_ADVANTAGE, TRAINED
+from grpokit.runs.token_states import CLIPPED, NO_ADVANTAGE, TRAINED
 from grpokit.training import recording
 from grpokit.training.clock import Clock
 from grpokit.training.memory import PeakMemory

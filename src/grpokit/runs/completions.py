@@ -12,8 +12,8 @@ from ..rewards import Reward
 from ..types import RolloutGroup
 
 
-def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
-    """Selects at most `count` groups: the best and the worst by mean reward, then the first others."""
+def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[tuple[int, RolloutGroup]]:
+    """Selects at most `count` groups, each with its number: the best and the worst by mean reward, then the first others."""
 
     def mean(i: int) -> float:
         reward = groups[i].reward
@@ -21,7 +21,7 @@ def sample_of_groups(groups: Sequence[RolloutGroup], count: int) -> list[Rollout
 
     order = sorted(range(len(groups)), key=mean)
     picked = list(dict.fromkeys([*order[-1:], *order[:1], *range(len(groups))]))[:count]
-    return [groups[i] for i in sorted(picked)]
+    return [(i, groups[i]) for i in sorted(picked)]
 
 
 def _episodes(group: RolloutGroup) -> dict[str, Any]:
@@ -40,14 +40,15 @@ def _episodes(group: RolloutGroup) -> dict[str, Any]:
     }
 
 
-def group_record(group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, Any]:
-    """Returns a group as a line of completions.jsonl."""
+def group_record(number: int, group: RolloutGroup, rewards: Sequence[Reward]) -> dict[str, Any]:
+    """Returns a group as a line of completions.jsonl. `number` is its place in the step."""
 
     def numbers(column: Tensor | None) -> list[float | None]:
         return [] if column is None else [None if math.isnan(x) else x for x in column.tolist()]
 
     table = group.rewards
     return {
+        "group": number,
         "prompt": next(iter(group.rollouts)).prompt_content(group.prompt),
         "source": group.prompt.source,
         "columns": {

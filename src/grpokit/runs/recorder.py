@@ -88,7 +88,7 @@ class Recorder:
         """Writes the metrics of step `step` (counted from 1), and some of its completions."""
         self.history.append({"step": step, **row})
         self.metrics_file.write({"step": step, **row})
-        shown = [group_record(g, self.rewards) for g in sample_of_groups(groups, self.log_completions)]
+        shown = [group_record(*g, self.rewards) for g in sample_of_groups(groups, self.log_completions)]
         for group in shown:
             self.completions_file.write({"step": step, **group})
         for tracker in self.trackers:

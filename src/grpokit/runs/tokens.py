@@ -4,7 +4,7 @@
 
     lengths [N] int32, ids [T] int32, piece [T] int32 (index into the metadata's `pieces`), logps [T] float32 (the sampler's),
     entropies [T] float32, trainable [T] uint8, advantages [T] float32, ratios [T] float32 (π/π_old when the token was last
-    trained on), pull [T] float32 (−∂loss/∂log π of that update), state [T] uint8 (see STATES).
+    trained on), pull [T] float32 (−∂loss/∂log π of that update), state [T] uint8 (see token_states.py).
 
 What was not computed is NaN. The metadata are strings: `step`, `pieces` (a JSON list of texts) and `completions` (a JSON list
 of objects).
@@ -25,11 +25,10 @@ from torch import Tensor
 from ..common.writing import write_tensors
 from ..rewards import Reward
 from ..types import Rollout, RolloutGroup
+from .token_states import CLIPPED, MASKED, NO_ADVANTAGE, NOT_OURS, TRAINED, UNKNOWN
 
 FOLDER = "tokens"
 MOST_BYTES = 256 * 2**20  # all files together
-STATES = ("trained", "clipped", "masked", "advantage 0", "not the model's", "not known")
-TRAINED, CLIPPED, MASKED, NO_ADVANTAGE, NOT_OURS, UNKNOWN = range(len(STATES))
 
 
 @dataclass(frozen=True, eq=False)

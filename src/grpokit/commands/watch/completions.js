@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { el, later, number, put, signed, whole } from "./dom.js";
+import { address } from "./places.js";
 import { Stepper } from "./stepper.js";
 
 export class Completions {
@@ -126,7 +127,8 @@ export class Completions {
     const [group, generation] = item.dataset.key.split("/");
     const full = await ask("completion", { run: this.name, step: this.stepper.step, group, generation });
     const body = item.querySelector(".full");
-    put(body, inFull(full));
+    const place = full.tokens === null ? null : address(this.name, "tokens", this.stepper.step, full.tokens);
+    put(body, [place ? el("p", {}, el("a", { href: place }, "Token by token")) : null, ...inFull(full)]);
     body.hidden = false;
     item.firstChild.setAttribute("aria-expanded", "true");
   }

@@ -48,7 +48,7 @@ export class Overview {
     this.advice.hidden = !advice.length;
     const items = advice.map((said) =>
       el("li", { class: said.severity }, el("b", {}, said.severity === "warn" ? "Warning" : "Note"), el("span", {}, said.text),
-        el("small", {}, `step ${whole(said.step)}`, said.guide ? [" \u00b7 see ", el("code", {}, `docs/en/${said.guide}`)] : "")));
+        el("small", {}, `${said.now ? "since" : "seen at"} step ${whole(said.step)}`, said.guide ? [" \u00b7 see ", el("code", {}, `docs/en/${said.guide}`)] : "")));
     put(this.advice, el("h2", {}, "Advice"), el("ul", {}, items));
   }
 

@@ -159,9 +159,8 @@ class WatchedRun:
     def status(self) -> Status:
         """Tells how the run is getting on."""
         step = self.metrics.steps[-1] if self.metrics else 0
-        wanted = self.config.get(
-            "max_steps", self.about.get("max_steps")
-        )  # --num_train_epochs: config.yaml has none
+        # With --num_train_epochs, about.json alone says how many steps that is.
+        wanted = self.about.get("max_steps") or self.config.get("max_steps")
         most = wanted if isinstance(wanted, int) and wanted > 0 else None
         each = self.step_seconds()
         written, failed = self._date("metrics.jsonl") / 1e9, self._date("error.txt") / 1e9

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from .follow import inside
 
 COLUMNS = ("ids", "logps", "entropies", "trainable", "advantages", "ratios", "pull", "state")
-STATES = ("trained", "clipped", "masked", "no advantage", "not the model's")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,23 @@ def recorded_steps(folder: Path) -> list[int]:
         return []
     found = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in directory.iterdir())
     return sorted(int(match[1]) for match in found if match)
+
+
+def place_of(folder: Path, step: int, group: Any, generation: int) -> int | None:
+    """Returns the place of a completion in a step's file; None where its tokens were not recorded.
+
+    Args:
+        folder: the run's directory.
+        step: the step.
+        group: the number of its group within the step, as completions.jsonl has it.
+        generation: its place in the group.
+    """
+    if group is None or step not in recorded_steps(folder):
+        return None
+    found = enumerate(read_tokens(folder, step).completions)
+    return next(
+        (i for i, told in found if (told.get("group"), told.get("generation")) == (group, generation)), None
+    )
 
 
 def read_tokens(folder: Path, step: int) -> TokenFile:

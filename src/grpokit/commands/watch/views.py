@@ -11,11 +11,12 @@ from typing import Any
 from ...runs.advice import advise
 from ...runs.report.settings import Setting, settings_of
 from ...runs.report.summary import cards_of
+from ...runs.token_states import STATES
 from .completions import Wanted, in_full, listed
 from .discover import find_runs
 from .run import WatchedRun
 from .series import panels, side_by_side
-from .tokens import STATES, read_tokens, tokens_of
+from .tokens import place_of, read_tokens, tokens_of
 
 TOKENS = 2048  # most tokens of one answer
 ADVICE_STEPS = (
@@ -105,7 +106,9 @@ class Views:
         run = self._run(name)
         with run.lock:
             run.completions.refresh()
-            return in_full(run.completions.groups(step), group, generation)
+            groups = run.completions.groups(step)
+            found = in_full(groups, group, generation)
+            return {**found, "tokens": place_of(run.folder, step, groups[group].get("group"), generation)}
 
     def recorded(self, name: str, step: int | None) -> Data:
         """Returns the steps whose tokens were recorded, and the completions of one (None: the newest)."""
