@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..common.text import did_you_mean, value_of
-from ..config.data_rules import with_one_length
 from ..config.commands import CompareConfig
+from ..config.data_rules import with_one_length
 from ..config.flags import FLAG, check_flags, given_flags
-from ..config.mappings import with_json_read
 from ..config.hints import hint
+from ..config.mappings import with_json_read
 from ..config.options import EvalConfig, TrainConfig
 from ..config.training_file import for_eval, is_of_training, trained_model, without_unused
 from ..config.yaml import read_yaml, with_options
@@ -82,7 +82,8 @@ def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if found := FLAG.fullmatch(word):
             name = found[1].replace("-", "_")
             if name not in compares | trains | {"help"} and name.removeprefix("no_") not in trains:
-                near = hint(name, TrainConfig) or did_you_mean(name, compares)
+                foreign = hint(name, TrainConfig)
+                near = foreign if "TRL" in foreign else did_you_mean(name, compares | trains)
                 raise ValueError(
                     f"--{found[1]}: no such option of grpokit compare or grpokit train{near}; see grpokit compare --help"
                 )

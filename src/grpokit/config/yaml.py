@@ -63,9 +63,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         values = yaml.safe_load(text) or {}
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(
-            f"{where}{line}: not YAML: {error.problem}; expected `name: value` lines"
-        ) from error
+        raise ValueError(f"{where}{line}: not YAML: {error.problem}; expected `name: value` lines") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -26,7 +26,9 @@ def compare_written(config: CompareConfig) -> int:
         if value := getattr(config, flag):
             given = value if isinstance(value, str) else " ".join(value)
             name = given.split()[0] if flag == "training" else f"--{flag} {given}"
-            raise ValueError(f"{name}: belongs to a comparison that trains; leave it out, or leave out --runs")
+            raise ValueError(
+                f"{name}: belongs to a comparison that trains; leave it out, or leave out --runs"
+            )
     _check_statistics(config.alpha)
     outcome = compare_runs(
         config.runs, metric=config.metric, baseline=config.baseline or None, alpha=config.alpha
@@ -103,9 +105,7 @@ def _check_statistics(alpha: float) -> None:
     try:
         from .statistics import check_alpha
     except ImportError as error:
-        raise ValueError(
-            f'grpokit compare: needs scipy ({error}): pip install "grpokit[compare]"'
-        ) from error
+        raise ValueError(f'grpokit compare: needs scipy ({error}): pip install "grpokit[compare]"') from error
     check_alpha(alpha)
 
 

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 NOT_COMPARED = frozenset(
     {
         *("seed", "config", "output_dir", "resume_from_checkpoint", "run_name", "project", "report_to"),
-        *("logging_steps", "log_completions", "record_batches", "save_steps", "save_total_limit", "num_threads"),
+        *(
+            "logging_steps",
+            "log_completions",
+            "record_batches",
+            "save_steps",
+            "save_total_limit",
+            "num_threads",
+        ),
         *("push_to_hub", "hub_private_repo", "hub_revision", "check"),
     }
 )

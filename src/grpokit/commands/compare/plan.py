@@ -123,10 +123,9 @@ def load_plan(output: Path) -> Plan:
     """
     path, where = output / FILE, f"--output_dir {output}: {FILE}"
     values = read_mapping(str(path), "--output_dir")
-    found = [values.get(name) for name in ("seeds", "variants", "base")]
-    if not (isinstance(found[0], list) and isinstance(found[1], dict) and isinstance(found[2], dict)):
+    seeds, variants, options = (values.get(name) for name in ("seeds", "variants", "base"))
+    if not (isinstance(seeds, list) and isinstance(variants, dict) and isinstance(options, dict)):
         raise ValueError(f"{where}: expected seeds, variants and base, as `grpokit compare` writes them")
-    seeds, variants, options = found
     base = with_options(TrainConfig(), {str(k): v for k, v in options.items()}, f"{where}: base: ")
     return Plan(base, variants_of(variants, where, base), tuple(int(seed) for seed in seeds), output)
 

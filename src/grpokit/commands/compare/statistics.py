@@ -44,7 +44,9 @@ class Pair:
     improvement: float  # probability that a run of `first` scores higher than a run of `second`
     adjusted: float | None = None  # p after Holm's correction
     different: bool = False  # adjusted ≤ alpha
-    needed: int | None = None  # seeds that would tell this difference apart; None: over MOST_SEEDS, or unknown
+    needed: int | None = (
+        None  # seeds that would tell this difference apart; None: over MOST_SEEDS, or unknown
+    )
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,7 @@ def compare_pairs(scores: Scores, alpha: float = 0.05, baseline: str | None = No
     for pair in pairs:
         own = None if pair.p is None else next(adjusted)
         needed = seeds_needed(pair.difference, pair.spread, level)
-        done.append(
-            replace(pair, adjusted=own, different=own is not None and own <= alpha, needed=needed)
-        )
+        done.append(replace(pair, adjusted=own, different=own is not None and own <= alpha, needed=needed))
     return Comparison(
         alpha=alpha,
         baseline=baseline,
@@ -246,7 +246,7 @@ def describe(name: str, scores: Sequence[float]) -> Single:
             lambda sample, axis: stats.trim_mean(sample, 0.25, axis=axis),
             n_resamples=RESAMPLES,
             method="percentile",
-            random_state=np.random.default_rng(0),
+            rng=np.random.default_rng(0),
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
     mean = float(values.mean()) if len(values) else math.nan

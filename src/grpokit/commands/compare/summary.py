@@ -11,7 +11,7 @@ from ...common.console import console, say
 from ...common.text import one_line
 from ...runs.report.markup import decimal
 from .outcome import Outcome, is_gain
-from .statistics import MOST_SEEDS, Pair
+from .statistics import MOST_SEEDS, Pair, Single
 
 NAMED = 6  # pairs that the paragraph names one by one
 MANY_PAIRS = 12  # rows of the table of pairs on a terminal
@@ -27,9 +27,7 @@ def verdict(outcome: Outcome) -> str:
     if len(outcome.variants) < 2:
         return "Nothing can be told apart: there is only one variant with a finished run."
     if not result.tests:
-        return (
-            "Nothing can be told apart: a test needs two seeds that both variants have, and five or more to find much."
-        )
+        return "Nothing can be told apart: a test needs two seeds that both variants have, and five or more to find much."
     size = f"{_percent(result.alpha)} over {_count(result.tests, 'comparison')} of {_seeds(result.pairs)}"
     told = result.told_apart
     if not told:
@@ -119,7 +117,12 @@ def _pairs_table(outcome: Outcome) -> Table:
     more = f" (the {len(shown)} of {len(pairs)} with the smallest p)" if len(pairs) > len(shown) else ""
     table = Table(title=f"paired differences{more}", title_justify="left")
     for heading in ("pair", "difference", "interval", "p, Holm", "", "seeds needed"):
-        table.add_column(heading, justify="left" if heading in ("pair", "") else "right", overflow="fold", no_wrap=heading == "interval")
+        table.add_column(
+            heading,
+            justify="left" if heading in ("pair", "") else "right",
+            overflow="fold",
+            no_wrap=heading == "interval",
+        )
     for pair in shown:
         higher, lower, difference, low, high = ordered(pair)
         table.add_row(
@@ -133,10 +136,10 @@ def _pairs_table(outcome: Outcome) -> Table:
     return table
 
 
-def by_score(outcome: Outcome):
+def by_score(outcome: Outcome) -> list[Single]:
     """Returns the variants' figures, the best first; of a metric that isn't a gain, in the order of the variants."""
     singles = outcome.statistics.singles
-    return sorted(singles, key=lambda single: -single.mean) if is_gain(outcome.metric) else list(singles)
+    return sorted(singles, key=lambda single: -single.middle) if is_gain(outcome.metric) else list(singles)
 
 
 def sorted_pairs(pairs: Sequence[Pair]) -> list[Pair]:
@@ -155,7 +158,9 @@ def _differences(pairs: Sequence[Pair], metric: str) -> list[str]:
             f"than {name} by {decimal(difference)}{'' if math.isnan(low) else f' ({show_interval(low, high)})'}"
             for name, difference, low, high in lower
         ]
-        said.append(f"{higher} is {how} {' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)}")
+        said.append(
+            f"{higher} is {how} {' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)}"
+        )
     return said
 
 
