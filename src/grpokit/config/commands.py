@@ -137,14 +137,14 @@ class CompareConfig:
     """Options to vary, as option=value,value: loss_type=grpo,dapo. Of several, every combination is a variant."""
     variants: str = ""
     """YAML file of variants, in place of --vary: a name each, and under it the options that differ."""
-    seeds: int = 5
-    """Runs of each variant: with --seed S, the seeds are S, S+1, ..., the same for all variants."""
+    seeds: int | None = None
+    """Runs of each variant, with the seeds S, S+1, ... where --seed is S (default: 5, or those that --output_dir has)."""
     jobs: int = 1
     """Runs that train at the same time; they share the processor's cores, and each has a GPU where there are enough."""
     output_dir: str = "runs/compare"
     """Where to write the runs, as VARIANT/seed-SEED, and the page."""
     runs: tuple[str, ...] = ()
-    """Directories of runs that are there already: compare these, and train nothing."""
+    """Directories of runs that are there already, or folders of them: compare these, and train nothing."""
     metric: str = ""
     """What is compared: a figure of the evaluations or a metric of the steps (default: eval/reward, else reward)."""
     baseline: str = ""

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 from ...common.console import say, waiting
+from ...common.text import count
 from ...config.commands import CompareConfig
 from ...config.options import TrainConfig
 from .jobs import train_runs
@@ -50,21 +51,26 @@ def compare_variants(config: CompareConfig, base: TrainConfig) -> int:
     Raises:
         ValueError: an option cannot work; nothing has been trained then.
     """
+    if config.jobs < 1:
+        raise ValueError(f"--jobs {config.jobs}: must be at least 1")
     _check_statistics(config.alpha)
     plan = _plan(config, base)
     _check_baseline(config.baseline, plan)
-    _check_losses(plan)
     runs = plan.runs()
-    plan.save()
     todo = sum(not run.is_finished() for run in runs)
-    say(
-        f"{len(plan.variants)} variants × {len(plan.seeds)} seeds = {len(runs)} runs in {plan.output}, {todo} to train"
-    )
+    if todo:
+        _check_losses(plan)
+    plan.save()
+    shape = f"{count(len(plan.variants), 'variant')} × {count(len(plan.seeds), 'seed')}"
+    say(f"{shape} = {count(len(runs), 'run')} in {plan.output}, {todo} to train")
     ended = train_runs(runs, config.jobs, plan.output)
     if ended.signum:
         name = "Ctrl-C" if ended.signum == signal.SIGINT else signal.Signals(ended.signum).name
         say(f"stopped by {name}; `grpokit compare --output_dir {plan.output}` goes on")
         return 128 + ended.signum
+    if len(ended.failed) == len(runs):
+        say("every run failed, so there is nothing to compare")
+        return 1
     outcome = outcome_of_plan(
         runs, ended.failed, metric=config.metric, baseline=config.baseline or None, alpha=config.alpha
     )
@@ -76,17 +82,16 @@ def _plan(config: CompareConfig, base: TrainConfig) -> Plan:
     """Makes the plan of the options; without any, the one that the directory has."""
     output = Path(config.output_dir)
     if not (config.vary or config.variants or config.config or config.training) and (output / FILE).is_file():
-        return load_plan(output)
+        before = load_plan(output)
+        return make_plan(before.base, before.variants, config.seeds, output)
     check_base(base)
     return make_plan(base, make_variants(config.vary, config.variants, base), config.seeds, output)
 
 
 def _check_baseline(baseline: str, plan: Plan) -> None:
-    names = [name for variant in plan.variants for name in (variant.name, variant.label)]
-    if baseline and baseline not in names:
-        raise ValueError(
-            f"--baseline {baseline}: no such variant; there are {', '.join(v.label for v in plan.variants)}"
-        )
+    labels = plan.labels
+    if baseline and baseline not in (*labels, *labels.values()):
+        raise ValueError(f"--baseline {baseline}: no such variant; there are {', '.join(labels.values())}")
 
 
 def _check_losses(plan: Plan) -> None:

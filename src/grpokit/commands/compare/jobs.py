@@ -64,10 +64,8 @@ def train_runs(runs: Sequence[PlannedRun], jobs: int, output: Path) -> Ended:
         How it ended.
 
     Raises:
-        ValueError: fewer than one job, or another comparison is running in the directory.
+        ValueError: another comparison is running in the directory.
     """
-    if jobs < 1:
-        raise ValueError(f"--jobs {jobs}: must be at least 1")
     waiting = [run for run in runs if not run.is_finished()]
     if not waiting:
         return Ended((), 0)
@@ -91,8 +89,7 @@ class _Pool:
     def train(self) -> Ended:
         """Trains until all have ended, or a signal came and those under way have stopped."""
         steps = [0 if run.config.num_train_epochs else run.config.max_steps for run in self.runs]
-        text = f"{len(self.runs)} runs, {self.done} finished before: steps" if self.done else "steps"
-        with _noting_signals(self._note), counting(text, sum(steps) if all(steps) else None) as show:
+        with _noting_signals(self._note), counting("training", sum(steps) if all(steps) else None) as show:
             counted = 0.0
             while self._busy() or (self.waiting and not self.signals):
                 for slot in self.slots:
@@ -163,10 +160,9 @@ def _start(run: PlannedRun, slot: _Slot, lock: int | None) -> subprocess.Popen[b
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if slot.device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.device
-    command = [sys.executable, "-m", "grpokit.commands.compare.child", "--config", str(file)]
     with run.log.open("ab") as log:
         return subprocess.Popen(
-            command,
+            command_of(file),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -174,6 +170,11 @@ def _start(run: PlannedRun, slot: _Slot, lock: int | None) -> subprocess.Popen[b
             start_new_session=True,  # the terminal's Ctrl-C comes to this process alone, which passes it on
             pass_fds=() if lock is None else (lock,),  # the directory is in use for as long as a run lives
         )
+
+
+def command_of(file: Path) -> list[str]:
+    """Returns the command that trains the run of a configuration file."""
+    return [sys.executable, "-m", "grpokit.commands.compare.child", "--config", str(file)]
 
 
 # --------------------------------------------------------------------------- the machine

@@ -12,7 +12,7 @@ from ...common.text import did_you_mean
 from ...config.options import TrainConfig
 from ...runs.report.data import RunData, is_number, read_run
 from .plan import PlannedRun
-from .variants import differing_options, label_of, name_of
+from .variants import differing_options, labels_of, name_of
 
 if TYPE_CHECKING:
     from .statistics import Comparison
@@ -86,7 +86,7 @@ def compare_runs(
     Runs whose options are the same but for the seed are one variant, named by the options in which variants differ.
 
     Args:
-        paths: directories of runs; unfinished ones are left out.
+        paths: directories of runs, or folders of them; unfinished runs are left out.
         metric: what is compared (default: eval/reward where all runs have it, else reward).
         baseline: name of the variant with which the others are compared; None: all pairs.
         alpha: the probability of calling any pair different where all are equal.
@@ -98,7 +98,7 @@ def compare_runs(
         ValueError: no finished runs, a seed twice in a variant, or no such metric or baseline.
     """
     found, left_out = [], []
-    for path in map(Path, paths):
+    for path in (found for given in paths for found in find_runs(Path(given))):
         run = read_run(path)
         if missing := _unfinished(run):
             left_out.append(f"{path}: {missing}")
@@ -107,6 +107,14 @@ def compare_runs(
     if not found:
         raise ValueError(f"--runs: none of them is finished ({'; '.join(left_out) or 'no runs were given'})")
     return make_outcome(_group(found), left_out, metric=metric, baseline=baseline, alpha=alpha)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Returns a run's directory, or the runs up to two levels below a folder, such as the one of a comparison."""
+    if (folder / "config.yaml").is_file():
+        return [folder]
+    found = [*folder.glob("*/metrics.jsonl"), *folder.glob("*/*/metrics.jsonl")]
+    return sorted(path.parent for path in found) or [folder]
 
 
 def outcome_of_plan(
@@ -133,7 +141,7 @@ def outcome_of_plan(
             left_out.append(f"{run.name}: not finished")
     if not finished:
         raise ValueError(f"none of the {len(runs)} runs is finished: {'; '.join(left_out[:3])}")
-    labels = {run.variant.name: run.variant.label for run in runs}
+    labels = {run.variant.name: run.label for run in runs}
     variants = [VariantRuns(name, labels[name], finished[name]) for name in labels if name in finished]
     return make_outcome(variants, left_out, metric=metric, baseline=baseline, alpha=alpha)
 
@@ -247,11 +255,11 @@ def _group(runs: Sequence[RunData]) -> list[VariantRuns]:
     options = [_options(run) for run in runs]
     differing = differing_options(options, NOT_COMPARED)
     groups: dict[str, dict[int, RunData]] = {}
-    labels: dict[str, str] = {}
+    given: dict[str, dict[str, Any]] = {}
     for run, own in zip(runs, options, strict=True):
-        given = {name: own.get(name) for name in differing}
-        name = name_of(given) or "all runs"
-        labels[name] = label_of(name, given)
+        varied = {name: own.get(name) for name in differing}
+        name = name_of(varied) or "all runs"
+        given[name] = varied
         group, seed = groups.setdefault(name, {}), int(own["seed"])
         if seed in group:
             raise ValueError(
@@ -259,6 +267,7 @@ def _group(runs: Sequence[RunData]) -> list[VariantRuns]:
                 "leave one of them out"
             )
         group[seed] = run
+    labels = labels_of(given)
     return [VariantRuns(name, labels[name], group) for name, group in groups.items()]
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from ...config.options import TrainConfig
 from ...config.resume import options_with
 from ...config.yaml import read_mapping, to_yaml, with_options
-from .variants import REFUSED, Variant, check_distinct, show_value, variants_of
+from .variants import REFUSED, Variant, check_distinct, labels_of, show_value, variants_of
 
 FILE = "compare.yaml"
+SEEDS = 5
 # A plan's base may change in these: they change no result.
 FREE = options_with(TrainConfig, ["free"])
 
@@ -25,12 +26,13 @@ class PlannedRun:
     """One run of a comparison.
 
     Example:
-        >>> run = PlannedRun(Variant("a", {}), 42, Path("runs/compare/a/seed-42"), TrainConfig())
+        >>> run = PlannedRun(Variant("a", {}), "a", 42, Path("runs/compare/a/seed-42"), TrainConfig())
         >>> run.log.name, run.name
         ('seed-42.log', 'a, seed 42')
     """
 
     variant: Variant
+    label: str  # the variant's name for people
     seed: int
     directory: Path
     config: TrainConfig  # of this run: seed and directory are its own
@@ -38,7 +40,7 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """The run's name for people."""
-        return f"{self.variant.label}, seed {self.seed}"
+        return f"{self.label}, seed {self.seed}"
 
     @property
     def log(self) -> Path:
@@ -94,10 +96,16 @@ class Plan:
         """Returns all runs: every variant with one seed, then with the next, so that a part of them is balanced."""
         return [self._run(variant, seed) for seed in self.seeds for variant in self.variants]
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """The variants' names, each with the one for people."""
+        return labels_of({variant.name: variant.options for variant in self.variants})
+
     def _run(self, variant: Variant, seed: int) -> PlannedRun:
         directory = self.output / variant.folder / f"seed-{seed}"
         own = {"seed": seed, "output_dir": str(directory), "run_name": f"{variant.name}, seed {seed}"}
-        return PlannedRun(variant, seed, directory, dataclasses.replace(variant.config(self.base), **own))
+        config = dataclasses.replace(variant.config(self.base), **own)
+        return PlannedRun(variant, self.labels[variant.name], seed, directory, config)
 
     def save(self) -> None:
         """Writes the plan to compare.yaml."""
@@ -130,28 +138,28 @@ def load_plan(output: Path) -> Plan:
     return Plan(base, variants_of(variants, where, base), tuple(int(seed) for seed in seeds), output)
 
 
-def make_plan(base: TrainConfig, variants: Sequence[Variant], num_seeds: int, output: Path) -> Plan:
+def make_plan(base: TrainConfig, variants: Sequence[Variant], num_seeds: int | None, output: Path) -> Plan:
     """Makes a plan, and extends the one that its directory has.
 
     Args:
         base: what the variants change; its seed is the first one.
         variants: the variants.
-        num_seeds: how many seeds each gets.
+        num_seeds: how many seeds each gets; None: those of the plan that is there, else 5.
         output: the comparison's directory.
 
     Raises:
         ValueError: too few seeds, or the directory holds runs of another comparison.
     """
-    if num_seeds < 1:
+    if num_seeds is not None and num_seeds < 1:
         raise ValueError(f"--seeds {num_seeds}: must be at least 1; five or more can tell variants apart")
-    plan = Plan(base, tuple(variants), tuple(range(base.seed, base.seed + num_seeds)), output)
-    if not (output / FILE).is_file():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(
-                f"--output_dir {output}: is not empty and holds no comparison ({FILE}); name another directory"
-            )
-        return plan
-    return _extend(load_plan(output), plan)
+    before = load_plan(output) if (output / FILE).is_file() else None
+    if before is None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(
+            f"--output_dir {output}: is not empty and holds no comparison ({FILE}); name another directory"
+        )
+    count = num_seeds or (SEEDS if before is None else len(before.seeds))
+    plan = Plan(base, tuple(variants), tuple(range(base.seed, base.seed + count)), output)
+    return plan if before is None else _extend(before, plan)
 
 
 def _extend(before: Plan, plan: Plan) -> Plan:

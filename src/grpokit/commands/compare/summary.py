@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ...common.console import console, say
-from ...common.text import one_line
+from ...common.text import count, one_line
 from ...runs.report.markup import decimal
 from .outcome import Outcome, is_gain
 from .statistics import MOST_SEEDS, Pair, Single
@@ -28,7 +28,7 @@ def verdict(outcome: Outcome) -> str:
         return "Nothing can be told apart: there is only one variant with a finished run."
     if not result.tests:
         return "Nothing can be told apart: a test needs two seeds that both variants have, and five or more to find much."
-    size = f"{_percent(result.alpha)} over {_count(result.tests, 'comparison')} of {_seeds(result.pairs)}"
+    size = f"{_percent(result.alpha)} over {count(result.tests, 'comparison')} of {_seeds(result.pairs)}"
     told = result.told_apart
     if not told:
         return f"Nothing can be told apart at {size}. {_needs(outcome)}".strip()
@@ -52,7 +52,7 @@ def caution(outcome: Outcome) -> str:
     if any(len(variant.runs) < 10 for variant in outcome.variants):
         said.append(
             "Bootstrap intervals are for display alone: below ten seeds they are too narrow. In simulations of equal variants "
-            "they called 26 % of the pairs different at 3 seeds and 10 % at 5, where the paired t-test has its 5 %."
+            "they called 26 % of the pairs different at 3 seeds and 10 % at 5, where the paired t-test called 5 %."
         )
     return " ".join(said)
 
@@ -179,10 +179,6 @@ def _needs(outcome: Outcome) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _seeds(pairs: Sequence[Pair]) -> str:

@@ -33,17 +33,12 @@ class Variant:
     """What is compared: a name, and the options that it changes in the base.
 
     Example:
-        >>> Variant("loss_type=dapo", {"loss_type": "dapo"}).label
-        'dapo'
+        >>> Variant("loss_type=dapo,beta=0.1", {"loss_type": "dapo", "beta": 0.1}).folder
+        'loss_type=dapo,beta=0.1'
     """
 
     name: str
     options: Mapping[str, Any]
-
-    @property
-    def label(self) -> str:
-        """The name for people: the value alone where one option is varied."""
-        return label_of(self.name, self.options)
 
     @property
     def folder(self) -> str:
@@ -55,9 +50,19 @@ class Variant:
         return with_options(base, self.options, f"variant {self.name}: ")
 
 
-def label_of(name: str, options: Mapping[str, Any]) -> str:
-    """Returns the value of an option that is the only one in a name; else the name."""
-    return name.partition("=")[2] if len(options) == 1 and name == name_of(options) else name
+def labels_of(options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns name → name for people: the value alone where all variants vary the same one option.
+
+    Args:
+        options: each variant's name → its options.
+
+    Example:
+        >>> labels_of({"beta=0.0": {"beta": 0.0}, "beta=0.1": {"beta": 0.1}})
+        {'beta=0.0': '0.0', 'beta=0.1': '0.1'}
+    """
+    varied = {option for own in options.values() for option in own}
+    short = len(varied) == 1 and all(name == name_of(own) for name, own in options.items())
+    return {name: show_value(*own.values()) if short else name for name, own in options.items()}
 
 
 def make_variants(vary: Sequence[str], file: str, base: TrainConfig) -> tuple[Variant, ...]:
@@ -193,9 +198,9 @@ def _plain(text: str, kind: Any) -> Any:
     """Converts the words for truth, for none and for numbers among fixed values; the rest stays text."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if text.lower() in ("", "none", "null"):
-            return None
-        return _plain(text, next(arg for arg in args if arg is not type(None)))
+        inner = next(arg for arg in args if arg is not type(None))
+        is_none = text.lower() in ("", "none", "null") and text not in typing.get_args(inner)
+        return None if is_none else _plain(text, inner)
     if origin is Literal:
         return next((arg for arg in args if str(arg) == text), text)
     if origin is tuple and text.lower() in ("", "none"):
