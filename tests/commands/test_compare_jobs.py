@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -44,6 +45,7 @@ def times_of(plan: Plan) -> dict[str, int]:
 
 def test_runs_are_made_seed_by_seed_and_a_finished_one_is_not_made_again(tmp_path, quick):
     plan = plan_of(tmp_path / "c", 0.1, 0.2)
+    plan.save()
     assert train_runs(plan.runs(), 1, plan.output).failed == ()
     began = times_of(plan)
     assert list(began) == sorted(began, key=began.__getitem__)
@@ -109,8 +111,6 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, quick):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    import threading
-
     thread = threading.Thread(target=stop_in_the_middle)
     thread.start()
     ended = train_runs(plan.runs(), 2, plan.output)
@@ -167,18 +167,16 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_outcome(tmp_path)
     base = tiny_config(tmp_path, max_steps=40, eval_dataset=(str(tmp_path / "train.jsonl"),), eval_samples=4)
     (tmp_path / "base.yaml").write_text(to_yaml(base))
 
-    def command(output):
-        words = ["--config", str(tmp_path / "base.yaml"), "--vary", "loss_type=grpo,sapo", "--seeds", "2"]
-        return ["compare", *words, "--output_dir", str(tmp_path / output)]
-
+    plan = make_plan(base, grid(["loss_type=grpo,sapo,cispo"], base), 1, tmp_path / "killed")
+    first, second, third = plan.runs()
+    command = ["compare", "--config", str(tmp_path / "base.yaml"), "--vary", "loss_type=grpo,sapo,cispo"]
+    command += ["--seeds", "1", "--output_dir", str(plan.output)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "grpokit", *command("killed")],
+        [sys.executable, "-m", "grpokit", *command],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
     )
-    plan = make_plan(base, grid(["loss_type=grpo,sapo"], base), 2, tmp_path / "killed")
-    first, second, third, _ = plan.runs()
     under_way = second.directory / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not (under_way.exists() and under_way.read_text().count("\n") > 2):
@@ -190,13 +188,15 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_outcome(tmp_path)
     assert first.is_finished()
     assert not third.directory.exists()
     kept = (first.directory / "final" / "model.safetensors").stat().st_mtime_ns
-    assert main(command("killed")) == 0
+    assert main(command) == 0
     assert (first.directory / "final" / "model.safetensors").stat().st_mtime_ns == kept
     assert "resuming from" in second.log.read_text()
-    assert main(command("whole")) == 0
     whole = dataclasses.replace(plan, output=tmp_path / "whole")
     for ours, theirs in zip(plan.runs(), whole.runs(), strict=True):
-        files = [run.directory / "final" / "model.safetensors" for run in (ours, theirs)]
+        run = start(theirs.config)
+        train(run)
+        run.close()
+        files = [each.directory / "final" / "model.safetensors" for each in (ours, theirs)]
         assert files[0].read_bytes() == files[1].read_bytes(), ours.name
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             assert rows(ours.directory, name) == rows(theirs.directory, name)
