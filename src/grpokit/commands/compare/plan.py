@@ -35,7 +35,7 @@ class PlannedRun:
     label: str  # the variant's name for people
     seed: int
     directory: Path
-    config: TrainConfig  # of this run: seed and directory are its own
+    config: TrainConfig  # the run's own, with its seed and its directory
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from ...runs.report.svg import AMBER, BLUE, GREEN, GREY, PINK, RED, STYLE, figur
 from .outcome import VariantRuns
 
 PALETTE = (BLUE, RED, GREEN, PINK, AMBER, GREY)
-FEW = len(PALETTE)  # of more variants, each gets a plot of its own
+FEW = len(PALETTE)  # more variants get a plot each
 SMALL = (2.5, 1.5)  # inches
 MOST_SMALL_POINTS = 80
 

@@ -40,7 +40,7 @@ class Pair:
     spread: float  # standard deviation of the paired differences; NaN below two seeds
     low: float  # interval of the difference by t, at 1 − alpha; NaN where there is no spread to judge by
     high: float
-    p: float | None  # of the test; None: nothing can be tested
+    p: float | None  # the test's p-value; None: nothing can be tested
     improvement: float  # probability that a run of `first` scores higher than a run of `second`
     adjusted: float | None = None  # p after Holm's correction
     different: bool = False  # adjusted ≤ alpha

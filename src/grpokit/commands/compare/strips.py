@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...runs.report.markup import escape, number
 
 TICKS = 6  # marks of the axis, at most
-MARGIN = 0.03  # of the axis, on both sides
+MARGIN = 0.03  # share of the axis left free on both sides
 
 
 @dataclass(frozen=True)
