@@ -74,14 +74,34 @@ def test_jobs_get_a_gpu_each_where_there_are_enough(monkeypatch):
 
 
 def test_a_failed_run_is_reported_with_its_error_and_the_others_go_on(tmp_path, quick, capsys):
-    plan = plan_of(tmp_path / "c", 0.1, -1.0)
+    plan = plan_of(tmp_path / "c", 0.1, 2.0)
     ended = train_runs(plan.runs(), 1, plan.output)
     assert ended.failed == (
-        "-1.0, seed 42: error: --learning_rate: is below 0",
-        "-1.0, seed 43: error: --learning_rate: is below 0",
+        "2.0, seed 42: error: --learning_rate: is above 1",
+        "2.0, seed 43: error: --learning_rate: is above 1",
     )
     assert [run.is_finished() for run in plan.runs()] == [True, False, True, False]
     assert f"all that it said is in {plan.runs()[1].log}" in "".join(capsys.readouterr().out.split("\n"))
+
+
+def test_the_page_is_made_of_what_is_there_and_the_exit_code_says_that_a_run_failed(tmp_path, quick, capsys):
+    base = tiny_config(tmp_path)
+    (tmp_path / "base.yaml").write_text(to_yaml(base))
+    output = tmp_path / "c"
+    words = ["compare", "--config", str(tmp_path / "base.yaml"), "--seeds", "2", "--output_dir", str(output)]
+    assert main([*words, "--vary", "learning_rate=0.1,0.2,2"]) == 1
+    said = capsys.readouterr().out
+    assert "3 variants × 2 seeds = 6 runs" in said
+    page = (output / "compare.html").read_text()
+    assert "<h2>Runs left out</h2>" in page
+    assert "2.0, seed 43: error: --learning_rate: is above 1" in page
+    assert "2 variants of learning_rate" in page
+    assert (
+        main(["compare", "--output_dir", str(output), "--baseline", "0.1"]) == 1
+    )  # goes on: the failed ones again
+    assert "6 runs" in capsys.readouterr().out
+    assert main([*words, "--vary", "learning_rate=2", "--output_dir", str(tmp_path / "d")]) == 1
+    assert "every run failed" in capsys.readouterr().out
 
 
 def test_a_killed_run_says_by_what(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 python -m helpers.quick_training FILE     FILE: the run's configuration
 
-A step adds 1 to the number in its checkpoint. `learning_rate` is the score; below 0 the run fails. A file `hold` beside the
+A step adds 1 to the number in its checkpoint. `learning_rate` is the score; above 1 the run fails. A file `hold` beside the
 comparison's runs holds every run after its first step, until SIGTERM, at which it writes a checkpoint.
 """
 
@@ -31,8 +31,8 @@ def main(file: Path) -> None:
     first = 1 + (config["resume_from_checkpoint"] == "auto" and saved.exists())
     print(f"starts at step {first} with {os.environ['OMP_NUM_THREADS']} threads", flush=True)
     (output / "config.yaml").write_text(file.read_text())
-    if config["learning_rate"] < 0:
-        print("error: --learning_rate: is below 0", flush=True)
+    if config["learning_rate"] > 1:
+        print("error: --learning_rate: is above 1", flush=True)
         sys.exit(2)
     try:
         for step in range(first, config["max_steps"] + 1):

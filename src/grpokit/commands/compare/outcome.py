@@ -246,7 +246,7 @@ def _unfinished(run: RunData) -> str:
     """Says why a run is not finished; "" for one that is."""
     steps, wanted = run.steps[-1]["step"], run.config.get("max_steps")
     if not (run.path / "final").is_dir():
-        return f"not finished (step {steps}{f' of {wanted}' if wanted else ''}); left out"
+        return f"not finished (step {steps}{f' of {wanted}' if wanted else ''})"
     return ""
 
 

@@ -25,7 +25,7 @@ from .summary import (
     sorted_pairs,
     verdict,
 )
-from .tables import health_html, matrix_html, pairs_html, settings_html, times_html
+from .tables import confidence, health_html, matrix_html, pairs_html, settings_html, times_html
 from .variants import show_value
 
 MANY_PAIRS = 12  # pairs that get a line each; a table has them all
@@ -172,7 +172,8 @@ def _differences(outcome: Outcome) -> str:
     )
     note = (
         "Runs of one seed see the same prompts in the same order, the same sampling noise and the same initial weights, so they "
-        f"are compared pair by pair. A circle is a seed; blue: the paired t-test calls it different{corrected}.{most}"
+        f"are compared pair by pair. A circle is a seed, the line the {confidence(outcome)} interval of that difference "
+        f"alone; blue: the paired t-test calls it different{corrected}.{most}"
     )
     matrix = ""
     if len(outcome.variants) > FEW and outcome.statistics.baseline is None:

@@ -32,7 +32,7 @@ vertical-align:bottom;line-height:1.3}
 .table tbody th{text-align:left;font-weight:620}
 .scroll tbody th{position:sticky;left:0;z-index:1;background:var(--card)}
 .table thead th:first-child{text-align:left}
-.table td.text,.texts thead th{text-align:left}
+.table td.text,.texts thead th,.pairs thead th:nth-child(6){text-align:left}
 .table .cell{white-space:normal;overflow-wrap:anywhere;min-width:8em;max-width:26em}
 .swatch{display:inline-block;width:10px;height:10px;border-radius:3px;background:var(--key);margin-right:8px}
 .matrix{border-collapse:separate;border-spacing:2px;font-size:.8rem;margin:12px 14px}

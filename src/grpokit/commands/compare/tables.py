@@ -54,7 +54,7 @@ def pairs_html(outcome: Outcome) -> str:
     headings = (
         "pair",
         "difference",
-        f"{_confidence(outcome)} interval",
+        f"{confidence(outcome)} interval",
         "p",
         "p, Holm",
         "found",
@@ -62,7 +62,9 @@ def pairs_html(outcome: Outcome) -> str:
         "common seeds",
         "seeds to find it",
     )
-    return table_html(headings, [_pair_row(pair) for pair in sorted_pairs(outcome.statistics.pairs)])
+    return table_html(
+        headings, [_pair_row(pair) for pair in sorted_pairs(outcome.statistics.pairs)], "table pairs"
+    )
 
 
 def _pair_row(pair: Pair) -> list[str]:
@@ -178,5 +180,6 @@ def _shown(value: float | None, show: Callable[[float], str]) -> str:
     return "–" if value is None else escape(show(value))
 
 
-def _confidence(outcome: Outcome) -> str:
+def confidence(outcome: Outcome) -> str:
+    """Returns the confidence of the intervals of differences, such as "95 %"."""
     return f"{100 * (1 - outcome.statistics.alpha):.3g} %"
