@@ -15,7 +15,7 @@ import pytest
 from grpokit.commands.cli import main
 from grpokit.commands.compare import jobs
 from grpokit.commands.compare.jobs import gpus, train_runs
-from grpokit.commands.compare.plan import Plan, make_plan
+from grpokit.commands.compare.plan import Plan, last_step, make_plan
 from grpokit.commands.compare.variants import grid
 from grpokit.config.options import TrainConfig
 from grpokit.config.yaml import to_yaml
@@ -127,7 +127,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, quick):
     (plan.output / "hold").touch()
 
     def stop_in_the_middle():
-        while not (plan.runs()[1].directory / "metrics.jsonl").exists():
+        while not all(last_step(run.directory) == 1 for run in plan.runs()[:2]):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
