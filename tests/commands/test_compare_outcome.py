@@ -133,6 +133,13 @@ def test_where_nothing_can_be_told_it_says_so_first(tmp_path):
     assert verdict(one).startswith(
         "Nothing can be told apart: a test needs two seeds that both variants have"
     )
+    uneven = compare_runs(
+        [tmp_path / "same", make_planted_run(tmp_path / "lone" / "seed-1", 1, 0.5, loss_type="cispo")]
+    )
+    assert verdict(uneven).startswith(
+        "Nothing can be told apart at 5 % over 1 comparison of 5 seeds. To tell"
+    )
+    assert "10 % at 5" in caution(uneven)
     alone = compare_runs([tmp_path / "same" / "grpo"])
     assert verdict(alone) == "Nothing can be told apart: there is only one variant with a finished run."
 

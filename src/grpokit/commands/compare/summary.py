@@ -43,12 +43,12 @@ def verdict(outcome: Outcome) -> str:
 
 def caution(outcome: Outcome) -> str:
     """Says what to beware of with so few seeds; "" where there are enough."""
-    fewest = min((pair.seeds for pair in outcome.statistics.pairs), default=0)
-    if fewest < 2:
+    fewest = _seed_counts(outcome.statistics.pairs)[:1]
+    if not fewest:
         return ""
     said = []
-    if fewest < 5:
-        said.append(f"With {fewest} seeds only very large differences are found.")
+    if fewest[0] < 5:
+        said.append(f"With {fewest[0]} seeds only very large differences are found.")
     if any(len(variant.runs) < 10 for variant in outcome.variants):
         said.append(
             "Bootstrap intervals are for display alone: below ten seeds they are too narrow. In simulations of equal variants "
@@ -169,7 +169,7 @@ def _needs(outcome: Outcome) -> str:
     plan = outcome.statistics.needed
     if not plan:
         return ""
-    have = min(pair.seeds for pair in outcome.statistics.pairs)
+    have = _seed_counts(outcome.statistics.pairs)[0]
     difference, needed = next(((d, n) for d, n in plan if n is None or n > have), plan[0])
     if needed is not None and needed <= have:
         return f"A difference of {decimal(difference)} would be found by {needed} seeds."
@@ -181,6 +181,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def _seed_counts(pairs: Sequence[Pair]) -> list[int]:
+    """Returns how many seeds the pairs that were tested have, each number once, the smallest first."""
+    return sorted({pair.seeds for pair in pairs if pair.p is not None})
+
+
 def _seeds(pairs: Sequence[Pair]) -> str:
-    counts = sorted({pair.seeds for pair in pairs if pair.p is not None})
+    counts = _seed_counts(pairs)
     return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
