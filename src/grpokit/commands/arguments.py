@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..common.text import value_of
+from ..common.text import did_you_mean, value_of
+from ..config.commands import CompareConfig
 from ..config.data_rules import with_one_length
-from ..config.flags import check_flags, given_flags
+from ..config.flags import FLAG, check_flags, given_flags
+from ..config.hints import hint
 from ..config.mappings import with_json_read
-from ..config.options import EvalConfig
+from ..config.options import EvalConfig, TrainConfig
 from ..config.training_file import for_eval, is_of_training, trained_model, without_unused
 from ..config.yaml import read_yaml, with_options
 
@@ -35,6 +37,9 @@ def read_arguments(
     Raises:
         ValueError: a flag or an option of the file that the command doesn't have, or a value that it can't take.
     """
+    if cls is CompareConfig:
+        own, training = split_flags(words)
+        return dataclasses.replace(parse(args=own), training=tuple(training)), ""
     if command not in WITH_FILE:
         return with_json_read(parse()), ""
     check_flags(words, cls, command)
@@ -57,3 +62,31 @@ def read_arguments(
     default = dataclasses.replace(default, config=path) if path else default
     config = with_json_read(parse(default=with_one_length(default, given)))
     return (without_unused(config, given) if of_training else config), said
+
+
+def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits the words behind `grpokit compare` into its own and those of `grpokit train`, which all variants get.
+
+    Raises:
+        ValueError: neither has an option of that name.
+
+    Example:
+        >>> split_flags(["--seeds", "3", "--learning_rate", "1e-4", "--jobs=2"])
+        (['--seeds', '3', '--jobs=2'], ['--learning_rate', '1e-4'])
+    """
+    compares = {field.name for field in dataclasses.fields(CompareConfig)} - {"training"}
+    trains = {field.name for field in dataclasses.fields(TrainConfig)}
+    parts: tuple[list[str], list[str]] = [], []
+    at = 0
+    for word in words:
+        if found := FLAG.fullmatch(word):
+            name = found[1].replace("-", "_")
+            if name not in compares | trains | {"help"} and name.removeprefix("no_") not in trains:
+                foreign = hint(name, TrainConfig)
+                near = foreign if "TRL" in foreign else did_you_mean(name, compares | trains)
+                raise ValueError(
+                    f"--{found[1]}: no such option of grpokit compare or grpokit train{near}; see grpokit compare --help"
+                )
+            at = int(name not in compares | {"help"})
+        parts[at].append(word)
+    return parts

@@ -14,6 +14,7 @@ from ..common.terminal import toughen_output, write_error
 from ..common.text import did_you_mean
 from ..config.commands import (
     CompareBatchConfig,
+    CompareConfig,
     ConvertConfig,
     InspectConfig,
     LossesConfig,
@@ -38,6 +39,7 @@ COMMANDS = {
     "play": PlayConfig,
     "report": ReportConfig,
     "watch": WatchConfig,
+    "compare": CompareConfig,
     "losses": LossesConfig,
     "compare-batch": CompareBatchConfig,
     "replay": ReplayConfig,
@@ -86,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Any:
     }
     if command in COMMANDS:
         cls = COMMANDS[command]
-        read = partial(tyro.cli, cls, prog=f"grpokit {command}", args=rest, **how)
+        read = partial(tyro.cli, cls, **{"prog": f"grpokit {command}", "args": rest, **how})
         config, said = read_arguments(cls, command, rest, read)
         if said:
             print(said)
@@ -211,6 +213,16 @@ def losses(config: LossesConfig) -> int:
     return 0
 
 
+def compare(config: CompareConfig) -> int:
+    """`grpokit compare --config FILE --vary OPTION=VALUE,VALUE`: exit code 1 where a run failed."""
+    from .compare.command import compare_variants, compare_written
+
+    if config.runs:
+        return compare_written(config)
+    file = ["--config", config.config] if config.config else []
+    return compare_variants(config, parse(["train", *file, *config.training]))
+
+
 def compare_batch(config: CompareBatchConfig) -> int:
     """`grpokit compare-batch FILE`."""
     from .compare_batch import print_comparison
@@ -242,6 +254,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     ReportConfig: report,
     WatchConfig: watch,
     LossesConfig: losses,
+    CompareConfig: compare,
     CompareBatchConfig: compare_batch,
     ReplayConfig: replay,
     ConvertConfig: convert_config,

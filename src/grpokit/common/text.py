@@ -38,6 +38,16 @@ def one_line(text: object, limit: int = 300) -> str:
     return line if len(line) <= limit else f"{line[:limit]}..."
 
 
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun.
+
+    Example:
+        >>> count(1, "seed"), count(1200, "run")
+        ('1 seed', '1,200 runs')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's message, with the next one where it ends in a colon, or else its type's name."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

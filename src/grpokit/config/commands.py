@@ -139,6 +139,39 @@ class CompareBatchConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """Compare variants of a training run over paired seeds: train them, test which differ, and write one page.
+
+    Takes every option of `grpokit train` too, for all variants alike: --config and --model, --learning_rate, ...
+    """
+
+    config: str = ""
+    """YAML file of the training run that the variants are made from, as for `grpokit train`."""
+    vary: tuple[str, ...] = ()
+    """Options to vary, as option=value,value: loss_type=grpo,dapo. Of several, every combination is a variant."""
+    variants: str = ""
+    """YAML file of variants, in place of --vary: a name each, and under it the options that differ."""
+    seeds: int | None = None
+    """Runs of each variant, with the seeds S, S+1, ... where --seed is S (default: 5, or those that --output_dir has)."""
+    jobs: int = 1
+    """Runs that train at the same time; they share the processor's cores, and each has a GPU where there are enough."""
+    output_dir: str = "runs/compare"
+    """Where to write the runs, as VARIANT/seed-SEED, and the page."""
+    runs: tuple[str, ...] = ()
+    """Directories of runs that are there already, or folders of them: compare these, and train nothing."""
+    metric: str = ""
+    """What is compared: a figure of the evaluations or a metric of the steps (default: eval/reward, else reward)."""
+    baseline: str = ""
+    """Name of a variant: compare the others with this one alone (default: all pairs)."""
+    alpha: float = 0.05
+    """Probability of calling any pair different where all variants are equal."""
+    output: str = ""
+    """Where to write the page (default: compare.html in --output_dir; with --runs, here)."""
+    training: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The words of the command line that are options of `grpokit train`."""
+
+
+@dataclass(frozen=True)
 class ReplayConfig:
     """Run a micro-batch again whose loss or gradient was NaN or infinite, and show where that begins."""
 

@@ -30,7 +30,7 @@ PATHS = frozenset(
         *("reward_funcs", "eval_reward_funcs", "sampler", "advantage_estimator", "group_filter"),
         *("optim", "surrogate", "tools", "environment", "tool_parser", "chat_template"),
         *("sampler_order", "judge_rubric", "judge_cache"),
-        *("file", "run", "output", "output_file"),
+        *("file", "run", "runs", "variants", "output", "output_file"),
     }
 )
 

@@ -28,35 +28,47 @@ def load_yaml(cls: type, path: str) -> Any:
 
 def read_yaml(path: str) -> dict[str, Any]:
     """Reads the options of a YAML file by name. Raises ValueError naming a file that isn't there or isn't YAML."""
+    return _by_option(read_mapping(path, "--config"))
+
+
+def read_mapping(path: str, flag: str) -> dict[str, Any]:
+    """Reads a YAML file of `name: value` lines.
+
+    Raises ValueError naming the flag, and a file that isn't there or has something else.
+    """
     path = os.path.expanduser(path)
+    where = f"{flag} {path}"
     if not Path(path).is_file():
-        raise ValueError(f"--config {path}: no such file")
+        raise ValueError(f"{where}: no such file")
     try:
-        return _parse(Path(path).read_text(encoding="utf-8"), path)
+        return _parse(Path(path).read_text(encoding="utf-8"), where)
     except UnicodeDecodeError as error:
-        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def from_yaml(cls: type, text: str, path: str) -> Any:
     """`cls` from YAML text; `path` is where it's from, for messages."""
-    return with_options(cls(), _parse(text, path), f"--config {path}: ")
+    where = f"--config {path}"
+    return with_options(cls(), _by_option(_parse(text, where)), f"{where}: ")
 
 
-def _parse(text: str, path: str) -> dict[str, Any]:
+def _by_option(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
     import yaml
 
     try:
         values = yaml.safe_load(text) or {}
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(
-            f"--config {path}{line}: not YAML: {error.problem}; expected `name: value` lines"
-        ) from error
+        raise ValueError(f"{where}{line}: not YAML: {error.problem}; expected `name: value` lines") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: expected `name: value` lines, got a {type(values).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+        raise ValueError(f"{where}: expected `name: value` lines, got a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
 
 
 def with_options(config: Any, options: Mapping[str, Any], where: str = "") -> Any:

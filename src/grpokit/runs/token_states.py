@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-STATES = ("trained", "clipped", "masked", "advantage 0", "not the model's", "not known")
+STATES = ("trained", "clipped", "masked", "no advantage", "not the model's", "not known")
 TRAINED, CLIPPED, MASKED, NO_ADVANTAGE, NOT_OURS, UNKNOWN = range(len(STATES))

@@ -6,7 +6,29 @@ import html
 import re
 from typing import Any
 
+from .style import CSS
+
+# The browser enforces it: the page runs nothing and fetches nothing.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 LONGEST = 6000  # characters shown of a text, so that a page with many completions stays small
+
+
+def document(title: str, body: str, css: str = "") -> str:
+    """Returns a whole page that fetches nothing.
+
+    Args:
+        title: its title, as text.
+        body: its content, as HTML.
+        css: rules besides those of the style sheet.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)} · grpokit</title><style>{CSS}{css}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
 
 
 def escape(value: Any) -> str:

@@ -9,17 +9,13 @@ from ..advice import advise
 from .colours import COLOURS
 from .data import RunData
 from .groups import groups_html
-from .markup import escape
+from .markup import document, escape
 from .panels import REWARD, Panel, panels_of
 from .plots import Key, draw
 from .series import MOST_POINTS, trend_window
 from .settings import Setting, settings_of
-from .style import CSS
 from .summary import cards_html
 from .svg import formula_svg
-
-# The browser enforces it: the page runs nothing and fetches nothing.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def render_page(run: RunData, formula: str | None = None) -> str:
@@ -36,14 +32,7 @@ def render_page(run: RunData, formula: str | None = None) -> str:
             f"<footer>Made by grpokit {escape(VERSION)} from {escape(run.path)}</footer>",
         )
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(run.name)} · grpokit</title><style>{CSS}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+    return document(run.name, body)
 
 
 def _header(run: RunData) -> str:
@@ -98,11 +87,11 @@ def _figure(panel: Panel, run: RunData, sizes: tuple[str, ...] = ("",)) -> str:
     plots = "".join(f'<div class="{css}">{svg}</div>' for css, svg, _ in drawn)
     return (
         f'<figure class="plot" id="plot-{panel.key}"><h3>{escape(panel.title)}</h3>'
-        f"{_legend(drawn[0][2])}{plots}<figcaption>{escape(panel.caption)}</figcaption></figure>"
+        f"{legend_html(drawn[0][2])}{plots}<figcaption>{escape(panel.caption)}</figcaption></figure>"
     )
 
 
-def _legend(keys: list[Key]) -> str:
+def legend_html(keys: list[Key]) -> str:
     """Names the lines; nothing where there is only one."""
     items = "".join(
         f'<li><i class="{key.mark}" style="--key:var({COLOURS[key.colour]})"></i>{escape(key.label)}</li>'
