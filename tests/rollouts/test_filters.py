@@ -14,6 +14,7 @@ from grpokit.batch.plan import plan_update
 from grpokit.config.options import TrainConfig
 from grpokit.losses import make_loss
 from grpokit.rollouts.resample import StepGroups
+from grpokit.runs.metrics import is_of_machine
 from grpokit.training.setup.parts import Parts, find_filter
 from grpokit.types import Prompt
 from helpers.running import start, train
@@ -169,10 +170,7 @@ def test_a_run_resumes_with_both_to_the_byte(tmp_path):
             train(run)
             run.close()
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        rows = [
-            {k: v for k, v in json.loads(line).items() if "time" not in k and "per_second" not in k}
-            for line in lines
-        ]
+        rows = [{k: v for k, v in json.loads(line).items() if not is_of_machine(k)} for line in lines]
         ends.append((rows, (tmp_path / name / "final" / "model.safetensors").read_bytes()))
     assert ends[0] == ends[1]
     assert sum(row["resampled_groups"] for row in ends[0][0]) > 0

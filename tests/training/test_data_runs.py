@@ -110,7 +110,7 @@ def test_a_mixture_is_resumed_to_the_byte_and_has_a_metric_for_each_dataset(mixe
     found = rows(run, "metrics.jsonl")
     assert len(found) == 4  # 15 rows in steps of 4
     names = {name for row in found for name in row if name.startswith("reward/")}
-    assert names == {"reward/train/mean", "reward/twice/mean", "reward/unscored"}
+    assert names == {"reward/train/mean", "reward/twice/mean", "reward/unscored", "reward/length_correlation"}
     assert main([*command, "--resume_from_checkpoint", "auto", "--dataset", f"{mixed}/train.jsonl"]) == 2
 
 

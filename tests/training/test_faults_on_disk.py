@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import grpokit.training.recording
 import grpokit.training.run
 from grpokit.commands.cli import main
 from grpokit.config.yaml import to_yaml
@@ -130,7 +131,7 @@ def test_a_full_disk_loses_nothing_and_is_said(undisturbed, tmp_path, capsys):
 EVALUATED = ("--eval_steps", "3", "--eval_samples", "2", "--eval_dataset")
 WRITES = {
     "metrics.jsonl": (Recorder, "write_step", 2, ()),
-    "a batch": (grpokit.training.run, "write_batch", 2, ("--record_batches", "3")),
+    "a batch": (grpokit.training.recording, "write_batch", 2, ("--record_batches", "3")),
     "evaluations.jsonl": (Recorder, "write_evaluation", 2, EVALUATED),
     "best/": (grpokit.training.run, "save_model", 1, EVALUATED),
     "final/": (grpokit.training.run, "save_model", 1, ()),

@@ -11,7 +11,6 @@ from typing import Any
 from ..parallel import World
 from ..rewards import Reward
 from ..types import RolloutGroup
-from .advice import Adviser
 from .completions import group_record, sample_of_groups
 from .jsonl import JsonLines
 from .trackers import Tracker
@@ -77,12 +76,9 @@ class Recorder:
             history=[],
         )
 
-    def adviser(self, config: Mapping[str, Any]) -> Adviser:
-        """Returns the rules of advice, which have seen the steps and evaluations that are written already."""
-        adviser = Adviser(config)
-        rows = self.metrics_file.rows() if self.metrics_file.writes else []
-        adviser.start(rows, self.evaluations)
-        return adviser
+    def written_steps(self) -> list[dict[str, Any]]:
+        """Returns the rows of the steps before this process; [] on ranks that don't write."""
+        return self.metrics_file.rows() if self.metrics_file.writes else []
 
     def write_step(self, step: int, row: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
         """Writes the metrics of step `step` (counted from 1), and some of its completions."""

@@ -27,6 +27,7 @@ from ...rollouts import Sampler
 from ...rollouts.dropped import ErrorBudget
 from ...rollouts.resample import GroupFilter
 from ...rollouts.step_rollouts import PromptOrder, StepRollouts
+from ...runs.advice import Adviser
 from ...runs.checkpoint import TrainState, load_checkpoint, read_record
 from ...runs.directory import (
     changed_options,
@@ -104,7 +105,6 @@ def start(
     sampler = make_sampler(config.seed, config)
     rollouts = make_rollouts(config, sampler, data.prompts, state, checkpoint, world)
     eval_sampler = make_sampler(config.seed + EVAL_SEED, for_evaluation(config))
-    recorder = open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world)
     run = Run(
         config=config,
         world=world,
@@ -124,20 +124,21 @@ def start(
         masks_refused=own_filter is not None,
         layout=choose_layout(config, policy, reference, longest),
         router=find_router_loss(policy, config.router_aux_loss_coef),
-        recorder=recorder,
+        recorder=open_recorder(config, output, data.rewards, state.step, checkpoint is not None, world),
         state=replace(state, unfinished=None, ahead=(), sources={**state.sources, **digests(config)}),
         stop=stop,
         callbacks=Callbacks(parts.callbacks, world),
-        notes=StepNotes(output, recorder.adviser(vars(config))),
+        notes=StepNotes(output, Adviser(vars(config))),
         meters=make_meters(config, policy, loss, tokenizer, before, state.step, world.is_main),
         resume_by=resume_by,
     )
-    begin_rollouts(run, own_sampler is not None)
+    begin(run, own_sampler is not None)
     return run, state.unfinished
 
 
-def begin_rollouts(run: Run, has_own_sampler: bool) -> None:
-    """Prepares the engine for the first step. Raises ValueError where the data's place can't be written to a checkpoint."""
+def begin(run: Run, has_own_sampler: bool) -> None:
+    """Prepares a run for its first step. Raises ValueError where the data's place can't be written to a checkpoint."""
+    run.notes.adviser.start(run.recorder.written_steps(), run.recorder.evaluations)
     run.rollouts.pause = run.pause
     run.rollouts.data_state(run.state.step)  # raises now, not at the first checkpoint
     if has_own_sampler:
