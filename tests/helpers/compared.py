@@ -21,7 +21,7 @@ def make_planted_run(path: Path, seed: int, score: float, steps: int = 20, **opt
     (path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     rng = random.Random(f"{path.parent.name}{seed}")
     rows = [metrics_row(step, steps, config.loss_type, rng) for step in range(1, steps + 1)]
-    write_lines(path / "metrics.jsonl", [{**row, "num_tokens": 100.0 * row["step"]} for row in rows])
+    write_lines(path / "metrics.jsonl", [{**row, "num_tokens": 100.0} for row in rows])
     held_out = [score + 0.1 - 0.4 * math.exp(-step / 5) for step in EVALUATED[:-1]] + [
         score
     ]  # its best is earlier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -127,19 +128,19 @@ def health_html(outcome: Outcome, swatch: Callable[[str], str]) -> str:
 
 
 def times_html(outcome: Outcome, swatch: Callable[[str], str]) -> str:
-    """Returns the time and the tokens of each variant: the mean over seeds."""
-    headings = ("variant", "steps", "seconds a step", "time of a run", "tokens of a run", "tokens a second")
+    """Returns the time and the tokens of each variant, the mean over seeds. A step's time is the median of its run."""
+    headings = ("variant", "steps", "seconds of a median step", "time of a run", "tokens of a run", "tokens a second")
     rows = []
     for variant in outcome.variants:
         steps = _mean([float(run.steps[-1]["step"]) for run in variant.runs.values()])
         times = [values for _, values in variant.values("time/step") if values]
-        tokens = [values[-1] for _, values in variant.values("num_tokens") if values]
+        tokens = [sum(values) for _, values in variant.values("num_tokens") if values]
         speeds = [_mean(values) for _, values in variant.values("tokens_per_second") if values]
         rows.append(
             [
                 swatch(variant.label),
                 _shown(steps, lambda value: f"{value:,.0f}"),
-                _shown(_mean([_mean(each) or 0.0 for each in times]), lambda value: f"{value:.3g}"),
+                _shown(_mean([statistics.median(each) for each in times]), lambda value: f"{value:.3g}"),
                 _shown(_mean([sum(each) for each in times]), seconds),
                 _shown(_mean(tokens), lambda value: f"{value:,.0f}"),
                 _shown(_mean([speed for speed in speeds if speed]), lambda value: f"{value:,.0f}"),
