@@ -150,7 +150,7 @@ export class Chart {
       const y = place(this.y, tick);
       return [
         svg("line", { class: "grid", x1: MARGIN.left, x2: this.width - MARGIN.right, y1: y, y2: y }),
-        svg("text", { class: "tick", x: MARGIN.left - 7, y: y + 4, "text-anchor": "end" }, this.value(tick)),
+        svg("text", { class: "tick", x: MARGIN.left - 7, y: y + 4, "text-anchor": "end" }, this.tick(tick)),
       ];
     });
     const most = Math.max(2, Math.floor(this.width / 110));
@@ -180,6 +180,12 @@ export class Chart {
     if (line.mark !== "dots" && line.x.length > 1) draw({ class: "curve", "stroke-dasharray": line.dash || null }, `M${at(line.strong).join("L")}`);
     if (few && line.x.length <= 60) draw({ class: "points" }, at(line.strong).map((point) => `M${point}h0`).join(""));
     return parts;
+  }
+
+  // As `value`, but short enough for the margin.
+  tick(value) {
+    const isTiny = !this.panel.percent && this.panel.unit !== "seconds" && value !== 0 && Math.abs(value) < 1e-4;
+    return isTiny ? Number(value.toPrecision(2)).toExponential().replaceAll("-", "\u2212") : this.value(value);
   }
 
   value(value) {
