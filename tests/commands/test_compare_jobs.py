@@ -81,7 +81,7 @@ def test_a_failed_run_is_reported_with_its_error_and_the_others_go_on(tmp_path, 
         "2.0, seed 43: error: --learning_rate: is above 1",
     )
     assert [run.is_finished() for run in plan.runs()] == [True, False, True, False]
-    assert f"all that it said is in {plan.runs()[1].log}" in "".join(capsys.readouterr().out.split("\n"))
+    assert f"its full output is in {plan.runs()[1].log}" in "".join(capsys.readouterr().out.split("\n"))
 
 
 def test_the_page_is_made_of_what_is_there_and_the_exit_code_says_that_a_run_failed(tmp_path, quick, capsys):

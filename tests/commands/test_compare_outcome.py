@@ -115,7 +115,7 @@ def test_the_paragraph_names_what_differs_and_its_figures(planted):
     outcome = compare_runs([planted])
     pair = next(p for p in outcome.statistics.pairs if (p.first, p.second) == ("grpo", "sapo"))
     said = verdict(outcome)
-    assert said.startswith("At 5 % over 3 comparisons of 5 seeds: sapo is better than grpo by ")
+    assert said.startswith("At the 5 % level over 3 comparisons of 5 seeds: sapo is better than grpo by ")
     assert f"{-pair.difference:.3f} ({-pair.high:.3f} to {-pair.low:.3f})" in said
     assert "can't be told apart" not in said
     assert "10 % at 5" in caution(outcome)
@@ -126,7 +126,7 @@ def test_where_nothing_can_be_told_it_says_so_first(tmp_path):
     outcome = compare_runs([tmp_path / "same"])
     difference, needed = next((d, n) for d, n in outcome.statistics.needed if n > 5)
     assert verdict(outcome) == (
-        "Nothing can be told apart at 5 % over 1 comparison of 5 seeds. "
+        "Nothing can be told apart at the 5 % level over 1 comparison of 5 seeds. "
         f"To tell a difference of {difference:.3f} apart, about {show_seeds(needed)} seeds would be needed."
     )
     one = compare_runs([tmp_path / "same" / name / "seed-1" for name in ("grpo", "dapo")])
@@ -137,7 +137,7 @@ def test_where_nothing_can_be_told_it_says_so_first(tmp_path):
         [tmp_path / "same", make_planted_run(tmp_path / "lone" / "seed-1", 1, 0.5, loss_type="cispo")]
     )
     assert verdict(uneven).startswith(
-        "Nothing can be told apart at 5 % over 1 comparison of 5 seeds. To tell"
+        "Nothing can be told apart at the 5 % level over 1 comparison of 5 seeds. To tell"
     )
     assert "10 % at 5" in caution(uneven)
     alone = compare_runs([tmp_path / "same" / "grpo"])
@@ -155,7 +155,7 @@ def test_the_command_prints_the_paragraph_and_writes_the_page(planted, tmp_path,
     page = tmp_path / "deep" / "page.html"
     assert main(["compare", "--runs", str(planted), "--output", str(page)]) == 0
     said = capsys.readouterr().out
-    assert "At 5 % over 3 comparisons" in said
+    assert "At the 5 % level over 3 comparisons" in said
     assert str(page) in said.replace("\n", "")
     assert page.read_text().count("<svg") == 4  # two curves, each for wide and narrow pages
     assert main(["compare", "--runs", str(planted), "--vary", "beta=0,1"]) == 2

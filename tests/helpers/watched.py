@@ -121,7 +121,6 @@ def make_watched_run(path, steps=20, done=None, max_steps=None, **options):
         "device": "cpu",
         "dtype": "float32",
         "torch": "2.9",
-        "planned_memory": {"learn": 6 << 30, "rollout": 3 << 30},
     }
     (path / "about.json").write_text(json.dumps(about), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""What every command says: other libraries' messages are silenced, and an error is one line."""
+"""Messages of all commands: other libraries are silenced, and an error is one line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ def quiet() -> None:
 
 
 def fail(error: Exception | str, *notes: str) -> int:
-    """Prints the error and returns the exit code. Rank 0 tells a mistake that every rank finds; that ends the others."""
+    """Prints the error and returns the exit code.
+
+    The other ranks wait first: an error that every rank finds is printed by rank 0 alone, whose exit ends the job.
+    """
     rank = int(os.environ.get("RANK", "0"))
     if rank and isinstance(error, Exception):
         time.sleep(PATIENCE)
-        error = f"rank {rank}: {error}"  # still here: rank 0 has found nothing
+        error = f"rank {rank}: {error}"  # nobody ended this rank, so rank 0 has no error
     write_error("\n".join([f"error: {error}", *notes]))
     return 2
 

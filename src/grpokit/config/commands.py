@@ -103,11 +103,11 @@ class WatchConfig:
     """Show runs on a page in the browser while they train: curves, advice, completions, tokens."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Runs' --output_dir, or directories that hold runs. A run may have yet to begin."""
+    """Runs' --output_dir, or directories that hold runs. A run need not have begun."""
     host: str = "127.0.0.1"
-    """Address to serve at. Anything but this machine's own asks for the token that is printed."""
+    """Address to listen on. Any but a loopback address (127.0.0.1, localhost, ::1) requires the token that is printed."""
     port: int = 8700
-    """Port to serve at; the next free one where it is taken (0: any)."""
+    """Port to listen on; if it is taken, the next free one (0: any)."""
     open: bool = False
     """Open the page in the browser."""
 
@@ -142,31 +142,31 @@ class CompareBatchConfig:
 class CompareConfig:
     """Compare variants of a training run over paired seeds: train them, test which differ, and write one page.
 
-    Takes every option of `grpokit train` too, for all variants alike: --config and --model, --learning_rate, ...
+    Also takes every option of `grpokit train`; they apply to all variants: --model, --learning_rate, ...
     """
 
     config: str = ""
     """YAML file of the training run that the variants are made from, as for `grpokit train`."""
     vary: tuple[str, ...] = ()
-    """Options to vary, as option=value,value: loss_type=grpo,dapo. Of several, every combination is a variant."""
+    """Options to vary, as option=value,value: loss_type=grpo,dapo. With several, every combination is a variant."""
     variants: str = ""
     """YAML file of variants, in place of --vary: a name each, and under it the options that differ."""
     seeds: int | None = None
     """Runs of each variant, with the seeds S, S+1, ... where --seed is S (default: 5, or those that --output_dir has)."""
     jobs: int = 1
-    """Runs that train at the same time; they share the processor's cores, and each has a GPU where there are enough."""
+    """Runs that train at the same time. They share the CPU cores; each gets its own GPU where there are enough."""
     output_dir: str = "runs/compare"
     """Where to write the runs, as VARIANT/seed-SEED, and the page."""
     runs: tuple[str, ...] = ()
-    """Directories of runs that are there already, or folders of them: compare these, and train nothing."""
+    """Directories of existing runs, or directories that hold runs: compare these, and train nothing."""
     metric: str = ""
-    """What is compared: a figure of the evaluations or a metric of the steps (default: eval/reward, else reward)."""
+    """Metric to compare, of the evaluations (eval/...) or of the steps (default: eval/reward, else reward)."""
     baseline: str = ""
     """Name of a variant: compare the others with this one alone (default: all pairs)."""
     alpha: float = 0.05
     """Probability of calling any pair different where all variants are equal."""
     output: str = ""
-    """Where to write the page (default: compare.html in --output_dir; with --runs, here)."""
+    """Where to write the page (default: compare.html in --output_dir; with --runs, in the current directory)."""
     training: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The words of the command line that are options of `grpokit train`."""
 

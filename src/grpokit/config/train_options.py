@@ -265,11 +265,11 @@ class LoggingOptions:
     record_batches: int = free(0)
     """Write the first update of this many steps to batches/, for `grpokit compare-batch`."""
     log_tokens: int = free(0)
-    """Completions of each step whose tokens are recorded, with what the loss did to each, for `grpokit watch` (0: none)."""
+    """Number of completions of each step whose tokens are recorded for `grpokit watch`, with the loss's effect on them."""
     profile_steps: int = free(0)
     """Profile this many steps after the first one: a trace, and a table of where time and memory go, in profile/."""
     device_tflops: float = free(0.0)
-    """TFLOP/s that a device can do, for the metrics mfu/* (default: what is known of the GPU in bfloat16)."""
+    """Peak TFLOP/s of one device, for the metrics mfu/* (default: the data sheet's for known GPUs in bfloat16, else no mfu/*)."""
 
 
 @dataclass(frozen=True)

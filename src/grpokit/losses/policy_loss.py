@@ -55,19 +55,19 @@ def policy_loss(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> Los
 
 @dataclass(frozen=True, eq=False)
 class TokenPull:
-    """What a loss does to each of N tokens. Example: `TokenPull(torch.ones(2), torch.ones(2), torch.ones(2))`"""
+    """The effect of a loss on each of N tokens. Example: `TokenPull(torch.ones(2), torch.ones(2), torch.ones(2))`"""
 
-    pull: Tensor  # [N] −∂L/∂log π: above 0, an optimizer step makes the token likelier; below 0, less likely
+    pull: Tensor  # [N] −∂L/∂log π: above 0, the loss pushes the token's log-prob up; below 0, down
     policy: Tensor  # [N] the part of it that is the policy term's, without KL and teacher
     factor: Tensor  # [N] the sampler's correction times the masks: 0 where they take the token out
 
 
 def token_pull(loss: Loss, batch: LossBatch, stats: Stats | None = None) -> TokenPull:
-    """Computes −∂L/∂log π of each token: how an optimizer step pulls at its log-prob. An entropy bonus has no part in it.
+    """Computes −∂L/∂log π of each token: how the loss pulls at its log-prob. The entropy bonus is left out.
 
     Args:
         loss: from `make_loss`.
-        batch: the slice's tokens; it takes part in no graph.
+        batch: the slice's tokens; no gradient flows back into them.
         stats: as for `policy_loss`.
 
     Returns:

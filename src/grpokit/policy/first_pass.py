@@ -1,4 +1,4 @@
-"""The first pass over an update: what couples its samples is measured over all of them, and fixed for the second pass."""
+"""The first pass over an update: computes the statistics that couple its samples, and fixes them for the second pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .scoring import FirstPass, Learning, iter_scores
 def first_pass(
     policy: Policy, update: Update, loss: Loss, how: Learning
 ) -> tuple[FirstPass, dict[int, Tensor]]:
-    """Computes what couples the samples of an update, in a pass over all of them. Does nothing where no term couples them.
+    """Computes the statistics that couple an update's samples, in a forward over all of them. Skips it if no term needs any.
 
     Samples with A = 0 are included: the statistics cover them, and the router auxiliary loss trains on them.
 

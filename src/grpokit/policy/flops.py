@@ -49,7 +49,7 @@ PEAK_FLOPS: dict[str, float] = {
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What a model's forward costs in FLOPs.
+    """The cost of a model's forward in FLOPs.
 
     Example:
         >>> ModelFlops(token=2e9, trained=2e9, head=1e8, trained_head=1e8, pairs=((1e5, None),)).forward(10, [10], 10)

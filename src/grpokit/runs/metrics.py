@@ -144,7 +144,7 @@ METRICS: dict[str, Declared] = {
         "TFLOP/s that a rank's device has achieved in the phase, from the model's shapes: rollout or learn",
     ),
     "mfu/<phase>": Declared(
-        "mean", "model FLOPs utilization: the same as a share of what the device can do (--device_tflops)"
+        "mean", "model FLOPs utilization: tflops/<phase> as a share of the device's peak (--device_tflops)"
     ),
     "memory/<phase>": Declared(
         "max",

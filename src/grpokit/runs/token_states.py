@@ -1,4 +1,4 @@
-"""What can become of a token in a step, as numbers in the files of recorded tokens. Importing this imports nothing heavy."""
+"""The states of a token after a step, as numbers in the files of recorded tokens. Importing this imports nothing heavy."""
 
 from __future__ import annotations
 

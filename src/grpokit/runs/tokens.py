@@ -33,7 +33,7 @@ MOST_BYTES = 256 * 2**20  # all files together
 
 @dataclass(frozen=True, eq=False)
 class TracedTokens:
-    """What the last update that trained on a completion did to its tokens that were trained on.
+    """The effect of a completion's last update on the tokens that it trained on.
 
     Example:
         >>> one = torch.ones(1)
@@ -70,7 +70,7 @@ class Pieces:
 
 
 def choose(groups: Sequence[RolloutGroup], count: int) -> list[int]:
-    """Chooses completions of a step, evenly spaced by reward, the best and the worst among them: numbers over all groups."""
+    """Returns the numbers of `count` completions, counted over all groups: evenly spaced by rank of reward, best to worst."""
     rewards: list[float] = []
     for group in groups:
         known = [math.nan] * len(group.rollouts) if group.reward is None else group.reward.tolist()

@@ -42,7 +42,7 @@ def about(run: Run) -> dict[str, Any]:
         "loss": loss,
         "formula": formula,
         "plan": batch_plan(config, run.world.size).removeprefix("plan: "),
-        "max_steps": config.max_steps,  # also where --num_train_epochs says it
+        "max_steps": config.max_steps,  # with --num_train_epochs, the steps that it comes to
         "ranks": run.world.size,
         "device": torch.cuda.get_device_name(policy.device) if is_gpu else "CPU",
         "dtype": str(policy.compute_dtype).removeprefix("torch."),

@@ -14,7 +14,13 @@ from ..policy.flops import Work
 from ..types import Metric, Metrics
 from .memory import PeakMemory, resident_memory
 
-PHASES = ("step", "rollout", "reward", "learn", "sync")  # each has its time, also where it took none
+PHASES = (
+    "step",
+    "rollout",
+    "reward",
+    "learn",
+    "sync",
+)  # logged in every step, as 0 where the phase did not run
 GIB = 2**30
 MARK = "grpokit/"  # before a phase's name in a profiler's trace
 
@@ -47,7 +53,7 @@ class Clock:
         self.open.pop()
 
     def _note_peak(self) -> None:
-        """Gives the peak since the last call to all phases that are open, and begins a new one."""
+        """Adds the peak since the last call to every open phase, and resets it."""
         peak = None if self.memory is None else self.memory.take()
         if peak is None:
             return

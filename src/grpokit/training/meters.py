@@ -1,4 +1,4 @@
-"""What measures a run from outside: its memory, its FLOPs, its profiler and the tokens that it records."""
+"""The meters of a run: memory, FLOPs, the profiler and recorded tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Meters:
     token_trace: TokenTrace | None  # --log_tokens
 
     def clock(self) -> Clock:
-        """Returns what measures the phases of a new step."""
+        """Returns a clock for the phases of a new step."""
         return Clock(self.memory, self.work)
 
 

@@ -31,7 +31,7 @@ PLANNED = {"rollout": (SAMPLING,), "learn": (LEARNING, REDUCING, STEPPING)}
 
 @dataclass
 class OpTotal:
-    """What one operation took within a phase, over the profiled steps. Example: `OpTotal(seconds=0.5, calls=3)`"""
+    """The totals of one operation within a phase, over the profiled steps. Example: `OpTotal(seconds=0.5, calls=3)`"""
 
     seconds: float = 0.0  # its own, without the operations that it calls; the device's on a GPU
     calls: int = 0
@@ -55,7 +55,10 @@ class StepProfiler:
     profiler: Any = None
 
     def begin_step(self, run: Run, remaining: int) -> None:
-        """Is called before each step, of which `remaining` are left. A first step warms up, unless it is the only one."""
+        """Starts the profiler before the run's second step, or the first if none follows; finishes it when it has seen enough.
+
+        Call it before each step; `remaining` steps are left, this one included.
+        """
         if self.profiler is not None and len(self.rows) == self.steps:
             self.finish(run)
         self.begun += 1
@@ -77,7 +80,7 @@ class StepProfiler:
             self.rows.append(row)
 
     def finish(self, run: Run) -> None:
-        """Stops the profiler and writes what it has found. An error in writing is said, and ends nothing."""
+        """Stops the profiler and writes the profile. If it can't be written, prints a warning, and the run goes on."""
         if self.profiler is None:
             return
         profiler, self.profiler, self.steps = self.profiler, None, 0
@@ -170,7 +173,7 @@ def describe(
     lines = [
         f"# Profile of {len(rows)} steps",
         "",
-        f"A step took {whole:.3g} s. While it is profiled, a step is slower than else, above all where operations are small.",
+        f"A step took {whole:.3g} s. A profiled step is slower than the others, above all where operations are small.",
         "",
         "| phase | seconds | share | TFLOP/s | MFU | FLOPs, profiler's | FLOPs, ours | peak GiB | planned GiB |",
         "|---|---|---|---|---|---|---|---|---|",

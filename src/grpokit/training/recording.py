@@ -87,7 +87,7 @@ class TokenTrace:
         self.seconds = time.perf_counter() - began
 
     def observe(self, number: int, update: Update, logps: Mapping[int, Tensor], stats: Stats | None) -> None:
-        """Takes an update of the step that was just trained on.
+        """Notes an update that has just been trained on.
 
         Args:
             number: its number within the step.
@@ -102,7 +102,7 @@ class TokenTrace:
         self.seconds += time.perf_counter() - began
 
     def write(self, run: Run, step: int, progress: StepProgress) -> None:
-        """Writes the file of step `step`, counted from 1. A file that can't be written is said once, and ends nothing."""
+        """Writes the file of step `step`, counted from 1. If it can't be written, warns once, and the run goes on."""
         began = time.perf_counter()
         traced = _gathered(run, self._traced())
         if self.files is not None and self.chosen and not self.failed:

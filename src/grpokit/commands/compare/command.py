@@ -66,7 +66,9 @@ def compare_variants(config: CompareConfig, base: TrainConfig) -> int:
     ended = train_runs(runs, config.jobs, plan.output)
     if ended.signum:
         name = "Ctrl-C" if ended.signum == signal.SIGINT else signal.Signals(ended.signum).name
-        say(f"stopped by {name}; the same command goes on, or `grpokit compare --output_dir {plan.output}`")
+        say(
+            f"stopped by {name}; to continue, repeat the command, or run `grpokit compare --output_dir {plan.output}`"
+        )
         return 128 + ended.signum
     if len(ended.failed) == len(runs):
         say("every run failed, so there is nothing to compare")

@@ -27,14 +27,14 @@ PATIENCE = 60.0  # seconds in which the runs of a comparison that was killed may
 
 @dataclass(frozen=True)
 class Ended:
-    """How the training of some runs ended.
+    """The end of training: the runs that failed, and the signal.
 
     Example:
         >>> Ended(failed=("dapo, seed 42: error: out of memory",), signum=0).failed
         ('dapo, seed 42: error: out of memory',)
     """
 
-    failed: tuple[str, ...]  # run: the last line of its log
+    failed: tuple[str, ...]  # "RUN: ERROR", with the last error line of its log, or else the last line
     signum: int  # the signal that ended the comparison, or 0
 
 
@@ -137,7 +137,7 @@ class _Pool:
         else:
             why = _why(process.returncode, run.log, slot.log_from)
             self.failed.append(f"{run.name}: {why}")
-            say(f"{run.name}: failed after {seconds}: {why}; all that it said is in {run.log}")
+            say(f"{run.name}: failed after {seconds}: {why}; its full output is in {run.log}")
 
     def _note(self, signum: int) -> None:
         """Asks the runs under way to stop; kills them at the second Ctrl-C."""
@@ -168,7 +168,7 @@ def _start(run: PlannedRun, slot: _Slot, lock: int | None) -> subprocess.Popen[b
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # the terminal's Ctrl-C comes to this process alone, which passes it on
-            pass_fds=() if lock is None else (lock,),  # the directory is in use for as long as a run lives
+            pass_fds=() if lock is None else (lock,),  # the lock is held for as long as a run lives
         )
 
 
@@ -219,14 +219,16 @@ def _locked(output: Path) -> Iterator[int | None]:
                     ) from error
             if not said:
                 said = True
-                say(f"waiting for the runs of an earlier comparison in {output}, which end with a checkpoint")
+                say(
+                    f"waiting for the runs of an earlier comparison in {output}, which are writing their checkpoints"
+                )
             time.sleep(LOOK_EVERY)
         yield file.fileno()
 
 
 @contextmanager
 def _noting_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Calls `note` for SIGINT and SIGTERM while inside; on another thread than the main one, they keep what they do."""
+    """Calls `note` for SIGINT and SIGTERM inside the block. Off the main thread, it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -247,7 +249,7 @@ def _why(code: int, log: Path, start: int) -> str:
     text = log.read_bytes()[start:].decode("utf-8", errors="replace")
     said = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in said if line.startswith("error: ")]
-    line = (errors or said or ["it said nothing"])[-1]
+    line = (errors or said or ["it printed nothing"])[-1]
     return f"{line} (killed by {signal.Signals(-code).name})" if code < 0 else line
 
 

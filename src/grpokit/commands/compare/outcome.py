@@ -36,7 +36,7 @@ class VariantRuns:
     """
 
     name: str
-    label: str  # the name for people
+    label: str  # the display name
     runs: Mapping[int, RunData]  # by seed
 
     @property
@@ -292,7 +292,12 @@ def is_gain(metric: str) -> bool:
     """Tells whether more of a metric is better.
 
     Example:
-        >>> is_gain("eval/math/pass@1"), is_gain("eval/mean_length")
-        (True, False)
+        >>> is_gain("eval/math/pass@1"), is_gain("eval/mean_length"), is_gain("time/reward")
+        (True, False, False)
     """
-    return bool(re.search(r"reward|pass@|maj@|accuracy|exact_match", metric))
+    return bool(
+        re.search(
+            r"^(?!.*_ci95)((eval/.*)?\b(reward$|pass@|maj@|accuracy|exact_match)|(eval/(.+/)?)?rewards?/.+/mean$)",
+            metric,
+        )
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,14 +100,14 @@ def _verdict(outcome: Outcome) -> str:
 
 
 def _colours(outcome: Outcome) -> dict[str, str]:
-    """Returns label → a colour of the plots. Of many variants, all have the same."""
+    """Returns label → a colour of the plots. With many variants, all have the same colour."""
     if len(outcome.variants) > FEW:
         return {variant.label: PALETTE[0] for variant in outcome.variants}
     return {variant.label: colour for variant, colour in zip(outcome.variants, PALETTE, strict=False)}
 
 
 def _swatch(outcome: Outcome) -> Callable[[str], str]:
-    """Returns what writes a variant's name behind its colour; of many variants, its name alone."""
+    """Returns a function that renders a variant's name after its colour; with many variants, the name alone."""
     colours = _colours(outcome)
     if len(outcome.variants) > FEW:
         return escape
@@ -133,8 +134,8 @@ def _performance(outcome: Outcome) -> str:
         for single in by_score(outcome)
     ]
     note = (
-        f"A run's score: {outcome.scored}; never the best of its curve. A circle is a seed, the bar the mean of the middle half "
-        "of the seeds, the line its bootstrap interval of 95 %, for display alone."
+        f"A run's score: {outcome.scored}; never the best of its curve. Each circle is a seed. The bar is the mean of the middle "
+        "half of the seeds. The line is its 95 % bootstrap interval, for display alone."
     )
     return (
         f"<section><h2>Final performance</h2><p class='note'>{escape(note)}</p>"
@@ -172,8 +173,8 @@ def _differences(outcome: Outcome) -> str:
     )
     note = (
         "Runs of one seed see the same prompts in the same order, the same sampling noise and the same initial weights, so they "
-        f"are compared pair by pair. A circle is a seed, the line the {confidence(outcome)} interval of that difference "
-        f"alone; blue: the paired t-test calls it different{corrected}.{most}"
+        f"are compared pair by pair. Each circle is a seed. The line is the {confidence(outcome)} interval of that difference, "
+        f"not corrected. Blue: the paired t-test calls it different{corrected}.{most}"
     )
     matrix = ""
     if len(outcome.variants) > FEW and outcome.statistics.baseline is None:
@@ -198,11 +199,11 @@ def _seeds(outcome: Outcome) -> str:
         f"<dd>{escape(show_seeds(needed))}<small>seeds of each variant</small></dd></div>"
         for difference, needed in plan
     )
-    spreads = sorted(pair.spread for pair in outcome.statistics.pairs if pair.spread > 0)
+    spread = statistics.median(pair.spread for pair in outcome.statistics.pairs if pair.spread > 0)
     note = (
         "How many seeds find a difference with a probability of 80 %, at the level that the hardest of the comparisons needs, if "
-        f"paired differences spread as they do here (standard deviation {decimal(spreads[len(spreads) // 2])}, the middle of all "
-        "pairs). The spread is itself estimated from a few seeds: take it as an order of magnitude."
+        f"paired differences spread as they do here (standard deviation {decimal(spread)}, the median over pairs). "
+        "It is itself estimated from a few seeds: take the number as an order of magnitude."
     )
     return (
         f"<section><h2>How many seeds would tell</h2><p class='note'>{escape(note)}</p>"
@@ -307,7 +308,11 @@ def _left_out(outcome: Outcome) -> str:
 def _method(outcome: Outcome) -> str:
     """Explains the figures, and what they can't show."""
     alpha = f"{100 * outcome.statistics.alpha:.3g} %"
-    sign = "" if is_gain(outcome.metric) else " Whether more of this metric is better, the page doesn't know."
+    sign = (
+        ""
+        if is_gain(outcome.metric)
+        else " The page doesn't know whether a higher value of this metric is better."
+    )
     terms = {
         "The test": "A paired t-test of the differences between two variants over the seeds that both have. For normal "
         "differences its size is exact at any number of seeds, from two on. Holm's correction bounds the probability of "

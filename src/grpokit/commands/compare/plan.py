@@ -32,14 +32,14 @@ class PlannedRun:
     """
 
     variant: Variant
-    label: str  # the variant's name for people
+    label: str  # the variant's display name
     seed: int
     directory: Path
     config: TrainConfig  # the run's own, with its seed and its directory
 
     @property
     def name(self) -> str:
-        """The run's name for people."""
+        """The run's display name."""
         return f"{self.label}, seed {self.seed}"
 
     @property
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The variants' names, each with the one for people."""
+        """The variants' names → their display names."""
         return labels_of({variant.name: variant.options for variant in self.variants})
 
     def _run(self, variant: Variant, seed: int) -> PlannedRun:
@@ -127,7 +127,7 @@ def load_plan(output: Path) -> Plan:
     """Reads the plan of a comparison from its directory.
 
     Raises:
-        ValueError: there is none, or it isn't one.
+        ValueError: there is no compare.yaml, or it is not a plan.
     """
     path, where = output / FILE, f"--output_dir {output}: {FILE}"
     values = read_mapping(str(path), "--output_dir")

@@ -1,4 +1,4 @@
-"""What a comparison says: one paragraph in plain words, and tables for the terminal."""
+"""Summarises a comparison: one paragraph in plain words, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MANY_PAIRS = 12  # rows of the table of pairs on a terminal
 def verdict(outcome: Outcome) -> str:
     """Says what the comparison tells apart, and how many seeds would tell more. Where that is nothing, it says so first.
 
-    Example: "At 5 % over 6 comparisons of 5 seeds: dapo is better than grpo by 0.034 (0.012 to 0.056). The other 5 pairs
-    can't be told apart. To tell a difference of 0.01 apart, about 40 seeds would be needed."
+    Example: "At the 5 % level over 6 comparisons of 5 seeds: dapo is better than grpo by 0.034 (0.012 to 0.056). The other
+    5 pairs can't be told apart. To tell a difference of 0.01 apart, about 40 seeds would be needed."
     """
     result = outcome.statistics
     if len(outcome.variants) < 2:
         return "Nothing can be told apart: there is only one variant with a finished run."
     if not result.tests:
         return "Nothing can be told apart: a test needs two seeds that both variants have, and five or more to find much."
-    size = f"{_percent(result.alpha)} over {count(result.tests, 'comparison')} of {_seeds(result.pairs)}"
+    size = f"the {_percent(result.alpha)} level over {count(result.tests, 'comparison')} of {_seeds(result.pairs)}"
     told = result.told_apart
     if not told:
         return f"Nothing can be told apart at {size}. {_needs(outcome)}".strip()

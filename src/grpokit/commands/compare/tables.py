@@ -129,7 +129,14 @@ def health_html(outcome: Outcome, swatch: Callable[[str], str]) -> str:
 
 def times_html(outcome: Outcome, swatch: Callable[[str], str]) -> str:
     """Returns the time and the tokens of each variant, the mean over seeds. A step's time is the median of its run."""
-    headings = ("variant", "steps", "seconds of a median step", "time of a run", "tokens of a run", "tokens a second")
+    headings = (
+        "variant",
+        "steps",
+        "seconds of a median step",
+        "time of a run",
+        "tokens of a run",
+        "tokens a second",
+    )
     rows = []
     for variant in outcome.variants:
         steps = _mean([float(run.steps[-1]["step"]) for run in variant.runs.values()])

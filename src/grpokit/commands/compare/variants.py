@@ -30,7 +30,7 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: a name, and the options that it changes in the base.
+    """A variant: a name, and the options that it changes in the base.
 
     Example:
         >>> Variant("loss_type=dapo,beta=0.1", {"loss_type": "dapo", "beta": 0.1}).folder
@@ -51,7 +51,7 @@ class Variant:
 
 
 def labels_of(options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Returns name → name for people: the value alone where all variants vary the same one option.
+    """Returns name → display name: the value alone where all variants vary the same one option.
 
     Args:
         options: each variant's name → its options.
@@ -195,7 +195,7 @@ def _value(text: str, name: str, where: str, base: TrainConfig) -> Any:
 
 
 def _plain(text: str, kind: Any) -> Any:
-    """Converts the words for truth, for none and for numbers among fixed values; the rest stays text."""
+    """Converts true/false, none and the members of a Literal to their Python values; other values stay text."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         inner = next(arg for arg in args if arg is not type(None))

@@ -39,15 +39,15 @@ def host_name(host: str) -> str:
 
 
 class Guard:
-    """Answers only those who may read. Adds the headers that keep the page to itself.
+    """Refuses requests of those who may not read, and adds security headers to the others.
 
-    Without a token, the Host header must name this machine: another site's name that leads here is refused. With a token,
+    Without a token, the Host header must name this machine, against DNS rebinding. With a token,
     it must come in the address (`?token=…`) or in the cookie that this sets.
     """
 
     def __init__(self, app: ASGIApp, token: str = "") -> None:
         self.app, self.token = app, token
-        # Cookies are shared by all ports of a host, so that each token has a name of its own.
+        # A cookie is shared by all ports of a host, so the cookie's name depends on the token.
         self.cookie = "grpokit_watch_" + hashlib.sha256(token.encode()).hexdigest()[:12]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ export const QUANTITIES = {
   entropies: { title: "entropy", ends: ["certain", "open"], scale: (values) => ({ low: 0, high: largest(values, 1), kind: "rising" }) },
   ratios: { title: "ratio", ends: ["less likely now", "likelier now"], scale: (values) => around(values.map((value) => (value > 0 ? Math.log(value) : null)), 0.05, "log") },
   advantages: { title: "advantage", ends: ["worse", "better"], scale: (values) => around(values, 0.1, "linear") },
-  pull: { title: "pull", ends: ["made less likely", "made likelier"], scale: (values) => around(values, 1e-9, "linear") },
+  pull: { title: "pull", ends: ["pushed down", "pushed up"], scale: (values) => around(values, 1e-9, "linear") },
 };
 
 // The size that 98 of 100 values stay below, so that one outlier doesn't make all others pale.

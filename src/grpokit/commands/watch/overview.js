@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { Charts } from "./charts.js";
-import { el, gib, put, whole } from "./dom.js";
+import { el, put, whole } from "./dom.js";
 import { statusLine } from "./status.js";
 
 export class Overview {
@@ -48,21 +48,19 @@ export class Overview {
     this.advice.hidden = !advice.length;
     const items = advice.map((said) =>
       el("li", { class: said.severity }, el("b", {}, said.severity === "warn" ? "Warning" : "Note"), el("span", {}, said.text),
-        el("small", {}, `${said.now ? "since" : "seen at"} step ${whole(said.step)}`, said.guide ? [" \u00b7 see ", el("code", {}, `docs/en/${said.guide}`)] : "")));
+        el("small", {}, `first seen at step ${whole(said.step)}${said.now ? "" : ", no longer holds"}`, said.guide ? [" \u00b7 see ", el("code", {}, `docs/en/${said.guide}`)] : "")));
     put(this.advice, el("h2", {}, "Advice"), el("ul", {}, items));
   }
 
   showPlan(about) {
     const size = about.parameters ? `${whole(about.parameters)} parameters` : null;
     const trained = about.trainable_parameters && about.trainable_parameters !== about.parameters ? `${whole(about.trainable_parameters)} trained` : null;
-    const memory = Object.entries(about.planned_memory ?? {}).map(([phase, bytes]) => `${phase} ${gib(bytes)}`);
     const rows = [
       ["model", [about.model, size, trained]],
       ["batch", [about.plan]],
       ["loss", [about.loss]],
       ["formula", about.formula ? [el("pre", { tabindex: "0" }, about.formula)] : []],
       ["where", [about.device, about.dtype, about.ranks ? `${about.ranks} rank${about.ranks === 1 ? "" : "s"}` : null, about.torch ? `torch ${about.torch}` : null]],
-      ["memory, planned", memory],
     ].map(([name, parts]) => [name, parts.filter((part) => part !== null && part !== undefined)]);
     const shown = rows.filter(([, parts]) => parts.length);
     this.plan.hidden = !shown.length;

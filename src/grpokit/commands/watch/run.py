@@ -27,7 +27,7 @@ READ_OF_ERROR = 1 << 16  # bytes at the end of error.txt
 
 @dataclass(frozen=True)
 class Status:
-    """How a run is getting on.
+    """The status of a run.
 
     Example:
         >>> status = Status("quiet", "no new step for 12 min; a step takes 20 s", 40, 100, 1200.0)
@@ -41,7 +41,7 @@ class Status:
 
 
 class WatchedRun:
-    """The files of a run, read as far as they are written. All methods hold its lock.
+    """The files of a run, read as far as they are written. Callers hold `lock` while they use it.
 
     Example: `WatchedRun("demo", Path("runs/demo")).status().text`
     """

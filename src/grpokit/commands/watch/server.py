@@ -33,7 +33,7 @@ def make_app(places: Sequence[Path], token: str = "") -> Starlette:
 
     Args:
         places: directories of runs, or directories that hold some.
-        token: what who reads must have; "": only this machine's names are answered.
+        token: the token that a reader must send; "": only this machine's names are answered.
     """
     views = Views(places)
     scripts = [Route(f"/{path.name}", _file(path, "text/javascript")) for path in sorted(HERE.glob("*.js"))]

@@ -18,7 +18,7 @@ from .follow import GrowingFile
 
 
 class Table(Sequence[Mapping[str, float]]):
-    """A file of JSON lines as columns. As a sequence, it gives a row at a time, without the numbers that it lacks.
+    """A file of JSON lines as columns. As a sequence, it gives a row at a time, with the columns that the row has.
 
     A row whose step is not after the last one supersedes that step and all later ones: the run went back to a checkpoint.
     """

@@ -163,7 +163,7 @@ export class Tokens {
     const { columns } = this.data;
     const value = (name) => columns[name]?.[place] ?? null;
     const pull = value("pull");
-    const said = pull === null ? "" : pull > 0 ? ", made likelier" : pull < 0 ? ", made less likely" : "";
+    const said = pull === null ? "" : pull > 0 ? ", pushed up" : pull < 0 ? ", pushed down" : "";
     const logp = value("logps");
     const rows = [
       ["token", `${whole(this.data.first + place + 1)}, id ${value("ids") ?? "\u2013"}`],

@@ -19,7 +19,7 @@ COLUMNS = ("ids", "logps", "entropies", "trainable", "advantages", "ratios", "pu
 
 @dataclass(frozen=True)
 class TokenFile:
-    """What is said of the completions of a file, and where each begins.
+    """A step's file of recorded tokens without the tokens: the record and the length of each completion, and the tokens' texts.
 
     Example: `read_tokens(Path("runs/demo"), 12).completions[0]["reward"]`
     """

@@ -78,7 +78,7 @@ def advise(steps: Sequence[Row], evaluations: Sequence[Row] = (), config: Row | 
         config: the run's options by name; None: none are known.
 
     Returns:
-        One advice for each rule that spoke, with the figures of the last time that it held.
+        One piece of advice for each rule that has fired, with the figures of the last time that it held.
     """
     adviser = Adviser(config or {})
     adviser.start(steps, evaluations)

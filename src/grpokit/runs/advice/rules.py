@@ -61,7 +61,7 @@ def length_drift(run: History) -> str | None:
     if not before or now is None or 0.5 * before < now < 2 * before or run.rises("reward"):
         return None
     how, then = ("grown", "soft_overlong") if now > before else ("shrunk", "")
-    cure = f"; the reward function {then} puts a price on length" if then else "; read some of them"
+    cure = f"; the reward function {then} penalises length" if then else "; read some of them"
     return (
         f"completions have {how} from {before:.3g} to {now:.3g} tokens while the reward does not rise{cure}"
     )
@@ -74,9 +74,7 @@ def clip_share(run: History) -> str | None:
     if share is not None and share >= 0.2:
         return f"{share:.0%} of the tokens of the last {WINDOW} steps were clipped, so they taught little; {cure}"
     if gate is not None and gate <= 0.5:
-        return (
-            f"the gate was {gate:.0%} open in the last {WINDOW} steps, so tokens were damped by half; {cure}"
-        )
+        return f"the gate was {gate:.0%} open on average in the last {WINDOW} steps, so the loss damped most gradients; {cure}"
     return None
 
 
@@ -87,7 +85,10 @@ def sampler_mismatch(run: History) -> str | None:
         return None
     old = run.config.get("async_depth")
     why = "rollouts are a step old (--async_depth 1)" if old else "its arithmetic or its weights differ"
-    corrected = run.config.get("correction") or run.config.get("correction_mode")
+    chosen = run.config.get("correction") or run.config.get("correction_mode")
+    corrected = chosen not in (None, "none") or (
+        old and chosen is None
+    )  # --async_depth 1 truncates by default
     cure = "lower --learning_rate" if corrected else "set --correction_mode truncate"
     return (
         f"the sampler's KL to the trainer is {kl:.3g} nats per token over {WINDOW} steps: {why}; {cure}, and compare "
@@ -117,7 +118,7 @@ def length_hacking(run: History) -> str | None:
         return None
     return (
         f"within groups, {'longer' if longer else 'shorter'} completions get the higher reward (correlation "
-        f"{correlation:.2f}), and the mean length went from {before:.3g} to {now:.3g} tokens: look whether the reward is "
+        f"{correlation:.2f}), and the mean length went from {before:.3g} to {now:.3g} tokens: check whether the reward is "
         "earned by length"
     )
 
@@ -129,7 +130,7 @@ def learning_rate_high(run: History) -> str | None:
     if skipped:
         return (
             f"{skipped:.0f} updates of the last {WINDOW} steps were skipped, because they were not finite; lower "
-            f"--learning_rate {_short(rate)}"
+            f"--learning_rate{_now(rate)}"
         )
     before, now = run.mean("reward", skipping=2 * WINDOW), run.mean("reward")
     spread = run.values("reward", skipping=2 * WINDOW)
@@ -140,7 +141,7 @@ def learning_rate_high(run: History) -> str | None:
         return None
     return (
         f"the reward has fallen from {before:.3g} to {now:.3g} in {2 * WINDOW} steps, and the gradient norm has grown from "
-        f"{old:.3g} to {new:.3g}; lower --learning_rate {_short(rate)}"
+        f"{old:.3g} to {new:.3g}; lower --learning_rate{_now(rate)}"
     )
 
 
@@ -158,7 +159,7 @@ def learning_rate_low(run: History) -> str | None:
         return None
     return (
         f"in {run.count} steps the reward has stayed at {now:.3g}, and entropy and length have not moved either: "
-        f"--learning_rate {_short(run.config.get('learning_rate'))} may be too low"
+        f"--learning_rate{_now(run.config.get('learning_rate'))} may be too low"
     )
 
 
@@ -173,7 +174,7 @@ def held_out_falls(run: History) -> str | None:
         return None
     return (
         f"the held-out reward has fallen from {best:.3g} to {last:.3g} while the training reward rose from {before:.3g} to "
-        f"{now:.3g}: best/ has the better model; --early_stop eval/reward:3 would have ended the run"
+        f"{now:.3g}: best/ has the better model; --early_stop eval/reward:3 ends a run after three evaluations without a new best"
     )
 
 
@@ -186,7 +187,7 @@ def unscored(run: History) -> str | None:
 
 
 def slow_step(run: History) -> str | None:
-    """Finds a step that took much longer than the others, and the phase that did."""
+    """Finds a step that took much longer than the others, and names the phase that took the time."""
     times = run.values("time/step", 3 * WINDOW)
     if len(times) < 3 * WINDOW:
         return None
@@ -201,8 +202,9 @@ def slow_step(run: History) -> str | None:
     return f"the step took {times[-1]:.0f} s{where}; a step usually takes {usual:.1f} s"
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else ""
+def _now(value: Any) -> str:
+    """Returns " (now 1e-06)", or "" for an option that is not known."""
+    return f" (now {value:g})" if isinstance(value, int | float) else ""
 
 
 class Rule(NamedTuple):

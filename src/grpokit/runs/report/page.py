@@ -58,11 +58,12 @@ def _batch(prompts: Any, generations: Any) -> list[str]:
 
 
 def _advice(run: RunData) -> str:
-    """Lists what is likely wrong; nothing where no rule spoke."""
+    """Lists what is likely wrong; nothing where no rule fired."""
     found = advise(run.steps, run.evaluations, run.config)
     items = "".join(
         f'<li class="{advice.severity}">{escape(advice.text)} <small>'
-        f"{'since' if advice.now else 'seen at'} step {advice.step:,}; docs/en/{escape(advice.guide)}</small></li>"
+        f"first seen at step {advice.step:,}{'' if advice.now else ', no longer holds'}; "
+        f"docs/en/{escape(advice.guide)}</small></li>"
         for advice in found
     )
     return f"<section><h2>Advice</h2><ul class='advice'>{items}</ul></section>" if found else ""

@@ -198,7 +198,7 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "memory",
         "Peak memory of each phase",
-        "GiB; a slow rise over many steps is a leak or longer completions, and the highest line is what must fit.",
+        "GiB; a slow rise over many steps is a leak or longer completions, and the phase that needs most must fit on the device.",
         (
             Line("memory/rollout", "sampling", BLUE),
             Line("memory/learn", "learning", AMBER),
