@@ -104,6 +104,27 @@ def test_the_page_is_made_of_what_is_there_and_the_exit_code_says_that_a_run_fai
     assert "every run failed" in capsys.readouterr().out
 
 
+def test_a_metric_that_no_run_has_is_said_after_the_first_run(tmp_path, quick, capsys):
+    config = tiny_config(tmp_path, max_steps=1)
+    (tmp_path / "base.yaml").write_text(to_yaml(config))
+    command = [
+        "compare",
+        "--config",
+        str(tmp_path / "base.yaml"),
+        "--vary",
+        "learning_rate=0.1,0.2",
+        "--seeds",
+        "2",
+    ]
+    command += ["--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--metric", "rewrd"]) == 2
+    said = capsys.readouterr()
+    assert "--metric rewrd" in said.err
+    assert "did you mean 'reward'" in said.err
+    assert len(list((tmp_path / "out").glob("*/*/final"))) == 1
+    assert main([*command, "--metric", "reward"]) == 0
+
+
 def test_a_killed_run_says_by_what(tmp_path, monkeypatch):
     program = "import os; print('step 3/9', flush=True); os.kill(os.getpid(), 9)"
     monkeypatch.setattr(jobs, "command_of", lambda file: [sys.executable, "-c", program])

@@ -111,6 +111,42 @@ def test_unfinished_runs_are_said_and_left_out(tmp_path):
 # --------------------------------------------------------------------------- what is said
 
 
+def test_a_run_that_has_just_begun_is_left_out(tmp_path):
+    paths = make_planted_runs(tmp_path, ["grpo", "dapo"], seeds=2)
+    begun = make_planted_run(tmp_path / "grpo" / "seed-3", 3, 0.5, loss_type="grpo")
+    (begun / "metrics.jsonl").write_text("")
+    (begun / "final").rmdir()
+    outcome = compare_runs([*paths, begun])
+    assert len(outcome.left_out) == 1
+    assert "seed-3" in outcome.left_out[0]
+
+
+def test_one_directory_may_be_given_as_a_string(planted):
+    assert len(compare_runs(str(planted)).variants) == len(compare_runs([planted]).variants)
+
+
+def test_where_runs_are_served_and_judged_is_no_difference_between_variants(tmp_path):
+    for seed in (1, 2):
+        make_planted_run(
+            tmp_path / f"run-{seed}", seed, 0.5, judge_url=f"http://127.0.0.1:{seed}", ddp_timeout=float(seed)
+        )
+    [variant] = compare_runs([tmp_path]).variants
+    assert variant.seeds == (1, 2)
+
+
+def test_how_runs_are_evaluated_is_one(tmp_path):
+    for seed in (1, 2):
+        make_planted_run(tmp_path / f"run-{seed}", seed, 0.5, eval_temperature=float(seed))
+    assert len(compare_runs([tmp_path]).variants) == 2
+
+
+def test_with_a_baseline_every_difference_is_to_it(planted):
+    outcome = compare_runs([planted], baseline="dapo")
+    page = render_page(outcome)
+    assert "dapo − " not in page
+    assert " − dapo" in page
+
+
 def test_the_paragraph_names_what_differs_and_its_figures(planted):
     outcome = compare_runs([planted])
     pair = next(p for p in outcome.statistics.pairs if (p.first, p.second) == ("grpo", "sapo"))

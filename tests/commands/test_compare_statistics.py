@@ -82,6 +82,16 @@ def test_seeds_that_cannot_be_said():
 # --------------------------------------------------------------------------- the figures
 
 
+def test_differences_that_differ_by_rounding_alone_need_no_thousand_seeds():
+    """0.3 + 0.1·s − (0.2 + 0.1·s) is 0.1 up to the last digit: there is no spread to plan with."""
+    scores = {"a": {s: 0.3 + 0.1 * s for s in range(5)}, "b": {s: 0.2 + 0.1 * s for s in range(5)}}
+    result = compare_pairs(scores)
+    assert result.pairs[0].spread == 0
+    assert result.pairs[0].needed is None
+    assert result.needed == ()
+    assert seeds_needed(1.0, 1e-12, 0.05) == 2  # and a spread that is tiny needs the fewest
+
+
 def test_holm_by_hand():
     """m = 4. In order: 4·0.01 = 0.04, 3·0.013 = 0.039 → 0.04, 2·0.03 = 0.06, 1·0.04 → 0.06."""
     assert holm([0.03, 0.01, 0.04, 0.013]) == pytest.approx([0.06, 0.04, 0.06, 0.04])

@@ -213,7 +213,16 @@ def test_names_of_this_machine_are_answered(client, host):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8700", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.7", ""],
+    [
+        "evil.example",
+        "evil.example:8700",
+        "localhost.evil.example",
+        "127.0.0.1.nip.io",
+        "10.0.0.7",
+        "[::1].evil",
+        "[localhost]",
+        "",
+    ],
 )
 def test_other_names_that_lead_here_are_refused(client, host):
     for path in ("/", "/api/changes", "/main.js"):

@@ -151,5 +151,12 @@ def test_the_peak_is_known_for_gpus_in_bfloat16_alone(monkeypatch):
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L40S")
     assert peak_flops(torch.device("cuda"), torch.bfloat16) == 362e12
+    for name in (
+        "NVIDIA RTX A1000",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda"), torch.bfloat16) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another")
     assert peak_flops(torch.device("cuda"), torch.bfloat16) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 
 import pytest
@@ -57,6 +58,14 @@ def late(value: float, before: float, at: int = 20):
     return lambda step: value if step > at else before
 
 
+def with_evaluations(reward):
+    """A run whose training reward rises, evaluated every fourth step."""
+    return [
+        row | ({"eval/reward": reward(row["step"])} if row["step"] % 4 == 0 else {})
+        for row in series(reward=rising)
+    ]
+
+
 SHOWN = {
     "groups_without_spread": (series(frac_reward_zero_std=0.9), {}),
     "truncation": (series(completions__clipped_ratio=0.4), {"max_completion_length": 128}),
@@ -70,14 +79,9 @@ SHOWN = {
         {},
     ),
     "learning_rate_high": (series(reward=late(0.1, 0.6), grad_norm=late(9.0, 1.0)), {"learning_rate": 1e-3}),
-    "learning_rate_low": (series(60), {"learning_rate": 1e-9}),
-    "held_out_falls": (
-        [
-            row | ({"eval/reward": 0.8 - 0.01 * row["step"]} if row["step"] % 10 == 0 else {})
-            for row in series(reward=rising)
-        ],
-        {},
-    ),
+    "reward_falls": (series(reward=late(0.1, 0.6), entropy=late(4.0, 0.5)), {"learning_rate": 1e-3}),
+    "learning_rate_low": (series(220), {"learning_rate": 1e-9}),
+    "held_out_falls": (with_evaluations(lambda step: 0.8 - 0.01 * step), {}),
     "unscored": (series(reward__unscored=0.7), {}),
     "slow_step": ([*series(39), {**series(1)[0], "step": 40, "time/step": 60.0, "time/rollout": 55.0}], {}),
 }
@@ -90,19 +94,14 @@ NOT_SHOWN = {
     "truncation": (series(completions__clipped_ratio=0.05), {}),
     "entropy_collapse": (series(entropy=falling, reward=rising), {}),
     "length_drift": (series(completions__mean_length=lambda s: 100.0 + 8 * s, reward=rising), {}),
-    "clip_share": (series(clip_ratio__region_mean=0.1), {}),
+    "clip_share": (series(clip_ratio__region_mean=0.2), {}),
     "sampler_mismatch": (series(sampler_kl=0.002), {}),
     "kl_growth": (series(kl=lambda s: 0.004 * s), {}),
     "length_hacking": (series(reward=rising, reward__length_correlation=0.8), {}),
     "learning_rate_high": (series(reward=late(0.1, 0.6)), {}),
-    "learning_rate_low": (series(60, reward=lambda s: 0.2 + 0.01 * s), {}),
-    "held_out_falls": (
-        [
-            row | ({"eval/reward": 0.5 + 0.01 * row["step"]} if row["step"] % 10 == 0 else {})
-            for row in series(reward=rising)
-        ],
-        {},
-    ),
+    "reward_falls": (series(reward=late(0.55, 0.6)), {}),
+    "learning_rate_low": (series(220, reward=lambda s: 0.2 + 0.001 * s), {}),
+    "held_out_falls": (with_evaluations(lambda step: 0.5 + 0.005 * step), {}),
     "unscored": (series(reward__unscored=0.1), {}),
     "slow_step": ([*series(39), {**series(1)[0], "step": 40, "time/step": 6.0, "time/rollout": 5.0}], {}),
 }
@@ -191,8 +190,76 @@ def test_the_report_lists_the_advice(tmp_path):
     assert f"docs/en/{GUIDE}#answers-are-cut-off" in page
 
 
-def test_the_synthetic_run_of_the_reports_is_healthy():
-    import random
+def noisy(rng, steps, reward, noise=0.02, **others):
+    """A run as real ones are: each step's reward is a mean over few prompts, and every tenth step is evaluated on 100."""
+    rows = []
+    for step in range(1, steps + 1):
+        true = reward(step / steps)
+        row = {"step": step, **HEALTHY, "reward": true + rng.gauss(0, noise)}
+        row |= {
+            name.replace("__", "/"): curve(step / steps) * (1 + rng.gauss(0, 0.03))
+            for name, curve in others.items()
+        }
+        if step % 10 == 0:
+            row["eval/reward"] = sum(rng.random() < true for _ in range(100)) / 100
+        rows.append(row)
+    return rows
 
+
+RUNS = 12
+HEALTHY_RUNS = {
+    "a plateau": {"reward": lambda x: 0.6},
+    "a slow rise": {"reward": lambda x: 0.3 + 0.3 * x},
+    "a rise and a plateau": {"reward": lambda x: 0.3 + 0.4 * min(1.0, 3 * x)},
+    "a slow rise with longer answers and less entropy": {
+        "reward": lambda x: 0.3 + 0.3 * x,
+        "completions__mean_length": lambda x: 500 + 1000 * x,
+        "entropy": lambda x: 0.4 - 0.37 * x,
+    },
+}
+BROKEN_RUNS = {
+    "a slow collapse": (
+        {"reward": lambda x: 0.6 if x < 0.4 else 0.6 - 0.5 * (x - 0.4) / 0.6},
+        "reward_falls",
+    ),
+    "a sudden collapse into noise": (
+        {"reward": lambda x: 0.6 if x < 0.5 else 0.02, "entropy": lambda x: 0.3 if x < 0.5 else 5.0},
+        "reward_falls",
+    ),
+    "answers that grow for nothing": (
+        {"reward": lambda x: 0.5, "completions__mean_length": lambda x: 200 + 800 * x},
+        "length_drift",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEALTHY_RUNS)
+def test_a_noisy_run_that_is_well_seldom_gets_a_warning(kind):
+    rng = random.Random(kind)
+    said = [rules(noisy(rng, 400, **HEALTHY_RUNS[kind])) - {"learning_rate_low"} for _ in range(RUNS)]
+    assert sum(bool(found) for found in said) <= 1, said
+
+
+def test_a_run_that_rises_slowly_is_not_said_to_stand_still():
+    rng = random.Random(0)
+    said = [rules(noisy(rng, 400, reward=lambda x: 0.4 + 0.2 * x)) for _ in range(RUNS)]
+    assert sum("learning_rate_low" in found for found in said) <= 1
+
+
+@pytest.mark.parametrize("kind", BROKEN_RUNS)
+def test_a_noisy_run_that_is_broken_nearly_always_gets_the_advice(kind):
+    rng, (curves, rule) = random.Random(kind), BROKEN_RUNS[kind]
+    said = [rules(noisy(rng, 400, **curves)) for _ in range(RUNS)]
+    assert sum(rule in found for found in said) >= RUNS - 1
+
+
+def test_flags_that_are_set_already_are_not_recommended():
+    [found] = advise(series(20, completions__clipped_ratio=0.4), (), {"mask_truncated_completions": True})
+    assert "--mask_truncated_completions" not in found.text
+    [found] = advise(series(20, frac_reward_zero_std=0.9), (), {"max_resample_times": 3})
+    assert "--max_resample_times" not in found.text
+
+
+def test_the_synthetic_run_of_the_reports_is_healthy():
     rng = random.Random(0)
     assert rules([metrics_row(step, 60, "grpo", rng) for step in range(1, 61)]) == set()

@@ -153,6 +153,16 @@ def test_a_profile_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     assert len(rows(tmp_path / "run", "metrics.jsonl")) == 3
 
 
+def test_an_error_of_the_profiler_ends_nothing(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("the trace is broken")
+
+    monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", broken)
+    assert main(command_for(tmp_path, max_steps=4, profile_steps=1)) == 0
+    assert "the trace is broken" in capsys.readouterr().out
+    assert (tmp_path / "run" / "final").is_dir()
+
+
 # --------------------------------------------------------------------------- tokens
 
 
@@ -254,13 +264,33 @@ def test_a_resumed_run_records_the_same_tokens(tmp_path):
             assert torch.equal(column.nan_to_num(9.0), theirs[name].nan_to_num(9.0)), name
 
 
-def test_tokens_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("where", ["write", "trace_samples"])
+def test_tokens_that_cannot_be_recorded_are_said_once_and_end_nothing(tmp_path, monkeypatch, capsys, where):
     def full(*_):
-        raise OSError("no space left")
+        raise (OSError if where == "write" else RuntimeError)("no space left")
 
-    monkeypatch.setattr(recording.TokenFiles, "write", full)
+    owner = recording.TokenFiles if where == "write" else recording
+    monkeypatch.setattr(owner, where, full)
     assert main(command_for(tmp_path, log_tokens=4)) == 0
+    assert (tmp_path / "run" / "final").is_dir()
     assert capsys.readouterr().out.count("no more tokens are recorded") == 1
+
+
+def test_a_stray_file_among_the_tokens_stays_where_it_is(tmp_path):
+    stray = tmp_path / "run" / "tokens" / "step-000001 (copy).safetensors"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("x")
+    assert main(command_for(tmp_path, log_tokens=4)) == 0
+    assert stray.read_text() == "x"
+
+
+def test_a_loss_that_looks_at_no_group_without_signal_masks_its_tokens(tmp_path):
+    """`real` compares right with wrong answers of a group: where all have one label, it has nothing to compare."""
+    changes = {"loss_type": "real", "log_tokens": 99, "max_steps": 1, "num_iterations": 1}
+    assert main(command_for(tmp_path, **changes)) == 0
+    found, _ = tokens_of(tmp_path / "run", 1)
+    unused = (found["pull"] == 0) & (found["advantages"] != 0)
+    assert (found["state"][unused] != CLIPPED).all()
 
 
 def test_recording_tokens_changes_no_weight(tmp_path):

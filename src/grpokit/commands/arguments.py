@@ -39,6 +39,11 @@ def read_arguments(
     """
     if cls is CompareConfig:
         own, training = split_flags(words)
+        seeds = value_of("--seeds", own)
+        if seeds and not seeds.lstrip("-").isdecimal():
+            raise ValueError(
+                f"--seeds {seeds}: expected how many seeds each variant gets, such as 5; --seed is the first one"
+            )
         return dataclasses.replace(parse(args=own), training=tuple(training)), ""
     if command not in WITH_FILE:
         return with_json_read(parse()), ""

@@ -190,7 +190,8 @@ def task(config: TaskConfig) -> int:
 
     with waiting("loading torch"):
         quiet()
-    write_task(config.name, config.output_dir or f"runs/{config.name}", seed=config.seed)
+    folder = write_task(config.name, config.output_dir or f"runs/{config.name}", seed=config.seed)
+    print(f"--model {folder}/model --dataset {folder}/train.jsonl --eval_dataset {folder}/eval.jsonl")
     return 0
 
 

@@ -7,6 +7,7 @@ nothing that is computed a second time (gradient checkpointing).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ PEAK_FLOPS: dict[str, float] = {
     "GB200": 2500e12,
     "B200": 2250e12,
     "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -43,7 +45,7 @@ PEAK_FLOPS: dict[str, float] = {
     "MI355X": 2500e12,
     "MI325X": 1307e12,
     "MI300X": 1307e12,
-    "MI250X": 383e12,
+    "MI250X": 191.5e12,  # one of its two dies, which is a device
 }
 
 
@@ -104,7 +106,9 @@ def model_flops(model: Any) -> ModelFlops:
     for name, module in backbone(model).named_modules():
         if isinstance(module, nn.Embedding):
             continue
-        for parameter in module.parameters(recurse=False):
+        for own, parameter in module.named_parameters(recurse=False):
+            if own.endswith("bias"):  # those of stacked experts look like matrices
+                continue
             cost = _matrix_flops(module, parameter, ".experts." in f".{name}.", int(experts or 0), share)
             token += cost
             trained += cost if parameter.requires_grad else 0.0
@@ -168,7 +172,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    if "MIG" in name or "Laptop" in name:  # a part of the card, or a slower one
+        return None
+    return next((peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 # --------------------------------------------------------------------------- counting

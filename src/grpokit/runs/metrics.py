@@ -27,7 +27,7 @@ METRICS: dict[str, Declared] = {
     ),
     "reward/length_correlation": Declared(
         "mean",
-        "correlation of reward and length within groups: near 1, longer completions get the higher reward",
+        "correlation of reward and length within groups whose rewards differ: near 1, longer completions get the higher reward",
     ),
     "reward_std": Declared("mean", "standard deviation of the reward within a group, mean over groups"),
     "frac_reward_zero_std": Declared(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,8 +251,10 @@ class TokenFiles:
 
     def files(self) -> dict[int, Path]:
         """Returns the files by step."""
-        found = sorted(self.folder.glob("step-*.safetensors"))
-        return {int(path.stem.removeprefix("step-")): path for path in found}
+        found = (
+            (re.fullmatch(r"step-(\d+)\.safetensors", path.name), path) for path in self.folder.glob("step-*")
+        )
+        return dict(sorted((int(match[1]), path) for match, path in found if match))
 
     def cut(self, last_step: int) -> None:
         """Removes the files of steps after `last_step`, which a resumed run makes again."""

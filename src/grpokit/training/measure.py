@@ -49,7 +49,8 @@ def greedy_reward(groups: Sequence[RolloutGroup]) -> Metrics:
 def length_correlation(groups: Sequence[RolloutGroup]) -> Metrics:
     """Measures how far the reward goes with the length within groups; {} where either never differs within one.
 
-    It is Pearson's correlation of (reward − the group's mean) and (length − the group's mean), over all completions.
+    It is Pearson's correlation of (reward − the group's mean) and (length − the group's mean), over the completions of the
+    groups whose rewards differ.
     """
     rewards, lengths = [], []
     for group in groups:
@@ -58,7 +59,9 @@ def length_correlation(groups: Sequence[RolloutGroup]) -> Metrics:
             continue
         tokens = torch.tensor([len(r.completion_ids) for r in group.rollouts], dtype=torch.float64)[known]
         own = group.reward[known]
-        rewards.append(own - own.mean() if own.max() > own.min() else torch.zeros_like(own))  # no rounding
+        if own.max() == own.min():  # it says nothing, and its lengths would dilute the others'
+            continue
+        rewards.append(own - own.mean())
         lengths.append(tokens - tokens.mean())
     if not rewards:
         return {}

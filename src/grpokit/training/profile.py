@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch.profiler import ProfilerActivity, profile
 
 from ..common.console import say, waiting
-from ..common.text import one_line
+from ..common.text import count, one_line
 from ..common.writing import write_text
 from .clock import GIB, MARK
 from .plan.estimate import LEARNING, REDUCING, SAMPLING, STEPPING, Plan
@@ -84,11 +84,11 @@ class StepProfiler:
         if self.profiler is None:
             return
         profiler, self.profiler, self.steps = self.profiler, None, 0
-        profiler.stop()
-        if not self.rows:
-            return
         with waiting("writing the profile"):
             try:
+                profiler.stop()
+                if not self.rows:
+                    return
                 self.folder.mkdir(parents=True, exist_ok=True)
                 profiler.export_chrome_trace(str(self.folder / f"trace-rank-{run.world.rank}.json.gz"))
                 text = describe(
@@ -99,8 +99,10 @@ class StepProfiler:
                 )
                 if run.world.is_main:
                     write_text(self.folder / "profile.md", text)
-            except OSError as error:
-                say(f"warning: --profile_steps: the profile could not be written: {one_line(error)}")
+            except Exception as error:  # noqa: BLE001 - it only watches, and the run goes on
+                where = run.recorder.write_error(error) if run.world.is_main else ""
+                what = f"{type(error).__name__}: {one_line(error)}"
+                say(f"warning: --profile_steps: the profile could not be written ({what}; {where})")
                 return
         say(
             f"\n{text.split('## ')[0].rstrip()}\n\nprofile: {self.folder}/profile.md, and a trace for Perfetto beside it"
@@ -111,13 +113,13 @@ def operations(events: Iterable[Any]) -> dict[str, dict[str, OpTotal]]:
     """Adds up a profiler's events: phase → operation → total. Events outside all phases are left out.
 
     Args:
-        events: `profiler.events()`; the phases are the events whose name begins with MARK.
+        events: `profiler.events()`; a main phase is an event named MARK + phase.
     """
     events = [event for event in events if event.device_type.name == "CPU"]
     marks = sorted(
         (event.time_range.start, event.time_range.end, event.name.removeprefix(MARK))
         for event in events
-        if event.name.startswith(MARK) and event.name != MARK + "step"
+        if event.name.removeprefix(MARK) in MAIN_PHASES and event.name.startswith(MARK)
     )
     starts = [start for start, _, _ in marks]
     found: dict[str, dict[str, OpTotal]] = defaultdict(lambda: defaultdict(OpTotal))
@@ -171,7 +173,7 @@ def describe(
     whole = times["time/step"]
     phases = [phase for phase in MAIN_PHASES if times.get(f"time/{phase}")]
     lines = [
-        f"# Profile of {len(rows)} steps",
+        f"# Profile of {count(len(rows), 'step')}",
         "",
         f"A step took {whole:.3g} s. A profiled step is slower than the others, above all where operations are small.",
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..batch.collate import collate, loss_batch
 from ..common.console import say
+from ..common.text import one_line
 from ..losses import Loss, Stats, token_pull
 from ..policy.learn import StepProgress
 from ..policy.learn import score as score_samples
@@ -73,6 +74,7 @@ class TokenTrace:
     first: list[int] = field(default_factory=list)  # the number of each update's first completion
     # What the last pass over each update did: the chosen samples of this rank, their log-probs, and the statistics.
     seen: dict[int, tuple[list[Sample], Mapping[int, Tensor], Stats | None]] = field(default_factory=dict)
+    traced: dict[int, TracedTokens] = field(default_factory=dict)  # what they did to this rank's samples
     compared: bool = True
     seconds: float = 0.0
     failed: bool = False
@@ -104,20 +106,33 @@ class TokenTrace:
     def write(self, run: Run, step: int, progress: StepProgress) -> None:
         """Writes the file of step `step`, counted from 1. If it can't be written, warns once, and the run goes on."""
         began = time.perf_counter()
-        traced = _gathered(run, self._traced())
-        if self.files is not None and self.chosen and not self.failed:
-            tensors, texts = token_tensors(progress.groups, self.chosen, traced, self.pieces)
-            records = completion_records(progress.groups, self.chosen, run.rewards)
-            try:
+        with self._watching():
+            self.traced = self._trace()
+        traced = _gathered(run, self.traced)  # all ranks call it, whatever has failed
+        with self._watching():
+            if self.files is not None and self.chosen and not self.failed:
+                tensors, texts = token_tensors(progress.groups, self.chosen, traced, self.pieces)
+                records = completion_records(progress.groups, self.chosen, run.rewards)
                 self.files.write(step, tensors, texts, records)
-            except OSError as error:
-                self.failed = True
-                say(f"warning: --log_tokens: no more tokens are recorded: {error}")
-        self.seen = {}
+        self.seen, self.traced = {}, {}
         self.seconds += time.perf_counter() - began
 
-    def _traced(self) -> dict[int, TracedTokens]:
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Warns once where recording fails: it only watches, and the run goes on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - see above
+            if not self.failed:
+                say(
+                    f"warning: --log_tokens: no more tokens are recorded: {type(error).__name__}: {one_line(error)}"
+                )
+            self.failed = True
+
+    def _trace(self) -> dict[int, TracedTokens]:
         """Computes what the step's updates did to the chosen completions of this rank: number over all → what was done."""
+        if self.failed:
+            return {}
         found = {
             number: trace_samples(self.loss, *seen, self.compared)
             for number, seen in self.seen.items()
@@ -150,6 +165,10 @@ def trace_samples(
     flat = torch.cat([logps[sample.index] for sample in samples]).to(device)
     batch = loss_batch(micro, TokenScores(flat, torch.zeros_like(flat) if loss.needs_entropies else None))
     pulled = token_pull(loss, batch, stats)
+    if loss.surrogate.weighs_itself:  # a sample whose group has no signal is not looked at
+        counts = [sample.length for sample in samples]
+        used = torch.cat([part.any().expand(len(part)) for part in pulled.policy.split(counts)])
+        pulled = replace(pulled, factor=pulled.factor * used)
     ratios = torch.ones_like(flat) if micro.old_logps is None else (flat - micro.old_logps).exp()
     parts = [
         column.detach().cpu().split([sample.length for sample in samples])

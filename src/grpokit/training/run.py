@@ -334,6 +334,8 @@ class Run:
 
     def close(self) -> None:
         """Stops sampling that is in progress, and closes the run's files."""
-        self.meters.profiler.finish(self)
-        self.rollouts.close()
-        self.recorder.close()
+        try:
+            self.meters.profiler.finish(self)
+        finally:
+            self.rollouts.close()
+            self.recorder.close()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 
 from ...common.console import say, waiting
 from ...common.text import count
 from ...config.commands import CompareConfig
 from ...config.options import TrainConfig
+from ...runs.report.data import read_run
 from .jobs import train_runs
-from .outcome import Outcome, compare_runs, outcome_of_plan
-from .plan import FILE, Plan, check_base, load_plan, make_plan
+from .outcome import Outcome, choose_metric, compare_runs, outcome_of_plan
+from .plan import FILE, Plan, PlannedRun, check_base, load_plan, make_plan
 from .variants import make_variants
 
 PAGE = "compare.html"
@@ -63,7 +65,11 @@ def compare_variants(config: CompareConfig, base: TrainConfig) -> int:
     plan.save()
     shape = f"{count(len(plan.variants), 'variant')} × {count(len(plan.seeds), 'seed')}"
     say(f"{shape} = {count(len(runs), 'run')} in {plan.output}, {todo} to train")
-    ended = train_runs(runs, config.jobs, plan.output)
+    if todo:
+        say(
+            f"each run prints to VARIANT/seed-SEED.log there; `grpokit watch {plan.output}` shows all of them"
+        )
+    ended = train_runs(runs, config.jobs, plan.output, partial(_check_metric, metric=config.metric))
     if ended.signum:
         name = "Ctrl-C" if ended.signum == signal.SIGINT else signal.Signals(ended.signum).name
         say(
@@ -94,6 +100,18 @@ def _check_baseline(baseline: str, plan: Plan) -> None:
     labels = plan.labels
     if baseline and baseline not in (*labels, *labels.values()):
         raise ValueError(f"--baseline {baseline}: no such variant; there are {', '.join(labels.values())}")
+
+
+def _check_metric(run: PlannedRun, metric: str) -> None:
+    """Raises ValueError where a finished run doesn't have the metric, so that no further ones are trained in vain."""
+    if not metric:
+        return
+    try:
+        choose_metric([read_run(run.directory)], metric)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. What is trained is kept: repeat the command with another --metric"
+        ) from error
 
 
 def _check_losses(plan: Plan) -> None:

@@ -50,7 +50,12 @@ class _Slot:
     log_from: int = 0  # bytes that the run's log had before
 
 
-def train_runs(runs: Sequence[PlannedRun], jobs: int, output: Path) -> Ended:
+def train_runs(
+    runs: Sequence[PlannedRun],
+    jobs: int,
+    output: Path,
+    check: Callable[[PlannedRun], None] = lambda run: None,
+) -> Ended:
     """Trains the runs that are not finished.
 
     SIGINT and SIGTERM are passed on: the runs under way write a checkpoint and end. A second Ctrl-C kills them.
@@ -59,6 +64,7 @@ def train_runs(runs: Sequence[PlannedRun], jobs: int, output: Path) -> Ended:
         runs: all runs, in order.
         jobs: how many train at the same time.
         output: the comparison's directory.
+        check: is called with each run that has finished; where it raises, the other runs stop with a checkpoint.
 
     Returns:
         How it ended.
@@ -67,18 +73,27 @@ def train_runs(runs: Sequence[PlannedRun], jobs: int, output: Path) -> Ended:
         ValueError: another comparison is running in the directory.
     """
     waiting = [run for run in runs if not run.is_finished()]
+    for run in runs:
+        if run not in waiting:
+            check(run)
     if not waiting:
         return Ended((), 0)
     with _locked(output) as lock:
-        return _Pool(runs, waiting, _slots(jobs), lock).train()
+        return _Pool(runs, waiting, _slots(jobs), lock, check).train()
 
 
 class _Pool:
     """The runs under way, those that wait, and what became of the others."""
 
     def __init__(
-        self, runs: Sequence[PlannedRun], waiting: list[PlannedRun], slots: list[_Slot], lock: int | None
+        self,
+        runs: Sequence[PlannedRun],
+        waiting: list[PlannedRun],
+        slots: list[_Slot],
+        lock: int | None,
+        check: Callable[[PlannedRun], None],
     ) -> None:
+        self.check = check
         self.runs, self.waiting, self.slots, self.lock = runs, list(waiting), slots, lock
         self.failed: list[str] = []
         self.signals: list[int] = []
@@ -132,6 +147,7 @@ class _Pool:
             left = (time.monotonic() - self.began) / self.ended * len(self.waiting)
             rest = f", about {_minutes(left)} left" if self.waiting else ""
             say(f"{run.name}: trained in {seconds} ({self.done} of {len(self.runs)} runs{rest})")
+            self.check(run)
         elif self.signals:
             say(f"{run.name}: stopped after step {last_step(run.directory)} of {run.config.max_steps}")
         else:
@@ -153,8 +169,10 @@ def _start(run: PlannedRun, slot: _Slot, lock: int | None) -> subprocess.Popen[b
     if not run.has_checkpoint():
         run.begin_again()
     run.directory.parent.mkdir(parents=True, exist_ok=True)
-    threads = run.config.num_threads or slot.threads
-    config = dataclasses.replace(run.config, num_threads=threads, resume_from_checkpoint="auto")
+    threads = (
+        run.config.num_threads or slot.threads
+    )  # the most: a small model is faster with one, and takes one
+    config = dataclasses.replace(run.config, resume_from_checkpoint="auto")
     file = run.directory.with_name(run.directory.name + ".yaml")
     file.write_text(to_yaml(config), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

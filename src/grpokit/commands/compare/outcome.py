@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 from ...common.text import did_you_mean
 from ...config.options import TrainConfig
 from ...runs.report.data import RunData, is_number, read_run
-from .plan import PlannedRun
+from .plan import FREE, PlannedRun
 from .variants import differing_options, labels_of, name_of
 
 if TYPE_CHECKING:
     from .statistics import Comparison
 
-# Options that say where a run is, what it logs and how it is watched, and nothing about how it learns.
-NOT_COMPARED = frozenset(
-    "seed config output_dir resume_from_checkpoint run_name project report_to logging_steps log_completions record_batches "
-    "log_tokens profile_steps device_tflops save_steps save_total_limit num_threads push_to_hub hub_private_repo "
-    "hub_revision check".split()
-)
+# Options that say where a run is, what it logs and how it is watched, and nothing about how it learns or is evaluated.
+NOT_COMPARED = frozenset({"seed", *(name for name in FREE if not name.startswith("eval_"))})
 LAST_PART = 10  # the score of a metric of training is the mean over the last tenth of the steps
 
 
@@ -70,14 +66,18 @@ class Outcome:
 
 
 def compare_runs(
-    paths: Iterable[str | Path], *, metric: str = "", baseline: str | None = None, alpha: float = 0.05
+    paths: str | Path | Iterable[str | Path],
+    *,
+    metric: str = "",
+    baseline: str | None = None,
+    alpha: float = 0.05,
 ) -> Outcome:
     """Compares runs that are there already.
 
     Runs whose options are the same but for the seed are one variant, named by the options in which variants differ.
 
     Args:
-        paths: directories of runs, or folders of them; unfinished runs are left out.
+        paths: directories of runs, or folders of them, or one such; unfinished runs are left out.
         metric: what is compared (default: eval/reward where all runs have it, else reward).
         baseline: name of the variant with which the others are compared; None: all pairs.
         alpha: the probability of calling any pair different where all are equal.
@@ -88,13 +88,13 @@ def compare_runs(
     Raises:
         ValueError: no finished runs, a seed twice in a variant, or no such metric or baseline.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
     found, left_out = [], []
     for path in (found for given in paths for found in find_runs(Path(given))):
-        run = read_run(path)
-        if missing := _unfinished(run):
-            left_out.append(f"{path}: {missing}")
+        if (path / "config.yaml").is_file() and not (path / "final").is_dir():
+            left_out.append(f"{path}: not finished; left out")
         else:
-            found.append(run)
+            found.append(read_run(path))
     if not found:
         raise ValueError(f"--runs: none of them is finished ({'; '.join(left_out) or 'no runs were given'})")
     return make_outcome(_group(found), left_out, metric=metric, baseline=baseline, alpha=alpha)
@@ -231,14 +231,6 @@ def _metrics(run: RunData) -> set[str]:
 
 
 # --------------------------------------------------------------------------- variants of runs
-
-
-def _unfinished(run: RunData) -> str:
-    """Says why a run is not finished; "" for one that is."""
-    steps, wanted = run.steps[-1]["step"], run.config.get("max_steps")
-    if not (run.path / "final").is_dir():
-        return f"not finished (step {steps}{f' of {wanted}' if wanted else ''})"
-    return ""
 
 
 def _group(runs: Sequence[RunData]) -> list[VariantRuns]:

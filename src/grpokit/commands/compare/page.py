@@ -150,7 +150,7 @@ def _differences(outcome: Outcome) -> str:
     shown = [pair for pair in pairs if not math.isnan(pair.difference)][:MANY_PAIRS]
     strips = []
     for pair in shown:
-        higher, lower, difference, low, high = ordered(pair)
+        higher, lower, difference, low, high = ordered(pair, outcome.statistics.baseline is not None)
         one, other = outcome.scores[higher], outcome.scores[lower]
         strips.append(
             Strip(
@@ -274,7 +274,8 @@ def _describe(title: str, curves: list[tuple[str, Curve]]) -> str:
 def _training(outcome: Outcome) -> str:
     swatch = _swatch(outcome)
     note = (
-        "Health: means over the last quarter of the steps and over seeds. Time and tokens: means over seeds."
+        "Health: means over the last quarter of the steps and over seeds. Time and tokens: means over seeds. "
+        "Times are those of the machine, with whatever else it did."
     )
     return (
         f"<section><h2>How they trained</h2><p class='note'>{note}</p>"

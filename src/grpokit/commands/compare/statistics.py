@@ -160,7 +160,7 @@ def _compare(first: str, second: str, scores: Scores, alpha: float) -> Pair:
         second=second,
         seeds=n,
         difference=float(differences.mean()) if n else math.nan,
-        spread=float(differences.std(ddof=1)) if n > 1 else math.nan,
+        spread=_spread(x, y) if n > 1 else math.nan,
         low=low,
         high=high,
         p=p,
@@ -191,14 +191,19 @@ def paired_t(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, a
     differences = x - y
     if len(x) < 2:
         return None, math.nan, math.nan
-    scale = max(np.abs(x).max(), np.abs(y).max())
     if not differences.any():
         return 1.0, 0.0, 0.0
-    if differences.std(ddof=1) <= NO_SPREAD * scale:
+    if not _spread(x, y):
         return 2.0 ** (1 - len(x)), math.nan, math.nan
     result = stats.ttest_rel(x, y)
     interval = result.confidence_interval(1 - alpha)
     return float(result.pvalue), float(interval.low), float(interval.high)
+
+
+def _spread(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the standard deviation of the paired differences; 0 where it is rounding."""
+    spread, scale = float((x - y).std(ddof=1)), max(np.abs(x).max(), np.abs(y).max())
+    return spread if spread > NO_SPREAD * scale else 0.0
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -291,6 +296,8 @@ def power(difference: float, spread: float, seeds: int, level: float) -> float:
     """
     critical, freedom = stats.t.ppf(1 - level / 2, seeds - 1), seeds - 1
     shift = abs(difference) / spread * math.sqrt(seeds)
+    if shift > 1e3 * critical:
+        return 1.0  # certain; scipy returns NaN for noncentralities far beyond that
     # With this noncentrality the other tail is far below any digit that is shown, and scipy may return NaN for it.
     other = stats.nct.cdf(-critical, freedom, shift) if shift < 5 else 0.0
     return float(stats.nct.sf(critical, freedom, shift) + other)

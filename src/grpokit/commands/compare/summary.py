@@ -57,9 +57,9 @@ def caution(outcome: Outcome) -> str:
     return " ".join(said)
 
 
-def ordered(pair: Pair) -> tuple[str, str, float, float, float]:
-    """Returns (higher, lower, difference, low, high) of a pair, so that the difference is not negative."""
-    if pair.difference < 0:
+def ordered(pair: Pair, with_baseline: bool = False) -> tuple[str, str, float, float, float]:
+    """Returns (first, second, difference, low, high) of a pair: the higher one first, or the baseline always second."""
+    if pair.difference < 0 and not with_baseline:
         return pair.second, pair.first, -pair.difference, -pair.high, -pair.low
     return pair.first, pair.second, pair.difference, pair.low, pair.high
 
@@ -124,7 +124,7 @@ def _pairs_table(outcome: Outcome) -> Table:
             no_wrap=heading == "interval",
         )
     for pair in shown:
-        higher, lower, difference, low, high = ordered(pair)
+        higher, lower, difference, low, high = ordered(pair, outcome.statistics.baseline is not None)
         table.add_row(
             f"{higher} − {lower}",
             "–" if math.isnan(difference) else decimal(difference),

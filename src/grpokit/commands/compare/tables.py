@@ -63,13 +63,16 @@ def pairs_html(outcome: Outcome) -> str:
         "common seeds",
         "seeds to find it",
     )
+    with_baseline = outcome.statistics.baseline is not None
     return table_html(
-        headings, [_pair_row(pair) for pair in sorted_pairs(outcome.statistics.pairs)], "table pairs"
+        headings,
+        [_pair_row(pair, with_baseline) for pair in sorted_pairs(outcome.statistics.pairs)],
+        "table pairs",
     )
 
 
-def _pair_row(pair: Pair) -> list[str]:
-    higher, lower, difference, low, high = ordered(pair)
+def _pair_row(pair: Pair, with_baseline: bool) -> list[str]:
+    higher, lower, difference, low, high = ordered(pair, with_baseline)
     improvement = pair.improvement if higher == pair.first else 1 - pair.improvement
     css = "tag yes" if pair.different else "tag"
     return [

@@ -85,7 +85,10 @@ def make_variants(vary: Sequence[str], file: str, base: TrainConfig) -> tuple[Va
     if vary and file:
         raise ValueError(f"--variants {file}: takes the place of --vary; leave one of them out")
     if not vary and not file:
-        raise ValueError("--vary: is missing; say what to compare, such as --vary loss_type=grpo,dapo")
+        raise ValueError(
+            "--vary: is missing; say what to compare, such as --vary loss_type=grpo,dapo. (A comparison that is there goes on "
+            "with --output_dir DIR, and --seeds, --jobs or --metric, alone.)"
+        )
     variants = read_variants(file, base) if file else grid(vary, base)
     check_distinct(variants, base)
     for variant in variants:

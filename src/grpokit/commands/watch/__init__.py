@@ -33,10 +33,20 @@ def watch(config: WatchConfig) -> int:
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise ValueError(f'watch: needs {error.name}; pip install "grpokit[watch]"') from error
+    for run in config.runs:
+        if Path(run).is_file():
+            raise ValueError(
+                f"watch: {run}: is a file; name a run's --output_dir, or a directory that holds runs"
+            )
+        if not Path(run).is_dir():
+            print(f"note: {run}: no such directory yet; the page waits for it")
     token = "" if config.host in LOOPBACK else secrets.token_urlsafe(24)
     app = make_app([Path(run) for run in config.runs], token)
     with listen(config.host, config.port) as opened:
-        address = _address(config.host, opened.getsockname()[1], token)
+        port = opened.getsockname()[1]
+        if config.port not in (0, port):
+            print(f"note: --port {config.port}: is taken; {port} is the next one that is free")
+        address = _address(config.host, port, token)
         print(f"{address}  ({', '.join(config.runs)}; Ctrl-C ends it)", flush=True)
         if config.open:
             import webbrowser
@@ -57,7 +67,7 @@ def watch(config: WatchConfig) -> int:
 
 
 def _address(host: str, port: int, token: str) -> str:
-    """Returns the page's address. All addresses of a machine are named by its name."""
+    """Returns the page's URL. For 0.0.0.0 and ::, which a browser can't open, it has the machine's host name."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")

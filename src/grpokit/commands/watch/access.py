@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl
 
@@ -34,7 +35,8 @@ def host_name(host: str) -> str:
         ('localhost', '::1')
     """
     if host.startswith("["):
-        return host[1:].split("]", 1)[0]
+        address, _, rest = host[1:].partition("]")
+        return address if re.fullmatch(r"(:\d*)?", rest) and ":" in address else ""
     return host.split(":", 1)[0].lower()
 
 

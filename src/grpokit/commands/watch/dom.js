@@ -33,7 +33,7 @@ export function number(value) {
   if (size !== 0 && (size < 1e-4 || size >= 1e7)) text = value.toExponential(2).replace("e+", "e");
   else if (size >= 1000) text = Math.round(value).toLocaleString("en");
   else text = String(Number(value.toPrecision(4)));
-  return text.replace("-", MINUS);
+  return text.replaceAll("-", MINUS);
 }
 
 export function signed(value) {

@@ -14,7 +14,7 @@ export const QUANTITIES = {
 
 // The size that 98 of 100 values stay below, so that one outlier doesn't make all others pale.
 function largest(values, least) {
-  const sizes = values.filter((value) => value !== null).map(Math.abs).sort((a, b) => a - b);
+  const sizes = values.filter((value) => value !== null && value !== 0).map(Math.abs).sort((a, b) => a - b);
   return sizes.length ? Math.max(least, sizes[Math.floor(0.98 * (sizes.length - 1))]) : least;
 }
 

@@ -165,7 +165,10 @@ class WatchedRun:
         each = self.step_seconds()
         written, failed = self._date("metrics.jsonl") / 1e9, self._date("error.txt") / 1e9
         final = self._date("final") / 1e9
-        if failed > 0 and failed >= written:
+        has_ended = (
+            0 < final <= failed + AFTER_FINAL
+        )  # what failed then, such as the report, was not the training
+        if failed > 0 and failed >= written and not has_ended:
             lines = self._error().strip().splitlines()
             return Status("failed", lines[-1] if lines else "error.txt is empty", step, most, None)
         if final > 0 and written <= final + AFTER_FINAL:

@@ -82,6 +82,8 @@ def _open(path: Path, modified: int, size: int) -> TokenFile:
         completions, pieces = json.loads(told["completions"]), json.loads(told["pieces"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path.name}: is not a file of tokens ({error!r})") from error
+    if not (isinstance(completions, list) and all(isinstance(each, dict) for each in completions)):
+        raise ValueError(f"{path.name}: expected a list of objects as its completions")
     if len(completions) != len(lengths):
         raise ValueError(f"{path.name}: has {len(completions)} completions and {len(lengths)} lengths")
     return TokenFile(path, tuple(completions), tuple(lengths), tuple(pieces))
@@ -104,9 +106,14 @@ def tokens_of(file: TokenFile, place: int, first: int, count: int) -> dict[str, 
     begin = sum(file.lengths[:place])
     start = begin + min(first, file.lengths[place])
     end = begin + min(first + count, file.lengths[place])
-    with safe_open(file.path, framework="numpy") as opened:
-        names = opened.keys()
-        columns = {name: opened.get_slice(name)[start:end] for name in ("piece", *COLUMNS) if name in names}
+    try:
+        with safe_open(file.path, framework="numpy") as opened:
+            names = opened.keys()
+            columns = {
+                name: opened.get_slice(name)[start:end] for name in ("piece", *COLUMNS) if name in names
+            }
+    except (SafetensorError, OSError) as error:  # a resumed run has just rewritten it
+        raise ValueError(f"{file.path.name}: can't be read now ({error}); try again") from error
     texts = [file.pieces[i] if 0 <= i < len(file.pieces) else "\ufffd" for i in columns.pop("piece").tolist()]
     return {"pieces": texts, **{name: _plain(column) for name, column in columns.items()}}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -10,6 +12,7 @@ from .history import WINDOW, History, numbers
 
 # These estimators compare the completions of a group with each other: equal rewards teach them nothing.
 WITHIN_GROUPS = ("group", "rloo", "opo", "gdpo", "maxrl", "gpg", "loo_std", "pass_k")
+MUCH_CLIPPED = 0.3  # losses of whole sequences clip 15 % to 20 % as a rule
 
 
 def groups_without_spread(run: History) -> str | None:
@@ -17,11 +20,17 @@ def groups_without_spread(run: History) -> str | None:
     share = run.mean("frac_reward_zero_std")
     if share is None or share < 0.8 or run.config.get("advantage_estimator", "group") not in WITHIN_GROUPS:
         return None
-    reward = run.mean("reward")
+    reward, spread = run.mean("reward"), run.values("reward")
     level = "" if reward is None else f", at a mean reward of {reward:.3g}"
+    if share == 1 and spread and max(spread) - min(spread) < 1e-9:
+        return (
+            f"all rewards of the last {WINDOW} steps are {reward:.3g}, so nothing is learned: read some completions, and check "
+            "that the reward function recognises a right answer (a function alone, with the reference as the completion)"
+        )
+    again = "" if run.config.get("max_resample_times") else ", or set --max_resample_times 3"
     return (
         f"in {share:.0%} of the groups of the last {WINDOW} steps all rewards are equal{level}: these groups teach nothing; "
-        "choose prompts that are solved sometimes, raise --num_generations, or set --max_resample_times 3"
+        f"choose prompts that are solved sometimes, raise --num_generations{again}"
     )
 
 
@@ -31,17 +40,18 @@ def truncation(run: History) -> str | None:
     if share is None or share < 0.2:
         return None
     limit = run.config.get("max_completion_length")
+    masked = run.config.get("mask_truncated_completions") or share > 0.5
+    cure = "" if masked else ", or leave such completions out with --mask_truncated_completions"
     return (
         f"{share:.0%} of the completions of the last {WINDOW} steps were cut off"
-        f"{'' if limit is None else f' at --max_completion_length {limit}'}; raise it, or leave such completions out with "
-        "--mask_truncated_completions"
+        f"{'' if limit is None else f' at --max_completion_length {limit}'}; raise it{cure}"
     )
 
 
 def entropy_collapse(run: History) -> str | None:
     """Finds an entropy that has fallen to nearly nothing while the reward no longer rises."""
     before, now = run.start("entropy"), run.mean("entropy")
-    if before is None or now is None or now > 0.1 * before or run.rises("reward") or _is_solved(run):
+    if before is None or now is None or now > 0.1 * before or run.is_rising() or _is_solved(run):
         return None
     return (
         f"the entropy has fallen from {before:.3g} to {now:.3g} nats per token and the reward no longer rises: the policy has "
@@ -56,14 +66,14 @@ def _is_solved(run: History) -> bool:
 
 
 def length_drift(run: History) -> str | None:
-    """Finds completions that became twice as long or half as long while the reward no longer rises."""
+    """Finds completions that became twice as long or half as long while the reward has not risen."""
     before, now = run.start("completions/mean_length"), run.mean("completions/mean_length")
-    if not before or now is None or 0.5 * before < now < 2 * before or run.rises("reward"):
+    if not before or now is None or 0.5 * before < now < 2 * before or run.has_risen():
         return None
     how, then = ("grown", "soft_overlong") if now > before else ("shrunk", "")
     cure = f"; the reward function {then} penalises length" if then else "; read some of them"
     return (
-        f"completions have {how} from {before:.3g} to {now:.3g} tokens while the reward does not rise{cure}"
+        f"completions have {how} from {before:.3g} to {now:.3g} tokens while the reward has not risen{cure}"
     )
 
 
@@ -71,7 +81,7 @@ def clip_share(run: History) -> str | None:
     """Finds steps in which the loss takes the gradient of many tokens away."""
     share, gate = run.mean("clip_ratio/region_mean"), run.mean("gate/mean")
     cure = "lower --learning_rate, --num_iterations or --updates_per_step"
-    if share is not None and share >= 0.2:
+    if share is not None and share >= MUCH_CLIPPED:
         return f"{share:.0%} of the tokens of the last {WINDOW} steps were clipped, so they taught little; {cure}"
     if gate is not None and gate <= 0.5:
         return f"the gate was {gate:.0%} open on average in the last {WINDOW} steps, so the loss damped most gradients; {cure}"
@@ -132,30 +142,49 @@ def learning_rate_high(run: History) -> str | None:
             f"{skipped:.0f} updates of the last {WINDOW} steps were skipped, because they were not finite; lower "
             f"--learning_rate{_now(rate)}"
         )
-    before, now = run.mean("reward", skipping=2 * WINDOW), run.mean("reward")
-    spread = run.values("reward", skipping=2 * WINDOW)
-    old, new = run.start("grad_norm"), run.mean("grad_norm")
-    if before is None or now is None or not old or new is None or len(spread) < 2:
-        return None
-    if before - now < max(3 * statistics.stdev(spread), 0.2 * abs(before)) or new < 2 * old:
+    fall, old, new = _fall(run), run.start("grad_norm"), run.mean("grad_norm")
+    if fall is None or not old or new is None or new < 2 * old:
         return None
     return (
-        f"the reward has fallen from {before:.3g} to {now:.3g} in {2 * WINDOW} steps, and the gradient norm has grown from "
-        f"{old:.3g} to {new:.3g}; lower --learning_rate{_now(rate)}"
+        f"the reward has fallen from {fall[0]:.3g} to {fall[1]:.3g}, and the gradient norm has grown from {old:.3g} to "
+        f"{new:.3g}; lower --learning_rate{_now(rate)}"
     )
+
+
+def reward_falls(run: History) -> str | None:
+    """Finds a reward that has fallen far below what it was."""
+    fall = _fall(run)
+    if fall is None or learning_rate_high(run) is not None:
+        return None
+    before, now = run.start("entropy"), run.mean("entropy")
+    wild = before and now is not None and now >= 3 * before
+    entropy = f", and the entropy has grown from {before:.3g} to {now:.3g} nats" if wild else ""
+    return (
+        f"the reward has fallen from {fall[0]:.3g} to {fall[1]:.3g}{entropy}: the policy is getting worse; lower "
+        f"--learning_rate{_now(run.config.get('learning_rate'))}, or hold the policy with --beta"
+    )
+
+
+def _fall(run: History) -> tuple[float, float] | None:
+    """Returns the best and the present mean reward, where the present one is far below."""
+    now = run.mean("reward")
+    if run.best is None or now is None or run.best - now <= max(5 * run.noise("reward"), 0.2 * abs(run.best)):
+        return None
+    return run.best, now
 
 
 def learning_rate_low(run: History) -> str | None:
     """Finds a run in which nothing moves, though groups have spread."""
-    if run.count < 5 * WINDOW or (run.mean("frac_reward_zero_std") or 0) >= 0.8:
+    warmup = run.config.get("warmup_steps") or 0
+    if run.count < 20 * WINDOW + warmup or (run.mean("frac_reward_zero_std") or 0) >= 0.8:
         return None
-    pairs = [(run.start(name), run.mean(name)) for name in ("reward", "entropy", "completions/mean_length")]
-    spread = run.values("reward", 2 * WINDOW)
-    (reward, now), *others = pairs
-    if reward is None or now is None or len(spread) < 2 or not run.mean("grad_norm"):
+    before, now = run.start("reward"), run.mean("reward")
+    if before is None or now is None or not run.mean("grad_norm") or not math.isfinite(run.noise("reward")):
         return None
+    others = [(run.start(name), run.mean(name)) for name in ("entropy", "completions/mean_length")]
     known = [(a, b) for a, b in others if a and b is not None]
-    if abs(now - reward) > statistics.stdev(spread) or any(abs(b - a) > 0.05 * abs(a) for a, b in known):
+    moved = abs(now - before) > 2 * run.noise("reward") or run.is_rising()
+    if moved or any(abs(b - a) > 0.02 * abs(a) for a, b in known):
         return None
     return (
         f"in {run.count} steps the reward has stayed at {now:.3g}, and entropy and length have not moved either: "
@@ -164,17 +193,23 @@ def learning_rate_low(run: History) -> str | None:
 
 
 def held_out_falls(run: History) -> str | None:
-    """Finds a held-out reward that falls while the training reward has risen."""
+    """Finds a held-out reward that falls while the training reward has risen.
+
+    Compares means of three evaluations, because the best of many noisy ones is too high.
+    """
     found = numbers(run.evaluations, "eval/reward")
     before, now = run.start("reward"), run.mean("reward")
-    if len(found) < 3 or before is None or now is None or now <= before:
+    if len(found) < 6 or before is None or now is None or now <= before:
         return None
-    best, last = max(found), found[-1]
-    if last > best - max(0.05 * abs(best), 0.01) or found[-2] > best - max(0.05 * abs(best), 0.01):
+    smooth = [statistics.fmean(found[i : i + 3]) for i in range(len(found) - 2)]
+    noise = math.sqrt(statistics.fmean((b - a) ** 2 for a, b in itertools.pairwise(found)) / 2)
+    best, last = max(smooth[:-3]), smooth[-1]
+    if best - last <= max(0.05 * abs(best), 0.01, 4 * noise * math.sqrt(2 / 3)):
         return None
     return (
-        f"the held-out reward has fallen from {best:.3g} to {last:.3g} while the training reward rose from {before:.3g} to "
-        f"{now:.3g}: best/ has the better model; --early_stop eval/reward:3 ends a run after three evaluations without a new best"
+        f"the held-out reward has fallen from {best:.3g} to {last:.3g} (means of three evaluations) while the training reward "
+        f"rose from {before:.3g} to {now:.3g}: best/ has an earlier model; --early_stop eval/reward:3 ends a run after three "
+        "evaluations without a new best"
     )
 
 
@@ -225,6 +260,7 @@ RULES: Mapping[str, Rule] = {
     "kl_growth": Rule(kl_growth, "warn", "kl"),
     "length_hacking": Rule(length_hacking, "note", "the-reward-is-hacked"),
     "learning_rate_high": Rule(learning_rate_high, "warn", "the-learning-rate"),
+    "reward_falls": Rule(reward_falls, "warn", "the-learning-rate"),
     "learning_rate_low": Rule(learning_rate_low, "note", "the-learning-rate"),
     "held_out_falls": Rule(held_out_falls, "warn", "the-reward-is-hacked"),
     "unscored": Rule(unscored, "warn", "all-rewards-are-equal"),
