@@ -273,7 +273,7 @@ def test_a_server_that_is_gone_is_said_and_found_again(chromium, run):
         page.get_by_role("link", name="Completions").click()  # asked in vain
         with serving(run, port=int(address.split(":")[2].strip("/"))):
             page.wait_for_selector("text=that step 40 has recorded")
-            assert text(page, "#connection") == ""
+            page.wait_for_function("document.querySelector('#connection').textContent === ''")
             page.errors.clear()  # the browser's own lines on refused connections
 
 

@@ -101,6 +101,7 @@ def test_advice_is_asked_with_the_runs_rows_and_options(client, monkeypatch):
         "text": "Raise it.",
         "step": 12,
         "guide": "guides/not-learning.md#x",
+        "now": True,
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...common.text import did_you_mean
 from ...config.options import TrainConfig
 from ...runs.report.data import RunData, is_number, read_run
-from .plan import FREE, PlannedRun
+from .plan import FREE, PlannedRun, last_step
 from .variants import differing_options, labels_of, name_of
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def compare_runs(
     found, left_out = [], []
     for path in (found for given in paths for found in find_runs(Path(given))):
         if (path / "config.yaml").is_file() and not (path / "final").is_dir():
-            left_out.append(f"{path}: not finished; left out")
+            left_out.append(f"{path}: not finished (step {last_step(path)})")
         else:
             found.append(read_run(path))
     if not found:
