@@ -31,10 +31,13 @@ class Clock:
     Args:
         memory: reads the peak memory (None: it is not measured).
         work: counts the FLOPs of passes over micro-batches (None: they are not counted).
+        overlaps: whether sampling overlaps with training, so that the time of a rollout is only that of waiting for it.
     """
 
-    def __init__(self, memory: PeakMemory | None = None, work: Work | None = None) -> None:
-        self.memory, self.work = memory, work or Work()
+    def __init__(
+        self, memory: PeakMemory | None = None, work: Work | None = None, overlaps: bool = False
+    ) -> None:
+        self.memory, self.work, self.overlaps = memory, work or Work(), overlaps
         self.seconds: dict[str, float] = {}
         self.flops: dict[str, float] = {}
         self.peaks: dict[str, int] = {}  # bytes
@@ -80,7 +83,7 @@ class Clock:
             found["memory/host"] = _most(host / GIB)
         learned = {"flops": Metric.sum(torch.tensor(self.flops.get("learn", 0.0), dtype=torch.float64))}
         found = world.join_metrics(found | learned)
-        flops = {"rollout": sampled, "learn": found.pop("flops").value}
+        flops = {"learn": found.pop("flops").value} | ({} if self.overlaps else {"rollout": sampled})
         found["tokens_per_second"] = Metric.share(completion_tokens, found["time/step"].value)
         for phase, work in flops.items():
             lasted = found[f"time/{phase}"].value

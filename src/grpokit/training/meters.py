@@ -28,10 +28,11 @@ class Meters:
     peak_flops: float | None  # FLOP/s that a rank's device can do, where that is known
     profiler: StepProfiler  # --profile_steps
     token_trace: TokenTrace | None  # --log_tokens
+    overlaps: bool = False  # whether sampling overlaps with training (--async_depth 1)
 
     def clock(self) -> Clock:
         """Returns a clock for the phases of a new step."""
-        return Clock(self.memory, self.work)
+        return Clock(self.memory, self.work, self.overlaps)
 
 
 def make_meters(
@@ -65,4 +66,5 @@ def make_meters(
         peak_flops=1e12 * config.device_tflops or peak_flops(policy.device, policy.compute_dtype),
         profiler=StepProfiler(config.profile_steps, output / PROFILE),
         token_trace=trace,
+        overlaps=bool(config.async_depth),
     )
