@@ -147,7 +147,7 @@ function meta(row) {
     el("span", {}, `length ${whole(row.length)}`),
     el("span", { class: row.ending === "length" ? "cut" : null }, row.ending === "length" ? "cut off" : `ended by ${row.ending}`),
     row.turns ? el("span", {}, `${row.turns} turn${row.turns === 1 ? "" : "s"}`) : null,
-    el("span", {}, `group ${row.group + 1}, no. ${row.generation + 1}`),
+    el("span", {}, `group ${row.number + 1}, no. ${row.generation + 1}`),
   ];
 }
 

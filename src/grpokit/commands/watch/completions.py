@@ -49,7 +49,8 @@ def _row(group: Mapping[str, Any], g: int, i: int) -> Row:
     length = _at(group.get("lengths"), i)
     rewards = group.get("rewards")
     return {
-        "group": g,
+        "group": g,  # its place among the recorded groups; `number`: within the step, as recorded tokens have it
+        "number": group.get("group", g),
         "generation": i,
         "source": str(group.get("source") or ""),
         "reward": _number(_at(group.get("reward"), i)),
