@@ -222,6 +222,7 @@ class TokenFiles:
     folder: Path
     most_bytes: int = MOST_BYTES
     every: int = 1
+    sizes: dict[int, int] | None = None  # step → bytes of its file; None: not read yet
 
     def write(
         self, step: int, tensors: Mapping[str, Tensor], pieces: Sequence[str], records: Sequence[Any]
@@ -241,26 +242,36 @@ class TokenFiles:
         }
         if self.every > 1:
             self._remove(lambda old: old % self.every)
-        write_tensors(self.folder / f"step-{step:06d}.safetensors", tensors, metadata)
-        while (
-            sum(path.stat().st_size for path in self.files().values()) > self.most_bytes
-            and len(self.files()) > 1
-        ):
+        path, sizes = self._path(step), self._known()
+        write_tensors(path, tensors, metadata)
+        sizes[step] = path.stat().st_size
+        while sum(sizes.values()) > self.most_bytes and len(sizes) > 1:
             self.every *= 2
             self._remove(lambda old: old % self.every and old != step)
 
-    def files(self) -> dict[int, Path]:
-        """Returns the files by step."""
-        found = (
-            (re.fullmatch(r"step-(\d+)\.safetensors", path.name), path) for path in self.folder.glob("step-*")
-        )
-        return dict(sorted((int(match[1]), path) for match, path in found if match))
+    def steps(self) -> list[int]:
+        """Returns the recorded steps in order."""
+        return sorted(self._known())
 
     def cut(self, last_step: int) -> None:
         """Removes the files of steps after `last_step`, which a resumed run makes again."""
         self._remove(lambda old: old > last_step)
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}.safetensors"
+
+    def _known(self) -> dict[int, int]:
+        """Returns step → bytes of its file. The directory is read once: a long run has thousands of files."""
+        if self.sizes is None:
+            names = {
+                path: re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+                for path in self.folder.glob("step-*")
+            }
+            self.sizes = {int(match[1]): path.stat().st_size for path, match in names.items() if match}
+        return self.sizes
+
     def _remove(self, unwanted: Callable[[int], object]) -> None:
-        for step, path in self.files().items():
-            if unwanted(step):
-                path.unlink(missing_ok=True)
+        sizes = self._known()
+        for step in [step for step in sizes if unwanted(step)]:
+            self._path(step).unlink(missing_ok=True)
+            del sizes[step]

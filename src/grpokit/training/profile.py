@@ -194,19 +194,23 @@ def describe(
     lines.append(f"| other | {max(0.0, other):.3g} | {max(0.0, other) / whole:.0%} | | | | | | |")
     lines += ["", *_notes(unplanned, before)]
     for phase, found in ops.items():
-        lines += [
-            "",
-            f"## {phase}",
-            "",
-            "| operation | seconds a step | calls a step | MiB allocated a step |",
-        ]
-        lines += ["|---|---|---|---|"]
-        for name, op in sorted(found.items(), key=lambda item: -item[1].seconds)[:MOST_OPS]:
-            steps = len(rows)
-            lines.append(
-                f"| `{name}` | {op.seconds / steps:.3g} | {op.calls / steps:,.0f} | {op.allocated / steps / 2**20:,.1f} |"
-            )
+        lines += ["", f"## {phase}", "", *_operations_table(found, len(rows))]
     return "\n".join(lines) + "\n"
+
+
+def _operations_table(found: Mapping[str, OpTotal], steps: int) -> list[str]:
+    """Returns the operations that took most of a phase, with their share of all of its operations."""
+    whole = sum(op.seconds for op in found.values()) or 1.0
+    lines = [
+        "| operation | seconds a step | share | calls a step | MiB allocated a step |",
+        "|---|---|---|---|---|",
+    ]
+    for name, op in sorted(found.items(), key=lambda item: -item[1].seconds)[:MOST_OPS]:
+        lines.append(
+            f"| `{name}` | {op.seconds / steps:.3g} | {op.seconds / whole:.0%} | {op.calls / steps:,.0f} | "
+            f"{op.allocated / steps / 2**20:,.1f} |"
+        )
+    return lines
 
 
 def _notes(unplanned: str, before: int | None) -> list[str]:

@@ -111,14 +111,14 @@ class Views:
             return {**found, "tokens": place_of(run.folder, step, groups[group].get("group"), generation)}
 
     def recorded(self, name: str, step: int | None) -> Data:
-        """Returns the steps whose tokens were recorded, and the completions of one (None: the newest)."""
+        """Returns the steps whose tokens were recorded, and the completions of the one nearest to `step` (None: the newest)."""
         run = self._run(name)
         with run.lock:
             run.refresh()
             steps = run.shown_token_steps()
             if not steps:
                 return {"steps": [], "step": None, "completions": []}
-            shown = step if step is not None else steps[-1]
+            shown = steps[-1] if step is None else min(steps, key=lambda each: abs(each - step))
             file = read_tokens(run.folder, shown)
             rows = [
                 {key: value for key, value in told.items() if key != "prompt"} | {"length": length}
