@@ -7,7 +7,7 @@
 Commands take turns, so that a slow minute hits all of them. Those that are measured against a commit run there too,
 in the same turns. A large file of data is measured against a small one: how much later a run of one step ends, and how
 much more memory it takes. To the limit of such a ratio comes the noise: how far the older commit's own times lie apart, which
-is half the distance of their quartiles, as a share of the median.
+is half the distance of their quartiles, as a share of the median. `watch.py` and `recording.py` have limits of their own.
 Exit code: 0 where all limits are kept, 1 where one is broken, 2 for wrong usage. A further limit is a row of LIMITS.
 """
 

@@ -12,11 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 from grpokit import GRPOTrainer
 from grpokit.commands.tasks import sort_digits
+
+
+LIMIT = 0.01  # of a step
 
 
 def make_model(folder: Path, tokens: int) -> str:
@@ -68,8 +72,8 @@ def shares(folder: Path, completions: int, tokens: int, record: int, steps: int)
     return [(row["time/tokens"], row["time/step"]) for row in rows]
 
 
-def main() -> None:
-    """Prints the median."""
+def main() -> int:
+    """Prints the medians. Returns 1 where one is above the limit."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument("--record", type=int, nargs="+", default=[8, 64], help="completions to record")
     parser.add_argument("--steps", type=int, default=6)
     args = parser.parse_args()
+    kept = True
     for record in args.record:
         with tempfile.TemporaryDirectory() as folder:
             found = shares(Path(folder), args.completions, args.tokens, record, args.steps)[1:]
@@ -88,7 +93,9 @@ def main() -> None:
             f"{step:.2f} s, {share:.2%}",
             flush=True,
         )
+        kept &= share <= LIMIT
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
