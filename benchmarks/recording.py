@@ -19,7 +19,6 @@ from pathlib import Path
 from grpokit import GRPOTrainer
 from grpokit.commands.tasks import sort_digits
 
-
 LIMIT = 0.01  # of a step
 
 
