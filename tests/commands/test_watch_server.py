@@ -305,7 +305,10 @@ def test_what_is_missing_is_said(capsys, monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_the_command_serves_until_it_is_interrupted(run, host):
-    code = "import sys; from grpokit.commands.cli import main; code = main(); assert 'torch' not in sys.modules; sys.exit(code)"
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
+        "from grpokit.commands.cli import main; code = main(); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
     command = [sys.executable, "-c", code, "watch", str(run), "--host", host, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
