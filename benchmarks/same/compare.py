@@ -81,9 +81,9 @@ def compare_lines(old: Path, new: Path) -> str:
         before, after = clean(ours), clean(theirs)
         if before != after:
             values = [json.loads(side, parse_float=str, parse_int=str) for side in (before, after)]
-            if old.name in TIMED:  # figures that only the new version has are no difference
+            if old.name in RECORDS:  # figures and fields that only the new version has are no difference
                 values[1] = {key: value for key, value in values[1].items() if key in values[0]}
-            if values[0] != values[1] or old.name not in TIMED:
+            if values[0] != values[1] or old.name not in RECORDS:
                 return f"line {number}, {compare_values(*values)}"
     return ""
 
