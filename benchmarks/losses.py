@@ -21,7 +21,6 @@ from typing import NamedTuple
 from grpokit.commands.compare.outcome import Outcome, compare_runs
 from grpokit.commands.compare.statistics import Pair
 from grpokit.commands.compare.summary import verdict
-
 from grpokit.losses import LOSSES
 
 MAKE_CHAT = Path(__file__).resolve().parents[1] / "examples" / "make_tiny_chat_model.py"
