@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-import grpokit.commands.watch.views as views_module
+import grpokit.commands.watch.run as run_module
 from grpokit.commands.cli import main, parse
 from grpokit.commands.watch.access import host_name
 from grpokit.commands.watch.server import listen, make_app
@@ -86,14 +86,19 @@ def test_an_overview_has_what_the_run_has_written(client):
 
 
 def test_advice_is_asked_with_the_runs_rows_and_options(client, monkeypatch):
-    def advise(steps, evaluations, config):
-        assert [row["step"] for row in steps] == list(range(1, 13))
-        assert steps[-1]["reward"] == steps[11]["reward"]
-        assert [row["step"] for row in evaluations] == [0, 20]
-        assert config["max_steps"] == 20
-        return [Advice("rule", "warn", "Raise it.", 12, "guides/not-learning.md#x")]
+    class Asked:
+        def __init__(self, config):
+            assert config["max_steps"] == 20
 
-    monkeypatch.setattr(views_module, "advise", advise)
+        def start(self, steps, evaluations):
+            assert [row["step"] for row in steps] == list(range(1, 13))
+            assert steps[-1]["reward"] == steps[11]["reward"]
+            assert [row["step"] for row in evaluations] == [0, 20]
+
+        def advice(self):
+            return [Advice("rule", "warn", "Raise it.", 12, "guides/not-learning.md#x")]
+
+    monkeypatch.setattr(run_module, "Adviser", Asked)
     [said] = answer(client, "overview", run="demo")["advice"]
     assert said == {
         "rule": "rule",
@@ -103,6 +108,32 @@ def test_advice_is_asked_with_the_runs_rows_and_options(client, monkeypatch):
         "guide": "guides/not-learning.md#x",
         "now": True,
     }
+
+
+def test_advice_is_the_same_step_by_step_and_after_a_resume(tmp_path):
+    """Only new steps are looked at, and all of them where the run went back to a checkpoint."""
+    folder = make_watched_run(tmp_path / "demo", 40, 8)
+    watched = run_module.WatchedRun("demo", folder)
+
+    def whole():
+        fresh = run_module.WatchedRun("demo", folder)
+        fresh.refresh()
+        return fresh.advice()
+
+    def write(steps, share):
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": s, "completions/clipped_ratio": share}) + "\n" for s in steps)
+
+    for steps, share, expected in (
+        (range(9, 25), 0.9, True),
+        (range(25, 26), 0.9, True),
+        (range(9, 31), 0.0, False),
+    ):
+        write(steps, share)
+        watched.refresh()
+        found = watched.advice()
+        assert found == whole()
+        assert any(each.rule == "truncation" and each.now for each in found) == expected
 
 
 def test_completions_are_paged_filtered_and_found(client):

@@ -75,9 +75,8 @@ class ModelFlops:
         """Returns the FLOPs of the attention of `length` tokens that are sampled one after the other after a prompt."""
         total = 0.0
         for cost, window in self.pairs:
-            growing = (
-                length if window is None else max(0, min(length, window - prompt))
-            )  # the others see a whole window
+            # The tokens that see fewer than a whole window.
+            growing = length if window is None else max(0, min(length, window - prompt))
             total += cost * (growing * prompt + growing * (growing - 1) / 2)
             total += cost * (length - growing) * (window or 0)
         return total

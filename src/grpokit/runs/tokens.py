@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,8 @@ from torch import Tensor
 from ..common.writing import write_tensors
 from ..rewards import Reward
 from ..types import Rollout, RolloutGroup
-from .token_states import CLIPPED, MASKED, NO_ADVANTAGE, NOT_OURS, TRAINED, UNKNOWN
+from .token_states import CLIPPED, MASKED, NO_ADVANTAGE, NOT_OURS, TRAINED, UNKNOWN, file_name, step_of
 
-FOLDER = "tokens"
 MOST_BYTES = 256 * 2**20  # all files together
 
 
@@ -258,16 +256,13 @@ class TokenFiles:
         self._remove(lambda old: old > last_step)
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}.safetensors"
+        return self.folder / file_name(step)
 
     def _known(self) -> dict[int, int]:
         """Returns step → bytes of its file. The directory is read once: a long run has thousands of files."""
         if self.sizes is None:
-            names = {
-                path: re.fullmatch(r"step-(\d+)\.safetensors", path.name)
-                for path in self.folder.glob("step-*")
-            }
-            self.sizes = {int(match[1]): path.stat().st_size for path, match in names.items() if match}
+            steps = {path: step_of(path.name) for path in self.folder.glob("step-*")}
+            self.sizes = {step: path.stat().st_size for path, step in steps.items() if step is not None}
         return self.sizes
 
     def _remove(self, unwanted: Callable[[int], object]) -> None:

@@ -14,13 +14,8 @@ from ..policy.flops import Work
 from ..types import Metric, Metrics
 from .memory import PeakMemory, resident_memory
 
-PHASES = (
-    "step",
-    "rollout",
-    "reward",
-    "learn",
-    "sync",
-)  # logged in every step, as 0 where the phase did not run
+# Logged in every step, as 0 where the phase did not run.
+PHASES = ("step", "rollout", "reward", "learn", "sync")
 GIB = 2**30
 MARK = "grpokit/"  # before a phase's name in a profiler's trace
 

@@ -10,7 +10,7 @@ from ..config.options import TrainConfig
 from ..losses import Loss
 from ..policy.flops import Work, peak_flops
 from ..policy.policy import Policy
-from ..runs.tokens import FOLDER as TOKENS
+from ..runs.token_states import FOLDER as TOKENS
 from ..runs.tokens import Pieces, TokenFiles
 from .clock import Clock
 from .memory import PeakMemory

@@ -17,6 +17,7 @@ from .variants import REFUSED, Variant, check_distinct, labels_of, show_value, v
 
 FILE = "compare.yaml"
 SEEDS = 5
+TAIL = 1 << 16  # bytes at the end of metrics.jsonl, which hold several lines
 # A plan's base may change in these: they change no result.
 FREE = options_with(TrainConfig, ["free"])
 
@@ -69,10 +70,13 @@ def last_step(directory: Path) -> int:
     file = directory / "metrics.jsonl"
     if not file.is_file():
         return 0
-    for line in reversed(file.read_text(encoding="utf-8", errors="replace").splitlines()):
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - TAIL))
+        lines = opened.read().decode("utf-8", errors="replace").splitlines()
+    for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except ValueError:  # the last line is being written
+        except (ValueError, TypeError, KeyError):  # a line that is being written, or the rest of one
             continue
     return 0
 

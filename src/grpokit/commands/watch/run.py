@@ -12,8 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from ...runs.advice import Advice, Adviser
 from ...runs.report.data import read_config
 from ...runs.report.markup import seconds
+from ...runs.token_states import FOLDER as TOKENS
 from .follow import inside
 from .index import CompletionIndex
 from .table import Table, TableRun, table_run
@@ -58,6 +60,9 @@ class WatchedRun:
         self._read_at: dict[str, int] = {}  # file → its date when it was read
         self._problems: dict[str, str] = {}
         self._began = time.time()
+        self._adviser: Adviser | None = None
+        # The versions of the metrics and of the options that the adviser has seen, and how many steps.
+        self._advised = 0, 0, 0
         self._changed = 0.0  # when a change was seen; 0: not since the page is served
 
     def refresh(self) -> None:
@@ -69,7 +74,7 @@ class WatchedRun:
             self._changed = time.time()
         self._if_new("config.yaml", self._read_config)
         self._if_new("about.json", self._read_about)
-        self._if_new("tokens", self._list_tokens)
+        self._if_new(TOKENS, self._list_tokens)
 
     def _counts(self) -> tuple[int, int, int]:
         return len(self.metrics), len(self.evaluations), self.metrics.file.restarts
@@ -135,6 +140,18 @@ class WatchedRun:
         """Returns the run for the report's panels and cards."""
         return table_run(self.folder, self.config, self.metrics, self.evaluations)
 
+    def advice(self) -> list[Advice]:
+        """Returns the advice about the run so far. Only the steps since the last call are looked at."""
+        version = self.metrics.cuts, self._read_at.get("config.yaml", 0)
+        if self._adviser is None or self._advised[:2] != version:
+            self._adviser = Adviser(self.config)
+            self._adviser.start(self.metrics, self.tables().evaluations)
+        else:
+            for row in self.metrics[self._advised[2] :]:
+                self._adviser.add(row)
+        self._advised = *version, len(self.metrics)
+        return self._adviser.advice()
+
     def shown_token_steps(self) -> list[int]:
         """Returns the steps whose tokens were recorded. Files of later steps are left over from before a resume."""
         last = self.metrics.steps[-1] if self.metrics else 0
@@ -148,7 +165,7 @@ class WatchedRun:
         return {
             "overview": "-".join(map(str, (*counts, *dates))),
             "completions": str(size),
-            "tokens": f"{self._date('tokens')}-{counts[-1]}",
+            "tokens": f"{self._date(TOKENS)}-{counts[-1]}",
         }
 
     def step_seconds(self) -> float | None:
@@ -165,9 +182,8 @@ class WatchedRun:
         each = self.step_seconds()
         written, failed = self._date("metrics.jsonl") / 1e9, self._date("error.txt") / 1e9
         final = self._date("final") / 1e9
-        has_ended = (
-            0 < final <= failed + AFTER_FINAL
-        )  # what failed then, such as the report, was not the training
+        # What failed after final/ was written, such as the report, was not the training.
+        has_ended = 0 < final <= failed + AFTER_FINAL
         if failed > 0 and failed >= written and not has_ended:
             lines = self._error().strip().splitlines()
             return Status("failed", lines[-1] if lines else "error.txt is empty", step, most, None)

@@ -28,6 +28,7 @@ class Table(Sequence[Mapping[str, float]]):
         self.steps = array("q")
         self.columns: dict[str, array[float]] = {}
         self.problems: list[str] = []
+        self.cuts = 0  # how often rows were removed
 
     def refresh(self) -> None:
         """Reads what the run has written since the last time."""
@@ -68,6 +69,7 @@ class Table(Sequence[Mapping[str, float]]):
 
     def _keep(self, count: int) -> None:
         """Removes all rows but the first `count`."""
+        self.cuts += 1
         del self.steps[count:]
         for column in self.columns.values():
             del column[count:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ...runs.token_states import FOLDER, file_name, step_of
 from .follow import inside
 
 COLUMNS = ("ids", "logps", "entropies", "trainable", "advantages", "ratios", "pull", "state")
@@ -32,11 +32,11 @@ class TokenFile:
 
 def recorded_steps(folder: Path) -> list[int]:
     """Returns the steps whose tokens were recorded, in order."""
-    directory = inside(folder, "tokens")
+    directory = inside(folder, FOLDER)
     if directory is None or not directory.is_dir():
         return []
-    found = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in directory.iterdir())
-    return sorted(int(match[1]) for match in found if match)
+    found = (step_of(path.name) for path in directory.iterdir())
+    return sorted(step for step in found if step is not None)
 
 
 def place_of(folder: Path, step: int, group: Any, generation: int) -> int | None:
@@ -62,8 +62,7 @@ def read_tokens(folder: Path, step: int) -> TokenFile:
     Raises:
         ValueError: there is no such file, it leads out of the run's directory, or it is not what it should be.
     """
-    names = [f"tokens/step-{step:06d}.safetensors", f"tokens/step-{step}.safetensors"]
-    path = next((path for name in names if (path := inside(folder, name))), None)
+    path = inside(folder, f"{FOLDER}/{file_name(step)}")
     if path is None:
         raise ValueError(
             f"step {step}: its tokens were not recorded; `grpokit train --log_tokens N` records N completions a step"

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...runs.advice import advise
-from ...runs.report.settings import Setting, settings_of
+from ...runs.report.settings import Setting, facts_of, settings_of
 from ...runs.report.summary import cards_of
 from ...runs.token_states import STATES
 from .completions import Wanted, in_full, listed
@@ -19,9 +18,6 @@ from .series import panels, side_by_side
 from .tokens import place_of, read_tokens, tokens_of
 
 TOKENS = 2048  # most tokens of one answer
-ADVICE_STEPS = (
-    5000  # the newest steps that advice is given about, so that a very long run is answered soon too
-)
 Data = dict[str, Any]
 
 
@@ -62,11 +58,8 @@ class Views:
             tables = run.tables()
             return {
                 **_head(run),
-                "facts": _facts(run),
-                "advice": [
-                    asdict(said)
-                    for said in advise(run.metrics[-ADVICE_STEPS:], tables.evaluations, run.config)
-                ],
+                "facts": facts_of(run.config),
+                "advice": [asdict(said) for said in run.advice()],
                 "cards": [card._asdict() for card in cards_of(tables)] if run.metrics else [],
                 "panels": panels(tables),
                 "about": run.about,
@@ -166,20 +159,6 @@ def _summary(run: WatchedRun) -> Data:
             "reward": sum(recent) / len(recent) if recent else None,
             "versions": run.versions(),
         }
-
-
-def _facts(run: WatchedRun) -> list[str]:
-    """Returns the loss, the model, the data and the batch in a few words."""
-    config = run.config
-    dataset = config.get("dataset")
-    names = [
-        config.get("loss_type"),
-        config.get("model"),
-        *(dataset if isinstance(dataset, list) else [dataset]),
-    ]
-    prompts, generations = config.get("prompts_per_step"), config.get("num_generations")
-    batch = [f"{prompts} prompts × {generations} completions a step"] if prompts and generations else []
-    return [str(name) for name in names if name] + batch
 
 
 def _differing(options: dict[str, dict[str, Setting]]) -> list[Data]:

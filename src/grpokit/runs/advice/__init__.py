@@ -61,6 +61,10 @@ class Adviser:
                 new.append(self.found[name])
         return new
 
+    def advice(self) -> list[Advice]:
+        """Returns all advice so far: what holds now first."""
+        return sorted(self.found.values(), key=lambda found: not found.now)
+
     def start(self, steps: Sequence[Row], evaluations: Sequence[Row]) -> None:
         """Takes the rows of metrics.jsonl and evaluations.jsonl that there are."""
         held_out = {row.get("step"): row for row in evaluations}
@@ -82,4 +86,4 @@ def advise(steps: Sequence[Row], evaluations: Sequence[Row] = (), config: Row | 
     """
     adviser = Adviser(config or {})
     adviser.start(steps, evaluations)
-    return sorted(adviser.found.values(), key=lambda found: not found.now)
+    return adviser.advice()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +63,7 @@ class History:
 
     config: Row
     first: list[Row] = field(default_factory=list)
-    last: deque[Row] = field(default_factory=lambda: deque(maxlen=KEPT))
+    last: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
     reward: Trend = field(default_factory=Trend)
     best: float | None = None  # the highest mean reward of WINDOW steps
@@ -75,7 +74,7 @@ class History:
         self.count += 1
         if len(self.first) < WINDOW:
             self.first.append(row)
-        self.last.append(row)
+        self.last = [*self.last[1 - KEPT :], row]
         for value in numbers([row], "reward"):
             self.reward.add(value)
             now = self.mean("reward")
@@ -84,8 +83,7 @@ class History:
 
     def values(self, name: str, count: int = WINDOW) -> list[float]:
         """Returns a metric's finite values in the last `count` steps; [] if there are fewer steps."""
-        rows = list(self.last)
-        return numbers(rows[-count:], name) if len(rows) >= count else []
+        return numbers(self.last[-count:], name) if len(self.last) >= count else []
 
     def mean(self, name: str) -> float | None:
         """Returns the mean over the last steps; None where there are no values."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...common import VERSION
 from ..advice import advise
 from .colours import COLOURS
@@ -13,7 +11,7 @@ from .markup import document, escape
 from .panels import REWARD, Panel, panels_of
 from .plots import Key, draw
 from .series import MOST_POINTS, trend_window
-from .settings import Setting, settings_of
+from .settings import Setting, facts_of, settings_of
 from .summary import cards_html
 from .svg import formula_svg
 
@@ -37,24 +35,10 @@ def render_page(run: RunData, formula: str | None = None) -> str:
 
 def _header(run: RunData) -> str:
     """Shows the run's name, its model, dataset and loss."""
-    config = run.config
-    facts = [
-        *(str(config[name]) for name in ("loss_type", "model") if config.get(name)),
-        *_datasets(config.get("dataset")),
-        *_batch(config.get("prompts_per_step"), config.get("num_generations")),
-    ]
     return (
         f'<header><p class="eyebrow">grpokit run</p><h1>{escape(run.name)}</h1>'
-        f'<p class="facts">{" · ".join(map(escape, facts))}</p></header>'
+        f'<p class="facts">{" · ".join(map(escape, facts_of(run.config)))}</p></header>'
     )
-
-
-def _datasets(value: Any) -> list[str]:
-    return [str(item) for item in (value if isinstance(value, list) else [value]) if item]
-
-
-def _batch(prompts: Any, generations: Any) -> list[str]:
-    return [f"{prompts} prompts × {generations} completions a step"] if prompts and generations else []
 
 
 def _advice(run: RunData) -> str:

@@ -43,6 +43,24 @@ def settings_of(config: Mapping[str, Any]) -> list[Setting]:
     return sorted(settings, key=lambda setting: not setting.changed)
 
 
+def facts_of(config: Mapping[str, Any]) -> list[str]:
+    """Returns the loss, the model, the datasets and the batch of a run, in a few words each.
+
+    Example:
+        >>> facts_of({"loss_type": "dapo", "model": "m", "prompts_per_step": 4, "num_generations": 8})
+        ['dapo', 'm', '4 prompts × 8 completions a step']
+    """
+    dataset = config.get("dataset")
+    named = [
+        config.get("loss_type"),
+        config.get("model"),
+        *(dataset if isinstance(dataset, list) else [dataset]),
+    ]
+    prompts, generations = config.get("prompts_per_step"), config.get("num_generations")
+    batch = [f"{prompts} prompts × {generations} completions a step"] if prompts and generations else []
+    return [str(name) for name in named if name] + batch
+
+
 def written(value: Any) -> str:
     """Writes a value as on the command line; a dash where nothing was given."""
     if value is None or value == "" or value == []:
