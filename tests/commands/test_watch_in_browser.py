@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from grpokit.commands.watch import views
+from grpokit.commands.watch import run as watched_run
 from grpokit.runs.advice import Advice
 from helpers.browser import browser, page_of, serving
 from helpers.synthetic_runs import EVIL, evil_run
@@ -68,7 +68,7 @@ def test_a_page_waits_for_the_first_step(chromium, tmp_path):
 
 def test_advice_is_at_the_top_of_the_page(chromium, run, monkeypatch):
     said = Advice("flat", "warn", "Half of the groups have <b>no spread</b>.", 40, "guides/not-learning.md#x")
-    monkeypatch.setattr(views, "advise", lambda steps, evaluations, config: [said])
+    monkeypatch.setattr(watched_run.WatchedRun, "advice", lambda self: [said])
     with serving(run) as address, page_of(chromium, address) as page:
         page.wait_for_selector(".advice li.warn")
         told = text(page, ".advice")
